@@ -1,0 +1,1 @@
+"""Measure, compare and gate ONNX models: numpy and ONNX Runtime are all it needs."""

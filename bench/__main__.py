@@ -1,0 +1,5 @@
+"""`python -m bench`: the commands of a device."""
+
+from bench.cli import main
+
+main()

@@ -1,0 +1,112 @@
+"""Reading and writing `.npz` files that a stranger may have made.
+
+`numpy.load` trusts what a file says of itself: a header may announce an array of petabytes, an entry
+may unpack to a thousand times its size, an object array runs code. Here every announced size is checked
+against the archive's own table, and the sum against a bound, before anything is allocated.
+"""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bench.errors import DataError
+from bench.files import atomic_file
+
+Array = npt.NDArray[Any]
+
+MAX_UNPACKED_BYTES = 8 * 2**30
+MAX_ENTRIES = 1024
+_PLAIN_KINDS = frozenset("biufUS")
+_SUFFIX = ".npy"
+
+
+def read_npz(
+    path: Path, *, rows: int | None = None, max_bytes: int = MAX_UNPACKED_BYTES
+) -> dict[str, Array]:
+    """Read all arrays of an `.npz`, or the first `rows` along axis 0 of each.
+
+    Args:
+        path: the archive.
+        rows: how many rows to read; the rest is never unpacked. `None` reads everything.
+        max_bytes: the most that the arrays may take once unpacked.
+
+    Raises:
+        DataError: the file is missing, damaged, too large, or holds objects.
+    """
+    if not path.is_file():
+        raise DataError(path, "there is no such file", "check the path")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            _check_entries(path, entries, None if rows is not None else max_bytes)
+            arrays = {}
+            for entry in entries:
+                with archive.open(entry) as stream:
+                    name = entry.filename.removesuffix(_SUFFIX)
+                    arrays[name] = _read_array(
+                        path, name, stream, file_size=entry.file_size, rows=rows, max_bytes=max_bytes
+                    )
+            return arrays
+    except (
+        zipfile.BadZipFile,
+        EOFError,
+        ValueError,
+        OSError,
+        NotImplementedError,
+        RuntimeError,
+    ) as error:
+        raise DataError(path, f"is no readable .npz ({error})", "write it again") from error
+
+
+def write_npz(path: Path, arrays: Mapping[str, Array]) -> None:
+    """Write arrays to a compressed `.npz`; the same arrays always give the same bytes."""
+    with atomic_file(path) as temporary, temporary.open("wb") as stream:
+        np.savez_compressed(stream, allow_pickle=False, **arrays)
+
+
+def _check_entries(path: Path, entries: list[zipfile.ZipInfo], max_bytes: int | None) -> None:
+    if not entries:
+        raise DataError(path, "holds no arrays", "write it with numpy.savez")
+    if len(entries) > MAX_ENTRIES:
+        raise DataError(path, f"holds {len(entries)} arrays", f"keep it to {MAX_ENTRIES}")
+    strangers = [e.filename for e in entries if not e.filename.endswith(_SUFFIX)]
+    if strangers:
+        raise DataError(path, f"holds {strangers[0]!r}, no array", "write it with numpy.savez")
+    total = sum(entry.file_size for entry in entries)
+    if max_bytes is not None and total > max_bytes:
+        raise DataError(path, f"unpacks to {total} bytes, more than {max_bytes}", "split the data set")
+
+
+def _read_array(
+    path: Path, name: str, stream: IO[bytes], *, file_size: int, rows: int | None, max_bytes: int
+) -> Array:
+    version = np.lib.format.read_magic(stream)
+    if version == (1, 0):
+        shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(stream)
+    elif version == (2, 0):
+        shape, fortran_order, dtype = np.lib.format.read_array_header_2_0(stream)
+    else:
+        raise DataError(path, f"array {name!r} has format {version}", "write it with numpy.savez")
+    if dtype.kind not in _PLAIN_KINDS:
+        raise DataError(path, f"array {name!r} has dtype {dtype}, which is refused", "store plain numbers")
+    if math.prod(shape) * dtype.itemsize > file_size:
+        raise DataError(path, f"array {name!r} is shorter than its header says", "write the file again")
+    if rows is not None and shape and not fortran_order:
+        shape = (min(rows, shape[0]), *shape[1:])
+    count = math.prod(shape)
+    if count * dtype.itemsize > max_bytes:
+        raise DataError(path, f"array {name!r} exceeds {max_bytes} bytes", "split the data set")
+    content = stream.read(count * dtype.itemsize)
+    if len(content) != count * dtype.itemsize:
+        raise DataError(path, f"array {name!r} is truncated", "write the file again")
+    flat: Array = np.frombuffer(content, dtype=dtype, count=count)
+    if fortran_order:
+        return flat.reshape(shape[::-1]).transpose()[:rows]
+    return flat.reshape(shape)

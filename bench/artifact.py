@@ -1,0 +1,196 @@
+"""Reading an artifact: the folder that passes from the workstation to the device."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from pydantic import ValidationError
+
+from bench.arrays import Array, read_npz
+from bench.errors import ArtifactError, UsageError
+from bench.files import sha256_of
+from bench.parity import Parity, parity
+from bench.process import DEFAULT_TIMEOUT_S, worker_group
+from bench.schema import FrozenModel, explain_validation
+
+MODEL = "model.onnx"
+FLOAT_MODEL = "model.fp32.onnx"
+EVALUATION = "evaluation.npz"
+GOLDEN = "golden.npz"
+MANIFEST = "manifest.json"
+REPORT = "report.html"
+RESULT = "result.json"
+
+EXPECTED_PREFIX = "expected."
+# The same file on another CPU may round ties differently, by one step of 8 bits here and there; a
+# kernel that saturates or an optimizer that miscompiles is far below this.
+GOLDEN_MIN_SQNR_DB = 25.0
+
+# History of the format. A reader refuses a version it does not know.
+# 1 (0.1.0): flat folder, SHA-256 of every file but the manifest.
+SCHEMA_VERSION: Final = 1
+MAX_MANIFEST_BYTES = 64 * 2**20
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
+
+
+class FileEntry(FrozenModel):
+    """What a file of the artifact must be."""
+
+    sha256: str
+    size_bytes: int
+
+
+class StageEntry(FrozenModel):
+    """One step of the build: what it was, the hash of all that went in, what it measured."""
+
+    name: str
+    kind: str
+    key: str
+    metrics: dict[str, Any]
+
+
+class Manifest(FrozenModel):
+    """Provenance of an artifact.
+
+    Attributes:
+        target: the kind of CPU that the int8 model was made for.
+        verdict: what the gate of the build said.
+        files: file name -> size and hash; names are plain, the folder is flat.
+        stages: the steps that led here, in order; each key covers its parents'.
+        recipe: the recipe as it was built, defaults included.
+        libraries: versions of everything that shaped the model.
+    """
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    name: str
+    created_utc: str
+    edgeproof: str
+    target: str
+    verdict: str
+    files: dict[str, FileEntry]
+    stages: tuple[StageEntry, ...]
+    recipe: dict[str, Any]
+    libraries: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is to be measured: a model alone, or an artifact's model with what came along."""
+
+    model: Path
+    float_twin: Path | None = None
+    evaluation: Path | None = None
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and validate the manifest of an artifact.
+
+    Raises:
+        ArtifactError: it is missing, damaged, of an unknown schema, or names files outside the folder.
+    """
+    path = folder / MANIFEST
+    try:
+        if path.stat().st_size > MAX_MANIFEST_BYTES:
+            raise ArtifactError(path, "is larger than a manifest can be", "copy the artifact again")
+        content = path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(
+            path, f"cannot be read ({error.strerror})", "name an artifact folder or an .onnx"
+        ) from error
+    try:
+        manifest = Manifest.model_validate_json(content)
+    except ValidationError as error:
+        place, cause, fix = explain_validation(error, Manifest)
+        if place == "schema_version":
+            fix = f"this version reads schema {SCHEMA_VERSION}; install a newer edgeproof"
+        raise ArtifactError(f"{path}: {place}", cause, fix) from error
+    for name in manifest.files:
+        if not _PLAIN_NAME.fullmatch(name):
+            raise ArtifactError(path, f"names the file {name!r}", "artifact files have plain names")
+    return manifest
+
+
+def check_hashes(folder: Path) -> Manifest:
+    """Make sure that every file is what the manifest says.
+
+    Raises:
+        ArtifactError: a file is missing or was altered.
+    """
+    manifest = read_manifest(folder)
+    for name in (MODEL, FLOAT_MODEL):
+        if name not in manifest.files:
+            raise ArtifactError(folder / MANIFEST, f"does not list {name}", "build it again")
+    for name, entry in manifest.files.items():
+        path = folder / name
+        if path.is_symlink() or not path.is_file():
+            raise ArtifactError(path, "is missing from the artifact", "copy the artifact again")
+        if path.stat().st_size != entry.size_bytes or sha256_of(path) != entry.sha256:
+            raise ArtifactError(
+                path, "differs from the hash in the manifest", "copy or build the artifact again"
+            )
+    return manifest
+
+
+def self_test(folder: Path, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Parity:
+    """Run the golden feeds on this CPU and compare with the outputs that the build saw.
+
+    Raises:
+        ArtifactError: this CPU gives other answers than the one that the artifact was built on.
+    """
+    golden = folder / GOLDEN
+    with worker_group(1, timeout_s) as (worker,):
+        worker.ask("open", model=str(folder / MODEL), feeds=None, threads=1, arena=True, cores=None)
+        answer = worker.ask("golden", golden=str(golden))
+    outcome = Parity.model_validate(answer)
+    if outcome.agreement < 1.0 or outcome.sqnr_db < GOLDEN_MIN_SQNR_DB:
+        raise ArtifactError(
+            folder / MODEL,
+            f"gives other outputs here than where it was built (SQNR {outcome.sqnr_db:.1f} dB, "
+            f"{outcome.agreement:.0%} equal predictions)",
+            "build it for this CPU",
+        )
+    return outcome
+
+
+def read_golden(path: Path) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Read golden feeds and the outputs expected of them."""
+    arrays = read_npz(path)
+    expected = {
+        name.removeprefix(EXPECTED_PREFIX): array
+        for name, array in arrays.items()
+        if name.startswith(EXPECTED_PREFIX)
+    }
+    feeds = {n: a for n, a in arrays.items() if not n.startswith(EXPECTED_PREFIX)}
+    if not feeds or not expected:
+        raise ArtifactError(path, "holds no feeds or no expected outputs", "build it again")
+    return feeds, expected
+
+
+def compare_golden(feeds_path: Path, outputs: dict[str, Array]) -> Parity:
+    """Parity of a model's outputs with the golden ones; the worst output counts."""
+    _, expected = read_golden(feeds_path)
+    found = []
+    for name, array in expected.items():
+        if name not in outputs or outputs[name].shape != array.shape:
+            raise ArtifactError(feeds_path, f"does not fit output {name!r}", "build it again")
+        found.append(parity(array, outputs[name]))
+    return min(found, key=lambda p: (p.agreement, p.sqnr_db))
+
+
+def subject(path: Path, evaluation: Path | None = None) -> Subject:
+    """Resolve what a user named: an artifact folder (its hashes are checked) or an .onnx file.
+
+    Args:
+        path: the folder or file.
+        evaluation: data that take the place of the artifact's own.
+    """
+    if path.is_dir():
+        manifest = check_hashes(path)
+        own = path / EVALUATION if EVALUATION in manifest.files else None
+        return Subject(path / MODEL, path / FLOAT_MODEL, evaluation or own)
+    if not path.exists():
+        raise UsageError(path, "there is no such file or folder", "check the path")
+    return Subject(path, None, evaluation)

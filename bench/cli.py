@@ -1,0 +1,233 @@
+"""The commands that need only the base install: `bench`, `compare`, `gate`, `verify`.
+
+`python -m bench` offers them alone, for a device; `edgeproof` adds those of the workstation.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bench.errors import EdgeproofError, UsageError
+
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Measure, compare and gate ONNX models on this CPU.",
+)
+
+DataOption = Annotated[
+    Path | None,
+    typer.Option("--data", help="Labelled .npz; an artifact brings its own.", show_default=False),
+]
+ThreadsOption = Annotated[int, typer.Option(min=1, max=1024, help="Threads of each session.")]
+OutOption = Annotated[
+    Path | None, typer.Option("--out", help="Write the result with its raw samples here.")
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object; progress goes to standard error.")
+]
+
+
+@app.command()
+def bench(
+    models: Annotated[list[Path], typer.Argument(help="Artifact folders or .onnx files.")],
+    data: DataOption = None,
+    threads: ThreadsOption = 1,
+    blocks: Annotated[int, typer.Option(min=1, max=1000, help="Fresh processes per model.")] = 5,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure latency, memory, size and accuracy of models, side by side."""
+    from bench.artifact import subject
+    from bench.measure import MeasureConfig, Session
+    from bench.render import figures_table, result_json
+    from bench.result import write_result
+
+    paths: list[Path] = []
+    evaluation = data
+    for path in models:
+        found = subject(path, data)
+        paths.extend(p for p in (found.model, found.float_twin) if p is not None)
+        evaluation = evaluation or found.evaluation
+    config = MeasureConfig(threads=threads)
+    with Session(paths, evaluation, config, error_progress()) as session:
+        session.predict()
+        session.add_blocks(blocks)
+        result = session.result()
+    if out is not None:
+        write_result(out, result)
+    if as_json:
+        print_json(result_json(result))
+        return
+    print_rich(figures_table(_short_names([m.path for m in result.models], result.models), {}))
+    if result.data.synthetic:
+        print_rich("feeds: synthetic (made from the input signature); no accuracy")
+
+
+@app.command()
+def compare(
+    baseline: Annotated[Path, typer.Argument(help="Artifact folder or .onnx file.")],
+    candidate: Annotated[Path, typer.Argument(help="Artifact folder or .onnx file.")],
+    data: DataOption = None,
+    threads: ThreadsOption = 1,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure two models in interleaved pairs and judge the candidate by the default budgets."""
+    from bench.gate import compare as compare_models
+    from bench.measure import MeasureConfig
+
+    judgement = compare_models(
+        baseline,
+        candidate,
+        evaluation=data,
+        config=MeasureConfig(threads=threads),
+        progress=error_progress(),
+    )
+    _report(judgement, out, as_json)
+
+
+@app.command()
+def gate(
+    candidate: Annotated[Path, typer.Argument(help="Artifact folder, or .onnx with --baseline.")],
+    baseline: Annotated[
+        Path | None, typer.Option(help="An earlier release: artifact folder or .onnx.")
+    ] = None,
+    policy: Annotated[Path | None, typer.Option(help="Budgets in TOML; else those of the recipe.")] = None,
+    data: DataOption = None,
+    threads: ThreadsOption = 1,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Pass or fail a release: exit code 0 PASS, 1 FAIL, 3 INCONCLUSIVE, 4 INVALID."""
+    from bench.artifact import read_manifest
+    from bench.gate import gate as judge
+    from bench.measure import MeasureConfig
+    from bench.policy import Policy, policy_from, read_policy
+
+    chosen = Policy()
+    if policy is not None:
+        chosen = read_policy(policy)
+    elif candidate.is_dir():
+        manifest = read_manifest(candidate)
+        chosen = policy_from(manifest.recipe.get("gate", {}), candidate)
+    judgement = judge(
+        candidate,
+        baseline=baseline,
+        policy=chosen,
+        evaluation=data,
+        config=MeasureConfig(threads=threads),
+        progress=error_progress(),
+    )
+    _report(judgement, out, as_json)
+
+
+@app.command()
+def verify(
+    artifact: Annotated[Path, typer.Argument(help="Artifact folder.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Check an artifact's hashes, and that this CPU gives the outputs that the build saw."""
+    from bench.artifact import check_hashes, self_test
+
+    if not artifact.is_dir():
+        raise UsageError(artifact, "is no folder", "name the artifact folder of a build")
+    manifest = check_hashes(artifact)
+    outcome = self_test(artifact)
+    if as_json:
+        print_json(
+            {
+                "artifact": str(artifact),
+                "name": manifest.name,
+                "files": len(manifest.files),
+                "golden": outcome.model_dump(mode="json"),
+            }
+        )
+        return
+    print_rich(
+        f"{artifact}: {len(manifest.files)} files match their hashes; {outcome.samples} golden "
+        f"samples agree (SQNR {outcome.sqnr_db:.1f} dB)"
+    )
+
+
+def run(application: typer.Typer) -> None:
+    """Run a command line: what a user can mend becomes one line and an exit code, never a traceback."""
+    try:
+        application()
+    except EdgeproofError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        print("interrupted: finished work is kept, run again to go on", file=sys.stderr)
+        raise SystemExit(EXIT_INTERRUPTED) from None
+    except BrokenPipeError:
+        # The reader of our output went away, as `head` does; nothing is wrong here.
+        sys.stderr.close()
+        raise SystemExit(0) from None
+
+
+def print_json(value: object) -> None:
+    """Exactly one JSON object on standard output."""
+    print(json.dumps(value, indent=2, allow_nan=False))
+
+
+def print_rich(value: Any) -> None:
+    """A rich renderable, or a line of plain text, on standard output."""
+    from rich.console import Console
+
+    Console(highlight=False, soft_wrap=True).print(value)
+
+
+def error_progress() -> Any:
+    """Progress on standard error, bars or lines."""
+    from rich.console import Console
+
+    from bench.console import progress_for
+
+    return progress_for(Console(stderr=True))
+
+
+def _report(judgement: Any, out: Path | None, as_json: bool) -> None:
+    from bench.render import figures_table, judgement_json, styled_verdict, verdict_table
+    from bench.result import write_result
+
+    if out is not None:
+        write_result(out, judgement.result)
+    if as_json:
+        print_json(judgement_json(judgement))
+    else:
+        models = judgement.result.models
+        names = _short_names([model.path for model in models], models)
+        print_rich(figures_table(names, judgement.metrics))
+        print_rich("")
+        print_rich(verdict_table(judgement.metrics))
+        if judgement.twin_metrics:
+            print_rich("\nagainst its own float model")
+            print_rich(verdict_table(judgement.twin_metrics))
+        print_rich(f"\n{styled_verdict(judgement.verdict)}")
+        for reason in judgement.reasons:
+            print_rich(f"  {reason}")
+    raise typer.Exit(judgement.verdict.exit_code)
+
+
+def _short_names(paths: list[str], values: Any) -> dict[str, Any]:
+    """Name models by as little of their paths as tells them apart."""
+    short = [Path(path).name for path in paths]
+    if len(set(short)) < len(short):
+        short = ["/".join(Path(path).parts[-2:]) for path in paths]
+    if len(set(short)) < len(short):
+        short = [f"{name} [{index}]" for index, name in enumerate(short)]
+    return dict(zip(short, values, strict=True))
+
+
+def main() -> None:
+    """Entry point of `python -m bench`."""
+    run(app)

@@ -1,0 +1,173 @@
+"""Comparing a candidate with its baselines, all measured in one sitting."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from bench.artifact import subject
+from bench.errors import UsageError
+from bench.judge import (
+    Metric,
+    Verdict,
+    joint_verdict,
+    judge_min_accuracy,
+    judge_pair,
+    reasons,
+)
+from bench.measure import MeasureConfig, Session, WorkerGroup
+from bench.policy import Budgets, Policy, ReleaseBudgets
+from bench.process import worker_group
+from bench.progress import SILENT, Progress
+from bench.result import Result
+
+# Numbers of blocks at which the data are looked at. The error allowed is shared equally among the looks
+# (union bound), so that stopping early is free. The signed-rank test can reject at 0.01 / 4 from 9 on.
+LOOKS = (10, 15, 20, 30)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A verdict and everything it rests on.
+
+    Attributes:
+        metrics: against `baseline`, each judged by its budget.
+        twin_metrics: against the artifact's float model, where there is one and `baseline` is another.
+        blocks: how many blocks were measured.
+    """
+
+    verdict: Verdict
+    reasons: tuple[str, ...]
+    candidate: str
+    baseline: str
+    metrics: Mapping[str, Metric]
+    twin_metrics: Mapping[str, Metric]
+    blocks: int
+    result: Result
+
+
+def compare(
+    baseline: Path,
+    candidate: Path,
+    *,
+    evaluation: Path | None = None,
+    budgets: Budgets | None = None,
+    config: MeasureConfig | None = None,
+    progress: Progress = SILENT,
+    workers: WorkerGroup = worker_group,
+) -> Judgement:
+    """Measure two models (files or artifacts) side by side and judge the candidate.
+
+    Without an evaluation set, accuracy is neither measured nor judged.
+    """
+    first, second = subject(baseline, evaluation), subject(candidate, evaluation)
+    data = evaluation or second.evaluation or first.evaluation
+    budgets = budgets or ReleaseBudgets()
+    if data is None:
+        budgets = budgets.model_copy(update={"accuracy": None})
+    models = [first.model, second.model]
+    with Session(models, data, config or MeasureConfig(), progress, workers) as session:
+        return _judge_in_looks(session, [budgets], None)
+
+
+def gate(
+    candidate: Path,
+    *,
+    baseline: Path | None = None,
+    policy: Policy | None = None,
+    evaluation: Path | None = None,
+    config: MeasureConfig | None = None,
+    progress: Progress = SILENT,
+    workers: WorkerGroup = worker_group,
+) -> Judgement:
+    """Judge an artifact against its own float model and, if given, against an earlier release.
+
+    Raises:
+        UsageError: the candidate is a lone .onnx and no baseline is given: nothing to judge by.
+    """
+    chosen = subject(candidate, evaluation)
+    policy = policy or Policy()
+    models: list[Path] = []
+    budgets: list[Budgets] = []
+    if baseline is not None:
+        models.append(subject(baseline, evaluation).model)
+        budgets.append(policy.baseline)
+    if chosen.float_twin is not None:
+        models.append(chosen.float_twin)
+        budgets.append(policy.float_twin)
+    if not models:
+        raise UsageError(candidate, "a lone model has nothing to be judged against", "add --baseline")
+    models.append(chosen.model)
+    with Session(models, chosen.evaluation, config or MeasureConfig(), progress, workers) as session:
+        return _judge_in_looks(session, budgets, policy.min_accuracy)
+
+
+def judgement_from(
+    result: Result, budgets: list[Budgets], min_accuracy: float | None, *, looks: int
+) -> Judgement:
+    """Recompute a judgement from raw samples: the last model is the candidate, the first the baseline.
+
+    Args:
+        budgets: one for each model but the last, in order.
+    """
+    *others, candidate = result.models
+    judged = [
+        judge_pair(other, candidate, budget, looks=looks)
+        for other, budget in zip(others, budgets, strict=True)
+    ]
+    metrics, twin_metrics = judged[0], judged[1] if len(judged) > 1 else {}
+    if min_accuracy is not None:
+        metrics["min_accuracy"] = judge_min_accuracy(candidate, min_accuracy)
+    all_metrics = [*metrics.values(), *twin_metrics.values()]
+    return Judgement(
+        verdict=joint_verdict(metric.verdict for metric in all_metrics),
+        reasons=(
+            *reasons(metrics),
+            *(f"against float: {reason}" for reason in reasons(twin_metrics)),
+        ),
+        candidate=candidate.path,
+        baseline=others[0].path,
+        metrics=metrics,
+        twin_metrics=twin_metrics,
+        blocks=len(candidate.runs),
+        result=result,
+    )
+
+
+def _judge_in_looks(session: Session, budgets: list[Budgets], min_accuracy: float | None) -> Judgement:
+    """Measure until every metric that more blocks can sharpen is decided, or the last look is done."""
+    session.predict()
+    done = 0
+    for look in LOOKS:
+        session.add_blocks(look - done)
+        done = look
+        judgement = judgement_from(session.result(), budgets, min_accuracy, looks=len(LOOKS))
+        if not _more_blocks_may_tell(judgement):
+            break
+    return judgement
+
+
+def _more_blocks_may_tell(judgement: Judgement) -> bool:
+    """Whether a metric that grows sharper with more blocks is still open."""
+    sharpening = ("latency_p50", "latency_p90", "peak_rss")
+    return any(
+        metrics[name].verdict is Verdict.INCONCLUSIVE
+        for metrics in (judgement.metrics, judgement.twin_metrics)
+        for name in sharpening
+        if name in metrics
+    )
+
+
+def with_paths(judgement: Judgement, names: Mapping[str, str]) -> Judgement:
+    """The same judgement with models called by other names, as when files move into an artifact."""
+    result = judgement.result
+    models = tuple(
+        model.model_copy(update={"path": names.get(model.path, model.path)}) for model in result.models
+    )
+    return replace(
+        judgement,
+        candidate=names.get(judgement.candidate, judgement.candidate),
+        baseline=names.get(judgement.baseline, judgement.baseline),
+        result=result.model_copy(update={"models": models}),
+    )

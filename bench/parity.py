@@ -1,0 +1,52 @@
+"""Numerical agreement of two sets of outputs. Parity is about numbers; accuracy is about the task."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bench.arrays import Array
+from bench.schema import FrozenModel
+
+# Reported for outputs that are equal to the last bit, whose true SQNR is infinite (and no JSON).
+EXACT_SQNR_DB = 999.0
+
+
+class Parity(FrozenModel):
+    """How near `other` comes to `reference`.
+
+    Attributes:
+        max_error: largest absolute difference, in units of the output.
+        sqnr_db: 20 log10(|x| / |x - y|), the higher the better; 999 stands for equality.
+        agreement: share of samples whose largest output is at the same index.
+        samples: how many samples were compared.
+    """
+
+    max_error: float
+    sqnr_db: float
+    agreement: float
+    samples: int
+
+
+def parity(reference: Array, other: Array) -> Parity:
+    """Compare outputs of shape [N, classes] (or [N, ...], flattened per sample)."""
+    if reference.shape != other.shape:
+        raise ValueError(f"shapes differ: {list(reference.shape)} and {list(other.shape)}")
+    first = np.asarray(reference, dtype=np.float64).reshape(len(reference), -1)
+    second = np.asarray(other, dtype=np.float64).reshape(len(other), -1)
+    return Parity(
+        max_error=float(np.abs(first - second).max()),
+        sqnr_db=sqnr_db(first, second),
+        agreement=float((first.argmax(axis=1) == second.argmax(axis=1)).mean()),
+        samples=len(first),
+    )
+
+
+def sqnr_db(reference: Array, other: Array) -> float:
+    """Signal-to-quantization-noise ratio, 20 log10(|x| / |x - y|) in dB."""
+    signal = float(np.linalg.norm(reference))
+    noise = float(np.linalg.norm(reference - other))
+    if noise == 0.0:
+        return EXACT_SQNR_DB
+    if signal == 0.0:
+        return -EXACT_SQNR_DB
+    return float(20 * np.log10(signal / noise))

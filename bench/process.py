@@ -1,0 +1,149 @@
+"""Starting worker processes, and what to say when one of them dies or hangs."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from bench import errors
+from bench.errors import EdgeproofError, MeasurementError
+
+DEFAULT_TIMEOUT_S = 300.0
+_LAST_WORDS = 400
+_MAX_ANSWER_BYTES = 64 * 2**20
+
+
+class WorkerHandle(Protocol):
+    """One measured process, as the measuring code sees it; tests put a scripted one in its place."""
+
+    def ask(self, op: str, **arguments: Any) -> dict[str, Any]:
+        """Send a request and wait for its answer."""
+
+    def close(self) -> None:
+        """End the process."""
+
+
+class WorkerProcess:
+    """A fresh `python -m bench.worker`, started by exec so that it inherits nothing of this process."""
+
+    def __init__(self, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+        self._timeout_s = timeout_s
+        self._words = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the worker)
+        # -P keeps the working directory off sys.path: a user's numpy.py must not become ours.
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "bench.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._words,
+            env=os.environ | {"PYTHONPATH": _package_root()},
+        )
+        self._pending = b""
+
+    def ask(self, op: str, **arguments: Any) -> dict[str, Any]:
+        """Send a request and wait for its answer.
+
+        Raises:
+            EdgeproofError: what the worker found wrong with its input.
+            MeasurementError: the worker died or did not answer in time.
+        """
+        assert self._process.stdin is not None
+        request = json.dumps({"op": op, **arguments}).encode() + b"\n"
+        try:
+            self._process.stdin.write(request)
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise self._death(op) from None
+        answer: dict[str, Any] = json.loads(self._read_line(op))
+        if "error" in answer:
+            name, place, cause, fix = answer["error"]
+            kind = getattr(errors, name, EdgeproofError)
+            raise kind(place, cause, fix)
+        return answer
+
+    def close(self) -> None:
+        """End the process, politely and then by force."""
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                try:
+                    stream.close()
+                except BrokenPipeError:
+                    continue
+        try:
+            self._process.wait(timeout=2)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._words.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _read_line(self, op: str) -> bytes:
+        assert self._process.stdout is not None
+        descriptor = self._process.stdout.fileno()
+        deadline = time.monotonic() + self._timeout_s
+        while b"\n" not in self._pending:
+            left = deadline - time.monotonic()
+            if left <= 0 or not select.select([descriptor], [], [], left)[0]:
+                self._process.kill()
+                raise MeasurementError(
+                    "worker",
+                    f"no answer to {op!r} within {self._timeout_s:.0f} s{self._last_words()}",
+                    "check that the model runs at all, or give more time",
+                )
+            chunk = os.read(descriptor, 1 << 16)
+            if not chunk:
+                raise self._death(op)
+            self._pending += chunk
+            if len(self._pending) > _MAX_ANSWER_BYTES:
+                self._process.kill()
+                raise MeasurementError("worker", "its answer has no end", "report this as a bug")
+        line, _, self._pending = self._pending.partition(b"\n")
+        return line
+
+    def _death(self, op: str) -> MeasurementError:
+        code = self._process.wait()
+        how = f"exit code {code}"
+        if code < 0:
+            how = f"signal {signal.Signals(-code).name}"
+        fix = "run the model alone to see why"
+        if code == -signal.SIGKILL:
+            fix = "it was probably killed for memory: free some, or measure a smaller model"
+        return MeasurementError("worker", f"died during {op!r} ({how}){self._last_words()}", fix)
+
+    def _last_words(self) -> str:
+        self._words.seek(0, os.SEEK_END)
+        self._words.seek(max(0, self._words.tell() - _LAST_WORDS))
+        words = self._words.read().decode(errors="replace").strip()
+        return f"; its last words: {words}" if words else ""
+
+
+@contextmanager
+def worker_group(count: int, timeout_s: float) -> Iterator[list[WorkerHandle]]:
+    """`count` fresh workers; all are ended on the way out, whatever happened."""
+    with ExitStack() as stack:
+        yield [stack.enter_context(WorkerProcess(timeout_s)) for _ in range(count)]
+
+
+def _package_root() -> str:
+    """The folder that holds the package `bench`, for a worker that starts with a bare path."""
+    return str(Path(__file__).resolve().parent.parent)

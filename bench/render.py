@@ -1,0 +1,187 @@
+"""Tables for people and JSON for machines. Shows verdicts; never makes one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from bench.gate import Judgement
+from bench.judge import Metric, Verdict
+from bench.result import ModelResult, Result
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_STYLES = {
+    Verdict.PASS: "bold green",
+    Verdict.FAIL: "bold red",
+    Verdict.INCONCLUSIVE: "bold yellow",
+    Verdict.INVALID: "bold magenta",
+}
+_ABSENT = "–"
+
+
+def model_json(model: ModelResult) -> dict[str, Any]:
+    """One entry of `bench --json`."""
+    return {
+        "path": model.path,
+        "sha256": model.sha256,
+        "latency_ns": model.latency().model_dump(),
+        "session_ns": model.session_ns(),
+        "first_run_ns": model.first_run_ns(),
+        "throughput_per_s": model.throughput_per_s(),
+        "peak_rss_bytes": model.peak_rss_bytes(),
+        "size_bytes": model.size_bytes,
+        "accuracy": model.accuracy(),
+    }
+
+
+def result_json(result: Result) -> dict[str, Any]:
+    """What `bench --json` prints."""
+    return {
+        "models": [model_json(model) for model in result.models],
+        "host": result.host.model_dump(mode="json"),
+        "settings": result.settings.model_dump(mode="json"),
+        "data": result.data.model_dump(mode="json"),
+    }
+
+
+def metrics_json(metrics: Mapping[str, Metric]) -> dict[str, Any]:
+    """Metrics as `compare --json` and `gate --json` print them."""
+    return {name: metric.model_dump(mode="json") for name, metric in metrics.items()}
+
+
+def judgement_json(judgement: Judgement) -> dict[str, Any]:
+    """What `compare --json` and `gate --json` print."""
+    return {
+        "verdict": judgement.verdict.value,
+        "reasons": list(judgement.reasons),
+        "candidate": judgement.candidate,
+        "baseline": judgement.baseline,
+        "metrics": metrics_json(judgement.metrics),
+        "float_twin": metrics_json(judgement.twin_metrics),
+        "blocks": judgement.blocks,
+        "models": [model_json(model) for model in judgement.result.models],
+    }
+
+
+def figure_rows(models: Mapping[str, ModelResult]) -> list[tuple[str, list[str]]]:
+    """Rows of the main table: a label, and one text for each model."""
+    columns = list(models.values())
+    latencies = [model.latency() for model in columns]
+
+    def row(label: str, texts: list[str]) -> tuple[str, list[str]]:
+        return label, texts
+
+    return [
+        row("accuracy", [percent(model.accuracy()) for model in columns]),
+        row("latency p50", [milliseconds(latency.p50) for latency in latencies]),
+        row("latency p90", [milliseconds(latency.p90) for latency in latencies]),
+        row("latency p99", [milliseconds(latency.p99) for latency in latencies]),
+        row("samples", [str(latency.count) for latency in latencies]),
+        row("throughput", [f"{model.throughput_per_s():.0f} /s" for model in columns]),
+        row("session creation", [milliseconds(model.session_ns()) for model in columns]),
+        row("first inference", [milliseconds(model.first_run_ns()) for model in columns]),
+        row("peak memory", [mebibytes(model.peak_rss_bytes()) for model in columns]),
+        row("file size", [mebibytes(model.size_bytes) for model in columns]),
+    ]
+
+
+_METRIC_OF_ROW = {
+    "accuracy": "accuracy",
+    "latency p50": "latency_p50",
+    "latency p90": "latency_p90",
+    "peak memory": "peak_rss",
+    "file size": "size",
+}
+
+
+def figures_table(models: Mapping[str, ModelResult], metrics: Mapping[str, Metric]) -> Table:
+    """The main table: one column a model, then how the last compares with the first."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("")
+    for name in models:
+        table.add_column(name, justify="right")
+    if metrics:
+        table.add_column("change", justify="right")
+    for label, texts in figure_rows(models):
+        metric = metrics.get(_METRIC_OF_ROW.get(label, ""))
+        change = [change_text(metric)] if metrics else []
+        table.add_row(label, *texts, *change)
+    return table
+
+
+def verdict_table(metrics: Mapping[str, Metric]) -> Table:
+    """One row a metric: estimate, bounds, budget, verdict."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("metric", "estimate", "bounds", "budget", "verdict"):
+        table.add_column(heading, justify="left" if heading == "metric" else "right")
+    for name, metric in metrics.items():
+        style = _STYLES[metric.verdict] if metric.verdict else "dim"
+        table.add_row(
+            name,
+            change_text(metric),
+            bounds_text(metric),
+            budget_text(metric),
+            f"[{style}]{metric.verdict or 'not judged'}[/]",
+        )
+    return table
+
+
+def styled_verdict(verdict: Verdict) -> str:
+    """The verdict in its colour, as rich markup."""
+    return f"[{_STYLES[verdict]}]{verdict}[/]"
+
+
+def change_text(metric: Metric | None) -> str:
+    """`0.52 x` for ratios, `-0.20 points` for differences."""
+    if metric is None:
+        return ""
+    if metric.ratio is not None:
+        return f"{metric.ratio:.3f} ×"
+    if metric.difference is not None:
+        return f"{metric.difference * 100:+.2f} points"
+    return _ABSENT
+
+
+def bounds_text(metric: Metric) -> str:
+    """The confidence bounds, on the scale of the estimate."""
+    if metric.ratio is None and metric.difference is None:
+        return _ABSENT
+    scale, digits = (1.0, 3) if metric.ratio is not None else (100.0, 2)
+
+    def text(value: float | None) -> str:
+        return _ABSENT if value is None else f"{value * scale:.{digits}f}"
+
+    return f"{text(metric.lower)} … {text(metric.upper)}"
+
+
+def budget_text(metric: Metric) -> str:
+    """The budget, on the scale of the estimate."""
+    if metric.budget is None:
+        return _ABSENT
+    if metric.ratio is not None:
+        return f"≤ {1 + metric.budget:.3f} ×"
+    return f"≥ {-metric.budget * 100:+.2f} points"
+
+
+def milliseconds(nanoseconds: float | None) -> str:
+    """Nanoseconds as milliseconds with three digits that mean something."""
+    if nanoseconds is None:
+        return _ABSENT
+    value = nanoseconds / 1e6
+    return f"{value:.3f} ms" if value < 10 else f"{value:.1f} ms"
+
+
+def mebibytes(count: int | None) -> str:
+    """Bytes as MiB."""
+    return _ABSENT if count is None else f"{count / 2**20:.2f} MiB"
+
+
+def percent(share: float | None) -> str:
+    """A share as percent."""
+    return _ABSENT if share is None else f"{share:.2%}"

@@ -1,0 +1,171 @@
+"""What a measurement leaves behind: raw samples, from which every figure can be computed again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import ValidationError
+
+from bench.errors import ResultError
+from bench.files import write_text
+from bench.host import HostFingerprint
+from bench.schema import FrozenModel, explain_validation
+from bench.stats import minimum_count
+
+# History of the format. A reader refuses a version it does not know.
+# 1 (0.1.0): models side by side, their runs paired by index, raw nanoseconds per round.
+SCHEMA_VERSION: Final = 1
+MAX_RESULT_BYTES = 512 * 2**20
+
+
+class Run(FrozenModel):
+    """One fresh process. Times in nanoseconds, memory in bytes; memory is None where unreadable.
+
+    `rounds_ns` holds the timed samples, burst by burst; `warmup_ns` what was run and not counted.
+    """
+
+    session_ns: int
+    first_run_ns: int
+    warmup_ns: tuple[int, ...]
+    rounds_ns: tuple[tuple[int, ...], ...]
+    import_rss_bytes: int | None
+    peak_rss_bytes: int | None
+
+    def samples_ns(self) -> npt.NDArray[np.int64]:
+        """All timed samples of the process, in order."""
+        return np.concatenate([np.asarray(r, dtype=np.int64) for r in self.rounds_ns])
+
+
+class LatencySummary(FrozenModel):
+    """Percentiles in nanoseconds; None where there are too few samples for one to mean anything."""
+
+    p50: float
+    p90: float | None
+    p99: float | None
+    count: int
+
+
+class ModelResult(FrozenModel):
+    """One model's part of a result.
+
+    Attributes:
+        predictions: predicted class of each evaluation sample, in order.
+        labels: the classes they should be, or None without labels.
+    """
+
+    path: str
+    sha256: str
+    size_bytes: int
+    runs: tuple[Run, ...]
+    predictions: tuple[int, ...] | None = None
+    labels: tuple[int, ...] | None = None
+
+    def latency(self) -> LatencySummary:
+        """Percentiles over the samples of all processes."""
+        samples = np.concatenate([run.samples_ns() for run in self.runs])
+        count = len(samples)
+
+        def percentile(quantile: float) -> float | None:
+            if count < minimum_count(quantile):
+                return None
+            return float(np.quantile(samples, quantile))
+
+        return LatencySummary(
+            p50=float(np.median(samples)), p90=percentile(0.9), p99=percentile(0.99), count=count
+        )
+
+    def peak_rss_bytes(self) -> int | None:
+        """Median over processes of the peak resident memory."""
+        return _median([run.peak_rss_bytes for run in self.runs])
+
+    def session_ns(self) -> int:
+        """Median over processes of the time to create the session."""
+        return int(np.median([run.session_ns for run in self.runs]))
+
+    def first_run_ns(self) -> int:
+        """Median over processes of the first inference."""
+        return int(np.median([run.first_run_ns for run in self.runs]))
+
+    def throughput_per_s(self) -> float:
+        """Inferences per second of one stream: the inverse of the mean latency."""
+        samples = np.concatenate([run.samples_ns() for run in self.runs])
+        return 1e9 / float(samples.mean())
+
+    def correct(self) -> npt.NDArray[np.bool_] | None:
+        """Whether each evaluation sample is classified correctly; None without labels."""
+        if self.predictions is None or self.labels is None:
+            return None
+        return np.equal(self.predictions, self.labels)
+
+    def accuracy(self) -> float | None:
+        """Share of evaluation samples classified correctly; None without labels."""
+        correct = self.correct()
+        return None if correct is None else float(correct.mean())
+
+
+class Settings(FrozenModel):
+    """How the measurement was made; results with different settings are not compared."""
+
+    threads: int
+    arena: bool
+    rounds: int
+    burst_target_ns: int
+    untimed_per_burst: int
+    seed: int
+    cores: tuple[int, ...] | None
+
+
+class DataSource(FrozenModel):
+    """Where the feeds came from; `synthetic` feeds say nothing of accuracy."""
+
+    path: str | None
+    sha256: str | None
+    samples: int
+    synthetic: bool
+
+
+class Result(FrozenModel):
+    """Several models measured side by side, in one sitting on one host."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    tool_version: str
+    started_utc: str
+    ended_utc: str
+    host: HostFingerprint
+    settings: Settings
+    data: DataSource
+    models: tuple[ModelResult, ...]
+
+
+def write_result(path: Path, result: Result) -> None:
+    """Write a result as JSON."""
+    write_text(path, result.model_dump_json(indent=1) + "\n")
+
+
+def read_result(path: Path) -> Result:
+    """Read a result.
+
+    Raises:
+        ResultError: the file is missing, damaged, or of a schema that this version does not know.
+    """
+    try:
+        if path.stat().st_size > MAX_RESULT_BYTES:
+            raise ResultError(path, f"is larger than {MAX_RESULT_BYTES} bytes", "check the path")
+        content = path.read_bytes()
+    except OSError as error:
+        raise ResultError(path, f"cannot be read ({error.strerror})", "check the path") from error
+    try:
+        return Result.model_validate_json(content)
+    except ValidationError as error:
+        place, cause, fix = explain_validation(error, Result)
+        if place == "schema_version":
+            fix = f"this version reads schema {SCHEMA_VERSION}; install a newer edgeproof"
+        raise ResultError(f"{path}: {place}", cause, fix) from error
+
+
+def _median(values: list[int | None]) -> int | None:
+    known = [value for value in values if value is not None]
+    return int(np.median(known)) if known else None

@@ -1,0 +1,149 @@
+"""Opening an .onnx with ONNX Runtime on the CPU, with errors that say what to do."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.arrays import Array
+from bench.errors import DataError, ModelError
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+_NUMPY_TYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(uint8)": "uint8",
+    "tensor(int8)": "int8",
+    "tensor(uint16)": "uint16",
+    "tensor(int16)": "int16",
+    "tensor(int32)": "int32",
+    "tensor(int64)": "int64",
+    "tensor(uint32)": "uint32",
+    "tensor(uint64)": "uint64",
+    "tensor(bool)": "bool",
+}
+ERRORS_ONLY = 3  # ONNX Runtime's severity scale
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output: a dimension is a size, or None where the model leaves it open."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a model takes and gives."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True)
+class RuntimeOptions:
+    """The session options that change a measurement."""
+
+    threads: int = 1
+    arena: bool = True
+
+
+def open_session(path: Path, options: RuntimeOptions = RuntimeOptions()) -> onnxruntime.InferenceSession:
+    """Load a model on the CPU with all graph optimizations.
+
+    Raises:
+        ModelError: the file is missing, damaged, or wants what this runtime lacks.
+    """
+    import onnxruntime
+
+    if not path.is_file():
+        raise ModelError(path, "there is no such file", "check the path")
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = options.threads
+    settings.inter_op_num_threads = 1
+    settings.enable_cpu_mem_arena = options.arena
+    settings.log_severity_level = ERRORS_ONLY
+    try:
+        return onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
+        raise model_error(path, error) from error
+
+
+def model_error(path: Path, error: Exception) -> ModelError:
+    """Translate ONNX Runtime's words for a model that does not load."""
+    words = str(error)
+    lowered = words.lower()
+    if "opset" in lowered and ("under development" in lowered or "till opset" in lowered):
+        opset = re.search(r"opset (\d+)", words, re.IGNORECASE)
+        wanted = f"opset {opset.group(1)}" if opset else "an opset"
+        return ModelError(
+            path,
+            f"wants {wanted}, which this ONNX Runtime lacks",
+            "export with a lower opset or install a newer onnxruntime",
+        )
+    if "ir version" in lowered or "ir_version" in lowered:
+        return ModelError(
+            path,
+            "its IR version is newer than this ONNX Runtime",
+            "export with an older onnx or install a newer onnxruntime",
+        )
+    if "external" in lowered and ("data" in lowered or "initializer" in lowered):
+        return ModelError(
+            path,
+            f"its external data cannot be read ({words})",
+            "put the data file back beside the model",
+        )
+    if "protobuf" in lowered or "modelproto" in lowered:
+        return ModelError(path, "is truncated or no ONNX model", "copy or export it again")
+    return ModelError(path, f"ONNX Runtime cannot load it ({words})", "export it again")
+
+
+def signature_of(session: onnxruntime.InferenceSession) -> Signature:
+    """The names, types and shapes of a session's inputs and outputs."""
+    return Signature(
+        tuple(_spec(node) for node in session.get_inputs()),
+        tuple(_spec(node) for node in session.get_outputs()),
+    )
+
+
+def check_feeds(place: object, signature: Signature, feeds: dict[str, Array]) -> None:
+    """Make sure that `feeds` fit a model.
+
+    Raises:
+        DataError: a feed is missing, unknown, or of another type or shape.
+    """
+    wanted = {spec.name: spec for spec in signature.inputs}
+    if missing := sorted(wanted.keys() - feeds.keys()):
+        raise DataError(
+            place, f"lacks the model's input {missing[0]!r}", f"name the arrays {sorted(wanted)}"
+        )
+    if unknown := sorted(feeds.keys() - wanted.keys()):
+        raise DataError(
+            place, f"{unknown[0]!r} is no input of the model", f"name the arrays {sorted(wanted)}"
+        )
+    for name, spec in wanted.items():
+        array = feeds[name]
+        if array.dtype.name != spec.dtype:
+            raise DataError(place, f"feed {name!r} is {array.dtype}", f"the model wants {spec.dtype}")
+        fits = len(array.shape) == len(spec.shape) and all(
+            # Axis 0 counts samples: it is cut into batches that fit.
+            axis == 0 or want is None or got == want
+            for axis, (got, want) in enumerate(zip(array.shape, spec.shape, strict=True))
+        )
+        if not fits:
+            shape = ["N" if axis == 0 else s or "any" for axis, s in enumerate(spec.shape)]
+            raise DataError(
+                place, f"feed {name!r} has shape {list(array.shape)}", f"the model wants {shape}"
+            )
+
+
+def _spec(node: Any) -> TensorSpec:
+    shape = tuple(size if isinstance(size, int) else None for size in node.shape)
+    return TensorSpec(node.name, _NUMPY_TYPES.get(node.type, node.type), shape)

@@ -1,0 +1,274 @@
+"""The measured process: `python -m bench.worker`, told what to do by JSON lines on standard input.
+
+It imports numpy and ONNX Runtime and nothing else that takes memory, because its own peak is what is
+reported. One answer per request, on the standard output that it found at the start; whatever a library
+prints goes to standard error. Requests, in order:
+
+    {"op": "open", "model": PATH, "feeds": PATH | null, "threads": N, "arena": BOOL, "cores": [..] | null}
+    {"op": "first"}
+    {"op": "warm", "limit_ns": N}
+    {"op": "burst", "count": N, "untimed": N}
+    {"op": "memory"}
+    {"op": "predict", "evaluation": PATH}
+    {"op": "golden", "golden": PATH}
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.arrays import Array
+from bench.errors import DataError, EdgeproofError, ModelError
+from bench.evaluation import LABELS, EvaluationSet, read_evaluation
+from bench.session import RuntimeOptions, Signature, check_feeds, open_session, signature_of
+
+WARM_WINDOW = 10
+# Warm means: the last ten runs are no faster than the ten before them by more than this.
+WARM_TOLERANCE = 0.03
+PREDICT_BATCH = 32
+SYNTHETIC_SEED = 20_240_229
+
+
+class Worker:
+    """The state of one measured process."""
+
+    def __init__(self) -> None:
+        self._session: Any = None
+        self._feeds: EvaluationSet | None = None
+        self._feeds_path = Path()
+        self._samples: list[dict[str, Array]] = []
+        self._signature = Signature((), ())
+        self._model = Path()
+        self._next = 0
+
+    def open(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Create the session; the clock of peak memory starts just before."""
+        self._model = Path(request["model"])
+        if request["cores"] is not None:
+            os.sched_setaffinity(0, request["cores"])
+        if request["feeds"] is not None:
+            self._feeds_path = Path(request["feeds"])
+            self._feeds = read_evaluation(self._feeds_path)
+        import onnxruntime  # noqa: F401  (before the memory clock: its import is not the model's)
+
+        gc.collect()
+        clear_peak_memory()
+        import_rss = memory_bytes("VmRSS")
+        start = time.perf_counter_ns()
+        options = RuntimeOptions(threads=request["threads"], arena=request["arena"])
+        self._session = open_session(self._model, options)
+        session_ns = time.perf_counter_ns() - start
+        self._signature = signature_of(self._session)
+        return {"session_ns": session_ns, "import_rss_bytes": import_rss}
+
+    def first(self, _request: dict[str, Any]) -> dict[str, Any]:
+        """Run for the first time, on the first feeds."""
+        self._samples = self._split()
+        return {"first_run_ns": self._timed_run(), "samples": len(self._samples)}
+
+    def warm(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Run until the times stop falling, or until the limit."""
+        times: list[int] = []
+        start = time.perf_counter_ns()
+        while True:
+            times.append(self._timed_run())
+            spent = time.perf_counter_ns() - start
+            if spent > request["limit_ns"]:
+                break
+            if len(times) >= 2 * WARM_WINDOW:
+                before = np.median(times[-2 * WARM_WINDOW : -WARM_WINDOW])
+                now = np.median(times[-WARM_WINDOW:])
+                if now >= before * (1 - WARM_TOLERANCE):
+                    break
+        return {"ns": times}
+
+    def burst(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Time `count` inferences after `untimed` ones that refill the caches."""
+        for _ in range(request["untimed"]):
+            self._timed_run()
+        return {"ns": [self._timed_run() for _ in range(request["count"])]}
+
+    def memory(self, _request: dict[str, Any]) -> dict[str, Any]:
+        """Peak resident memory since just before the session was created."""
+        return {"peak_rss_bytes": memory_bytes("VmHWM")}
+
+    def predict(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Classify a whole evaluation set: the index of the largest value of the first output."""
+        path = Path(request["evaluation"])
+        evaluation = read_evaluation(path)
+        check_feeds(path, self._signature, dict(evaluation.feeds))
+        predictions: list[int] = []
+        for feeds in batches(self._signature, evaluation):
+            logits = np.asarray(self._run(feeds)[0])
+            if logits.ndim != 2:
+                raise DataError(
+                    self._model,
+                    f"its first output has shape {list(logits.shape)}",
+                    "accuracy needs class scores of shape [N, classes]",
+                )
+            if not np.isfinite(logits).all():
+                raise ModelError(self._model, "gives NaN or infinity", "look for overflow in it")
+            predictions.extend(int(index) for index in logits.argmax(axis=1))
+        labels = evaluation.labels
+        if labels is not None:
+            classes = logits.shape[1]
+            if int(labels.max()) >= classes:
+                raise DataError(
+                    path,
+                    f"{LABELS!r} go up to {int(labels.max())}, the model has {classes} classes",
+                    "check that data and model belong together",
+                )
+        return {
+            "predictions": predictions,
+            "labels": None if labels is None else [int(label) for label in labels],
+        }
+
+    def golden(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Run an artifact's golden feeds and compare with the outputs expected of them."""
+        from bench.artifact import compare_golden, read_golden
+
+        path = Path(request["golden"])
+        feeds, _ = read_golden(path)
+        check_feeds(path, self._signature, feeds)
+        names = [spec.name for spec in self._signature.outputs]
+        outputs = [self._run(part) for part in batches(self._signature, EvaluationSet(feeds, None, None))]
+        joined = {
+            name: np.concatenate([part[index] for part in outputs]) for index, name in enumerate(names)
+        }
+        return compare_golden(path, joined).model_dump()
+
+    def _split(self) -> list[dict[str, Array]]:
+        if self._feeds is None:
+            return [synthetic_feeds(self._model, self._signature)]
+        feeds = dict(self._feeds.feeds)
+        check_feeds(self._feeds_path, self._signature, feeds)
+        size = fixed_batch(self._signature) or 1
+        if self._feeds.count < size:
+            raise DataError(
+                self._feeds_path,
+                f"{self._feeds.count} samples do not fill one batch of {size}",
+                "export the model with a dynamic batch",
+            )
+        return [
+            {name: np.ascontiguousarray(a[i : i + size]) for name, a in feeds.items()}
+            for i in range(0, self._feeds.count - size + 1, size)
+        ]
+
+    def _timed_run(self) -> int:
+        feeds = self._samples[self._next % len(self._samples)]
+        self._next += 1
+        start = time.perf_counter_ns()
+        self._run(feeds)
+        return time.perf_counter_ns() - start
+
+    def _run(self, feeds: dict[str, Array]) -> list[Any]:
+        try:
+            outputs: list[Any] = self._session.run(None, feeds)
+        except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
+            raise ModelError(
+                self._model, f"fails when it runs ({error})", "check it against the feeds"
+            ) from error
+        return outputs
+
+
+def fixed_batch(signature: Signature) -> int | None:
+    """The batch size that a model insists on, or None where axis 0 is open."""
+    sizes = {spec.shape[0] for spec in signature.inputs if spec.shape}
+    fixed = sizes - {None}
+    return fixed.pop() if len(fixed) == 1 else None
+
+
+def batches(signature: Signature, evaluation: EvaluationSet) -> list[dict[str, Array]]:
+    """Cut an evaluation set into feeds that the model takes.
+
+    Raises:
+        DataError: the model insists on a batch size that does not divide the number of samples.
+    """
+    size = fixed_batch(signature)
+    if size is not None and evaluation.count % size:
+        raise DataError(
+            "evaluation set",
+            f"{evaluation.count} samples do not fill batches of {size}",
+            "export the model with a dynamic batch",
+        )
+    step = size or PREDICT_BATCH
+    return [
+        {name: array[i : i + step] for name, array in evaluation.feeds.items()}
+        for i in range(0, evaluation.count, step)
+    ]
+
+
+def synthetic_feeds(model: Path, signature: Signature) -> dict[str, Array]:
+    """Random feeds made from the input signature: good for time and memory, not for accuracy."""
+    generator = np.random.default_rng(SYNTHETIC_SEED)
+    feeds: dict[str, Array] = {}
+    for spec in signature.inputs:
+        open_axes = [axis for axis, size in enumerate(spec.shape) if size is None and axis > 0]
+        if open_axes:
+            raise DataError(
+                model,
+                f"axis {open_axes[0]} of input {spec.name!r} has no fixed size",
+                "give real feeds with --data",
+            )
+        shape = tuple(size or 1 for size in spec.shape)
+        kind = np.dtype(spec.dtype).kind
+        if kind == "f":
+            feeds[spec.name] = generator.standard_normal(shape).astype(spec.dtype)
+        else:
+            feeds[spec.name] = generator.integers(0, 2, shape).astype(spec.dtype)
+    return feeds
+
+
+def clear_peak_memory() -> None:
+    """Reset the kernel's high-water mark, so that it counts from here (Linux: proc(5), clear_refs)."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return  # the mark then includes the imports, whose peak lies below any session's
+
+
+def memory_bytes(field: str) -> int | None:
+    """A memory field of /proc/self/status in bytes, or None where the system has none."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def main() -> None:
+    """Answer requests until standard input closes."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    worker = Worker()
+    operations = {
+        "open": worker.open,
+        "first": worker.first,
+        "warm": worker.warm,
+        "burst": worker.burst,
+        "memory": worker.memory,
+        "predict": worker.predict,
+        "golden": worker.golden,
+    }
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            answer = operations[request["op"]](request)
+        except EdgeproofError as error:
+            answer = {"error": [type(error).__name__, error.place, error.cause, error.fix]}
+        answers.write(json.dumps(answer) + "\n")
+
+
+if __name__ == "__main__":
+    main()

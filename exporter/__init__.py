@@ -1,0 +1,1 @@
+"""From a pretrained PyTorch checkpoint to a gated int8 artifact."""
