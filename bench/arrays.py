@@ -7,8 +7,11 @@ against the archive's own table, and the sum against a bound, before anything is
 
 from __future__ import annotations
 
+import lzma
 import math
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -25,6 +28,21 @@ MAX_UNPACKED_BYTES = 8 * 2**30
 MAX_ENTRIES = 1024
 _PLAIN_KINDS = frozenset("biufUS")
 _SUFFIX = ".npy"
+# What zipfile, its decompressors and numpy's header parser raise on damaged or hostile bytes.
+_UNREADABLE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    tokenize.TokenError,
+    EOFError,
+    ValueError,
+    TypeError,
+    OverflowError,
+    OSError,
+    NotImplementedError,
+    RuntimeError,
+    MemoryError,
+)
 
 
 def read_npz(
@@ -47,21 +65,16 @@ def read_npz(
             entries = archive.infolist()
             _check_entries(path, entries, None if rows is not None else max_bytes)
             arrays = {}
+            left = max_bytes
             for entry in entries:
                 with archive.open(entry) as stream:
                     name = entry.filename.removesuffix(_SUFFIX)
                     arrays[name] = _read_array(
-                        path, name, stream, file_size=entry.file_size, rows=rows, max_bytes=max_bytes
+                        path, name, stream, file_size=entry.file_size, rows=rows, max_bytes=left
                     )
+                    left -= arrays[name].nbytes
             return arrays
-    except (
-        zipfile.BadZipFile,
-        EOFError,
-        ValueError,
-        OSError,
-        NotImplementedError,
-        RuntimeError,
-    ) as error:
+    except _UNREADABLE as error:
         raise DataError(path, f"is no readable .npz ({error})", "write it again") from error
 
 
@@ -96,17 +109,23 @@ def _read_array(
         raise DataError(path, f"array {name!r} has format {version}", "write it with numpy.savez")
     if dtype.kind not in _PLAIN_KINDS:
         raise DataError(path, f"array {name!r} has dtype {dtype}, which is refused", "store plain numbers")
+    if any(size < 0 for size in shape):
+        raise DataError(path, f"array {name!r} has shape {list(shape)}", "write the file again")
     if math.prod(shape) * dtype.itemsize > file_size:
         raise DataError(path, f"array {name!r} is shorter than its header says", "write the file again")
     if rows is not None and shape and not fortran_order:
         shape = (min(rows, shape[0]), *shape[1:])
     count = math.prod(shape)
     if count * dtype.itemsize > max_bytes:
-        raise DataError(path, f"array {name!r} exceeds {max_bytes} bytes", "split the data set")
+        raise DataError(
+            path, f"array {name!r} exceeds the {max_bytes} bytes left for it", "split the data set"
+        )
     content = stream.read(count * dtype.itemsize)
     if len(content) != count * dtype.itemsize:
         raise DataError(path, f"array {name!r} is truncated", "write the file again")
     flat: Array = np.frombuffer(content, dtype=dtype, count=count)
+    if not dtype.isnative:  # ONNX Runtime reads the bytes of a foreign order as if they were its own
+        flat = flat.astype(dtype.newbyteorder("="))
     if fortran_order:
         return flat.reshape(shape[::-1]).transpose()[:rows]
     return flat.reshape(shape)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
+import numpy as np
 from pydantic import ValidationError
 
 from bench.arrays import Array, read_npz
@@ -176,6 +177,8 @@ def compare_golden(feeds_path: Path, outputs: dict[str, Array]) -> Parity:
     for name, array in expected.items():
         if name not in outputs or outputs[name].shape != array.shape:
             raise ArtifactError(feeds_path, f"does not fit output {name!r}", "build it again")
+        if not (np.isfinite(array).all() and np.isfinite(outputs[name]).all()):
+            raise ArtifactError(feeds_path, f"output {name!r} holds NaN or infinity", "build it again")
         found.append(parity(array, outputs[name]))
     return min(found, key=lambda p: (p.agreement, p.sqnr_db))
 

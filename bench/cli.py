@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -136,6 +137,8 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Check an artifact's hashes, and that this CPU gives the outputs that the build saw."""
+    from rich.markup import escape
+
     from bench.artifact import check_hashes, self_test
 
     if not artifact.is_dir():
@@ -153,8 +156,8 @@ def verify(
         )
         return
     print_rich(
-        f"{artifact}: {len(manifest.files)} files match their hashes; {outcome.samples} golden "
-        f"samples agree (SQNR {outcome.sqnr_db:.1f} dB)"
+        f"{escape(str(artifact))}: {len(manifest.files)} files match their hashes; "
+        f"{outcome.samples} golden samples agree (SQNR {outcome.sqnr_db:.1f} dB)"
     )
 
 
@@ -165,25 +168,35 @@ def run(application: typer.Typer) -> None:
     except EdgeproofError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
-    except KeyboardInterrupt:
-        print("interrupted: finished work is kept, run again to go on", file=sys.stderr)
-        raise SystemExit(EXIT_INTERRUPTED) from None
-    except BrokenPipeError:
-        # The reader of our output went away, as `head` does; nothing is wrong here.
-        sys.stderr.close()
-        raise SystemExit(0) from None
+    except SystemExit as end:
+        # Typer has turned the KeyboardInterrupt into this code, without a word.
+        if end.code == EXIT_INTERRUPTED:
+            print("interrupted: finished work is kept, run again to go on", file=sys.stderr)
+        raise
 
 
 def print_json(value: object) -> None:
     """Exactly one JSON object on standard output."""
-    print(json.dumps(value, indent=2, allow_nan=False))
+    _print(json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def print_rich(value: Any) -> None:
     """A rich renderable, or a line of plain text, on standard output."""
     from rich.console import Console
 
-    Console(highlight=False, soft_wrap=True).print(value)
+    console = Console(highlight=False, soft_wrap=True)
+    with console.capture() as text:
+        console.print(value)
+    _print(text.get())
+
+
+def _print(text: str) -> None:
+    """Text on standard output. A reader that went away, as `head` does, changes no exit code."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def error_progress() -> Any:

@@ -34,7 +34,7 @@ class BarProgress:
             progress.TimeElapsedColumn(),
             progress.TextColumn("left"),
             progress.TimeRemainingColumn(),
-            progress.TextColumn("{task.fields[note]}", style="dim"),
+            progress.TextColumn("{task.fields[note]}", style="dim", markup=False),
         )
         with progress.Progress(*columns, console=self._console) as bars:
             yield _Bar(bars, bars.add_task(description, total=total, note=""))

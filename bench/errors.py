@@ -33,7 +33,9 @@ class EdgeproofError(Exception):
     exit_code = EXIT_BAD_INPUT
 
     def __init__(self, place: object, cause: str, fix: str) -> None:
-        self.place, self.cause, self.fix = str(place), one_line(cause), one_line(fix)
+        # A place keeps its spaces, as paths have them; a line break in a key or a file name goes.
+        self.place = " ".join(str(place).splitlines())
+        self.cause, self.fix = one_line(cause), one_line(fix)
         super().__init__(f"{self.place}: {self.cause}; {self.fix}")
 
     def __reduce__(self) -> tuple[type[EdgeproofError], tuple[str, str, str]]:

@@ -20,7 +20,7 @@ from bench.errors import StorageError
 
 TEMPORARY_PREFIX = ".tmp-"
 _FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
+_UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}
 
 
 @contextlib.contextmanager
@@ -49,6 +49,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
     On any exception the file written so far is removed and `path` stays as it was.
     """
     with storage_errors(path):
+        if path.exists() and not path.is_file():
+            raise StorageError(path, "is there and is no regular file", "choose another place")
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, suffix=path.suffix, dir=path.parent)
         os.close(handle)
@@ -71,6 +73,8 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     can be found on the disk at every instant.
     """
     with storage_errors(path):
+        if path.is_symlink() or (path.exists() and not path.is_dir()):
+            raise StorageError(path, "is there and is no folder", "choose another place")
         path.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=path.parent))
         try:

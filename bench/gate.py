@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bench.artifact import subject
+from bench.artifact import Subject, subject
 from bench.errors import UsageError
 from bench.judge import (
     Metric,
@@ -87,19 +87,34 @@ def gate(
         UsageError: the candidate is a lone .onnx and no baseline is given: nothing to judge by.
     """
     chosen = subject(candidate, evaluation)
-    policy = policy or Policy()
+    earlier = None if baseline is None else subject(baseline, evaluation)
+    return gate_subjects(
+        chosen, earlier, policy or Policy(), config=config, progress=progress, workers=workers
+    )
+
+
+def gate_subjects(
+    candidate: Subject,
+    baseline: Subject | None,
+    policy: Policy,
+    *,
+    config: MeasureConfig | None = None,
+    progress: Progress = SILENT,
+    workers: WorkerGroup = worker_group,
+) -> Judgement:
+    """`gate` for files that need not lie in an artifact."""
     models: list[Path] = []
     budgets: list[Budgets] = []
     if baseline is not None:
-        models.append(subject(baseline, evaluation).model)
+        models.append(baseline.model)
         budgets.append(policy.baseline)
-    if chosen.float_twin is not None:
-        models.append(chosen.float_twin)
+    if candidate.float_twin is not None:
+        models.append(candidate.float_twin)
         budgets.append(policy.float_twin)
     if not models:
-        raise UsageError(candidate, "a lone model has nothing to be judged against", "add --baseline")
-    models.append(chosen.model)
-    with Session(models, chosen.evaluation, config or MeasureConfig(), progress, workers) as session:
+        raise UsageError(candidate.model, "a lone model has nothing to be judged against", "add --baseline")
+    models.append(candidate.model)
+    with Session(models, candidate.evaluation, config or MeasureConfig(), progress, workers) as session:
         return _judge_in_looks(session, budgets, policy.min_accuracy)
 
 
@@ -159,15 +174,16 @@ def _more_blocks_may_tell(judgement: Judgement) -> bool:
     )
 
 
-def with_paths(judgement: Judgement, names: Mapping[str, str]) -> Judgement:
-    """The same judgement with models called by other names, as when files move into an artifact."""
+def with_plain_paths(judgement: Judgement) -> Judgement:
+    """The same judgement with bare file names: an artifact tells nothing of the builder's disk."""
     result = judgement.result
-    models = tuple(
-        model.model_copy(update={"path": names.get(model.path, model.path)}) for model in result.models
-    )
+    models = tuple(m.model_copy(update={"path": Path(m.path).name}) for m in result.models)
+    data = result.data
+    if data.path is not None:
+        data = data.model_copy(update={"path": Path(data.path).name})
     return replace(
         judgement,
-        candidate=names.get(judgement.candidate, judgement.candidate),
-        baseline=names.get(judgement.baseline, judgement.baseline),
-        result=result.model_copy(update={"models": models}),
+        candidate=Path(judgement.candidate).name,
+        baseline=Path(judgement.baseline).name,
+        result=result.model_copy(update={"models": models, "data": data}),
     )

@@ -82,13 +82,15 @@ class Session:
         self._hashes: list[str] = []
 
     def __enter__(self) -> Session:
-        folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="edgeproof-")))
         self._feeds: Path | None = None
         self._samples = 1
         if self.evaluation is not None:
             sample = read_evaluation(self.evaluation, rows=TIMED_FEEDS)
-            self._feeds = folder / "feeds.npz"
-            write_evaluation(self._feeds, EvaluationSet(sample.feeds, None, None))
+            with ExitStack() as stack:
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgeproof-")))
+                self._feeds = folder / "feeds.npz"
+                write_evaluation(self._feeds, EvaluationSet(sample.feeds, None, None))
+                self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *_exception: object) -> None:

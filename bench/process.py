@@ -107,7 +107,7 @@ class WorkerProcess:
                 self._process.kill()
                 raise MeasurementError(
                     "worker",
-                    f"no answer to {op!r} within {self._timeout_s:.0f} s{self._last_words()}",
+                    f"no answer to {op!r} within {self._timeout_s:g} s{self._last_words()}",
                     "check that the model runs at all, or give more time",
                 )
             chunk = os.read(descriptor, 1 << 16)

@@ -87,7 +87,7 @@ def figure_rows(models: Mapping[str, ModelResult]) -> list[tuple[str, list[str]]
     ]
 
 
-_METRIC_OF_ROW = {
+METRIC_OF_ROW = {
     "accuracy": "accuracy",
     "latency p50": "latency_p50",
     "latency p90": "latency_p90",
@@ -98,16 +98,17 @@ _METRIC_OF_ROW = {
 
 def figures_table(models: Mapping[str, ModelResult], metrics: Mapping[str, Metric]) -> Table:
     """The main table: one column a model, then how the last compares with the first."""
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("")
     for name in models:
-        table.add_column(name, justify="right")
+        table.add_column(escape(name), justify="right")
     if metrics:
         table.add_column("change", justify="right")
     for label, texts in figure_rows(models):
-        metric = metrics.get(_METRIC_OF_ROW.get(label, ""))
+        metric = metrics.get(METRIC_OF_ROW.get(label, ""))
         change = [change_text(metric)] if metrics else []
         table.add_row(label, *texts, *change)
     return table

@@ -98,10 +98,12 @@ class InvertedResidual(nn.Module):
         self.skips = stride == 1 and in_channels == group.channels
 
     def forward(self, x: Tensor) -> Tensor:
-        y = functional.relu6(self._bn0(self._expand_conv(x))) if self.expands else x
+        y: Tensor = functional.relu6(self._bn0(self._expand_conv(x))) if self.expands else x
         y = functional.relu6(self._bn1(self._depthwise_conv(y)))
         y = self._bn2(self._project_conv(y))
-        return x + y if self.skips else y
+        if self.skips:
+            y = x + y
+        return y
 
 
 class EfficientNetLite(nn.Module):

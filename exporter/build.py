@@ -1,0 +1,222 @@
+"""`edgeproof build`: recipe in, gated artifact out."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from bench.artifact import (
+    EVALUATION,
+    FLOAT_MODEL,
+    GOLDEN,
+    MANIFEST,
+    MODEL,
+    REPORT,
+    RESULT,
+    FileEntry,
+    Manifest,
+    StageEntry,
+    check_hashes,
+    read_manifest,
+)
+from bench.errors import EdgeproofError, MissingExtraError, UsageError
+from bench.files import atomic_directory, sha256_of, storage_errors, write_json
+from bench.gate import Judgement, judgement_from
+from bench.progress import SILENT, Progress
+from bench.result import read_result
+from exporter.cache import Cache
+from exporter.lock import exclusive
+from exporter.pipeline import Step, Trail, run_steps
+from exporter.recipe import Recipe, read_recipe
+from exporter.runlog import RunLog
+
+CACHE_VARIABLE = "EDGEPROOF_CACHE"
+CACHE_FOLDER = ".edgeproof"
+ARTIFACTS_FOLDER = "artifacts"
+# module -> extra that brings it; checked before an hour of training, not after
+_NEEDED = {
+    "torch": "export",
+    "onnx": "export",
+    "onnx_ir": "export",
+    "onnxscript": "export",
+    "safetensors": "export",
+    "jinja2": "report",
+    "matplotlib": "report",
+}
+
+
+@dataclass(frozen=True)
+class BuildOutcome:
+    """What a build gave.
+
+    Attributes:
+        artifact: the folder, or None if the build was told to stop earlier.
+        judgement: the gate's, or None likewise.
+        stages: metrics of each step, in order.
+        ran: the steps that had to be run; empty if everything was there already.
+        packaged: whether the artifact was written anew.
+    """
+
+    artifact: Path | None
+    judgement: Judgement | None
+    stages: Mapping[str, Mapping[str, Any]]
+    ran: tuple[str, ...]
+    packaged: bool
+
+
+def build(
+    recipe_path: Path,
+    *,
+    out: Path | None = None,
+    until: str | None = None,
+    overrides: Sequence[str] = (),
+    fresh: bool = False,
+    progress: Progress = SILENT,
+) -> BuildOutcome:
+    """Run a recipe.
+
+    Args:
+        recipe_path: a TOML file.
+        out: the artifact's folder; by default `artifacts/NAME` in the working directory.
+        until: the last step to run; then no artifact is written.
+        overrides: `table.key=value` texts.
+        fresh: run every step, whatever the cache holds.
+        progress: told how far the build is.
+
+    Raises:
+        EdgeproofError: whatever a user can mend.
+    """
+    for module, extra in _NEEDED.items():
+        require(module, extra)
+    recipe = read_recipe(recipe_path, overrides)
+    folder = recipe_path.resolve().parent
+    destination = (out or Path(ARTIFACTS_FOLDER) / recipe.name).absolute()
+    _check_destination(destination)
+    _check_until(until, recipe)
+    root = Path(os.environ.get(CACHE_VARIABLE) or folder / CACHE_FOLDER).absolute()
+    with exclusive(root / "lock", progress.say):
+        cache = Cache(root)
+        cache.sweep()
+        log = RunLog(root, recipe.name)
+        trail, steps = _run(recipe, folder, cache, log, until=until, fresh=fresh, progress=progress)
+        stages = {name: entry.metrics for name, entry in trail.entries.items()}
+        if steps[-1].name not in trail.entries:
+            return BuildOutcome(None, None, stages, trail.ran, packaged=False)
+        judgement = _judgement(recipe, trail)
+        packaged = not _is_current(destination, trail, steps)
+        if packaged:
+            _package(destination, recipe, trail, judgement)
+            log.write("packaged", verdict=judgement.verdict.value)
+        return BuildOutcome(destination, judgement, stages, trail.ran, packaged)
+
+
+def _run(
+    recipe: Recipe,
+    folder: Path,
+    cache: Cache,
+    log: RunLog,
+    *,
+    until: str | None,
+    fresh: bool,
+    progress: Progress,
+) -> tuple[Trail, list[Step]]:
+    from exporter.steps import recipe_steps
+    from exporter.workshop import open_workshop
+
+    steps = recipe_steps(open_workshop(recipe, folder, progress))
+    trail = run_steps(steps, cache, until=until, fresh=fresh, progress=progress, log=log)
+    return trail, steps
+
+
+def require(module: str, extra: str) -> None:
+    """Make sure that an optional dependency is there.
+
+    Raises:
+        MissingExtraError: with the line that installs it.
+    """
+    if find_spec(module) is None:
+        raise MissingExtraError(module, extra)
+
+
+def _check_destination(destination: Path) -> None:
+    """Refuse to replace a folder that is no artifact: it may be somebody's work."""
+    if destination.is_dir() and any(destination.iterdir()) and not (destination / MANIFEST).is_file():
+        raise UsageError(destination, "is a folder with other content", "choose another --out")
+    if destination.exists() and not destination.is_dir():
+        raise UsageError(destination, "is a file", "choose another --out")
+
+
+def _check_until(until: str | None, recipe: Recipe) -> None:
+    known = ["pretrained", *recipe.stage_names(), "export", "quantize", "parity", "gate"]
+    if until is not None and until not in known:
+        raise UsageError(f"--until {until}", "is no step of this recipe", f"there are: {', '.join(known)}")
+
+
+def _judgement(recipe: Recipe, trail: Trail) -> Judgement:
+    """The verdict, computed from the raw samples that the gate kept."""
+    from bench.gate import LOOKS
+
+    result = read_result(trail.entries["gate"].folder / RESULT)
+    return judgement_from(result, [recipe.gate.float_twin], recipe.gate.min_accuracy, looks=len(LOOKS))
+
+
+def _is_current(destination: Path, trail: Trail, steps: Sequence[Step]) -> bool:
+    """Whether the artifact there is whole and comes from these very steps."""
+    if not (destination / MANIFEST).is_file():
+        return False
+    try:
+        manifest = read_manifest(destination)
+        check_hashes(destination)
+    except EdgeproofError:
+        return False
+    keys = [trail.entries[step.name].key for step in steps]
+    return [stage.key for stage in manifest.stages] == keys
+
+
+def _package(destination: Path, recipe: Recipe, trail: Trail, judgement: Judgement) -> None:
+    """Put the artifact together; it appears whole or not at all."""
+    from exporter.provenance import library_versions
+    from exporter.report import render_report
+
+    sources = {
+        MODEL: "quantize",
+        FLOAT_MODEL: "export",
+        EVALUATION: "parity",
+        GOLDEN: "parity",
+        RESULT: "gate",
+    }
+    stages = tuple(
+        StageEntry(name=name, kind=trail.kinds[name], key=entry.key, metrics=entry.metrics)
+        for name, entry in trail.entries.items()
+    )
+    versions = library_versions()
+    with storage_errors(destination), atomic_directory(destination) as staging:
+        for name, step in sources.items():
+            shutil.copyfile(trail.entries[step].folder / name, staging / name)
+        manifest = Manifest(
+            name=recipe.name,
+            created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
+            edgeproof=versions["edgeproof"],
+            target=trail.entries["quantize"].metrics["target"],
+            verdict=judgement.verdict.value,
+            files=_entries(staging),
+            stages=stages,
+            recipe=recipe.model_dump(mode="json"),
+            libraries=versions,
+        )
+        (staging / REPORT).write_text(render_report(manifest, judgement), encoding="utf-8")
+        manifest = manifest.model_copy(update={"files": _entries(staging)})
+        write_json(staging / MANIFEST, manifest.model_dump(mode="json"))
+
+
+def _entries(folder: Path) -> dict[str, FileEntry]:
+    return {
+        path.name: FileEntry(sha256=sha256_of(path), size_bytes=path.stat().st_size)
+        for path in sorted(folder.iterdir())
+    }

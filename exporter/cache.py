@@ -1,0 +1,71 @@
+"""The content-addressed store of finished steps.
+
+An entry is a folder named after the hash of everything that can change its content. It appears whole, by
+one rename, or not at all; its record holds the hash of every file, so that a damaged entry is noticed
+and made anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.files import atomic_directory, remove_leftovers, sha256_of, write_json
+
+RECORD = "entry.json"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A finished step: its key, its files, what it measured."""
+
+    key: str
+    folder: Path
+    metrics: dict[str, Any]
+
+
+class Cache:
+    """Finished steps below one folder. The caller holds the build lock."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def find(self, key: str) -> Entry | None:
+        """The entry of a key, if it is there and unharmed."""
+        folder = self._folder(key)
+        try:
+            record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+            whole = record["key"] == key and all(
+                sha256_of(folder / name) == digest for name, digest in record["files"].items()
+            )
+            return Entry(key, folder, record["metrics"]) if whole else None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+
+    @contextmanager
+    def store(self, key: str, name: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """Yield a folder to fill with files and a dict to fill with metrics; keep both on success."""
+        metrics: dict[str, Any] = {}
+        with atomic_directory(self._folder(key)) as staging:
+            yield staging, metrics
+            files = {path.name: sha256_of(path) for path in sorted(staging.iterdir())}
+            write_json(staging / RECORD, {"key": key, "name": name, "files": files, "metrics": metrics})
+
+    def sweep(self) -> None:
+        """Remove what killed builds left behind."""
+        for folder in (self._root, *self._root.glob("??")):
+            remove_leftovers(folder)
+
+    def _folder(self, key: str) -> Path:
+        return self._root / key[:2] / key
+
+
+def content_key(ingredients: Mapping[str, Any]) -> str:
+    """SHA-256 of nested plain values, independent of the order of keys."""
+    text = json.dumps(ingredients, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,146 @@
+"""The command `edgeproof`: the device's commands, and those of the workstation.
+
+Nothing heavy is imported here; each command imports what it needs when it runs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bench.cli import JsonOption, error_progress, print_json, print_rich, run
+from bench.cli import app as device_app
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="From a pretrained PyTorch checkpoint to a small, fast, proven int8 .onnx for a CPU.",
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from bench.measure import tool_version
+
+        print(f"edgeproof {tool_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """From a pretrained PyTorch checkpoint to a small, fast, proven int8 .onnx for a CPU."""
+    del version
+
+
+@app.command()
+def build(
+    recipe: Annotated[Path, typer.Argument(help="The recipe, a TOML file.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The artifact's folder.", show_default="artifacts/NAME"),
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option(metavar="STAGE", help="Stop after this stage; no artifact is written.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Replace a value of the recipe; repeatable."),
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Run every stage, whatever is cached.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a recipe: fine-tune, compress, export, quantize, measure and judge."""
+    from exporter.build import build as build_recipe
+
+    outcome = build_recipe(
+        recipe, out=out, until=until, overrides=overrides or (), fresh=fresh, progress=error_progress()
+    )
+    if as_json:
+        print_json(_outcome_json(outcome))
+    else:
+        _print_outcome(outcome)
+    if outcome.judgement is not None:
+        raise typer.Exit(outcome.judgement.verdict.exit_code)
+
+
+app.add_typer(device_app)
+
+
+@app.command()
+def inspect(
+    model: Annotated[Path, typer.Argument(help="An .onnx file or an artifact folder.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Show what ONNX Runtime really runs: the share of int8, and what stayed in float."""
+    from bench.artifact import subject
+    from exporter.audit import audit
+    from exporter.build import require
+
+    require("onnx", "export")
+    found = audit(subject(model).model)
+    if as_json:
+        print_json(found.model_dump(mode="json"))
+        return
+    print_rich(f"{found.int8_mac_ratio:.1%} of {found.macs:,} multiply-adds run in int8")
+    for operator in found.float_ops:
+        share = operator.macs / found.macs if found.macs else 0.0
+        print_rich(f"  float: {operator.name} ({operator.op_type}, {share:.1%}): {operator.reason}")
+    for layer in found.saturation:
+        print_rich(f"  may saturate without VNNI: {layer.name} ({layer.channels} channels)")
+
+
+@app.command()
+def new(
+    folder: Annotated[Path, typer.Argument(help="A folder to make.")],
+) -> None:
+    """Write a commented recipe with a model and data to start from; it builds as it is."""
+    from exporter.scaffold import scaffold
+
+    recipe = scaffold(folder)
+    print_rich(f"wrote {folder}; next: edgeproof build {recipe}")
+
+
+def _outcome_json(outcome: Any) -> dict[str, Any]:
+    from bench.render import metrics_json, model_json
+
+    judgement = outcome.judgement
+    return {
+        "artifact": None if outcome.artifact is None else str(outcome.artifact),
+        "verdict": None if judgement is None else judgement.verdict.value,
+        "reasons": [] if judgement is None else list(judgement.reasons),
+        "metrics": {} if judgement is None else metrics_json(judgement.metrics),
+        "models": [] if judgement is None else [model_json(m) for m in judgement.result.models],
+        "stages": outcome.stages,
+        "ran": list(outcome.ran),
+    }
+
+
+def _print_outcome(outcome: Any) -> None:
+    from bench.render import figures_table, styled_verdict, verdict_table
+
+    judgement = outcome.judgement
+    if judgement is None:
+        print_rich(f"stopped after {list(outcome.stages)[-1]}, as asked")
+        return
+    float_model, int8_model = judgement.result.models
+    print_rich(figures_table({"float": float_model, "int8": int8_model}, judgement.metrics))
+    print_rich("")
+    print_rich(verdict_table(judgement.metrics))
+    print_rich("")
+    if not outcome.ran and not outcome.packaged:
+        print_rich("nothing to do: every stage is unchanged and the artifact is up to date")
+    for reason in judgement.reasons:
+        print_rich(f"  {reason}")
+    print_rich(f"{styled_verdict(judgement.verdict)}  {outcome.artifact}")
+
+
+def main() -> None:
+    """Entry point of the command."""
+    run(app)

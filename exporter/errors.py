@@ -1,0 +1,33 @@
+"""The workstation's part of the error tree (its root and the rest: `bench.errors`).
+
+EdgeproofError
+├── RecipeError        a recipe that cannot be read, or asks for what cannot be
+├── LookupFailed       a dotted path, `pkg://` address or file that leads nowhere
+├── CheckpointError    weights that are missing, damaged, foreign, or a program in disguise
+├── StageError         a stage that cannot do what it was asked
+└── ExportError        a network that does not survive the way to ONNX
+"""
+
+from __future__ import annotations
+
+from bench.errors import EdgeproofError
+
+
+class RecipeError(EdgeproofError):
+    """A recipe that cannot be read, or asks for what cannot be."""
+
+
+class LookupFailed(EdgeproofError):  # noqa: N818 (LookupError is a builtin)
+    """A dotted path, `pkg://` address or file that leads nowhere."""
+
+
+class CheckpointError(EdgeproofError):
+    """Weights that are missing, damaged, of another network, or a program in disguise."""
+
+
+class StageError(EdgeproofError):
+    """A stage that cannot do what it was asked."""
+
+
+class ExportError(EdgeproofError):
+    """A network that does not survive the way to ONNX."""

@@ -1,0 +1,127 @@
+"""A network on its way through the stages: a module, and the masks that hold its pruned weights."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from bench.arrays import Array
+from exporter.data import Split
+
+WEIGHTS = "weights.safetensors"
+MASKS = "masks.safetensors"
+EVALUATION_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Network:
+    """A module and its masks.
+
+    Attributes:
+        module: the network; stages train it in place and hand it on.
+        masks: parameter name -> bool tensor of its shape, False where the weight is pruned. Every
+            stage that changes weights calls `apply_masks` afterwards.
+    """
+
+    module: nn.Module
+    masks: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def apply_masks(self) -> None:
+        """Set pruned weights back to zero."""
+        if not self.masks:
+            return
+        parameters = dict(self.module.named_parameters())
+        with torch.no_grad():
+            for name, mask in self.masks.items():
+                parameters[name].mul_(mask)
+
+    def sparsity(self) -> float:
+        """Share of all parameters with a mask that are zero; 0 for a dense network."""
+        total = sum(mask.numel() for mask in self.masks.values())
+        zeros = sum(int((~mask).sum()) for mask in self.masks.values())
+        return zeros / total if total else 0.0
+
+    def save(self, folder: Path) -> None:
+        """Write weights and masks."""
+        state = {
+            key: value.detach().contiguous().clone() for key, value in self.module.state_dict().items()
+        }
+        save_file(state, folder / WEIGHTS)
+        if self.masks:
+            save_file({name: mask.contiguous() for name, mask in self.masks.items()}, folder / MASKS)
+
+
+def load_network(module: nn.Module, folder: Path) -> Network:
+    """Fill `module` with what `Network.save` wrote."""
+    module.load_state_dict(load_file(folder / WEIGHTS))
+    masks = load_file(folder / MASKS) if (folder / MASKS).is_file() else {}
+    return Network(module, masks)
+
+
+def call(module: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Run a network on named inputs.
+
+    They are passed by name where `forward` has parameters of these names, else in their order.
+    """
+    output = module(**inputs) if takes_names(module, inputs) else module(*inputs.values())
+    if not isinstance(output, Tensor):
+        raise TypeError(f"forward returned a {type(output).__name__}, not one tensor of class scores")
+    return output
+
+
+def takes_names(module: nn.Module, names: Mapping[str, object]) -> bool:
+    """Whether `forward` has a parameter for each of the names."""
+    import inspect
+
+    return set(names) <= set(inspect.signature(module.forward).parameters)
+
+
+def predict(module: nn.Module, split: Split, batch_size: int = EVALUATION_BATCH) -> Array:
+    """Outputs of a network in evaluation mode, [N, classes]."""
+    was_training = module.training
+    module.eval()
+    with torch.inference_mode():
+        outputs = [
+            call(
+                module,
+                {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in feeds.items()},
+            ).numpy()
+            for feeds in split.batches(batch_size)
+        ]
+    module.train(was_training)
+    return np.concatenate(outputs)
+
+
+def accuracy(module: nn.Module, split: Split) -> float:
+    """Share of samples whose largest output is the label's."""
+    return float((predict(module, split).argmax(axis=1) == split.labels).mean())
+
+
+@contextmanager
+def deterministic(seed: int, name: str) -> Iterator[torch.Generator]:
+    """Make everything random inside depend on `seed` and `name` alone, and leave no trace outside.
+
+    Yields a generator for draws of the caller's own.
+    """
+    number = int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:4], "big")
+    before = torch.are_deterministic_algorithms_enabled()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(number)
+        torch.use_deterministic_algorithms(True)
+        try:
+            yield torch.Generator().manual_seed(number)
+        finally:
+            torch.use_deterministic_algorithms(before)
+
+
+def matches(name: str, prefixes: tuple[str, ...]) -> bool:
+    """Whether a dotted name is one of `prefixes` or lies below one."""
+    return any(name == prefix or name.startswith(f"{prefix}.") for prefix in prefixes)

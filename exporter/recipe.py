@@ -1,0 +1,284 @@
+"""The recipe: what a person wants, as frozen, strict, documented values read from TOML.
+
+The JSON Schema that `recipe_schema` makes of these classes is published as `docs/recipe.schema.json`;
+editors complete and check recipes with it.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, JsonValue, ValidationError, model_validator
+
+from bench.policy import Policy
+from bench.schema import FrozenModel, explain_validation
+from exporter.errors import RecipeError
+
+MAX_RECIPE_BYTES = 1 << 20
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
+Reference = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")]
+Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
+
+TargetName = Literal["auto", "x86-vnni", "x86-avx2", "arm64", "portable"]
+
+
+class ModelConfig(FrozenModel):
+    """`[model]`: where the network and its pretrained weights come from."""
+
+    factory: Reference = Field(description="`module:callable` that returns a torch.nn.Module.")
+    args: dict[str, JsonValue] = Field(default_factory=dict, description="Arguments of the factory.")
+    checkpoint: str | None = Field(
+        None,
+        description="Pretrained weights: a path relative to the recipe, or `pkg://package/path`. "
+        "`.safetensors`, or a PyTorch file that holds tensors only.",
+    )
+
+
+class DataConfig(FrozenModel):
+    """`[data]`: where the samples come from."""
+
+    factory: Reference = Field(description="`module:callable` that returns exporter.Splits.")
+    args: dict[str, JsonValue] = Field(default_factory=dict, description="Arguments of the factory.")
+
+
+class Training(FrozenModel):
+    """How weights are fitted: AdamW with a linear warmup and a cosine schedule, best epoch kept."""
+
+    epochs: int = Field(2, ge=1, le=10_000, description="Passes over the training data.")
+    batch_size: int = Field(64, ge=2, le=65_536, description="Samples per step.")
+    learning_rate: float = Field(1e-3, gt=0.0, le=10.0, description="Peak of the cosine schedule.")
+    weight_decay: float = Field(1e-2, ge=0.0, le=1.0, description="AdamW's decoupled weight decay.")
+    warmup: float = Field(0.1, ge=0.0, lt=1.0, description="Share of all steps spent warming up.")
+    validation: Fraction = Field(
+        0.1,
+        description="Share of the training data held out to choose the best epoch; the evaluation "
+        "split is never used to choose anything.",
+    )
+
+
+class StageConfig(FrozenModel):
+    """What all stages have in common."""
+
+    name: Name | None = Field(None, description="How later stages call this one; else its kind.")
+
+
+class FineTuneConfig(StageConfig, Training):
+    """`kind = "finetune"`: fit the pretrained network to the data."""
+
+    kind: Literal["finetune"]
+    head: str | None = Field(
+        None, description="Module to initialise anew, such as `fc`; its old classes are forgotten."
+    )
+    freeze: tuple[str, ...] = Field(
+        (), description="Modules that keep their weights, by name or dotted prefix."
+    )
+    unfreeze_epoch: int | None = Field(
+        None, ge=1, description="Epoch (from 0) at which frozen modules begin to learn too."
+    )
+    label_smoothing: float = Field(0.0, ge=0.0, lt=1.0, description="Share spread over all classes.")
+    from_scratch: bool = Field(
+        False,
+        description="Also train the same network from random weights on the same budget, and report "
+        "both: what the pretrained weights bought.",
+    )
+
+
+class PretrainConfig(StageConfig, Training):
+    """`kind = "pretrain"`: fit the network to other, source data first."""
+
+    kind: Literal["pretrain"]
+    data: DataConfig = Field(description="The source data.")
+
+
+class PruneTarget(FrozenModel):
+    """How far to prune."""
+
+    sparsity: Fraction = Field(description="Share of the prunable weights that become zero.")
+
+
+class PruneConfig(StageConfig):
+    """`kind = "prune"`: set the weights of smallest magnitude to zero, and keep them there."""
+
+    kind: Literal["prune"]
+    method: Literal["magnitude"] = "magnitude"
+    target: PruneTarget
+    exclude: tuple[str, ...] = Field((), description="Modules that stay dense, by name or dotted prefix.")
+
+
+class TeacherConfig(FrozenModel):
+    """Another network to learn from."""
+
+    factory: Reference = Field(description="`module:callable` that returns a torch.nn.Module.")
+    args: dict[str, JsonValue] = Field(default_factory=dict, description="Arguments of the factory.")
+    checkpoint: str = Field(description="Its weights: a path relative to the recipe, or `pkg://`.")
+
+
+class DistillConfig(StageConfig, Training):
+    """`kind = "distill"`: fit to a teacher's softened outputs and to the labels."""
+
+    kind: Literal["distill"]
+    teacher: str | TeacherConfig = Field(
+        description="The name of an earlier stage (or `pretrained`), or another checkpoint."
+    )
+    temperature: float = Field(4.0, ge=1.0, le=100.0, description="Softness of both outputs.")
+    hard_weight: float = Field(
+        0.5, ge=0.0, le=1.0, description="Weight of the labels; the teacher has the rest."
+    )
+
+
+Stage = Annotated[
+    FineTuneConfig | PretrainConfig | PruneConfig | DistillConfig, Field(discriminator="kind")
+]
+
+
+class ExportConfig(FrozenModel):
+    """`[export]`: the way to ONNX."""
+
+    opset: int = Field(20, ge=18, le=23, description="ONNX opset; the device's runtime must know it.")
+    min_sqnr_db: float = Field(
+        50.0, ge=0.0, le=200.0, description="Parity of torch and ONNX below which the build stops."
+    )
+
+
+class QuantizeConfig(FrozenModel):
+    """`[quantize]`: static int8 by ONNX Runtime."""
+
+    target: TargetName = Field("auto", description="The CPU kind to ship to; `auto` is this one.")
+    samples: int = Field(256, ge=1, description="Calibration samples to use.")
+    exclude: tuple[str, ...] = Field((), description="Nodes to leave in float, by name.")
+
+
+class BenchConfig(FrozenModel):
+    """`[bench]`: how the build measures."""
+
+    threads: int = Field(1, ge=1, le=1024, description="Threads of each session.")
+
+
+RESERVED_NAMES = ("pretrained", "export", "quantize", "parity", "gate")
+
+
+class Recipe(FrozenModel):
+    """The whole way from a checkpoint to a gated artifact."""
+
+    name: Name = Field(description="Name of the artifact.")
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="Of everything random in the build.")
+    model: ModelConfig
+    data: DataConfig
+    stage: tuple[Stage, ...] = Field((), description="Stages in PyTorch, in the order they run.")
+    export: ExportConfig = Field(default_factory=ExportConfig)
+    quantize: QuantizeConfig = Field(default_factory=QuantizeConfig)
+    bench: BenchConfig = Field(default_factory=BenchConfig)
+    gate: Policy = Field(default_factory=Policy)
+
+    @model_validator(mode="after")
+    def _stages_fit_together(self) -> Recipe:
+        names = self.stage_names()
+        for index, name in enumerate(names):
+            if name in RESERVED_NAMES or name in names[:index]:
+                raise ValueError(f"stage name {name!r} is taken; give the stage another name")
+            stage = self.stage[index]
+            earlier = ["pretrained", *names[:index]]
+            if (
+                isinstance(stage, DistillConfig)
+                and isinstance(stage.teacher, str)
+                and stage.teacher not in earlier
+            ):
+                raise ValueError(
+                    f"teacher {stage.teacher!r} of stage {name!r} is no earlier stage; "
+                    f"there are: {', '.join(earlier)}"
+                )
+        if self.model.checkpoint is None and not any(isinstance(s, Training) for s in self.stage):
+            raise ValueError("nothing was ever trained: name model.checkpoint or add a stage that trains")
+        return self
+
+    def stage_names(self) -> list[str]:
+        """The name of each stage: its own, or its kind, numbered from the second of a kind on."""
+        names: list[str] = []
+        for index, stage in enumerate(self.stage):
+            before = sum(s.name is None and s.kind == stage.kind for s in self.stage[:index])
+            names.append(stage.name or (f"{stage.kind}-{before + 1}" if before else stage.kind))
+        return names
+
+
+def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        path: a TOML file.
+        overrides: `table.key=value` texts that replace values; a stage is named by its position or
+            name, as in `stage.finetune.epochs=5`.
+
+    Raises:
+        RecipeError: with file, key and what to do.
+    """
+    try:
+        if path.stat().st_size > MAX_RECIPE_BYTES:
+            raise RecipeError(path, "is larger than a recipe can be", "check the path")
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(path, f"cannot be read ({error.strerror})", "check the path") from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise RecipeError(path, f"is no TOML ({error})", "mend the line") from error
+    for override in overrides:
+        _apply_override(content, override)
+    return recipe_from(content, path)
+
+
+def recipe_from(content: Mapping[str, Any], place: object) -> Recipe:
+    """Validate nested tables.
+
+    Raises:
+        RecipeError: with `place`, key and what to do.
+    """
+    try:
+        # By way of JSON, whose arrays may become tuples where Python's strict lists may not.
+        return Recipe.model_validate_json(json.dumps(content, default=str))
+    except ValidationError as error:
+        key, cause, fix = explain_validation(error, Recipe)
+        raise RecipeError(f"{place}: {key}", cause, fix) from error
+
+
+def recipe_schema() -> dict[str, Any]:
+    """The JSON Schema of recipes (draft 2020-12)."""
+    schema = Recipe.model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _apply_override(content: dict[str, Any], override: str) -> None:
+    """Replace one value in nested tables, making tables on the way where there are none."""
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise RecipeError(f"--set {override}", "is no table.key=value", "write such as stage.0.epochs=3")
+    table: Any = content
+    for part in parts[:-1]:
+        table = _enter(table, part, override)
+    if not isinstance(table, dict):
+        raise RecipeError(f"--set {override}", f"{parts[-2]!r} is no table", "check the key")
+    table[parts[-1]] = _toml_value(text.strip())
+
+
+def _enter(table: Any, part: str, override: str) -> Any:
+    if isinstance(table, dict):
+        return table.setdefault(part, {})
+    if isinstance(table, list):
+        kinds = [t.get("name") or t.get("kind") for t in table if isinstance(t, dict)]
+        if part.isdigit() and int(part) < len(table):
+            return table[int(part)]
+        if part in kinds:
+            return table[kinds.index(part)]
+        raise RecipeError(f"--set {override}", f"there is no stage {part!r}", f"there are: {kinds}")
+    raise RecipeError(f"--set {override}", f"{part!r} lies in no table", "check the key")
+
+
+def _toml_value(text: str) -> Any:
+    """A TOML value, or the text itself where it is none: `--set name=test` needs no quotes."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text

@@ -1,0 +1,106 @@
+"""`report.html`: one page that a person reads, whole in itself, without network or script."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from importlib.resources import files
+from typing import Any
+
+from bench.artifact import FLOAT_MODEL, MODEL, Manifest
+from bench.gate import Judgement
+from bench.render import (
+    METRIC_OF_ROW,
+    bounds_text,
+    budget_text,
+    change_text,
+    figure_rows,
+    percent,
+)
+from exporter.charts import block_chart, latency_chart, layer_chart, training_chart
+
+WORST_LAYERS = 10
+
+
+def render_report(manifest: Manifest, judgement: Judgement) -> str:
+    """The page as HTML. All texts from recipes and models are escaped."""
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    source = files("exporter").joinpath("templates/report.html.j2").read_text(encoding="utf-8")
+    by_name = {model.path: model for model in judgement.result.models}
+    models = {"float": by_name[FLOAT_MODEL], "int8": by_name[MODEL]}
+    metrics = judgement.metrics
+    parity = next(stage.metrics for stage in manifest.stages if stage.kind == "parity")
+    layers = parity["layers"]
+    curves = dict(training_runs(manifest))
+    charts = {
+        "latency": latency_chart(models),
+        "blocks": block_chart(models),
+        "training": training_chart(curves) if curves else "",
+        "layers": layer_chart(layers) if layers else "",
+    }
+    return environment.from_string(source).render(
+        manifest=manifest,
+        verdict=judgement.verdict.value,
+        reasons=judgement.reasons,
+        host=judgement.result.host,
+        settings=judgement.result.settings,
+        blocks=judgement.blocks,
+        figures=[
+            (label, texts, change_text(metrics.get(METRIC_OF_ROW.get(label, ""))))
+            for label, texts in figure_rows(models)
+        ],
+        judged=[
+            {
+                "name": name,
+                "estimate": change_text(metric),
+                "bounds": bounds_text(metric),
+                "budget": budget_text(metric),
+                "verdict": metric.verdict or "not judged",
+                "reason": metric.reason,
+            }
+            for name, metric in metrics.items()
+        ],
+        stages=[(stage, stage_summary(stage.metrics)) for stage in manifest.stages],
+        transfer=list(transfer_rows(manifest)),
+        parity=parity,
+        worst_layers=sorted(layers, key=lambda layer: float(layer["sqnr_db"]))[:WORST_LAYERS],
+        charts={name: Markup(svg) for name, svg in charts.items()},  # noqa: S704 (drawn here)
+        recipe=json.dumps(manifest.recipe, indent=2),
+    )
+
+
+def training_runs(manifest: Manifest) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Name and curves of everything that was trained."""
+    for stage in manifest.stages:
+        if "curves" in stage.metrics:
+            yield stage.name, stage.metrics["curves"]
+        if "from_scratch" in stage.metrics:
+            yield f"{stage.name}, from scratch", stage.metrics["from_scratch"]["curves"]
+
+
+def transfer_rows(manifest: Manifest) -> Iterator[tuple[str, str, str, str]]:
+    """What pretrained weights bought: stage, accuracy with them, without, and the difference."""
+    for stage in manifest.stages:
+        scratch = stage.metrics.get("from_scratch")
+        if scratch is not None:
+            with_transfer = stage.metrics["evaluation_accuracy"]
+            without = scratch["evaluation_accuracy"]
+            gain = f"{(with_transfer - without) * 100:+.2f} points"
+            yield stage.name, percent(with_transfer), percent(without), gain
+
+
+def stage_summary(metrics: Mapping[str, Any]) -> str:
+    """The plain figures of a stage in one line; lists and tables have their own place in the page."""
+    parts = []
+    for name, value in metrics.items():
+        label = name.replace("_", " ")
+        if isinstance(value, bool | int | str):
+            parts.append(f"{label} {value}")
+        elif isinstance(value, float):
+            parts.append(f"{label} {value:.4g}")
+    return ", ".join(parts)

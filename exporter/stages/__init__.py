@@ -1,0 +1,24 @@
+"""The stages in PyTorch. Each is one file and one function behind one signature.
+
+    (network, config, data, context) -> (network, metrics)
+
+A stage changes nothing but the network that it is given, reads nothing but its arguments, and is
+deterministic in `context.seed`. Metrics are plain JSON.
+"""
+
+from __future__ import annotations
+
+from exporter.stages.base import Context, Metrics, StageFunction
+from exporter.stages.distill import distill
+from exporter.stages.finetune import finetune
+from exporter.stages.pretrain import pretrain
+from exporter.stages.prune import prune
+
+STAGES: dict[str, StageFunction] = {
+    "finetune": finetune,
+    "pretrain": pretrain,
+    "prune": prune,
+    "distill": distill,
+}
+
+__all__ = ["STAGES", "Context", "Metrics", "StageFunction"]

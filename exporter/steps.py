@@ -1,0 +1,258 @@
+"""The steps of a build: from the recipe's stages to the gate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from bench.arrays import Array, write_npz
+from bench.artifact import EVALUATION, EXPECTED_PREFIX, FLOAT_MODEL, GOLDEN, MODEL, RESULT, Subject
+from bench.errors import DataError
+from bench.evaluation import EvaluationSet, write_evaluation
+from bench.files import sha256_of
+from bench.gate import gate_subjects, with_plain_paths
+from bench.host import fingerprint
+from bench.measure import MeasureConfig
+from bench.parity import parity
+from bench.render import metrics_json
+from bench.result import write_result
+from exporter.checkpoint import load_into, read_checkpoint
+from exporter.errors import CheckpointError, ExportError
+from exporter.inference import run_model
+from exporter.layers import layer_errors
+from exporter.network import Network, accuracy, deterministic, load_network, predict
+from exporter.pipeline import Step
+from exporter.quantize import quantize
+from exporter.recipe import StageConfig, TeacherConfig
+from exporter.stages import STAGES, Context
+from exporter.targets import find_target
+from exporter.to_onnx import export
+from exporter.training import check_classes
+from exporter.workshop import Workshop
+
+PARITY_SAMPLES = 256
+LAYER_SAMPLES = 32
+GOLDEN_SAMPLES = 8
+
+
+def recipe_steps(shop: Workshop) -> list[Step]:
+    """All steps of a recipe, in order."""
+    recipe = shop.recipe
+    common = {"seed": recipe.seed, "data": shop.data_fingerprint, "code": shop.code}
+    model = recipe.model.model_dump(mode="json")
+    checkpoint = shop.checkpoint()
+    weights = None if checkpoint is None else sha256_of(checkpoint)
+    steps = [
+        Step(
+            "pretrained",
+            "pretrained",
+            {**common, "model": model, "weights": weights},
+            (),
+            lambda _folders, out: _load_pretrained(shop, out),
+        )
+    ]
+    names = ["pretrained"]
+    for name, config in zip(recipe.stage_names(), recipe.stage, strict=True):
+        parents = [names[-1]]
+        teacher = getattr(config, "teacher", None)
+        if isinstance(teacher, str) and teacher not in parents:
+            parents.append(teacher)
+        steps.append(
+            Step(
+                name,
+                config.kind,
+                {**common, "config": config.model_dump(mode="json"), **_other_files(shop, config)},
+                tuple(parents),
+                _stage_runner(shop, name, config, names[-1]),
+            )
+        )
+        names.append(name)
+    trained = names[-1]
+    target = find_target(recipe.quantize.target)
+    tail: list[Step] = [
+        Step(
+            "export",
+            "export",
+            {**common, "config": recipe.export.model_dump(mode="json"), "name": recipe.name},
+            (trained,),
+            lambda folders, out: _export(shop, folders[trained], out),
+        ),
+        Step(
+            "quantize",
+            "quantize",
+            {**common, "config": recipe.quantize.model_dump(mode="json"), "target": target.name},
+            ("export",),
+            lambda folders, out: _quantize(shop, folders["export"], out),
+        ),
+        Step(
+            "parity",
+            "parity",
+            {**common, "config": recipe.export.model_dump(mode="json")},
+            (trained, "export", "quantize"),
+            lambda folders, out: _parity(shop, folders, trained, out),
+        ),
+        Step(
+            "gate",
+            "gate",
+            {
+                **common,
+                "policy": recipe.gate.model_dump(mode="json"),
+                "bench": recipe.bench.model_dump(mode="json"),
+                "host": fingerprint().model_dump(mode="json"),
+            },
+            ("export", "quantize", "parity"),
+            lambda folders, out: _gate(shop, folders, out),
+        ),
+    ]
+    return steps + tail
+
+
+def _load_pretrained(shop: Workshop, out: Path) -> dict[str, Any]:
+    with deterministic(shop.recipe.seed, "model"):
+        module = shop.fresh_module()
+    path = shop.checkpoint()
+    metrics: dict[str, Any] = {"parameters": sum(p.numel() for p in module.parameters())}
+    if path is not None:
+        loaded = load_into(module, read_checkpoint(path), path)
+        if loaded.new_head is not None and not shop.recipe.stage:
+            raise CheckpointError(
+                path,
+                f"its {loaded.new_head!r} has other classes and no stage would train a new one",
+                'add a stage of kind "finetune"',
+            )
+        metrics |= {"tensors": loaded.tensors, "new_head": loaded.new_head}
+    metrics["classes"] = check_classes(module, shop.data, "model")
+    Network(module).save(out)
+    return metrics
+
+
+def _stage_runner(shop: Workshop, name: str, config: StageConfig, parent: str) -> Any:
+    def run(folders: Mapping[str, Path], out: Path) -> dict[str, Any]:
+        def teacher(which: str | TeacherConfig) -> nn.Module:
+            if isinstance(which, str):
+                return load_network(shop.fresh_module(), folders[which]).module
+            return shop.other_network(which, f"{name}.teacher")
+
+        context = Context(name, shop.recipe.seed, shop.progress, shop.fresh_module, teacher, shop.load_data)
+        network = load_network(shop.fresh_module(), folders[parent])
+        stage = STAGES[config.kind]  # type: ignore[attr-defined]
+        network, metrics = stage(network, config, shop.data, context)
+        network.save(out)
+        return metrics
+
+    return run
+
+
+def _other_files(shop: Workshop, config: StageConfig) -> dict[str, Any]:
+    """Hashes of what a stage reads beside the recipe's own model and data."""
+    from exporter.data import fingerprint as data_fingerprint
+    from exporter.lookup import find_file
+    from exporter.recipe import DistillConfig, PretrainConfig
+
+    if isinstance(config, PretrainConfig):
+        return {"source": data_fingerprint(shop.load_data(config.data, "stage.data"))}
+    if isinstance(config, DistillConfig) and isinstance(config.teacher, TeacherConfig):
+        path = find_file(config.teacher.checkpoint, shop.folder, "stage.teacher.checkpoint")
+        return {"teacher_weights": sha256_of(path)}
+    return {}
+
+
+def _export(shop: Workshop, trained: Path, out: Path) -> dict[str, Any]:
+    network = load_network(shop.fresh_module(), trained)
+    metadata = {
+        "edgeproof.name": shop.recipe.name,
+        "edgeproof.version": shop.code["libraries"]["edgeproof"],
+        "edgeproof.weights": sha256_of(trained / "weights.safetensors"),
+    }
+    nodes = export(network.module, shop.data.calibration, out / FLOAT_MODEL, shop.recipe.export, metadata)
+    return {
+        "nodes": nodes,
+        "opset": shop.recipe.export.opset,
+        "sparsity": network.sparsity(),
+        "size_bytes": (out / FLOAT_MODEL).stat().st_size,
+    }
+
+
+def _quantize(shop: Workshop, exported: Path, out: Path) -> dict[str, Any]:
+    metrics = quantize(
+        exported / FLOAT_MODEL,
+        out / MODEL,
+        shop.data.calibration,
+        shop.recipe.quantize,
+        find_target(shop.recipe.quantize.target),
+        seed=shop.recipe.seed,
+        progress=shop.progress,
+    )
+    return {**metrics, "size_bytes": (out / MODEL).stat().st_size}
+
+
+def _parity(shop: Workshop, folders: Mapping[str, Path], trained: str, out: Path) -> dict[str, Any]:
+    """Compare torch, float ONNX and int8 ONNX on real samples; write evaluation and golden sets."""
+    float_model, int8_model = folders["export"] / FLOAT_MODEL, folders["quantize"] / MODEL
+    evaluation = shop.data.evaluation
+    sample = evaluation.take(np.arange(min(PARITY_SAMPLES, evaluation.count)))
+    network = load_network(shop.fresh_module(), folders[trained])
+    torch_outputs = predict(network.module, sample)
+    float_outputs, int8_outputs = run_model(float_model, sample), run_model(int8_model, sample)
+    exported = parity(torch_outputs, float_outputs)
+    wanted = shop.recipe.export.min_sqnr_db
+    if not np.isfinite(float_outputs).all() or exported.sqnr_db < wanted:
+        raise ExportError(
+            FLOAT_MODEL,
+            f"is not the network that was trained: SQNR {exported.sqnr_db:.1f} dB to torch, "
+            f"{wanted:.1f} dB wanted",
+            "look for operators that behave otherwise in ONNX (dropout left on, custom rounding)",
+        )
+    if not np.isfinite(int8_outputs).all():
+        raise ExportError(MODEL, "gives NaN or infinity", "look at the calibration data")
+    labels = evaluation.labels.astype(np.int64)
+    write_evaluation(out / EVALUATION, EvaluationSet(evaluation.inputs, labels, evaluation.ids))
+    _write_golden(out / GOLDEN, sample, int8_model, int8_outputs)
+    return {
+        "torch_accuracy": accuracy(network.module, evaluation),
+        "export": exported.model_dump(),
+        "int8": parity(float_outputs, int8_outputs).model_dump(),
+        "layers": layer_errors(
+            float_model, int8_model, sample.take(np.arange(min(LAYER_SAMPLES, sample.count)))
+        ),
+    }
+
+
+def _write_golden(path: Path, sample: Any, model: Path, outputs: Array) -> None:
+    """Keep the samples that the model is surest of: their class must not hang on a rounding."""
+    from bench.session import open_session, signature_of
+
+    ranked = np.sort(outputs.reshape(len(outputs), -1), axis=1)
+    margin = ranked[:, -1] - ranked[:, -2]
+    chosen = np.sort(np.argsort(-margin, kind="stable")[:GOLDEN_SAMPLES])
+    name = signature_of(open_session(model)).outputs[0].name
+    feeds = sample.take(chosen).inputs
+    write_npz(path, {**feeds, f"{EXPECTED_PREFIX}{name}": outputs[chosen]})
+
+
+def _gate(shop: Workshop, folders: Mapping[str, Path], out: Path) -> dict[str, Any]:
+    subject = Subject(
+        folders["quantize"] / MODEL, folders["export"] / FLOAT_MODEL, folders["parity"] / EVALUATION
+    )
+    judgement = with_plain_paths(
+        gate_subjects(
+            subject,
+            None,
+            shop.recipe.gate,
+            config=MeasureConfig(threads=shop.recipe.bench.threads),
+            progress=shop.progress,
+        )
+    )
+    if not judgement.result.models[-1].runs:
+        raise DataError("gate", "nothing was measured", "report this as a bug")
+    write_result(out / RESULT, judgement.result)
+    return {
+        "verdict": judgement.verdict.value,
+        "reasons": list(judgement.reasons),
+        "metrics": metrics_json(judgement.metrics),
+        "blocks": judgement.blocks,
+    }

@@ -1,0 +1,62 @@
+"""CPU kinds, and what int8 must look like to be fast and right on each.
+
+A target is a decision about three facts of ONNX Runtime's CPU kernels:
+
+1. x86 kernels multiply unsigned activations by signed weights (U8S8). Signed activations (S8S8) are
+   rewritten to that only where a Quantize node has one consumer, so that residual networks stay in
+   float for half of their convolutions.
+2. Without VNNI, x86 adds pairs of products in 16 bits (`vpmaddubsw`) and saturates: 7-bit weights
+   (reduce_range) keep the sums in range. With VNNI the sums have 32 bits.
+3. Arm multiplies signed by signed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from bench.host import HostFingerprint, fingerprint, has_vnni
+from exporter.recipe import TargetName
+
+ConcreteTarget = Literal["x86-vnni", "x86-avx2", "arm64", "portable"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """How to quantize for a CPU kind.
+
+    Attributes:
+        signed_activations: int8 rather than uint8 activations; weights are always int8.
+        per_channel: one weight scale per output channel.
+        reduce_range: weights of 7 bits.
+    """
+
+    name: ConcreteTarget
+    signed_activations: bool
+    per_channel: bool
+    reduce_range: bool
+
+
+TARGETS: dict[ConcreteTarget, Target] = {
+    "x86-vnni": Target("x86-vnni", signed_activations=False, per_channel=True, reduce_range=False),
+    "x86-avx2": Target("x86-avx2", signed_activations=False, per_channel=True, reduce_range=True),
+    "arm64": Target("arm64", signed_activations=True, per_channel=True, reduce_range=False),
+    # Right everywhere and fast on x86: U8S8 whose sums fit in 16 bits.
+    "portable": Target("portable", signed_activations=False, per_channel=True, reduce_range=True),
+}
+
+
+def find_target(name: TargetName, host: HostFingerprint | None = None) -> Target:
+    """The target of a name; `auto` is that of `host`, by default this one."""
+    if name == "auto":
+        return TARGETS[host_target(host or fingerprint())]
+    return TARGETS[name]
+
+
+def host_target(host: HostFingerprint) -> ConcreteTarget:
+    """The kind of CPU that a host has."""
+    if host.machine in {"aarch64", "arm64"}:
+        return "arm64"
+    if host.machine in {"x86_64", "AMD64"}:
+        return "x86-vnni" if has_vnni(host) else "x86-avx2"
+    return "portable"

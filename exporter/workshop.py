@@ -1,0 +1,111 @@
+"""What the steps of one build share: the recipe's network and data, resolved and checked once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.progress import Progress
+from exporter.data import Splits, check_splits, fingerprint
+from exporter.lookup import add_import_roots, call_factory, find_factory, find_file
+from exporter.provenance import library_versions, own_code, user_code
+from exporter.recipe import DataConfig, DistillConfig, PretrainConfig, Recipe, TeacherConfig
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """The means of a build.
+
+    Attributes:
+        folder: of the recipe; relative paths start there.
+        model_factory: the recipe's network.
+        data: its splits, checked.
+        data_fingerprint: a hash of all samples.
+        code: a hash of edgeproof's and the user's code, and the versions of libraries.
+    """
+
+    recipe: Recipe
+    folder: Path
+    progress: Progress
+    model_factory: Callable[..., Any]
+    data: Splits
+    data_fingerprint: str
+    code: dict[str, Any]
+
+    def fresh_module(self) -> nn.Module:
+        """The recipe's network with new random weights."""
+        return _module(self.model_factory, self.recipe.model.args, "model.factory")
+
+    def checkpoint(self) -> Path | None:
+        """The recipe's checkpoint, if it names one."""
+        address = self.recipe.model.checkpoint
+        return None if address is None else find_file(address, self.folder, "model.checkpoint")
+
+    def other_network(self, config: TeacherConfig, place: str) -> nn.Module:
+        """A teacher that is not of this build."""
+        from exporter.checkpoint import load_into, read_checkpoint
+
+        module = _module(find_factory(config.factory, f"{place}.factory"), config.args, f"{place}.factory")
+        path = find_file(config.checkpoint, self.folder, f"{place}.checkpoint")
+        loaded = load_into(module, read_checkpoint(path), path)
+        if loaded.new_head is not None:
+            from exporter.errors import CheckpointError
+
+            raise CheckpointError(
+                path, f"its {loaded.new_head!r} has other classes", "a teacher must know the student's"
+            )
+        return module
+
+    def load_data(self, config: DataConfig, place: str) -> Splits:
+        """Call another data factory of the recipe."""
+        return load_splits(config, place)
+
+
+def open_workshop(recipe: Recipe, folder: Path, progress: Progress) -> Workshop:
+    """Resolve everything that a recipe names, before any work begins.
+
+    Raises:
+        EdgeproofError: a factory, file or sample that cannot be used.
+    """
+    add_import_roots(folder)
+    model_factory = find_factory(recipe.model.factory, "model.factory")
+    if recipe.model.checkpoint is not None:
+        find_file(recipe.model.checkpoint, folder, "model.checkpoint")
+    references = [recipe.model.factory, recipe.data.factory]
+    for stage in recipe.stage:
+        if isinstance(stage, PretrainConfig):
+            references.append(stage.data.factory)
+        if isinstance(stage, DistillConfig) and isinstance(stage.teacher, TeacherConfig):
+            references.append(stage.teacher.factory)
+    for reference in references:
+        find_factory(reference, reference)
+    progress.say("reading data")
+    data = load_splits(recipe.data, "data")
+    code = {
+        "edgeproof": own_code(),
+        "user": user_code((folder, Path.cwd()), tuple(references)),
+        "libraries": library_versions(),
+    }
+    return Workshop(recipe, folder, progress, model_factory, data, fingerprint(data), code)
+
+
+def load_splits(config: DataConfig, place: str) -> Splits:
+    """Call a data factory and check what it returns."""
+    factory = find_factory(config.factory, f"{place}.factory")
+    return check_splits(call_factory(factory, config.args, f"{place}.factory"), place)
+
+
+def _module(factory: Callable[..., Any], arguments: dict[str, Any], place: str) -> nn.Module:
+    from torch import nn
+
+    from exporter.errors import LookupFailed
+
+    module = call_factory(factory, arguments, place)
+    if not isinstance(module, nn.Module):
+        raise LookupFailed(place, f"returned a {type(module).__name__}", "return a torch.nn.Module")
+    return module.float()

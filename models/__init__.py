@@ -1,0 +1,1 @@
+"""Reference models: each folder is what a user's own repository looks like."""

@@ -1,0 +1,309 @@
+"""Tiny real models, artifacts made of them, and workers that follow a script instead of a clock."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import settings
+from onnx import TensorProto, helper, numpy_helper
+
+from bench import cli
+from bench.arrays import write_npz
+from bench.result import ModelResult, Run
+
+# A shared machine may stall any example: no deadline; the same examples every time.
+settings.register_profile("steady", deadline=None, derandomize=True)
+settings.load_profile("steady")
+
+SAMPLES, FEATURES, CLASSES = 40, 4, 3
+WRONG_LABELS = 4
+WEIGHT = np.random.default_rng(7).standard_normal((FEATURES, CLASSES)).astype(np.float32)
+# Full-scale enough in 8 bits to tell the classes apart, and not the same numbers.
+ROUNDED_WEIGHT = np.round(WEIGHT, 1)
+
+
+def build_model(nodes, constants, shape=("N", FEATURES), *, dtype=TensorProto.FLOAT, opset=17):
+    """A model from `x` to `y` (float, class scores)."""
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [helper.make_tensor_value_info("x", dtype, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [shape[0], CLASSES])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+
+
+def linear(weight=WEIGHT, batch="N", opset=17):
+    node = helper.make_node("MatMul", ["x", "w"], ["y"])
+    return build_model([node], {"w": weight}, (batch, FEATURES), opset=opset)
+
+
+def heavy(layers=24, width=384):
+    """The same classes after many large products: slower and larger than `linear` beyond any doubt."""
+    wide = np.zeros((FEATURES, width), np.float32)
+    wide[:, :FEATURES] = np.eye(FEATURES)
+    narrow = np.zeros((width, CLASSES), np.float32)
+    narrow[:FEATURES] = WEIGHT
+    constants = {"first": wide, "last": narrow}
+    nodes, tip = [helper.make_node("MatMul", ["x", "first"], ["h"])], "h"
+    for index in range(layers):
+        constants[f"w{index}"] = np.eye(width, dtype=np.float32) + np.float32(index * 1e-9)
+        nodes.append(helper.make_node("MatMul", [tip, f"w{index}"], [f"h{index}"]))
+        tip = f"h{index}"
+    nodes.append(helper.make_node("MatMul", [tip, "last"], ["y"]))
+    return build_model(nodes, constants)
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory):
+    """Paths of models, good and bad; tests read them and leave them as they are."""
+    folder = tmp_path_factory.mktemp("models")
+    cast = [
+        helper.make_node("Cast", ["x"], ["f"], to=TensorProto.FLOAT),
+        helper.make_node("MatMul", ["f", "w"], ["y"]),
+    ]
+    nan = [helper.make_node("MatMul", ["x", "w"], ["s"]), helper.make_node("Sqrt", ["s"], ["y"])]
+    three_axes = [
+        helper.make_node("MatMul", ["x", "w"], ["s"]),
+        helper.make_node("Unsqueeze", ["s", "axis"], ["y"]),
+    ]
+    reshape = [helper.make_node("Reshape", ["x", "to"], ["y"])]
+    newer_ir = linear()
+    newer_ir.ir_version = 99
+    protos = {
+        "dynamic": linear(),
+        "rounded": linear(ROUNDED_WEIGHT),
+        "fixed": linear(batch=2),
+        "heavy": heavy(),
+        "integers": build_model(cast, {"w": WEIGHT}, dtype=TensorProto.INT64),
+        "nan": build_model(nan, {"w": WEIGHT}),
+        "open_axis": build_model(
+            [helper.make_node("MatMul", ["x", "w"], ["y"])], {"w": WEIGHT}, ("N", "features")
+        ),
+        "three_axes": build_model(three_axes, {"w": WEIGHT, "axis": np.array([1])}),
+        "fails": build_model(reshape, {"to": np.array([-1, 3])}),
+        "opset_99": linear(opset=99),
+        "ir_99": newer_ir,
+    }
+    for name, proto in protos.items():
+        (folder / f"{name}.onnx").write_bytes(proto.SerializeToString())
+    whole = (folder / "dynamic.onnx").read_bytes()
+    (folder / "truncated.onnx").write_bytes(whole[: len(whole) // 2])
+    onnx.save(
+        linear(),
+        folder / "external.onnx",
+        save_as_external_data=True,
+        location="external.onnx.data",
+        size_threshold=0,
+    )
+    (folder / "external.onnx.data").unlink()
+    return SimpleNamespace(**{path.stem: path for path in folder.glob("*.onnx")}, folder=folder)
+
+
+@pytest.fixture(scope="session")
+def samples():
+    """Feeds [40, 4] and labels [40], of which the float model gets all but four right."""
+    feeds = np.random.default_rng(3).standard_normal((SAMPLES, FEATURES)).astype(np.float32)
+    labels = (feeds @ WEIGHT).argmax(axis=1)
+    labels[:WRONG_LABELS] = (labels[:WRONG_LABELS] + 1) % CLASSES
+    return SimpleNamespace(x=feeds, labels=labels, accuracy=1 - WRONG_LABELS / SAMPLES)
+
+
+@pytest.fixture(scope="session")
+def evaluation(tmp_path_factory, samples):
+    """The samples as a file."""
+    path = tmp_path_factory.mktemp("data") / "evaluation.npz"
+    write_npz(path, {"x": samples.x, "labels": samples.labels})
+    return path
+
+
+class ArtifactFolder:
+    """An artifact whose manifest can be written anew, honestly or not."""
+
+    def __init__(self, folder: Path, recipe: dict[str, object]) -> None:
+        self.folder, self.recipe = folder, recipe
+
+    def describe(self) -> dict[str, object]:
+        files = {
+            path.name: {
+                "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+                "size_bytes": path.stat().st_size,
+            }
+            for path in sorted(self.folder.iterdir())
+            if path.name != "manifest.json"
+        }
+        stage = {"name": "export", "kind": "export", "key": "0" * 64, "metrics": {}}
+        return {
+            "schema_version": 1,
+            "name": "tiny",
+            "created_utc": "2026-01-01T00:00:00+00:00",
+            "edgeproof": "0.1.0",
+            "target": "x86",
+            "verdict": "PASS",
+            "files": files,
+            "stages": [stage],
+            "recipe": self.recipe,
+            "libraries": {"onnx": onnx.__version__},
+        }
+
+    def seal(self, **changes: object) -> None:
+        """Write a manifest that fits the files, save for `changes`."""
+        (self.folder / "manifest.json").write_text(json.dumps(self.describe() | changes))
+
+
+@pytest.fixture
+def artifact(tmp_path, models, samples, evaluation):
+    """A whole artifact: a candidate, its float twin, labelled data and golden outputs."""
+    folder = tmp_path / "artifact"
+    folder.mkdir()
+    (folder / "model.onnx").write_bytes(models.rounded.read_bytes())
+    (folder / "model.fp32.onnx").write_bytes(models.dynamic.read_bytes())
+    (folder / "evaluation.npz").write_bytes(evaluation.read_bytes())
+    golden = samples.x[:8]
+    write_npz(folder / "golden.npz", {"x": golden, "expected.y": golden @ ROUNDED_WEIGHT})
+    made = ArtifactFolder(folder, {"gate": {"min_accuracy": 0.5}})
+    made.seal()
+    return made
+
+
+def make_run(times_ns=(1000,) * 3, *, rounds=4, rss=50_000_000, session_ns=5000, first_run_ns=2000):
+    return Run(
+        session_ns=session_ns,
+        first_run_ns=first_run_ns,
+        warmup_ns=(1500, 1200),
+        rounds_ns=(tuple(times_ns),) * rounds,
+        import_rss_bytes=None if rss is None else rss // 2,
+        peak_rss_bytes=rss,
+    )
+
+
+def make_model(runs, *, path="a.onnx", size=1000, predictions=None, labels=None):
+    return ModelResult(
+        path=path,
+        sha256="0" * 64,
+        size_bytes=size,
+        runs=tuple(runs),
+        predictions=predictions,
+        labels=labels,
+    )
+
+
+@pytest.fixture(scope="session")
+def factory():
+    """Makers of results: `factory.run(...)`, `factory.model(...)`."""
+    return SimpleNamespace(run=make_run, model=make_model)
+
+
+@dataclass
+class ScriptedWorkers:
+    """Takes the place of `bench.process.worker_group`: times are drawn, never measured.
+
+    Attributes:
+        typical_ns: an undisturbed inference.
+        slowdown: file name -> factor on its times.
+        noise: spread of every inference, log-normal.
+        disturbed: share of processes that are half as fast throughout, as on a shared machine.
+        rss: file name -> peak memory; None where the host does not tell.
+        predictions, labels: answers to `predict`, by file name.
+    """
+
+    seed: int = 0
+    typical_ns: float = 5e6
+    slowdown: dict[str, float] = field(default_factory=dict)
+    noise: float = 0.01
+    disturbed: float = 0.0
+    rss: dict[str, int | None] = field(default_factory=dict)
+    predictions: dict[str, list[int]] = field(default_factory=dict)
+    labels: list[int] | None = None
+    requests: list[tuple[str, str, dict[str, object]]] = field(default_factory=list)
+    closed: int = 0
+
+    def __post_init__(self):
+        self.random = np.random.default_rng(self.seed)
+
+    @contextmanager
+    def __call__(self, count, timeout_s):
+        workers = [_ScriptedWorker(self) for _ in range(count)]
+        try:
+            yield workers
+        finally:
+            self.closed += count
+
+    def asked(self, op):
+        """The arguments of all requests of one kind, in order."""
+        return [arguments for kind, _, arguments in self.requests if kind == op]
+
+    @property
+    def counts(self):
+        """How often each kind of request was made."""
+        return Counter(kind for kind, _, _ in self.requests)
+
+
+class _ScriptedWorker:
+    def __init__(self, script):
+        self.script, self.model = script, ""
+        self.state = 1.5 if script.random.random() < script.disturbed else 1.0
+
+    def ask(self, op, **arguments):
+        if op == "open":
+            self.model = Path(arguments["model"]).name
+        self.script.requests.append((op, self.model, arguments))
+        return getattr(self, f"_{op}")(**arguments)
+
+    def close(self):
+        raise AssertionError("the group closes its workers")
+
+    def _open(self, **_):
+        return {"session_ns": 3_000_000, "import_rss_bytes": 30_000_000}
+
+    def _first(self):
+        return {"first_run_ns": 9_000_000, "samples": 16}
+
+    def _warm(self, limit_ns):
+        return {"ns": self._draw(20)}
+
+    def _burst(self, count, untimed):
+        return {"ns": self._draw(count)}
+
+    def _memory(self):
+        rss = self.script.rss.get(self.model, 50_000_000)
+        jitter = int(self.script.random.integers(0, 20)) * 4096
+        return {"peak_rss_bytes": None if rss is None else rss + jitter}
+
+    def _predict(self, evaluation):
+        return {"predictions": self.script.predictions[self.model], "labels": self.script.labels}
+
+    def _draw(self, count):
+        factor = self.script.typical_ns * self.state * self.script.slowdown.get(self.model, 1.0)
+        return [int(factor * value) for value in self.script.random.lognormal(0, self.script.noise, count)]
+
+
+@pytest.fixture(scope="session")
+def scripted():
+    """The class of scripted workers; an instance goes where `workers=` is taken."""
+    return ScriptedWorkers
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Run `python -m bench ...` in this process: exit code, standard output, standard error."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["bench", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        text = capsys.readouterr()
+        return SimpleNamespace(code=end.value.code or 0, out=text.out, err=text.err)
+
+    return run

@@ -1,0 +1,79 @@
+"""Labelled samples, and what is wrong with other people's."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from bench.arrays import write_npz
+from bench.errors import DataError
+from bench.evaluation import EvaluationSet, read_evaluation, write_evaluation
+
+FEEDS = np.arange(12, dtype=np.float32).reshape(6, 2)
+LABELS = np.arange(6)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "evaluation.npz"
+
+
+@pytest.mark.parametrize(
+    ("labels", "ids"), [(None, None), (LABELS, None), (LABELS, np.array(list("abcdef")))]
+)
+def test_what_was_written_is_read(path, labels, ids):
+    write_evaluation(path, EvaluationSet({"x": FEEDS}, labels, ids))
+    read = read_evaluation(path)
+    assert read.count == 6
+    assert list(read.feeds) == ["x"]
+    np.testing.assert_array_equal(read.feeds["x"], FEEDS)
+    for got, want in ((read.labels, labels), (read.ids, ids)):
+        assert (got is None) == (want is None)
+        if want is not None:
+            np.testing.assert_array_equal(got, want)
+
+
+def test_the_first_rows_belong_together(path):
+    write_evaluation(path, EvaluationSet({"x": FEEDS}, LABELS, None))
+    read = read_evaluation(path, rows=4)
+    assert read.count == 4
+    np.testing.assert_array_equal(read.feeds["x"], FEEDS[:4])
+    np.testing.assert_array_equal(read.labels, LABELS[:4])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_feeds_must_be_finite(path, bad):
+    feeds = FEEDS.copy()
+    feeds[3, 1] = bad
+    write_npz(path, {"x": feeds})
+    with pytest.raises(DataError, match="feed 'x' holds NaN or infinity; clean the data"):
+        read_evaluation(path)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"labels": LABELS}, "holds labels but no feeds"),
+        ({"x": FEEDS, "labels": LABELS[:5]}, "differ in length: {'x': 6, 'labels': 5}"),
+        ({"x": FEEDS, "z": FEEDS[:2]}, "differ in length"),
+        ({"x": FEEDS, "ids": np.array(["a"])}, "differ in length"),
+        ({"x": FEEDS, "labels": np.array(3)}, "differ in length"),
+        ({"x": FEEDS[:0]}, "holds no samples"),
+        ({"x": np.float32(1)}, "holds no samples"),
+        ({"x": FEEDS, "labels": LABELS - 1}, "'labels' has dtype int64"),
+        ({"x": FEEDS, "labels": LABELS.astype(float)}, "'labels' has dtype float64"),
+        ({"x": FEEDS, "labels": LABELS > 2}, "'labels' has dtype bool"),
+        ({"x": FEEDS, "labels": LABELS.reshape(6, 1)}, r"shape \[6, 1\]"),
+    ],
+)
+def test_sets_that_cannot_be_used(path, arrays, words):
+    write_npz(path, arrays)
+    with pytest.raises(DataError, match=words.replace("{", r"\{")):
+        read_evaluation(path)
+
+
+@pytest.mark.parametrize("name", ["labels", "ids"])
+def test_an_input_cannot_bear_a_reserved_name(path, name):
+    with pytest.raises(DataError, match=f"a model input is called '{name}'; rename the input"):
+        write_evaluation(path, EvaluationSet({name: FEEDS}, None, None))
+    assert not path.exists()

@@ -1,0 +1,53 @@
+"""Numbers about numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from bench.parity import EXACT_SQNR_DB, parity, sqnr_db
+
+
+def test_equal_outputs():
+    scores = np.array([[1.0, 2.0], [3.0, 0.0]])
+    outcome = parity(scores, scores)
+    assert outcome.model_dump() == {
+        "max_error": 0.0,
+        "sqnr_db": EXACT_SQNR_DB,
+        "agreement": 1.0,
+        "samples": 2,
+    }
+
+
+def test_outputs_that_differ():
+    reference = np.array([[3.0, 0.0], [0.0, 4.0]])
+    outcome = parity(reference, reference + np.array([[0.0, 0.0], [5.0, 0.0]]))
+    assert outcome.max_error == 5.0
+    assert outcome.agreement == 0.5
+    assert outcome.sqnr_db == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize(("noise", "decibels"), [(0.1, 20.0), (0.001, 60.0), (10.0, -20.0)])
+def test_a_tenth_of_the_noise_is_twenty_decibels_more(noise, decibels):
+    signal = np.ones((4, 3))
+    assert sqnr_db(signal, signal + noise) == pytest.approx(decibels)
+
+
+def test_noise_without_a_signal():
+    assert sqnr_db(np.zeros(3), np.ones(3)) == -EXACT_SQNR_DB
+    assert sqnr_db(np.zeros(3), np.zeros(3)) == EXACT_SQNR_DB
+
+
+def test_samples_of_any_shape_are_flattened():
+    images = np.arange(24.0).reshape(2, 3, 2, 2)
+    assert parity(images, images[:, ::-1]).samples == 2
+    assert parity(images, images[:, ::-1]).agreement == 0.0
+
+
+def test_integers_do_not_wrap_around():
+    assert parity(np.array([[0]], np.uint8), np.array([[255]], np.uint8)).max_error == 255.0
+
+
+def test_shapes_must_be_equal():
+    with pytest.raises(ValueError, match=r"shapes differ: \[2, 3\] and \[3, 2\]"):
+        parity(np.zeros((2, 3)), np.zeros((3, 2)))

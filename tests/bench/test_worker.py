@@ -1,0 +1,214 @@
+"""The measured process, run in this one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench import worker as worker_module
+from bench.arrays import write_npz
+from bench.errors import ArtifactError, DataError, ModelError
+from bench.session import Signature, TensorSpec
+from bench.worker import (
+    PREDICT_BATCH,
+    WARM_WINDOW,
+    Worker,
+    batches,
+    clear_peak_memory,
+    fixed_batch,
+    memory_bytes,
+    synthetic_feeds,
+)
+
+
+def opened(model, feeds=None, **changes):
+    worker = Worker()
+    request = {"model": str(model), "feeds": None if feeds is None else str(feeds)}
+    answer = worker.open(request | {"threads": 1, "arena": True, "cores": None} | changes)
+    assert answer["session_ns"] > 0
+    return worker
+
+
+@pytest.fixture
+def feeds_file(tmp_path):
+    """Write feeds to a file."""
+
+    def write(**arrays):
+        path = tmp_path / "feeds.npz"
+        write_npz(path, arrays)
+        return path
+
+    return write
+
+
+def test_feeds_take_turns_one_by_one(models, feeds_file, samples, monkeypatch):
+    worker = opened(models.dynamic, feeds_file(x=samples.x[:3]))
+    fed = []
+    run = worker._run
+    monkeypatch.setattr(worker, "_run", lambda feeds: fed.append(feeds["x"]) or run(feeds))
+    assert worker.first({})["samples"] == 3
+    assert len(worker.burst({"count": 3, "untimed": 1})["ns"]) == 3
+    np.testing.assert_array_equal(np.concatenate(fed), samples.x[[0, 1, 2, 0, 1]])
+
+
+def test_a_fixed_batch_is_filled(models, feeds_file, samples):
+    worker = opened(models.fixed, feeds_file(x=samples.x[:5]))
+    assert worker.first({})["samples"] == 2
+    with pytest.raises(DataError, match="1 samples do not fill one batch of 2"):
+        opened(models.fixed, feeds_file(x=samples.x[:1])).first({})
+
+
+@pytest.mark.parametrize("name", ["dynamic", "fixed", "integers"])
+def test_synthetic_feeds_run(models, name):
+    worker = opened(getattr(models, name))
+    answer = worker.first({})
+    assert answer["samples"] == 1
+    assert answer["first_run_ns"] > 0
+
+
+def test_synthetic_feeds_are_the_same_every_time():
+    signature = Signature(
+        (TensorSpec("a", "float32", (None, 4)), TensorSpec("b", "bool", (2, 3))), ()
+    )
+    first, second = (synthetic_feeds(Path("m"), signature) for _ in range(2))
+    assert {name: (array.dtype.name, array.shape) for name, array in first.items()} == {
+        "a": ("float32", (1, 4)),
+        "b": ("bool", (2, 3)),
+    }
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name])
+
+
+def test_an_open_axis_wants_real_feeds(models):
+    with pytest.raises(DataError, match="axis 1 of input 'x' has no fixed size; give real feeds"):
+        opened(models.open_axis).first({})
+
+
+def test_pinning_reaches_the_system(models, monkeypatch):
+    pinned = []
+    monkeypatch.setattr(os, "sched_setaffinity", lambda pid, cores: pinned.append((pid, cores)))
+    opened(models.dynamic, cores=[1, 2])
+    assert pinned == [(0, [1, 2])]
+
+
+class FakeClock:
+    """A `time` whose runs take the scripted durations."""
+
+    def __init__(self, durations):
+        self.readings = [0]
+        for duration in durations:
+            self.readings += [self.readings[-1], self.readings[-1] + duration, self.readings[-1] + duration]
+        self.readings.reverse()
+
+    def perf_counter_ns(self):
+        return self.readings.pop()
+
+
+@pytest.mark.parametrize(
+    ("durations", "limit_ns", "runs"),
+    [
+        ([100] * 50, 10**9, 2 * WARM_WINDOW),
+        ([100 - k for k in range(30)] + [50] * 40, 10**9, 46),  # warm once the fall is over
+        ([1000 - 9 * k for k in range(100)], 5000, 6),  # the limit comes first
+    ],
+)
+def test_warming_ends_when_times_stop_falling(models, monkeypatch, durations, limit_ns, runs):
+    worker = opened(models.dynamic)
+    worker.first({})
+    monkeypatch.setattr(worker_module, "time", FakeClock(durations))
+    times = worker.warm({"limit_ns": limit_ns})["ns"]
+    assert times == durations[: len(times)]
+    if limit_ns < 10**9:
+        assert sum(times[:-1]) <= limit_ns < sum(times)
+    assert len(times) == runs
+
+
+def test_predictions_are_the_largest_outputs(models, evaluation, samples):
+    answer = opened(models.dynamic).predict({"evaluation": str(evaluation)})
+    assert answer["labels"] == samples.labels.tolist()
+    hits = np.equal(answer["predictions"], answer["labels"])
+    assert hits.mean() == pytest.approx(samples.accuracy)
+
+
+def test_predictions_without_labels(models, feeds_file, samples):
+    answer = opened(models.fixed).predict({"evaluation": str(feeds_file(x=samples.x))})
+    assert answer["labels"] is None
+    assert len(answer["predictions"]) == len(samples.x)
+
+
+@pytest.mark.parametrize(
+    ("model", "arrays", "error", "words"),
+    [
+        ("nan", {"x": np.full((2, 4), -1e3, np.float32)}, ModelError, "gives NaN or infinity"),
+        ("three_axes", {"x": np.zeros((2, 4), np.float32)}, DataError, r"has shape \[2, 1, 3\]"),
+        (
+            "dynamic",
+            {"x": np.zeros((2, 4), np.float32), "labels": np.array([0, 3])},
+            DataError,
+            "'labels' go up to 3, the model has 3 classes",
+        ),
+        ("dynamic", {"y": np.zeros((2, 4), np.float32)}, DataError, "lacks the model's input 'x'"),
+        ("fails", {"x": np.zeros((1, 4), np.float32)}, ModelError, "fails when it runs"),
+        ("fixed", {"x": np.zeros((3, 4), np.float32)}, DataError, "3 samples do not fill batches of 2"),
+    ],
+)
+def test_what_cannot_be_predicted(models, feeds_file, model, arrays, error, words):
+    worker = opened(getattr(models, model))
+    with pytest.raises(error, match=words):
+        worker.predict({"evaluation": str(feeds_file(**arrays))})
+
+
+@pytest.mark.parametrize(
+    ("shapes", "size"),
+    [([(2, 4)], 2), ([(None, 4)], None), ([(2, 4), (3,)], None), ([()], None), ([(None, 4), (5,)], 5)],
+)
+def test_the_batch_that_a_model_insists_on(shapes, size):
+    inputs = tuple(TensorSpec(f"x{k}", "float32", shape) for k, shape in enumerate(shapes))
+    assert fixed_batch(Signature(inputs, ())) == size
+
+
+def test_batches_cover_every_sample_once(models, evaluation):
+    signature = Signature((TensorSpec("x", "float32", (None, 4)),), ())
+    parts = batches(signature, worker_module.read_evaluation(evaluation))
+    sizes = [len(part["x"]) for part in parts]
+    assert sizes == [PREDICT_BATCH, 40 - PREDICT_BATCH]
+
+
+def test_golden_outputs_are_compared(models, tmp_path, samples):
+    path = tmp_path / "golden.npz"
+    expected = opened(models.dynamic)._run({"x": samples.x})[0]
+    write_npz(path, {"x": samples.x, "expected.y": expected})
+    answer = opened(models.dynamic).golden({"golden": str(path)})
+    assert (answer["agreement"], answer["samples"]) == (1.0, len(samples.x))
+    assert opened(models.rounded).golden({"golden": str(path)})["sqnr_db"] < answer["sqnr_db"]
+
+
+def test_golden_outputs_must_be_numbers(models, tmp_path):
+    path = tmp_path / "golden.npz"
+    hot = np.full((2, 4), -1e3, np.float32)
+    write_npz(path, {"x": hot, "expected.y": np.zeros((2, 3), np.float32)})
+    with pytest.raises(ArtifactError, match="output 'y' holds NaN"):
+        opened(models.nan).golden({"golden": str(path)})
+
+
+def test_memory_is_read_from_the_kernel(tmp_path, models):
+    worker = opened(models.dynamic)
+    worker.first({})
+    peak = worker.memory({})["peak_rss_bytes"]
+    now = memory_bytes("VmRSS")
+    if now is not None:
+        assert peak >= now > 1 << 20
+    assert memory_bytes("NoSuchField") is None
+
+
+def test_a_host_without_proc_tells_no_memory(monkeypatch):
+    def refuse(*_arguments, **_options):
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    monkeypatch.setattr(Path, "write_text", refuse)
+    clear_peak_memory()
+    assert memory_bytes("VmHWM") is None
