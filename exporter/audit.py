@@ -6,6 +6,7 @@ A QDQ model says what could run in int8; only the graph after fusion says what d
 from __future__ import annotations
 
 import math
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -92,11 +93,13 @@ def audit(path: Path) -> Audit:
             integer += macs
             if channels := _saturating_channels(node, weights):
                 saturating.append(
-                    SaturatingLayer(name=node.name, channels=channels, affects_this_host=not vnni)
+                    SaturatingLayer(name=_plain_name(node), channels=channels, affects_this_host=not vnni)
                 )
         else:
             floats.append(
-                FloatOperator(name=node.name, op_type=node.op_type, macs=macs, reason=_reason(node, model))
+                FloatOperator(
+                    name=_plain_name(node), op_type=node.op_type, macs=macs, reason=_reason(node, model)
+                )
             )
     operators: dict[str, int] = {}
     for node in model.graph.node:
@@ -109,6 +112,11 @@ def audit(path: Path) -> Audit:
         float_ops=tuple(sorted(floats, key=lambda operator: -operator.macs)),
         saturation=tuple(saturating),
     )
+
+
+def _plain_name(node: onnx.NodeProto) -> str:
+    """The node's own name, without what ONNX Runtime's layout transformer appends."""
+    return re.sub(r"_token_\d+$", "", node.name)
 
 
 def _optimized(path: Path, destination: Path) -> onnx.ModelProto:

@@ -59,6 +59,13 @@ class Training(FrozenModel):
         description="Share of the training data held out to choose the best epoch; the evaluation "
         "split is never used to choose anything.",
     )
+    freeze: tuple[str, ...] = Field(
+        (),
+        description="Modules that learn nothing, norm statistics included; by name or dotted prefix.",
+    )
+    unfreeze_epoch: int | None = Field(
+        None, ge=1, description="Epoch (from 0) at which frozen modules begin to learn too."
+    )
 
 
 class StageConfig(FrozenModel):
@@ -73,12 +80,6 @@ class FineTuneConfig(StageConfig, Training):
     kind: Literal["finetune"]
     head: str | None = Field(
         None, description="Module to initialise anew, such as `fc`; its old classes are forgotten."
-    )
-    freeze: tuple[str, ...] = Field(
-        (), description="Modules that keep their weights, by name or dotted prefix."
-    )
-    unfreeze_epoch: int | None = Field(
-        None, ge=1, description="Epoch (from 0) at which frozen modules begin to learn too."
     )
     label_smoothing: float = Field(0.0, ge=0.0, lt=1.0, description="Share spread over all classes.")
     from_scratch: bool = Field(

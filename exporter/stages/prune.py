@@ -10,6 +10,7 @@ from exporter.errors import StageError
 from exporter.network import Network, accuracy, matches
 from exporter.recipe import PruneConfig
 from exporter.stages.base import Context, Metrics
+from exporter.training import check_modules
 
 
 def prune(network: Network, config: PruneConfig, data: Splits, context: Context) -> tuple[Network, Metrics]:
@@ -40,9 +41,7 @@ def prunable_weights(module: nn.Module, exclude: tuple[str, ...], place: str) ->
         StageError: an excluded module does not exist, or nothing is left to prune.
     """
     modules = dict(module.named_modules())
-    for prefix in exclude:
-        if prefix not in modules:
-            raise StageError(f"{place}.exclude", f"the network has no module {prefix!r}", "check the name")
+    check_modules(module, exclude, f"{place}.exclude")
     kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
     weights = {
         f"{name}.weight" if name else "weight": child.weight.detach()

@@ -21,12 +21,12 @@ class Network(nn.Module):
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.features = nn.Sequential(
-            block(3, 16, stride=1),
-            block(16, 32, stride=2),
-            block(32, 64, stride=2),
-            block(64, 64, stride=2),
+            block(3, 32, stride=2),
+            block(32, 64, stride=1),
+            block(64, 96, stride=2),
+            block(96, 128, stride=2),
         )
-        self.head = nn.Linear(64, num_classes)
+        self.head = nn.Linear(128, num_classes)
 
     def forward(self, image: Tensor) -> Tensor:
         """The argument's name is that of the input in data.py."""

@@ -1,0 +1,49 @@
+# The front door. `make demo` and `make test` need nothing but Python 3.11 and a package index.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help demo test check format lint types imports coverage schema perf clean
+
+help:  ## Show the targets.
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[all,dev]"
+	touch $@
+
+demo: $(STAMP)  ## Build the reference recipe: pretrained checkpoint to gated int8 artifact.
+	$(BIN)/edgeproof build models/efficientnet_lite/digits.toml
+
+test: $(STAMP)  ## Run the test suite.
+	$(BIN)/python -m pytest
+
+check: $(STAMP) lint types imports test  ## Everything that must be green at every commit.
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+imports: $(STAMP)
+	$(BIN)/lint-imports
+
+format: $(STAMP)  ## Format the code.
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+coverage: $(STAMP)  ## Run the tests with branch coverage of bench and exporter.
+	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=90
+
+schema: $(STAMP)  ## Write docs/recipe.schema.json anew.
+	$(BIN)/python -c "from exporter.scaffold import schema_text; print(schema_text(), end='')" > docs/recipe.schema.json
+
+perf: $(STAMP)  ## Performance benchmarks; by hand, on a quiet machine.
+	$(BIN)/python -m pytest tests/perf --benchmark-enable
+
+clean:  ## Remove everything that was generated.
+	rm -rf $(VENV) artifacts build dist .edgeproof models/*/.edgeproof
