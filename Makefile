@@ -43,7 +43,7 @@ schema: $(STAMP)  ## Write docs/recipe.schema.json anew.
 	$(BIN)/python -c "from exporter.scaffold import schema_text; print(schema_text(), end='')" > docs/recipe.schema.json
 
 perf: $(STAMP)  ## Performance benchmarks; by hand, on a quiet machine.
-	$(BIN)/python -m pytest tests/perf --benchmark-enable
+	$(BIN)/python -m pytest tests/perf -m perf -s
 
 clean:  ## Remove everything that was generated.
 	rm -rf $(VENV) artifacts build dist .edgeproof models/*/.edgeproof

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -52,7 +53,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
         if path.exists() and not path.is_file():
             raise StorageError(path, "is there and is no regular file", "choose another place")
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, suffix=path.suffix, dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=_prefix(path), suffix=path.suffix, dir=path.parent)
         os.close(handle)
         temporary = Path(name)
         try:
@@ -76,7 +77,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         if path.is_symlink() or (path.exists() and not path.is_dir()):
             raise StorageError(path, "is there and is no folder", "choose another place")
         path.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=path.parent))
+        staging = Path(tempfile.mkdtemp(prefix=_prefix(path), dir=path.parent))
         try:
             staging.chmod(0o777 & ~_umask())
             yield staging
@@ -84,7 +85,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
                 if file.is_file():
                     sync_file(file)
             sync_directory(staging)
-            old = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=path.parent))
+            old = Path(tempfile.mkdtemp(prefix=_prefix(path), dir=path.parent))
             if path.exists():
                 path.replace(old)
             staging.replace(path)
@@ -131,13 +132,20 @@ def sync_directory(path: Path) -> None:
         sync_file(path)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes left half-written in `folder`. The caller holds the folder's lock."""
-    for entry in folder.glob(f"{TEMPORARY_PREFIX}*"):
+def remove_leftovers(folder: Path, name: str = "") -> None:
+    """Remove what killed processes left half-written in `folder`, all or that of one file or folder.
+
+    The caller holds a lock that keeps other writers away.
+    """
+    for entry in folder.glob(f"{TEMPORARY_PREFIX}{glob.escape(name)}*"):
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry, ignore_errors=True)
         else:
             entry.unlink(missing_ok=True)
+
+
+def _prefix(path: Path) -> str:
+    return f"{TEMPORARY_PREFIX}{path.name}-"
 
 
 def _umask() -> int:

@@ -167,7 +167,7 @@ def budget_text(metric: Metric) -> str:
         return _ABSENT
     if metric.ratio is not None:
         return f"≤ {1 + metric.budget:.3f} ×"
-    return f"≥ {-metric.budget * 100:+.2f} points"
+    return f"≥ {0.0 - metric.budget * 100:+.2f} points"
 
 
 def milliseconds(nanoseconds: float | None) -> str:

@@ -22,8 +22,8 @@ def latency_chart(models: Mapping[str, ModelResult]) -> str:
         share = np.arange(1, len(samples) + 1) / len(samples)
         axes.step(samples, share, label=name, color=colour, where="post")
     everything = np.concatenate([run.samples_ns() for m in models.values() for run in m.runs]) / 1e6
-    axes.set_xlim(0, float(np.quantile(everything, 0.995)) * 1.05)
-    axes.set_xlabel("latency, ms (the slowest 0.5 % lie outside)")
+    axes.set_xlim(0, float(np.quantile(everything, 0.99)) * 1.05)
+    axes.set_xlabel("latency, ms (the slowest 1 % lie outside)")
     axes.set_ylabel("share of inferences")
     axes.legend(frameon=False)
     return _svg(figure)
@@ -47,7 +47,7 @@ def training_chart(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     figure, axes = _figure()
     for index, (name, curves) in enumerate(runs.items()):
         colour = _COLOURS[index % len(_COLOURS)]
-        epochs = [line["epoch"] + 1 for line in curves]
+        epochs = [line["epoch"] for line in curves]
         axes.plot(
             epochs,
             [line["validation_accuracy"] for line in curves],
@@ -57,7 +57,7 @@ def training_chart(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
             label=name,
         )
         axes.plot(epochs, [line["train_accuracy"] for line in curves], "--", color=colour, alpha=0.6)
-    axes.set_xlabel("epoch (validation solid, training dashed)")
+    axes.set_xlabel("epoch, from 0 (validation solid, training dashed)")
     axes.set_ylabel("accuracy")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(frameon=False)

@@ -80,10 +80,11 @@ def inspect(
 ) -> None:
     """Show what ONNX Runtime really runs: the share of int8, and what stayed in float."""
     from bench.artifact import subject
-    from exporter.audit import audit
     from exporter.build import require
 
     require("onnx", "export")
+    from exporter.audit import audit
+
     found = audit(subject(model).model)
     if as_json:
         print_json(found.model_dump(mode="json"))

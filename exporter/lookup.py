@@ -56,7 +56,7 @@ def find_factory(reference: str, place: str) -> Callable[..., Any]:
             f"module {module_name!r} needs {error.name!r}, which is not installed",
             "install it",
         ) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script that ends itself must not end the build
         raise LookupFailed(
             place,
             f"module {module_name!r} raised {type(error).__name__} while it was imported: {error}",
@@ -89,9 +89,9 @@ def call_factory(factory: Callable[..., Any], arguments: dict[str, Any], place: 
     except EdgeproofError:
         raise
     except Exception as error:
-        raise LookupFailed(
-            place, f"raised {type(error).__name__}: {error}", f"mend {_where(error)} or the arguments"
-        ) from error
+        called = error.__traceback__ is not None and error.__traceback__.tb_next is not None
+        fix = f"mend {_where(error)} or the arguments" if called else "mend the arguments"
+        raise LookupFailed(place, f"raised {type(error).__name__}: {error}", fix) from error
 
 
 def find_file(address: str, recipe_folder: Path, place: str) -> Path:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from onnxruntime.quantization import CalibrationDataReader
 
 CALIBRATION_BATCH = 16
+DEFAULT_SAMPLES = 256
 
 
 def quantize(
@@ -61,15 +62,8 @@ def quantize(
             raise ExportError(
                 "quantize.exclude", f"the graph has no node {name!r}", f"it has: {_some(names)}"
             )
-    if config.samples > calibration.count:
-        raise DataError(
-            "quantize.samples",
-            f"{config.samples} samples are asked for, the calibration split has {calibration.count}",
-            "ask for fewer",
-        )
-    drawn = stratified_indices(
-        calibration.labels, {"calibration": config.samples}, seed, "quantize.samples"
-    )
+    count = sample_count(calibration, config)
+    drawn = stratified_indices(calibration.labels, {"calibration": count}, seed, "quantize.samples")
     samples = calibration.take(drawn["calibration"])
     activation = QuantType.QInt8 if target.signed_activations else QuantType.QUInt8
     batches = -(-samples.count // CALIBRATION_BATCH)
@@ -113,6 +107,23 @@ def quantize(
         "quantize_nodes": counts["QuantizeLinear"],
         "dequantize_nodes": counts["DequantizeLinear"],
     }
+
+
+def sample_count(calibration: Split, config: QuantizeConfig) -> int:
+    """How many calibration samples to use.
+
+    Raises:
+        DataError: more are asked for than there are.
+    """
+    if config.samples is None:
+        return min(DEFAULT_SAMPLES, calibration.count)
+    if config.samples > calibration.count:
+        raise DataError(
+            "quantize.samples",
+            f"{config.samples} samples are asked for, the calibration split has {calibration.count}",
+            "ask for fewer",
+        )
+    return config.samples
 
 
 def _reader(samples: Split, task: Task) -> CalibrationDataReader:

@@ -150,7 +150,9 @@ class QuantizeConfig(FrozenModel):
     """`[quantize]`: static int8 by ONNX Runtime."""
 
     target: TargetName = Field("auto", description="The CPU kind to ship to; `auto` is this one.")
-    samples: int = Field(256, ge=1, description="Calibration samples to use.")
+    samples: int | None = Field(
+        None, ge=1, description="Calibration samples to use; by default up to 256, as there are."
+    )
     exclude: tuple[str, ...] = Field((), description="Nodes to leave in float, by name.")
 
 

@@ -26,7 +26,7 @@ from exporter.inference import run_model
 from exporter.layers import layer_errors
 from exporter.network import Network, accuracy, deterministic, load_network, predict
 from exporter.pipeline import Step
-from exporter.quantize import quantize
+from exporter.quantize import quantize, sample_count
 from exporter.recipe import StageConfig, TeacherConfig
 from exporter.stages import STAGES, Context
 from exporter.targets import find_target
@@ -40,8 +40,9 @@ GOLDEN_SAMPLES = 8
 
 
 def recipe_steps(shop: Workshop) -> list[Step]:
-    """All steps of a recipe, in order."""
+    """All steps of a recipe, in order; what cannot work at the end is refused before the start."""
     recipe = shop.recipe
+    sample_count(shop.data.calibration, recipe.quantize)
     common = {"seed": recipe.seed, "data": shop.data_fingerprint, "code": shop.code}
     model = recipe.model.model_dump(mode="json")
     checkpoint = shop.checkpoint()

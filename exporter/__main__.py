@@ -1,0 +1,5 @@
+"""`python -m exporter`: the same as `edgeproof`."""
+
+from exporter.cli import main
+
+main()

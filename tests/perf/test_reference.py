@@ -1,0 +1,86 @@
+"""The figures of the README, measured again: `make perf`, by hand, on a machine with nothing else to do.
+
+They judge the reference artifact, which `make demo` builds (a built one is taken from the cache). Float and
+int8 take turns in fresh processes; each ratio comes with its bounds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench.evaluation import read_evaluation
+from bench.session import RuntimeOptions, open_session
+
+pytestmark = pytest.mark.perf
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPE = ROOT / "models" / "efficientnet_lite" / "digits.toml"
+MIN_SPEEDUP = 1.7
+MAX_HELP_CPU_S = 0.5
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The reference artifact."""
+    out = tmp_path_factory.mktemp("reference") / "artifact"
+    run = subprocess.run(
+        [sys.executable, "-m", "exporter", "build", str(RECIPE), "--out", str(out), "--json"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    assert json.loads(run.stdout)["verdict"] == "PASS"
+    return out
+
+
+def test_int8_is_at_least_1_7_times_as_fast_as_float(artifact: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "bench", "gate", str(artifact), "--json"],
+        stdout=subprocess.PIPE,
+        check=False,
+    )
+    metric = json.loads(run.stdout)["metrics"]["latency_p50"]
+    print(f"int8 / float: {metric['ratio']:.3f} ({metric['lower']:.3f} ... {metric['upper']:.3f})")
+    assert metric["upper"] <= 1 / MIN_SPEEDUP
+
+
+@pytest.mark.parametrize("name", ["model.fp32.onnx", "model.onnx"])
+def test_latency_of_one_inference(artifact: Path, name: str, benchmark) -> None:
+    session = open_session(artifact / name, RuntimeOptions(threads=1))
+    evaluation = read_evaluation(artifact / "evaluation.npz", rows=1)
+    feeds = {key: np.ascontiguousarray(value) for key, value in evaluation.feeds.items()}
+    benchmark.pedantic(session.run, args=(None, feeds), rounds=500, iterations=1, warmup_rounds=50)
+    assert benchmark.stats.stats.rounds == 500
+
+
+def test_help_answers_in_half_a_second_of_cpu() -> None:
+    spent = []
+    for _ in range(5):
+        before = os.times()
+        subprocess.run([sys.executable, "-m", "exporter", "--help"], check=True, stdout=subprocess.DEVNULL)
+        after = os.times()
+        spent.append(
+            after.children_user + after.children_system - before.children_user - before.children_system
+        )
+    print(f"--help: {np.median(spent):.3f} s of CPU, {min(spent):.3f} ... {max(spent):.3f}")
+    assert np.median(spent) < MAX_HELP_CPU_S
+
+
+def test_second_build_does_no_work(artifact: Path) -> None:
+    start = time.monotonic()
+    run = subprocess.run(
+        [sys.executable, "-m", "exporter", "build", str(RECIPE), "--out", str(artifact), "--json"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    print(f"second build: {time.monotonic() - start:.1f} s")
+    assert json.loads(run.stdout)["ran"] == []
