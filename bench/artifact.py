@@ -121,7 +121,7 @@ def check_hashes(folder: Path) -> Manifest:
         ArtifactError: a file is missing or was altered.
     """
     manifest = read_manifest(folder)
-    for name in (MODEL, FLOAT_MODEL):
+    for name in (MODEL, FLOAT_MODEL, GOLDEN):
         if name not in manifest.files:
             raise ArtifactError(folder / MANIFEST, f"does not list {name}", "build it again")
     for name, entry in manifest.files.items():
@@ -137,6 +137,8 @@ def check_hashes(folder: Path) -> Manifest:
 
 def self_test(folder: Path, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Parity:
     """Run the golden feeds on this CPU and compare with the outputs that the build saw.
+
+    `check_hashes` comes first: what it did not see is not to be trusted.
 
     Raises:
         ArtifactError: this CPU gives other answers than the one that the artifact was built on.

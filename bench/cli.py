@@ -48,10 +48,13 @@ def bench(
 ) -> None:
     """Measure latency, memory, size and accuracy of models, side by side."""
     from bench.artifact import subject
+    from bench.files import check_writable
     from bench.measure import MeasureConfig, Session
     from bench.render import figures_table, result_json
     from bench.result import write_result
 
+    if out is not None:
+        check_writable(out)
     paths: list[Path] = []
     evaluation = data
     for path in models:
@@ -83,9 +86,12 @@ def compare(
     as_json: JsonOption = False,
 ) -> None:
     """Measure two models in interleaved pairs and judge the candidate by the default budgets."""
+    from bench.files import check_writable
     from bench.gate import compare as compare_models
     from bench.measure import MeasureConfig
 
+    if out is not None:
+        check_writable(out)
     judgement = compare_models(
         baseline,
         candidate,
@@ -110,10 +116,13 @@ def gate(
 ) -> None:
     """Pass or fail a release: exit code 0 PASS, 1 FAIL, 3 INCONCLUSIVE, 4 INVALID."""
     from bench.artifact import read_manifest
+    from bench.files import check_writable
     from bench.gate import gate as judge
     from bench.measure import MeasureConfig
     from bench.policy import Policy, policy_from, read_policy
 
+    if out is not None:
+        check_writable(out)
     chosen = Policy()
     if policy is not None:
         chosen = read_policy(policy)

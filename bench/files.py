@@ -50,8 +50,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     On any exception the file written so far is removed and `path` stays as it was.
     """
     with storage_errors(path):
-        if path.exists() and not path.is_file():
-            raise StorageError(path, "is there and is no regular file", "choose another place")
+        _check_target(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=_prefix(path), suffix=path.suffix, dir=path.parent)
         os.close(handle)
@@ -86,13 +85,33 @@ def atomic_directory(path: Path) -> Iterator[Path]:
                     sync_file(file)
             sync_directory(staging)
             old = Path(tempfile.mkdtemp(prefix=_prefix(path), dir=path.parent))
-            if path.exists():
+            replaced = path.exists()
+            if replaced:
                 path.replace(old)
-            staging.replace(path)
+            try:
+                staging.replace(path)
+            except OSError:
+                if replaced:
+                    old.replace(path)
+                raise
             sync_directory(path.parent)
             shutil.rmtree(old, ignore_errors=True)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
+
+
+def check_writable(path: Path) -> None:
+    """Make sure, before long work, that `path` can be written afterwards.
+
+    Raises:
+        StorageError: it is a folder, or its own folder cannot be made or written.
+    """
+    with storage_errors(path):
+        _check_target(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=_prefix(path), dir=path.parent)
+        os.close(handle)
+        Path(name).unlink()
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -132,16 +151,30 @@ def sync_directory(path: Path) -> None:
         sync_file(path)
 
 
-def remove_leftovers(folder: Path, name: str = "") -> None:
-    """Remove what killed processes left half-written in `folder`, all or that of one file or folder.
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left half-written in `folder`. The caller holds the folder's lock."""
+    for entry in folder.glob(f"{TEMPORARY_PREFIX}*"):
+        _remove(entry)
 
-    The caller holds a lock that keeps other writers away.
-    """
-    for entry in folder.glob(f"{TEMPORARY_PREFIX}{glob.escape(name)}*"):
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry, ignore_errors=True)
-        else:
-            entry.unlink(missing_ok=True)
+
+def remove_leftovers_of(path: Path) -> None:
+    """Remove what killed processes left of `path` alone. The caller holds a lock on `path`."""
+    random_part = "?" * 8  # of tempfile's names
+    for entry in path.parent.glob(f"{glob.escape(_prefix(path))}{random_part}"):
+        _remove(entry)
+
+
+def _remove(entry: Path) -> None:
+    if entry.is_dir() and not entry.is_symlink():
+        shutil.rmtree(entry, ignore_errors=True)
+    else:
+        entry.unlink(missing_ok=True)
+
+
+def _check_target(path: Path) -> None:
+    """A folder or a device must not be replaced by a file."""
+    if path.exists() and not path.is_file():
+        raise StorageError(path, "is there and is no regular file", "choose another place")
 
 
 def _prefix(path: Path) -> str:

@@ -18,6 +18,7 @@ from bench.result import ModelResult, Run
 from bench.schema import FrozenModel
 from bench.stats import (
     Interval,
+    mcnemar_p,
     proportion_interval,
     rank_sum_interval,
     signed_rank_interval,
@@ -154,6 +155,7 @@ def judge_accuracy(baseline: ModelResult, candidate: ModelResult, budget: float 
     interval = tango_interval(only_baseline, only_candidate, len(before), ACCURACY_ALPHA)
     flips = int(np.sum(np.asarray(baseline.predictions) != np.asarray(candidate.predictions)))
     counts = f"lost {only_baseline}, gained {only_candidate}, {flips} flips of {len(before)}"
+    counts += f", McNemar p {mcnemar_p(only_baseline, only_candidate):.2g}"
     verdict = None
     if budget is not None:
         if interval.lower > -budget:

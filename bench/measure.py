@@ -79,7 +79,6 @@ class Session:
         self._runs = [[] for _ in self.models]
         self._order = random.Random(self.config.seed)
         self._started = _now()
-        self._hashes: list[str] = []
 
     def __enter__(self) -> Session:
         self._feeds: Path | None = None

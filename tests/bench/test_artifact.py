@@ -106,18 +106,31 @@ def test_a_manifest_beyond_all_measure(artifact, monkeypatch):
 
 
 def test_a_folder_without_a_manifest_is_no_artifact(tmp_path):
-    with pytest.raises(ArtifactError, match=r"manifest\.json: cannot be read .*; name an artifact folder or"):
+    with pytest.raises(
+        ArtifactError, match=r"manifest\.json: cannot be read .*; name an artifact folder or"
+    ):
         read_manifest(tmp_path)
 
 
 @pytest.mark.parametrize("share_wrong", [1.0, 0.25])
-def test_other_outputs_than_the_build_saw_fail(artifact, samples, share_wrong):
+def test_other_outputs_than_the_build_saw_fail(artifact, share_wrong):
     golden = artifact.folder / "golden.npz"
     feeds, expected = read_golden(golden)
     wrong = expected["y"].copy()
     wrong[: int(len(wrong) * share_wrong)] *= -1
     write_npz(golden, feeds | {"expected.y": wrong})
     with pytest.raises(ArtifactError, match=r"gives other outputs here .*; build it for this CPU"):
+        self_test(artifact.folder)
+
+
+def test_another_class_fails_however_small_the_error(artifact):
+    golden = artifact.folder / "golden.npz"
+    feeds, expected = read_golden(golden)
+    # A sample so faint that the noise of its wrong answer does not show.
+    faint = np.array([[1e-6]] + [[1.0]] * 7, np.float32)
+    flipped = np.array([[-1e-6]] + [[1.0]] * 7, np.float32)
+    write_npz(golden, {"x": feeds["x"] * faint, "expected.y": expected["y"] * flipped})
+    with pytest.raises(ArtifactError, match=r"SQNR 1\d\d\.\d dB, 88% equal predictions"):
         self_test(artifact.folder)
 
 

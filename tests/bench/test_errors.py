@@ -21,7 +21,9 @@ def test_a_message_is_one_line_of_place_cause_and_fix(kind):
     assert str(error) == "my  file .onnx: is broken badly; mend it"
 
 
-@pytest.mark.parametrize("error", [*(kind("place", "cause", "fix") for kind in PLAIN), MissingExtraError("x", "y")])
+@pytest.mark.parametrize(
+    "error", [*(kind("place", "cause", "fix") for kind in PLAIN), MissingExtraError("x", "y")]
+)
 def test_an_error_can_be_pickled(error):
     again = pickle.loads(pickle.dumps(error))
     assert type(again) is type(error)

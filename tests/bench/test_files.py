@@ -18,7 +18,9 @@ from bench.files import (
     TEMPORARY_PREFIX,
     atomic_directory,
     atomic_file,
+    check_writable,
     remove_leftovers,
+    remove_leftovers_of,
     sha256_of,
     write_json,
     write_text,
@@ -27,6 +29,11 @@ from bench.files import (
 
 def leftovers(folder):
     return [entry.name for entry in folder.iterdir() if entry.name.startswith(TEMPORARY_PREFIX)]
+
+
+def fail_after_writing(path):
+    path.write_text("half")
+    raise KeyError
 
 
 def test_a_file_replaces_its_forerunner(tmp_path):
@@ -44,8 +51,7 @@ def test_an_exception_leaves_the_old_file(tmp_path):
     path = tmp_path / "file.txt"
     write_text(path, "old")
     with pytest.raises(KeyError), atomic_file(path) as temporary:
-        temporary.write_text("half")
-        raise KeyError
+        fail_after_writing(temporary)
     assert path.read_text() == "old"
     assert leftovers(tmp_path) == []
 
@@ -96,7 +102,9 @@ def test_a_place_that_cannot_be_written(tmp_path, monkeypatch, code):
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(files.tempfile, "mkstemp", refuse)
-    with pytest.raises(StorageError, match=f"cannot be written .{os.strerror(code)}.; choose another place"):
+    with pytest.raises(
+        StorageError, match=f"cannot be written .{os.strerror(code)}.; choose another place"
+    ):
         write_text(tmp_path / "file.txt", "new")
 
 
@@ -140,8 +148,7 @@ def test_an_exception_leaves_the_old_folder(tmp_path):
     with atomic_directory(path) as staging:
         (staging / "file").write_text("old")
     with pytest.raises(KeyError), atomic_directory(path) as staging:
-        (staging / "file").write_text("half")
-        raise KeyError
+        fail_after_writing(staging / "file")
     assert (path / "file").read_text() == "old"
     assert leftovers(tmp_path) == []
 
@@ -193,6 +200,15 @@ def test_only_leftovers_are_swept(tmp_path):
     assert (outside / "kept").exists()
 
 
+def test_leftovers_of_one_name_are_swept_alone(tmp_path):
+    names = ("mine[1]", "mine1", "mine[1]-int8")
+    mine, *others = (tmp_path / f"{TEMPORARY_PREFIX}{name}-12345678" for name in names)
+    for entry in (mine, *others):
+        entry.mkdir()
+    remove_leftovers_of(tmp_path / "mine[1]")
+    assert sorted(tmp_path.iterdir()) == sorted(others)
+
+
 def test_folders_that_cannot_be_opened_are_not_flushed(tmp_path, monkeypatch):
     synced = []
 
@@ -220,3 +236,13 @@ def test_a_hash_is_sha256(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"x" * 3_000_000)
     assert sha256_of(path) == hashlib.sha256(b"x" * 3_000_000).hexdigest()
+
+
+def test_a_target_is_tried_before_the_work(tmp_path):
+    check_writable(tmp_path / "new" / "result.json")
+    assert list((tmp_path / "new").iterdir()) == []
+    with pytest.raises(StorageError, match="no regular file"):
+        check_writable(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError):
+        check_writable(tmp_path / "file" / "result.json")

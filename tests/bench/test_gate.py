@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from bench.errors import UsageError
-from bench.gate import LOOKS, compare, gate, judgement_from, with_paths
+from bench.gate import LOOKS, compare, gate, judgement_from, with_plain_paths
 from bench.judge import Verdict
 from bench.measure import MeasureConfig
 from bench.policy import Budgets, Policy, ReleaseBudgets, TwinBudgets
@@ -104,9 +104,7 @@ def test_an_artifact_is_judged_by_its_float_twin(artifact, scripted_artifact):
 
 def test_a_baseline_is_judged_beside_the_twin(artifact, two_files, scripted_artifact):
     workers = scripted_artifact(slowdown={"model.fp32.onnx": 2.0, "model.onnx": 1.2})
-    judgement = gate(
-        artifact.folder, baseline=two_files[0], policy=LENIENT, config=QUICK, workers=workers
-    )
+    judgement = gate(artifact.folder, baseline=two_files[0], policy=LENIENT, config=QUICK, workers=workers)
     assert judgement.baseline == str(two_files[0])
     assert len(judgement.result.models) == 3
     assert judgement.metrics["latency_p50"].verdict is Verdict.FAIL
@@ -116,9 +114,7 @@ def test_a_baseline_is_judged_beside_the_twin(artifact, two_files, scripted_arti
 
 def test_reasons_tell_the_twin_from_the_baseline(artifact, two_files, scripted_artifact):
     workers = scripted_artifact(slowdown={"model.fp32.onnx": 0.5})
-    judgement = gate(
-        artifact.folder, baseline=two_files[0], policy=LENIENT, config=QUICK, workers=workers
-    )
+    judgement = gate(artifact.folder, baseline=two_files[0], policy=LENIENT, config=QUICK, workers=workers)
     assert [reason.partition(" FAIL")[0] for reason in judgement.reasons] == ["against float: latency_p50"]
 
 
@@ -159,10 +155,16 @@ def test_a_judgement_can_be_recomputed_from_its_result(two_files, scripted):
     assert again == judgement
 
 
-def test_models_can_be_called_by_other_names(two_files, scripted):
-    baseline, candidate = map(str, two_files)
+def test_plain_paths_tell_nothing_of_the_disk(artifact, scripted_artifact):
+    judgement = gate(artifact.folder, policy=LENIENT, config=QUICK, workers=scripted_artifact())
+    plain = with_plain_paths(judgement)
+    assert (plain.candidate, plain.baseline) == ("model.onnx", "model.fp32.onnx")
+    assert [model.path for model in plain.result.models] == ["model.fp32.onnx", "model.onnx"]
+    assert plain.result.data.path == "evaluation.npz"
+    assert str(artifact.folder) not in plain.result.model_dump_json()
+    assert plain.metrics == judgement.metrics
+
+
+def test_plain_paths_without_data(two_files, scripted):
     judgement = compare(*two_files, budgets=LATENCY_ONLY, config=QUICK, workers=scripted())
-    renamed = with_paths(judgement, {candidate: "model.onnx"})
-    assert (renamed.candidate, renamed.baseline) == ("model.onnx", baseline)
-    assert [model.path for model in renamed.result.models] == [baseline, "model.onnx"]
-    assert renamed.metrics == judgement.metrics
+    assert with_plain_paths(judgement).result.data == judgement.result.data

@@ -68,7 +68,8 @@ def test_this_host_has_a_fingerprint():
 
 
 @pytest.mark.parametrize(
-    ("flags", "vnni"), [(("avx512_vnni",), True), (("avx2", "avx_vnni"), True), (("avx512f",), False), ((), False)]
+    ("flags", "vnni"),
+    [(("avx512_vnni",), True), (("avx2", "avx_vnni"), True), (("avx512f",), False), ((), False)],
 )
 def test_vnni(flags, vnni):
     assert has_vnni(fingerprint().model_copy(update={"cpu_flags": flags})) is vnni

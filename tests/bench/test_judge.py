@@ -136,6 +136,11 @@ def test_memory_that_the_host_does_not_tell(factory, silent):
     assert judge_memory(*runs, 0.02).verdict is INVALID
 
 
+def test_memory_that_nobody_asked_for_is_left_out(factory):
+    silent = factory.model([factory.run(rss=None)])
+    assert "peak_rss" not in judge_pair(silent, silent, Budgets())
+
+
 def classified(factory, right, count=1000, *, wrong_first=True, labelled=True):
     """A model that gets `right` of `count` samples of class 0 right."""
     wrong = [1] * (count - right)

@@ -72,7 +72,7 @@ def test_bursts_last_as_long_as_they_should(models, scripted, typical_ns, target
 
 
 def test_bursts_are_equal_in_all_blocks(models, scripted):
-    workers = scripted(noise=0.5)
+    workers = scripted(typical_ns=1e5, noise=0.5)
     with Session([models.dynamic], None, MeasureConfig(rounds=2), workers=workers) as session:
         session.add_blocks(5)
     assert len({request["count"] for request in workers.asked("burst")}) == 1
@@ -87,7 +87,7 @@ def test_bursts_are_equal_in_all_blocks(models, scripted):
         (None, MeasureConfig(), None),
     ],
 )
-def test_workers_share_the_last_cores(models, scripted, monkeypatch, cores, config, pinned):
+def test_workers_share_the_last_cores(models, scripted, monkeypatch, *, cores, config, pinned):
     monkeypatch.setattr(measure, "available_cores", lambda: cores)
     workers = scripted()
     with Session([models.dynamic], None, config, workers=workers) as session:
@@ -135,8 +135,9 @@ def test_without_data_nothing_is_predicted(models, scripted):
 
 def test_unusable_data_are_refused_before_anything_starts(models, scripted, tmp_path):
     workers = scripted()
-    with pytest.raises(DataError, match="no such file"), Session(
-        [models.dynamic], tmp_path / "none.npz", workers=workers
+    with (
+        pytest.raises(DataError, match="no such file"),
+        Session([models.dynamic], tmp_path / "none.npz", workers=workers),
     ):
         pass
     assert not workers.requests
@@ -181,7 +182,8 @@ def test_real_processes_measure_two_models(models, evaluation, samples):
 
 
 def test_a_model_that_no_process_can_load_ends_the_measurement(models):
-    with Session([models.dynamic, models.truncated], None) as session, pytest.raises(
-        ModelError, match=r"truncated\.onnx: is truncated"
+    with (
+        Session([models.dynamic, models.truncated], None) as session,
+        pytest.raises(ModelError, match=r"truncated\.onnx: is truncated"),
     ):
         session.add_blocks(1)

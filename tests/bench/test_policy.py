@@ -67,7 +67,7 @@ def test_policies_that_are_refused(toml, text, words):
 def test_a_policy_is_text(toml):
     path = toml("")
     path.write_bytes(b"\xff\xfe")
-    with pytest.raises(PolicyError, match="cannot be read .*utf-8.*; mend the file"):
+    with pytest.raises(PolicyError, match=r"cannot be read .*utf-8.*; mend the file"):
         read_policy(path)
 
 

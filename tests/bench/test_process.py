@@ -34,7 +34,9 @@ def test_a_worker_answers_in_order(worker, models):
 def test_a_killed_worker_is_a_measurement_that_failed(worker):
     os.kill(worker._process.pid, signal.SIGKILL)
     worker._process.wait()
-    with pytest.raises(MeasurementError, match=r"died during 'first' \(signal SIGKILL\).*for memory") as caught:
+    with pytest.raises(
+        MeasurementError, match=r"died during 'first' \(signal SIGKILL\).*for memory"
+    ) as caught:
         worker.ask("first")
     assert caught.value.exit_code == 4
 
@@ -48,7 +50,9 @@ def test_a_worker_killed_while_it_works(worker):
 
 
 def test_a_worker_that_exits_leaves_its_last_words(worker):
-    with pytest.raises(MeasurementError, match=r"\(exit code 1\); its last words:.*KeyError: 'juggle'") as caught:
+    with pytest.raises(
+        MeasurementError, match=r"\(exit code 1\); its last words:.*KeyError: 'juggle'"
+    ) as caught:
         worker.ask("juggle")
     assert "\n" not in str(caught.value)
 

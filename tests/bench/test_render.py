@@ -40,6 +40,12 @@ UNJUDGED = Metric(ratio=1.0, lower=0.9, upper=1.1)
         (RATIO, "0.500 ×", "0.480 … 0.520", "≤ 1.020 ×"),
         (UNBOUNDED, "1.000 ×", "– … –", "≤ 0.600 ×"),
         (DIFFERENCE, "-0.20 points", "-0.40 … 0.00", "≥ -1.00 points"),
+        (
+            Metric(difference=0.0, lower=-0.01, upper=0.01, budget=0.0),
+            "+0.00 points",
+            "-1.00 … 1.00",
+            "≥ +0.00 points",
+        ),
         (ABSENT, "–", "–", "≥ -1.00 points"),
         (UNJUDGED, "1.000 ×", "0.900 … 1.100", "–"),
     ],

@@ -76,7 +76,7 @@ def test_files_that_are_refused(path, change, words):
 def test_a_truncated_file_is_refused(path, keep):
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * keep)])
-    with pytest.raises(ResultError, match="the file: .* is refused; invalid JSON"):
+    with pytest.raises(ResultError, match=r"the file: .* is refused; invalid JSON"):
         read_result(path)
 
 
@@ -91,7 +91,9 @@ def test_a_file_beyond_all_measure(path, monkeypatch):
         read_result(path)
 
 
-@pytest.mark.parametrize(("count", "p90", "p99"), [(43, False, False), (44, True, False), (459, True, True)])
+@pytest.mark.parametrize(
+    ("count", "p90", "p99"), [(43, False, False), (44, True, False), (459, True, True)]
+)
 def test_percentiles_want_enough_samples(factory, count, p90, p99):
     latency = factory.model([factory.run(range(1, count + 1), rounds=1)]).latency()
     assert latency.count == count

@@ -21,7 +21,7 @@ class Tree(FrozenModel):
     leaves: tuple[Leaf, ...] = ()
     maybe: Leaf | None = None
     either: Leaf | Other | None = None
-    table: dict[str, Leaf] = {}
+    table: dict[str, Leaf] | None = None
 
 
 LEAF = {"size": 1}
@@ -33,7 +33,10 @@ LEAF = {"size": 1}
         ({}, ("leaf", "is missing", "add it")),
         ({"leaf": {"size": 1, "x": 0}}, ("leaf.x", "unknown key", "known here: size")),
         ({"leaf": LEAF, "x": 0}, ("x", "unknown key", "known here: either, leaf, leaves, maybe, table")),
-        ({"leaf": LEAF, "leaves": ({"size": 1, "x": 0},)}, ("leaves.0.x", "unknown key", "known here: size")),
+        (
+            {"leaf": LEAF, "leaves": ({"size": 1, "x": 0},)},
+            ("leaves.0.x", "unknown key", "known here: size"),
+        ),
         ({"leaf": LEAF, "maybe": {"size": 1, "x": 0}}, ("maybe.x", "unknown key", "known here: size")),
         ({"leaf": LEAF, "either": {"size": 1, "x": 0}}, ("either.Leaf.x", "unknown key", "remove it")),
         ({"leaf": LEAF, "table": {"k": {"size": 1, "x": 0}}}, ("table.k.x", "unknown key", "remove it")),

@@ -70,9 +70,7 @@ def test_synthetic_feeds_run(models, name):
 
 
 def test_synthetic_feeds_are_the_same_every_time():
-    signature = Signature(
-        (TensorSpec("a", "float32", (None, 4)), TensorSpec("b", "bool", (2, 3))), ()
-    )
+    signature = Signature((TensorSpec("a", "float32", (None, 4)), TensorSpec("b", "bool", (2, 3))), ())
     first, second = (synthetic_feeds(Path("m"), signature) for _ in range(2))
     assert {name: (array.dtype.name, array.shape) for name, array in first.items()} == {
         "a": ("float32", (1, 4)),
@@ -111,6 +109,7 @@ class FakeClock:
     ("durations", "limit_ns", "runs"),
     [
         ([100] * 50, 10**9, 2 * WARM_WINDOW),
+        ([1000 - k for k in range(50)], 10**9, 2 * WARM_WINDOW),  # a fall that is not worth waiting for
         ([100 - k for k in range(30)] + [50] * 40, 10**9, 46),  # warm once the fall is over
         ([1000 - 9 * k for k in range(100)], 5000, 6),  # the limit comes first
     ],
@@ -155,7 +154,7 @@ def test_predictions_without_labels(models, feeds_file, samples):
         ("fixed", {"x": np.zeros((3, 4), np.float32)}, DataError, "3 samples do not fill batches of 2"),
     ],
 )
-def test_what_cannot_be_predicted(models, feeds_file, model, arrays, error, words):
+def test_what_cannot_be_predicted(models, feeds_file, *, model, arrays, error, words):
     worker = opened(getattr(models, model))
     with pytest.raises(error, match=words):
         worker.predict({"evaluation": str(feeds_file(**arrays))})

@@ -1,0 +1,45 @@
+"""What a device needs: numpy and ONNX Runtime, and none of the workstation's libraries."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import bench
+
+HEAVY = {"torch", "onnx", "onnxruntime.quantization", "onnxscript", "matplotlib", "PIL", "exporter"}
+ROOT = Path(bench.__file__).parent.parent
+
+
+def imported(statement):
+    """The modules that a fresh interpreter has loaded after a statement."""
+    script = f"import json, sys\n{statement}\nprint(json.dumps(sorted(sys.modules)))"
+    ran = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    return set(json.loads(ran.stdout))
+
+
+def test_a_device_loads_no_library_of_the_workstation():
+    loaded = imported(
+        "import bench.cli, bench.gate, bench.measure, bench.render, bench.worker, bench.console\n"
+        "import onnxruntime, rich.progress"
+    )
+    assert "bench.render" in loaded
+    assert loaded.isdisjoint(HEAVY)
+
+
+def test_the_measured_process_loads_little():
+    loaded = imported("import bench.worker")
+    assert {"numpy", "bench.session"} <= loaded
+    assert loaded.isdisjoint(HEAVY | {"rich", "typer", "pydantic", "onnxruntime"})
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "bench").glob("[!_]*.py")))
+def test_every_module_says_what_it_is_for(name):
+    module = __import__(f"bench.{name}", fromlist=["__doc__"])
+    assert module.__doc__.strip()

@@ -1,0 +1,247 @@
+"""The command line over scripted workers: exit codes, what goes where, what is written."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+
+import pytest
+import typer
+
+from bench import cli, gate, measure
+from bench.cli import EXIT_INTERRUPTED, run
+from bench.errors import MeasurementError, ModelError
+from bench.measure import MeasureConfig
+from bench.policy import Policy
+from bench.result import read_result
+
+METRIC_KEYS = {"ratio", "difference", "lower", "upper", "budget", "verdict", "reason"}
+RIGHT = [0] * 40
+NAMES = ("model.onnx", "model.fp32.onnx", "dynamic.onnx", "rounded.onnx")
+
+
+@pytest.fixture
+def workers(scripted, monkeypatch):
+    """Let all commands measure with scripted workers, the artifact's int8 model at half the time."""
+    script = scripted(
+        predictions=dict.fromkeys(NAMES, RIGHT), labels=RIGHT, slowdown={"model.fp32.onnx": 2.0}
+    )
+    for name in ("compare", "gate"):
+        monkeypatch.setattr(gate, name, functools.partial(getattr(gate, name), workers=script))
+    monkeypatch.setattr(measure, "Session", functools.partial(measure.Session, workers=script))
+    monkeypatch.setattr(measure, "MeasureConfig", functools.partial(MeasureConfig, rounds=3))
+    return script
+
+
+def test_bench_prints_one_object(command, workers, artifact):
+    ran = command("bench", artifact.folder, "--json", "--blocks", 2)
+    content = json.loads(ran.out)
+    twin = str(artifact.folder / "model.fp32.onnx")
+    assert (ran.code, [model["path"] for model in content["models"]][1]) == (0, twin)
+    for model in content["models"]:
+        assert len(model["sha256"]) == 64
+        assert model["latency_ns"].keys() == {"p50", "p90", "p99", "count"}
+        assert model["peak_rss_bytes"] > model["size_bytes"] > 0
+        assert model["accuracy"] == 1.0
+    assert content["data"]["synthetic"] is False
+    assert workers.counts["memory"] == 4
+    assert ran.err.splitlines()[0] == "accuracy: 0/2"
+
+
+def test_bench_shows_a_table(command, workers, models, tmp_path):
+    out = tmp_path / "result.json"
+    ran = command("bench", models.dynamic, models.rounded, "--blocks", 1, "--threads", 2, "--out", out)
+    head, *rows = ran.out.splitlines()
+    assert head.split() == ["dynamic.onnx", "rounded.onnx"]
+    assert rows[-1] == "feeds: synthetic (made from the input signature); no accuracy"
+    result = read_result(out)
+    assert result.settings.threads == 2
+    assert len(result.models[0].runs) == 1
+    assert workers.asked("open")[0]["threads"] == 2
+
+
+def test_bench_takes_data(command, workers, models, evaluation):
+    ran = command("bench", models.dynamic, "--data", evaluation, "--blocks", 1)
+    assert "100.00%" in ran.out
+    assert "synthetic" not in ran.out
+
+
+def test_compare_prints_one_object(command, workers, models, evaluation, tmp_path):
+    out = tmp_path / "result.json"
+    ran = command("compare", models.dynamic, models.rounded, "--data", evaluation, "--json", "--out", out)
+    content = json.loads(ran.out)
+    # Forty samples are too few to tell a point of accuracy.
+    assert (ran.code, content["verdict"]) == (3, "INCONCLUSIVE")
+    assert set(content["metrics"]) == {"latency_p50", "latency_p90", "peak_rss", "size", "accuracy"}
+    assert all(set(metric) == METRIC_KEYS for metric in content["metrics"].values())
+    assert content["metrics"]["accuracy"]["difference"] == 0.0
+    assert content["reasons"][0].startswith("accuracy INCONCLUSIVE: ")
+    assert len(read_result(out).models) == 2
+
+
+@pytest.mark.parametrize(
+    ("slowdown", "code", "verdict"), [(1.0, 0, "PASS"), (1.3, 1, "FAIL"), (1.02, 3, "INCONCLUSIVE")]
+)
+def test_the_exit_code_is_the_verdict(command, workers, models, *, slowdown, code, verdict):
+    workers.slowdown["rounded.onnx"] = slowdown
+    ran = command("compare", models.dynamic, models.rounded)
+    assert ran.code == code
+    assert f"\n{verdict}\n" in ran.out
+    assert ("latency_p50 FAIL" in ran.out) == (verdict == "FAIL")
+
+
+def test_a_gate_without_labels_is_invalid(command, workers, models):
+    ran = command("gate", models.rounded, "--baseline", models.dynamic, "--json")
+    assert ran.code == 4
+    assert json.loads(ran.out)["metrics"]["accuracy"]["verdict"] == "INVALID"
+
+
+def test_a_gate_judges_by_the_recipe(command, workers, artifact):
+    artifact.recipe["gate"] = {"min_accuracy": 0.9, "float_twin": {"accuracy": 0.2}}
+    artifact.seal()
+    ran = command("gate", artifact.folder, "--json")
+    metrics = json.loads(ran.out)["metrics"]
+    assert ran.code == 0
+    assert metrics["accuracy"]["budget"] == 0.2
+    assert metrics["min_accuracy"]["verdict"] == "PASS"
+
+
+def test_a_policy_takes_the_place_of_the_recipe(command, workers, artifact, tmp_path):
+    policy = tmp_path / "policy.toml"
+    policy.write_text("[float_twin]\naccuracy = 0.3\nlatency_p50 = -0.6\n")
+    ran = command("gate", artifact.folder, "--policy", policy, "--json")
+    metrics = json.loads(ran.out)["metrics"]
+    assert ran.code == 1
+    assert "min_accuracy" not in metrics
+    assert metrics["latency_p50"]["verdict"] == "FAIL"
+
+
+def test_a_gate_shows_both_judgements(command, workers, artifact, models):
+    ran = command("gate", artifact.folder, "--baseline", models.dynamic)
+    assert "against its own float model" in ran.out
+    assert ran.out.count("latency_p50") >= 2
+    head = ran.out.splitlines()[0].split()
+    assert head == ["dynamic.onnx", "model.fp32.onnx", "model.onnx", "change"]
+
+
+def test_a_recipe_with_a_broken_gate_is_named(command, workers, artifact):
+    artifact.recipe["gate"] = {"speed": 1}
+    artifact.seal()
+    ran = command("gate", artifact.folder)
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.startswith(f"error: {artifact.folder}: speed: unknown key")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("bench", "none.onnx"), "error: none.onnx: there is no such file or folder; check the path"),
+        (("compare", "none", "none"), "error: none: there is no such file or folder; check the path"),
+        (("verify", "none"), "error: none: is no folder; name the artifact folder of a build"),
+        (("gate", "none", "--policy", "none.toml"), "error: none.toml: cannot be read ("),
+    ],
+)
+def test_what_is_not_there_is_one_line(command, arguments, line):
+    ran = command(*arguments)
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.startswith(line)
+    assert ran.err.count("\n") == 1
+
+
+def test_a_lone_model_cannot_be_gated(command, models):
+    ran = command("gate", models.dynamic)
+    assert ran.code == 2
+    assert "add --baseline" in ran.err
+
+
+@pytest.mark.parametrize("arguments", [("bench",), ("bench", "m", "--blocks", 0), ("juggle",)])
+def test_a_wrong_command_line_is_bad_input(command, arguments):
+    ran = command(*arguments)
+    assert (ran.code, ran.out) == (2, "")
+
+
+def test_a_result_does_not_replace_a_folder(command, workers, models, tmp_path):
+    ran = command("bench", models.dynamic, "--blocks", 1, "--out", tmp_path)
+    assert ran.code == 2
+    assert (
+        ran.err.splitlines()[-1]
+        == f"error: {tmp_path}: is there and is no regular file; choose another place"
+    )
+
+
+def test_paths_are_no_markup(command, workers, models, tmp_path):
+    path = tmp_path / "model[int8].onnx"
+    path.write_bytes(models.dynamic.read_bytes())
+    assert "model[int8].onnx" in command("bench", path, "--blocks", 1).out
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["a/x.onnx", "b/y.onnx"], ["x.onnx", "y.onnx"]),
+        (["a/x.onnx", "b/x.onnx"], ["a/x.onnx", "b/x.onnx"]),
+        (["a/x.onnx", "a/x.onnx"], ["a/x.onnx [0]", "a/x.onnx [1]"]),
+    ],
+)
+def test_names_are_as_short_as_they_can_be(paths, names):
+    assert list(cli._short_names(paths, range(2))) == names
+
+
+def application(action):
+    app = typer.Typer()
+    app.command()(action)
+    return app
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (ModelError("m.onnx", "is bad", "mend it"), 2, "error: m.onnx: is bad; mend it\n"),
+        (MeasurementError("worker", "died", "see"), 4, "error: worker: died; see\n"),
+        (KeyboardInterrupt(), EXIT_INTERRUPTED, "interrupted: finished work is kept, run again to go on\n"),
+    ],
+)
+def test_how_commands_end(monkeypatch, capsys, error, code, words):
+    def act():
+        raise error
+
+    monkeypatch.setattr(sys, "argv", ["bench"])
+    with pytest.raises(SystemExit) as end:
+        run(application(act))
+    assert end.value.code == code
+    assert capsys.readouterr().err == words
+
+
+def test_a_bug_is_not_hidden(monkeypatch):
+    def act():
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(sys, "argv", ["bench"])
+    with pytest.raises(ZeroDivisionError):
+        run(application(act))
+
+
+@pytest.mark.parametrize("show", [cli.print_rich, cli.print_json])
+def test_a_reader_that_went_away_changes_nothing(monkeypatch, show):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        show("nobody reads this")
+        show("nor this")
+        monkeypatch.undo()
+
+
+def test_json_has_no_nan():
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        cli.print_json({"value": float("nan")})
+
+
+def test_the_policy_of_a_lone_model_is_the_default(command, workers, models, monkeypatch):
+    asked = {}
+    monkeypatch.setattr(gate, "gate", lambda *_, **options: asked.update(options) or sys.exit(0))
+    command("gate", models.dynamic, "--baseline", models.rounded)
+    assert asked["policy"] == Policy()
+    assert asked["baseline"] == models.rounded
