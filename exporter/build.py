@@ -26,7 +26,7 @@ from bench.artifact import (
     read_manifest,
 )
 from bench.errors import EdgeproofError, MissingExtraError, UsageError
-from bench.files import atomic_directory, remove_leftovers, sha256_of, storage_errors, write_json
+from bench.files import atomic_directory, remove_leftovers_of, sha256_of, storage_errors, write_json
 from bench.gate import Judgement, judgement_from
 from bench.progress import SILENT, Progress
 from bench.result import read_result
@@ -103,7 +103,7 @@ def build(
     with exclusive(root / "lock", progress.say):
         cache = Cache(root)
         cache.sweep()
-        remove_leftovers(destination.parent, f"{destination.name}-")
+        remove_leftovers_of(destination)
         log = RunLog(root, recipe.name)
         trail, steps = _run(recipe, folder, cache, log, until=until, fresh=fresh, progress=progress)
         stages = {name: entry.metrics for name, entry in trail.entries.items()}

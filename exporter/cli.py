@@ -12,6 +12,7 @@ import typer
 
 from bench.cli import JsonOption, error_progress, print_json, print_rich, run
 from bench.cli import app as device_app
+from exporter.choices import CalibrationMethod, TargetName
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -79,6 +80,8 @@ def inspect(
     as_json: JsonOption = False,
 ) -> None:
     """Show what ONNX Runtime really runs: the share of int8, and what stayed in float."""
+    from rich.markup import escape
+
     from bench.artifact import subject
     from exporter.build import require
 
@@ -92,9 +95,51 @@ def inspect(
     print_rich(f"{found.int8_mac_ratio:.1%} of {found.macs:,} multiply-adds run in int8")
     for operator in found.float_ops:
         share = operator.macs / found.macs if found.macs else 0.0
-        print_rich(f"  float: {operator.name} ({operator.op_type}, {share:.1%}): {operator.reason}")
+        name = escape(operator.name)
+        print_rich(f"  float: {name} ({operator.op_type}, {share:.1%}): {operator.reason}")
     for layer in found.saturation:
-        print_rich(f"  may saturate without VNNI: {layer.name} ({layer.channels} channels)")
+        print_rich(f"  may saturate without VNNI: {escape(layer.name)} ({layer.channels} channels)")
+
+
+@app.command()
+def quantize(
+    model: Annotated[Path, typer.Argument(help="A float .onnx file.")],
+    data: Annotated[Path, typer.Option(help="Calibration samples: .npz, one array per model input.")],
+    out: Annotated[Path, typer.Option(help="The int8 .onnx file to write.")],
+    target: Annotated[TargetName, typer.Option(help="The CPU kind to make it for.")] = "auto",
+    method: Annotated[CalibrationMethod, typer.Option(help="How activation ranges are chosen.")] = "minmax",
+    exclude: Annotated[
+        list[str] | None, typer.Option(metavar="NODE", help="Leave this node in float; repeatable.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Quantize a finished float .onnx statically to int8; needs no torch and no recipe."""
+    from rich.markup import escape
+
+    from exporter.build import require
+
+    for module in ("onnx", "onnx_ir", "onnxscript"):
+        require(module, "export")
+    from exporter.standalone import quantize_file
+
+    found = quantize_file(
+        model,
+        data,
+        out,
+        target=target,
+        method=method,
+        exclude=tuple(exclude or ()),
+        progress=error_progress(),
+    )
+    if as_json:
+        print_json(found)
+        return
+    print_rich(
+        escape(
+            f"wrote {out} ({found['size_bytes']:,} bytes) for {found['target']}: "
+            f"{found['samples']} samples, {found['seconds']:.1f} s"
+        )
+    )
 
 
 @app.command()
@@ -102,10 +147,12 @@ def new(
     folder: Annotated[Path, typer.Argument(help="A folder to make.")],
 ) -> None:
     """Write a commented recipe with a model and data to start from; it builds as it is."""
+    from rich.markup import escape
+
     from exporter.scaffold import scaffold
 
     recipe = scaffold(folder)
-    print_rich(f"wrote {folder}; next: edgeproof build {recipe}")
+    print_rich(escape(f"wrote {folder}; next: edgeproof build {recipe}"))
 
 
 def _outcome_json(outcome: Any) -> dict[str, Any]:
@@ -124,6 +171,8 @@ def _outcome_json(outcome: Any) -> dict[str, Any]:
 
 
 def _print_outcome(outcome: Any) -> None:
+    from rich.markup import escape
+
     from bench.render import figures_table, styled_verdict, verdict_table
 
     judgement = outcome.judgement
@@ -138,8 +187,8 @@ def _print_outcome(outcome: Any) -> None:
     if not outcome.ran and not outcome.packaged:
         print_rich("nothing to do: every stage is unchanged and the artifact is up to date")
     for reason in judgement.reasons:
-        print_rich(f"  {reason}")
-    print_rich(f"{styled_verdict(judgement.verdict)}  {outcome.artifact}")
+        print_rich(escape(f"  {reason}"))
+    print_rich(f"{styled_verdict(judgement.verdict)}  {escape(str(outcome.artifact))}")
 
 
 def main() -> None:

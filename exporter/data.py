@@ -122,9 +122,10 @@ def fingerprint(splits: Splits) -> str:
     """A SHA-256 over all arrays: names, types, shapes and content."""
     digest = hashlib.sha256()
     for split in (splits.train, splits.calibration, splits.evaluation):
-        for name, array in (*sorted(split.inputs.items()), ("labels", split.labels)):
-            digest.update(f"{name}|{array.dtype.str}|{array.shape}|".encode())
-            digest.update(np.ascontiguousarray(array).data)
+        for name, array in (*sorted(split.inputs.items()), ("labels", split.labels), ("ids", split.ids)):
+            if array is not None:
+                digest.update(f"{name}|{array.dtype.str}|{array.shape}|".encode())
+                digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
 
 
@@ -147,8 +148,9 @@ def stratified_indices(labels: Array, sizes: Mapping[str, int], seed: int, place
             "ask for fewer",
         )
     generator = np.random.default_rng(seed)
-    # Spread each class evenly over [0, 1), then cut the line: any prefix, and so any piece between two
-    # cuts, holds every class in proportion, to within one sample.
+    # Spread each class evenly over [0, 1), then cut the line: any piece between two cuts holds a class of
+    # share p among C classes in proportion, to within 1 + p (C - 2) samples, and to within one where all
+    # classes are of one size. (In a piece of length t, each count is within one of its size times t.)
     position = np.empty(len(labels))
     for label in np.unique(labels):
         members = generator.permutation(np.flatnonzero(labels == label))
@@ -175,12 +177,19 @@ def _check_split(split: object, place: str) -> None:
         raise DataError(place, "holds no samples", "give some")
     if labels.min() < 0:
         raise DataError(place, f"label {labels.min()} is negative", "number classes from 0")
-    if not split.inputs:
+    if not isinstance(split.inputs, Mapping) or not split.inputs:
         raise DataError(place, "holds no inputs", "name one array per model input")
     for name, array in split.inputs.items():
         _check_input(array, len(labels), f"{place}: input {name!r}")
-    if split.ids is not None and len(split.ids) != len(labels):
-        raise DataError(place, f"{len(split.ids)} ids for {len(labels)} samples", "give one each")
+    if split.ids is not None:
+        _check_ids(split.ids, len(labels), f"{place}: ids")
+
+
+def _check_ids(ids: object, count: int, place: str) -> None:
+    if not isinstance(ids, np.ndarray) or ids.ndim != 1 or ids.dtype.kind not in "iuU":
+        raise DataError(place, f"are {_describe(ids)}", "give an array [N] of texts or integers")
+    if len(ids) != count:
+        raise DataError(place, f"there are {len(ids)} for {count} samples", "give one each")
 
 
 def _check_input(array: object, count: int, place: str) -> None:

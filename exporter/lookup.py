@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
@@ -88,7 +89,7 @@ def call_factory(factory: Callable[..., Any], arguments: dict[str, Any], place: 
         return factory(**arguments)
     except EdgeproofError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         called = error.__traceback__ is not None and error.__traceback__.tb_next is not None
         fix = f"mend {_where(error)} or the arguments" if called else "mend the arguments"
         raise LookupFailed(place, f"raised {type(error).__name__}: {error}", fix) from error
@@ -103,7 +104,7 @@ def find_file(address: str, recipe_folder: Path, place: str) -> Path:
         LookupFailed: nothing is there, or a `pkg://` path leaves its package.
     """
     if not address.startswith(PACKAGE_SCHEME):
-        path = recipe_folder / Path(address).expanduser()
+        path = recipe_folder / os.path.expanduser(address)  # noqa: PTH111 (Path's raises for unknown users)
         if not path.is_file():
             raise LookupFailed(
                 place, f"there is no file {address!r}", f"it is looked for from {recipe_folder}"
@@ -113,7 +114,10 @@ def find_file(address: str, recipe_folder: Path, place: str) -> Path:
     parts = PurePosixPath(inner).parts
     if not package.isidentifier() or not parts or ".." in parts or PurePosixPath(inner).is_absolute():
         raise LookupFailed(place, f"{address!r} is no address in a package", "write pkg://package/path")
-    spec = importlib.util.find_spec(package)
+    try:
+        spec = importlib.util.find_spec(package)
+    except ValueError:  # of the running script itself
+        spec = None
     if spec is None or not spec.submodule_search_locations:
         raise LookupFailed(
             place,
@@ -128,7 +132,9 @@ def find_file(address: str, recipe_folder: Path, place: str) -> Path:
 
 
 def _where(error: BaseException) -> str:
-    """File and line of the innermost frame of an exception."""
+    """File and line of the innermost frame of an exception, or of the syntax that it is about."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{Path(error.filename).name}, line {error.lineno}"
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next

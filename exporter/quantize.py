@@ -1,30 +1,34 @@
-"""Static int8 through ONNX Runtime's own quantizer, told what the target CPU needs."""
+"""Static int8 through ONNX Runtime's own quantizer, told what the target CPU needs.
+
+Calibration is ours (`exporter.calibration`); the graph is ONNX Runtime's.
+"""
 
 from __future__ import annotations
 
 import logging
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx
 
 from bench.arrays import Array
 from bench.errors import DataError
-from bench.progress import Progress, Task
+from bench.progress import Progress
+from exporter.calibration import Range, collect_ranges
+from exporter.choices import CalibrationMethod
 from exporter.data import Split, stratified_indices
 from exporter.errors import ExportError
+from exporter.onnx_files import write_checked
 from exporter.recipe import QuantizeConfig
 from exporter.targets import Target
-from exporter.to_onnx import write_checked
-
-if TYPE_CHECKING:
-    from onnxruntime.quantization import CalibrationDataReader
 
 CALIBRATION_BATCH = 16
 DEFAULT_SAMPLES = 256
+_QUANTIZED = "_QuantizeLinear_Input"
+_ANY_RANGE = Range(-1.0, 1.0)
 
 
 def quantize(
@@ -37,13 +41,12 @@ def quantize(
     seed: int,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Write the int8 twin of a float model, in QDQ form.
+    """Write the int8 twin of a float model, calibrated on a share of a split.
 
     Args:
         source: the float model, BatchNorm folded.
         destination: the file to write.
-        calibration: samples to collect activation ranges on; `config.samples` of them, drawn with the
-            classes in proportion.
+        calibration: `config.samples` of these are used, drawn with the classes in proportion.
         config: what to quantize.
         target: the CPU kind that decides types.
         seed: of the draw.
@@ -53,59 +56,76 @@ def quantize(
         DataError: too few samples.
         ExportError: an excluded node does not exist, or ONNX Runtime refuses the model.
     """
-    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+    count = sample_count(calibration, config)
+    drawn = stratified_indices(calibration.labels, {"calibration": count}, seed, "quantize.samples")
+    samples = calibration.take(drawn["calibration"])
+    return quantize_model(
+        onnx.load(source),
+        destination,
+        samples.inputs,
+        target=target,
+        method=config.method,
+        exclude=config.exclude,
+        progress=progress,
+    )
 
-    graph = onnx.load(source).graph
-    names = {node.name for node in graph.node}
-    for name in config.exclude:
+
+def quantize_model(
+    model: onnx.ModelProto,
+    destination: Path,
+    inputs: Mapping[str, Array],
+    *,
+    target: Target,
+    method: CalibrationMethod,
+    exclude: tuple[str, ...],
+    progress: Progress,
+    batch_size: int = CALIBRATION_BATCH,
+) -> dict[str, Any]:
+    """Write the int8 twin of a float model, in QDQ form.
+
+    Args:
+        model: the float model, BatchNorm folded.
+        destination: the file to write.
+        inputs: calibration samples, input name -> array [N, ...].
+        target: the CPU kind that decides types.
+        method: how activation ranges are chosen.
+        exclude: names of nodes to leave in float.
+        progress: told of every batch.
+        batch_size: samples per run.
+
+    Raises:
+        ExportError: an excluded node does not exist, or ONNX Runtime refuses the model.
+    """
+    names = {node.name for node in model.graph.node}
+    for name in exclude:
         if name not in names:
             raise ExportError(
                 "quantize.exclude", f"the graph has no node {name!r}", f"it has: {_some(names)}"
             )
-    count = sample_count(calibration, config)
-    drawn = stratified_indices(calibration.labels, {"calibration": count}, seed, "quantize.samples")
-    samples = calibration.take(drawn["calibration"])
-    activation = QuantType.QInt8 if target.signed_activations else QuantType.QUInt8
-    batches = -(-samples.count // CALIBRATION_BATCH)
-    with progress.task("calibration", batches) as task, tempfile.TemporaryDirectory() as folder:
-        raw = Path(folder) / "int8.onnx"
-        logging.getLogger().addFilter(_no_preprocessing_advice)
-        try:
-            quantize_static(
-                str(source),
-                str(raw),
-                _reader(samples, task),
-                quant_format=QuantFormat.QDQ,
-                activation_type=activation,
-                weight_type=QuantType.QInt8,
-                per_channel=target.per_channel,
-                reduce_range=target.reduce_range,
-                nodes_to_exclude=list(config.exclude),
-                calibrate_method=CalibrationMethod.MinMax,
-            )
-        except Exception as error:  # the quantizer raises ValueError, RuntimeError and its own
-            raise ExportError(
-                source.name, f"ONNX Runtime cannot quantize it ({error})", "exclude the node it names"
-            ) from error
-        finally:
-            logging.getLogger().removeFilter(_no_preprocessing_advice)
-        model = onnx.load(raw)
-    _carry_metadata(onnx.load(source), model, target)
-    write_checked(model, destination)
-    counts = {"QuantizeLinear": 0, "DequantizeLinear": 0}
-    for node in model.graph.node:
-        if node.op_type in counts:
-            counts[node.op_type] += 1
+    shaped = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    count = len(next(iter(inputs.values())))
+
+    def feeds() -> Iterator[dict[str, Array]]:
+        for start in range(0, count, batch_size):
+            yield {n: np.ascontiguousarray(a[start : start + batch_size]) for n, a in inputs.items()}
+
+    tensors = quantized_tensors(shaped, target, exclude)
+    batches = -(-count // batch_size)
+    ranges = collect_ranges(shaped, tensors, feeds, batches=batches, method=method, progress=progress)
+    quantized = _run_quantizer(shaped, ranges, target, exclude)
+    _carry_metadata(model, quantized, target)
+    write_checked(quantized, destination)
+    operators = [node.op_type for node in quantized.graph.node]
     return {
         "target": target.name,
         "activation_type": "int8" if target.signed_activations else "uint8",
         "weight_type": "int8",
         "per_channel": target.per_channel,
         "reduce_range": target.reduce_range,
-        "method": "minmax",
-        "samples": samples.count,
-        "quantize_nodes": counts["QuantizeLinear"],
-        "dequantize_nodes": counts["DequantizeLinear"],
+        "method": method,
+        "samples": count,
+        "quantize_nodes": operators.count("QuantizeLinear"),
+        "dequantize_nodes": operators.count("DequantizeLinear"),
     }
 
 
@@ -126,24 +146,83 @@ def sample_count(calibration: Split, config: QuantizeConfig) -> int:
     return config.samples
 
 
-def _reader(samples: Split, task: Task) -> CalibrationDataReader:
-    from onnxruntime.quantization import CalibrationDataReader
+def quantized_tensors(model: onnx.ModelProto, target: Target, exclude: tuple[str, ...]) -> list[str]:
+    """The tensors whose ranges the quantizer uses, found by letting it work on made-up ranges.
 
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
-        """Hands batches to the calibrator and tells how many are done."""
+    Which tensors it rounds hangs on the graph alone. All others (two thirds of them in a convolutional
+    network, whose norms and activations are absorbed) need not be looked at.
+    """
+    floats = _float_tensors(model)
+    trial = _run_quantizer(model, {}, target, exclude)
+    rounded = set()
+    for node in trial.graph.node:
+        if node.op_type == "QuantizeLinear":
+            rounded.add(node.input[0].removesuffix(_QUANTIZED))
+            rounded.add(node.output[0].removesuffix("_QuantizeLinear_Output"))
+    for node in model.graph.node:
+        # The quantizer gives the input of a lone Relu or Clip the range of its output.
+        if node.op_type in {"Relu", "Clip"} and node.input[0] in rounded:
+            rounded.add(node.output[0])
+    return [name for name in floats if name in rounded]
 
-        def __init__(self) -> None:
-            self._batches: Iterator[dict[str, Array]] = samples.batches(CALIBRATION_BATCH)
 
-        def get_next(self) -> dict[str, Array] | None:
-            """The next feeds, or None at the end."""
-            feeds = next(self._batches, None)
-            if feeds is None:
-                return None
-            task.advance()
-            return {name: np.ascontiguousarray(array) for name, array in feeds.items()}
+def _run_quantizer(
+    model: onnx.ModelProto, ranges: Mapping[str, Range], target: Target, exclude: tuple[str, ...]
+) -> onnx.ModelProto:
+    from onnxruntime.quantization import CalibrationMethod as OrtMethod
+    from onnxruntime.quantization import QuantType
+    from onnxruntime.quantization.calibrate import TensorData, TensorsData
+    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+    from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
-    return Reader()
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    # The quantizer wants a range even for tensors that it absorbs; what it is does not matter there.
+    unused = dict.fromkeys(_float_tensors(model), _ANY_RANGE)
+    data = TensorsData(
+        OrtMethod.MinMax,  # only says that the ranges are to be taken as they are
+        {
+            name: TensorData(lowest=np.float32(r.lowest), highest=np.float32(r.highest))
+            for name, r in (unused | dict(ranges)).items()
+        },
+    )
+    try:
+        with _quiet_quantizer():
+            quantizer = QDQQuantizer(
+                copy,
+                target.per_channel,
+                target.reduce_range,
+                QuantType.QInt8,
+                QuantType.QInt8 if target.signed_activations else QuantType.QUInt8,
+                data,
+                [],
+                list(exclude),
+                sorted({*QLinearOpsRegistry, *QDQRegistry}),
+                {},
+            )
+            quantizer.quantize_model()
+            quantizer.model.topological_sort()
+    except Exception as error:  # the quantizer raises ValueError, RuntimeError and its own
+        raise ExportError(
+            model.graph.name or "model",
+            f"ONNX Runtime cannot quantize it ({error})",
+            "exclude the node it names",
+        ) from error
+    result: onnx.ModelProto = quantizer.model.model
+    return result
+
+
+def _float_tensors(model: onnx.ModelProto) -> list[str]:
+    """Inputs and results of nodes that are known to be float, in graph order."""
+    known = {
+        value.name
+        for value in (*model.graph.input, *model.graph.value_info, *model.graph.output)
+        if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    }
+    weights = {initializer.name for initializer in model.graph.initializer}
+    produced = [name for node in model.graph.node for name in node.output]
+    names = [*(value.name for value in model.graph.input), *produced]
+    return [name for name in dict.fromkeys(names) if name in known - weights]
 
 
 def _carry_metadata(source: onnx.ModelProto, model: onnx.ModelProto, target: Target) -> None:
@@ -155,9 +234,15 @@ def _carry_metadata(source: onnx.ModelProto, model: onnx.ModelProto, target: Tar
         model.metadata_props.add(key=key, value=metadata[key])
 
 
-def _no_preprocessing_advice(record: logging.LogRecord) -> bool:
-    """The quantizer advises a preprocessing that the exporter has already done."""
-    return "pre-processing before quantization" not in record.getMessage()
+@contextmanager
+def _quiet_quantizer() -> Iterator[None]:
+    """Keep the quantizer's remarks from the user: it advises what the exporter has already done."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _some(names: set[str]) -> str:

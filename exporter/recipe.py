@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, JsonValue, ValidationError, model_validator
+from pydantic import AfterValidator, Field, JsonValue, ValidationError, model_validator
 
 from bench.policy import Policy
 from bench.schema import FrozenModel, explain_validation
+from exporter.choices import CalibrationMethod, TargetName
 from exporter.errors import RecipeError
 
 MAX_RECIPE_BYTES = 1 << 20
@@ -24,14 +25,21 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 Reference = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")]
 Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 
-TargetName = Literal["auto", "x86-vnni", "x86-avx2", "arm64", "portable"]
+
+def _finite(arguments: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    """Refuse NaN and infinity, which JSON lacks: arguments are hashed and kept as JSON."""
+    json.dumps(arguments, allow_nan=False)
+    return arguments
+
+
+Arguments = Annotated[dict[str, JsonValue], AfterValidator(_finite)]
 
 
 class ModelConfig(FrozenModel):
     """`[model]`: where the network and its pretrained weights come from."""
 
     factory: Reference = Field(description="`module:callable` that returns a torch.nn.Module.")
-    args: dict[str, JsonValue] = Field(default_factory=dict, description="Arguments of the factory.")
+    args: Arguments = Field(default_factory=dict, description="Arguments of the factory.")
     checkpoint: str | None = Field(
         None,
         description="Pretrained weights: a path relative to the recipe, or `pkg://package/path`. "
@@ -43,7 +51,7 @@ class DataConfig(FrozenModel):
     """`[data]`: where the samples come from."""
 
     factory: Reference = Field(description="`module:callable` that returns exporter.Splits.")
-    args: dict[str, JsonValue] = Field(default_factory=dict, description="Arguments of the factory.")
+    args: Arguments = Field(default_factory=dict, description="Arguments of the factory.")
 
 
 class Training(FrozenModel):
@@ -115,7 +123,7 @@ class TeacherConfig(FrozenModel):
     """Another network to learn from."""
 
     factory: Reference = Field(description="`module:callable` that returns a torch.nn.Module.")
-    args: dict[str, JsonValue] = Field(default_factory=dict, description="Arguments of the factory.")
+    args: Arguments = Field(default_factory=dict, description="Arguments of the factory.")
     checkpoint: str = Field(description="Its weights: a path relative to the recipe, or `pkg://`.")
 
 
@@ -137,6 +145,14 @@ Stage = Annotated[
 ]
 
 
+_STAGES: dict[object, type[StageConfig]] = {
+    "finetune": FineTuneConfig,
+    "pretrain": PretrainConfig,
+    "prune": PruneConfig,
+    "distill": DistillConfig,
+}
+
+
 class ExportConfig(FrozenModel):
     """`[export]`: the way to ONNX."""
 
@@ -152,6 +168,9 @@ class QuantizeConfig(FrozenModel):
     target: TargetName = Field("auto", description="The CPU kind to ship to; `auto` is this one.")
     samples: int | None = Field(
         None, ge=1, description="Calibration samples to use; by default up to 256, as there are."
+    )
+    method: CalibrationMethod = Field(
+        "minmax", description="How activation ranges are chosen from the calibration samples."
     )
     exclude: tuple[str, ...] = Field((), description="Nodes to leave in float, by name.")
 
@@ -201,11 +220,7 @@ class Recipe(FrozenModel):
 
     def stage_names(self) -> list[str]:
         """The name of each stage: its own, or its kind, numbered from the second of a kind on."""
-        names: list[str] = []
-        for index, stage in enumerate(self.stage):
-            before = sum(s.name is None and s.kind == stage.kind for s in self.stage[:index])
-            names.append(stage.name or (f"{stage.kind}-{before + 1}" if before else stage.kind))
-        return names
+        return _numbered([(stage.name, stage.kind) for stage in self.stage])
 
 
 def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -225,7 +240,7 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RecipeError(path, f"cannot be read ({error.strerror})", "check the path") from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also for numbers of thousands of digits
         raise RecipeError(path, f"is no TOML ({error})", "mend the line") from error
     for override in overrides:
         _apply_override(content, override)
@@ -243,13 +258,26 @@ def recipe_from(content: Mapping[str, Any], place: object) -> Recipe:
         return Recipe.model_validate_json(json.dumps(content, default=str))
     except ValidationError as error:
         key, cause, fix = explain_validation(error, Recipe)
+        location = error.errors(include_url=False)[0]["loc"]
+        if cause == "unknown key" and len(location) == 4 and location[2] in _STAGES:
+            fix = f"known here: {', '.join(sorted(_STAGES[location[2]].model_fields))}"
         raise RecipeError(f"{place}: {key}", cause, fix) from error
+    except RecursionError as error:
+        raise RecipeError(place, "its tables are nested too deeply", "flatten them") from error
 
 
 def recipe_schema() -> dict[str, Any]:
     """The JSON Schema of recipes (draft 2020-12)."""
     schema = Recipe.model_json_schema()
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _numbered(stages: Sequence[tuple[str | None, str]]) -> list[str]:
+    names: list[str] = []
+    for index, (name, kind) in enumerate(stages):
+        before = sum(n is None and k == kind for n, k in stages[:index])
+        names.append(name or (f"{kind}-{before + 1}" if before else kind))
+    return names
 
 
 def _apply_override(content: dict[str, Any], override: str) -> None:
@@ -270,12 +298,15 @@ def _enter(table: Any, part: str, override: str) -> Any:
     if isinstance(table, dict):
         return table.setdefault(part, {})
     if isinstance(table, list):
-        kinds = [t.get("name") or t.get("kind") for t in table if isinstance(t, dict)]
-        if part.isdigit() and int(part) < len(table):
+        stages = [t if isinstance(t, dict) else {} for t in table]
+        names = _numbered([(t.get("name"), str(t.get("kind"))) for t in stages])
+        if part.isdecimal() and int(part) < len(table):
             return table[int(part)]
-        if part in kinds:
-            return table[kinds.index(part)]
-        raise RecipeError(f"--set {override}", f"there is no stage {part!r}", f"there are: {kinds}")
+        if part in names:
+            return table[names.index(part)]
+        raise RecipeError(
+            f"--set {override}", f"there is no stage {part!r}", f"there are: {', '.join(map(str, names))}"
+        )
     raise RecipeError(f"--set {override}", f"{part!r} lies in no table", "check the key")
 
 
@@ -283,5 +314,5 @@ def _toml_value(text: str) -> Any:
     """A TOML value, or the text itself where it is none: `--set name=test` needs no quotes."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text

@@ -44,6 +44,8 @@ def recipe_steps(shop: Workshop) -> list[Step]:
     recipe = shop.recipe
     sample_count(shop.data.calibration, recipe.quantize)
     common = {"seed": recipe.seed, "data": shop.data_fingerprint, "code": shop.code}
+    if shop.data.augment is not None:  # what it does may hang on arguments that leave the samples alone
+        common["augment"] = recipe.data.model_dump(mode="json")
     model = recipe.model.model_dump(mode="json")
     checkpoint = shop.checkpoint()
     weights = None if checkpoint is None else sha256_of(checkpoint)

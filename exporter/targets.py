@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bench.host import HostFingerprint, fingerprint, has_vnni
-from exporter.recipe import TargetName
+from exporter.choices import TargetName
 
 ConcreteTarget = Literal["x86-vnni", "x86-avx2", "arm64", "portable"]
 

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import re
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 from torch import nn
 
-from bench.files import atomic_file
 from exporter.data import Split
 from exporter.errors import ExportError
 from exporter.network import takes_names
+from exporter.onnx_files import write_checked
 from exporter.recipe import ExportConfig
 from exporter.rewrites import GlobalAveragePoolPass, ReadableNamesPass, StripMetadataPass
 
@@ -89,23 +89,6 @@ def export(
     return len(proto.graph.node)
 
 
-def write_checked(proto: onnx.ModelProto, path: Path) -> None:
-    """Write a model once ONNX's checker and strict shape inference have accepted it.
-
-    Raises:
-        ExportError: in the checker's words.
-    """
-    try:
-        onnx.checker.check_model(proto, full_check=True)
-        onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(
-            path.name, f"ONNX's checker refuses the graph ({error})", "report this as a bug"
-        ) from error
-    with atomic_file(path) as temporary:
-        temporary.write_bytes(proto.SerializeToString(deterministic=True))
-
-
 def _export_error(error: BaseException) -> ExportError:
     """Find the operator or the line that the exporter stumbled over, however deep it lies."""
     causes: list[BaseException] = []
@@ -141,13 +124,15 @@ def _export_error(error: BaseException) -> ExportError:
 
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Keep the exporter's remarks on itself (torchvision is not installed, ...) from the user."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Keep the exporter's remarks on itself (torchvision is not installed, ...) from the user.
+
+    torch.export prints whole graphs on standard error before it raises; the error says what matters.
+    """
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        logging.disable(before)

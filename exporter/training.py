@@ -69,8 +69,8 @@ def fit(
     accuracy on a stratified share cut from the training data; of equals, the latest.
 
     Raises:
-        StageError: the loss is not a number, there is too little data to hold some out, or a frozen
-            module does not exist.
+        StageError: the loss is not a number, there is too little data to hold some out, a frozen
+            module does not exist, or nothing is left to learn.
     """
     check_modules(network.module, config.freeze, f"{name}.freeze")
     training, validation = hold_out(data.train, config.validation, seed, name)
@@ -87,6 +87,8 @@ def fit(
     with deterministic(seed, name) as generator, progress.task(name, steps) as task:
         for epoch in range(config.epochs):
             _set_mode(network.module, frozen_modules(config, epoch))
+            if not any(parameter.requires_grad for parameter in network.module.parameters()):
+                raise StageError(f"{name}.freeze", f"epoch {epoch} has nothing to learn", "freeze less")
             order = torch.randperm(training.count, generator=generator).numpy()
             losses, hits = [], 0
             rate = float(optimizer.param_groups[0]["lr"])

@@ -84,6 +84,8 @@ def open_workshop(recipe: Recipe, folder: Path, progress: Progress) -> Workshop:
             references.append(stage.teacher.factory)
     for reference in references:
         find_factory(reference, reference)
+    # A factory may import more of the user's modules when it is called: they must be hashed too.
+    _module(model_factory, recipe.model.args, "model.factory")
     progress.say("reading data")
     data = load_splits(recipe.data, "data")
     code = {

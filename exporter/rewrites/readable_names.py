@@ -27,7 +27,7 @@ class ReadableNamesPass(ir.passes.InPlacePass):
         """Rename nodes and the values between them."""
         graph = model.graph
         fixed = {value.name for value in (*graph.inputs, *graph.outputs)}
-        taken = Counter(graph.initializers)
+        taken = Counter([*graph.initializers.keys(), *(str(name) for name in fixed)])
         for name, value in list(graph.initializers.items()):
             better = name.removesuffix(".weight_bias") + ".bias"
             if name.endswith(".weight_bias") and better not in graph.initializers:

@@ -1,0 +1,8 @@
+"""The values between which a recipe and the command line let a person choose."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+TargetName = Literal["auto", "x86-vnni", "x86-avx2", "arm64", "portable"]
+CalibrationMethod = Literal["minmax", "moving_average", "percentile", "entropy", "mse"]

@@ -1,0 +1,90 @@
+"""`edgeproof quantize`: a finished float .onnx and samples in, an int8 .onnx out; no torch, no recipe."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from bench.evaluation import read_evaluation
+from bench.files import check_writable, sha256_of
+from bench.progress import SILENT, Progress
+from bench.session import check_feeds, open_session, signature_of
+from bench.worker import fixed_batch, memory_bytes
+from exporter.choices import CalibrationMethod, TargetName
+from exporter.onnx_files import check_quantizable, read_model
+from exporter.quantize import CALIBRATION_BATCH, quantize_model
+from exporter.rewrites import GlobalAveragePoolPass
+from exporter.targets import find_target
+
+
+def quantize_file(
+    model: Path,
+    data: Path,
+    out: Path,
+    *,
+    target: TargetName = "auto",
+    method: CalibrationMethod = "minmax",
+    exclude: tuple[str, ...] = (),
+    progress: Progress = SILENT,
+) -> dict[str, Any]:
+    """Quantize an .onnx file.
+
+    Args:
+        model: a float model.
+        data: calibration samples, an `.npz` with one array per model input; `labels` are not needed.
+        out: the file to write.
+        target: the CPU kind to make it for.
+        method: how activation ranges are chosen.
+        exclude: names of nodes to leave in float.
+        progress: told of every batch.
+
+    Returns:
+        What `quantize --json` prints.
+
+    Raises:
+        ModelError: the model cannot be loaded or quantized.
+        DataError: the samples cannot be used, or do not fit the model.
+    """
+    start = time.monotonic()
+    check_writable(out)
+    proto = read_model(model)
+    check_quantizable(proto, model)
+    samples = read_evaluation(data)
+    signature = signature_of(open_session(model))
+    check_feeds(data, signature, dict(samples.feeds))
+    metrics = quantize_model(
+        prepare(proto),
+        out,
+        samples.feeds,
+        target=find_target(target),
+        method=method,
+        exclude=exclude,
+        progress=progress,
+        batch_size=fixed_batch(signature) or CALIBRATION_BATCH,
+    )
+    return {
+        "model": str(out),
+        "sha256": sha256_of(out),
+        "size_bytes": out.stat().st_size,
+        **metrics,
+        "seconds": time.monotonic() - start,
+        "peak_rss_bytes": memory_bytes("VmHWM"),
+    }
+
+
+def prepare(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Fold what a quantizer must not see: constants, BatchNorm, padding; and pool in int8."""
+    import onnxscript.optimizer
+    import onnxscript.rewriter
+
+    model = ir.from_proto(proto)
+    onnxscript.optimizer.optimize_ir(model)
+    model = onnxscript.rewriter.rewrite(model)
+    for rewrite in (GlobalAveragePoolPass(), RemoveUnusedNodesPass()):
+        rewrite(model)
+    return ir.to_proto(model)

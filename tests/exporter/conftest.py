@@ -1,0 +1,284 @@
+"""A tiny network, data that it can tell apart, and a user's project made of both."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+from torch import nn
+
+from bench.progress import SILENT
+from exporter import Split, Splits, cli
+from exporter.build import build
+from exporter.network import Network, deterministic
+from exporter.quantize import quantize
+from exporter.recipe import ExportConfig, FineTuneConfig, QuantizeConfig
+from exporter.stages import Context
+from exporter.stages.finetune import cross_entropy
+from exporter.targets import TARGETS
+from exporter.to_onnx import export
+from exporter.training import fit
+
+settings.register_profile("steady", deadline=None, derandomize=True)
+settings.load_profile("steady")
+torch.set_num_threads(1)
+
+CLASSES = 3
+WIDTH = 8
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+class Net(nn.Module):
+    """Images [N, 1, H, W] -> logits [N, classes]; 691 parameters for three classes."""
+
+    def __init__(self, classes=3, width=8):
+        super().__init__()
+        self.stem = nn.Conv2d(1, width, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+        self.body = nn.Conv2d(width, width, 3, padding=1, stride=2)
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, image):
+        x = torch.relu(self.norm(self.stem(image)))
+        x = torch.relu(self.body(x))
+        x = torch.flatten(nn.functional.adaptive_avg_pool2d(x, 1), 1)
+        return self.head(x)
+
+
+def draw(count, generator, classes=3):
+    """Bright pictures, upright stripes and level stripes, in noise: float32 [count, 1, 8, 8]."""
+    labels = np.arange(count) % classes
+    images = generator.normal(0.0, 0.1, (count, 1, 8, 8)).astype(np.float32)
+    images[labels == 0] += 1
+    images[labels == 1] += np.float32([1, -1] * 4)
+    images[labels == 2] += np.float32([1, -1] * 4)[:, None]
+    return Split({"image": images}, labels.astype(np.int64))
+
+
+def make_splits(train=60, calibration=24, evaluation=120, seed=0, classes=3):
+    generator = np.random.default_rng(seed)
+    return Splits(*(draw(count, generator, classes) for count in (train, calibration, evaluation)))
+
+
+NETWORK_SOURCE = "import torch\nfrom torch import nn\n\n\n" + inspect.getsource(Net)
+DATA_SOURCE = "import numpy as np\nfrom exporter import Split, Splits\n\n\n" + "\n\n".join(
+    inspect.getsource(function) for function in (draw, make_splits)
+)
+RECIPE = """\
+name = "tiny"
+
+[model]
+factory = "net:Net"
+args = { classes = 3 }
+
+[data]
+factory = "shapes:make_splits"
+
+[[stage]]
+kind = "finetune"
+epochs = 2
+batch_size = 10
+learning_rate = 0.05
+
+[[stage]]
+kind = "prune"
+target = { sparsity = 0.25 }
+
+[quantize]
+target = "x86-vnni"
+samples = 16
+
+[gate.float_twin]
+accuracy = 0.5
+latency_p50 = 10.0
+size = 10.0
+"""
+
+
+class Project:
+    """What a user has: a recipe, a network and data, in a folder of their own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.recipe, self.cache = folder / "recipe.toml", folder / ".edgeproof"
+        self.artifact = folder / "artifacts" / "tiny"
+
+    @classmethod
+    def make(cls, folder: Path) -> Project:
+        folder.mkdir()
+        for name, text in (("net.py", NETWORK_SOURCE), ("shapes.py", DATA_SOURCE), ("recipe.toml", RECIPE)):
+            (folder / name).write_text(text)
+        return cls(folder)
+
+    def edit(self, name: str, old: str, new: str) -> None:
+        """Replace a text that occurs once."""
+        text = (self.folder / name).read_text()
+        assert text.count(old) == 1, f"{old!r} occurs {text.count(old)} times in {name}"
+        (self.folder / name).write_text(text.replace(old, new))
+
+    def build(self, **options):
+        """Build in this process as a fresh one would: the user's modules are imported anew."""
+        forget_modules_below(self.folder)
+        return build(self.recipe, **options)
+
+    def start(self, *arguments, **options):
+        """`edgeproof build` in a process of its own."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "exporter", "build", str(self.recipe), *map(str, arguments)],
+            cwd=self.folder,
+            env=os.environ | ONE_THREAD,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            **options,
+        )
+
+    def events(self, event=None):
+        """The run log, or its lines of one kind."""
+        lines = (self.cache / "builds.jsonl").read_text().splitlines()
+        return [line for line in map(json.loads, lines) if event in (None, line["event"])]
+
+    def entry(self, step):
+        """The folder of a step's newest entry in the cache."""
+        key = [line["key"] for line in self.events() if line.get("step") == step][-1]
+        return self.cache / key[:2] / key
+
+
+def forget_modules_below(folder: Path) -> None:
+    for name, module in list(sys.modules.items()):
+        # A folder without __init__.py is a package without a file.
+        inside = getattr(getattr(module, "__spec__", None), "submodule_search_locations", None)
+        places = [getattr(module, "__file__", None), *(inside or [])]
+        if any(place is not None and Path(place).is_relative_to(folder) for place in places):
+            del sys.modules[name]
+    importlib.invalidate_caches()
+
+
+@pytest.fixture(autouse=True)
+def _no_import_leaks(tmp_path_factory, monkeypatch):
+    """Projects and packages that a test makes are gone for the next one."""
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.delenv("EDGEPROOF_CACHE", raising=False)
+    yield
+    forget_modules_below(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A project that was never built; it is the working directory."""
+    made = Project.make(tmp_path / "project")
+    monkeypatch.chdir(made.folder)
+    return made
+
+
+@pytest.fixture(scope="session")
+def built_once(tmp_path_factory):
+    """A project that `edgeproof build --json` has built, real gate included. Leave it as it is."""
+    made = Project.make(tmp_path_factory.mktemp("built") / "project")
+    process = made.start("--json")
+    out, err = process.communicate()
+    made.code, made.out, made.err = process.returncode, out, err
+    assert made.artifact.is_dir(), err
+    return made
+
+
+@pytest.fixture
+def built(built_once, tmp_path, monkeypatch):
+    """A copy of the built project, cache and artifact included; it is the working directory."""
+    shutil.copytree(built_once.folder, tmp_path / "built")
+    monkeypatch.chdir(tmp_path / "built")
+    return Project(tmp_path / "built")
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Run `edgeproof ...` in this process: exit code, standard output, standard error."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["edgeproof", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        text = capsys.readouterr()
+        return SimpleNamespace(code=end.value.code or 0, out=text.out, err=text.err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """Makers: `tiny.net()` with fixed random weights, `tiny.splits(...)`, `tiny.draw(...)`; sources."""
+
+    def net(classes=CLASSES, width=WIDTH, seed=0):
+        with deterministic(seed, "tiny"):
+            return Net(classes, width)
+
+    return SimpleNamespace(
+        net=net, splits=make_splits, draw=draw, network_source=NETWORK_SOURCE, data_source=DATA_SOURCE
+    )
+
+
+@pytest.fixture(scope="session")
+def splits():
+    """Sixty samples to train on, 24 to calibrate, 120 to evaluate; three classes. Shared."""
+    return make_splits()
+
+
+@pytest.fixture(scope="session")
+def trained(tiny, splits, tmp_path_factory):
+    """The folder of a trained network, as `Network.save` wrote it."""
+    folder = tmp_path_factory.mktemp("trained")
+    network = Network(tiny.net())
+    config = FineTuneConfig(kind="finetune", epochs=3, batch_size=10, learning_rate=0.05)
+    fit(network, splits, config, cross_entropy(), seed=0, name="fit", progress=SILENT)
+    network.save(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def onnx_models(tiny, splits, trained, tmp_path_factory):
+    """Paths of the trained network as ONNX: `float`, and `int8` for a CPU with VNNI."""
+    from exporter.network import load_network
+
+    folder = tmp_path_factory.mktemp("onnx")
+    paths = SimpleNamespace(float=folder / "model.fp32.onnx", int8=folder / "model.onnx")
+    module = load_network(tiny.net(), trained).module
+    export(module, splits.calibration, paths.float, ExportConfig(), {"edgeproof.name": "tiny"})
+    quantize(
+        paths.float,
+        paths.int8,
+        splits.calibration,
+        QuantizeConfig(samples=16),
+        TARGETS["x86-vnni"],
+        seed=0,
+        progress=SILENT,
+    )
+    return paths
+
+
+@pytest.fixture
+def context(tiny):
+    """What a stage is given, with a teacher and source data that a test may replace."""
+
+    def make(name="stage", seed=0, teacher=None, source=None):
+        return Context(
+            name=name,
+            seed=seed,
+            progress=SILENT,
+            fresh_module=tiny.net,
+            teacher=lambda which: teacher,
+            load_data=lambda config, place: source,
+        )
+
+    return make

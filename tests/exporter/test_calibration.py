@@ -1,0 +1,247 @@
+"""Calibration: ranges from histograms, and the streaming that fills them."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from onnx import helper, numpy_helper
+
+from bench.errors import DataError
+from bench.progress import SILENT
+from exporter.calibration import (
+    Histogram,
+    Range,
+    collect_ranges,
+    entropy_range,
+    mse_range,
+    percentile_range,
+)
+from exporter.calibration.histogram import BINS
+from exporter.data import Split
+from exporter.quantize import quantize, quantized_tensors
+from exporter.recipe import QuantizeConfig
+from exporter.targets import TARGETS
+
+METHODS = ("minmax", "moving_average", "percentile", "entropy", "mse")
+NORMAL = np.random.default_rng(0).standard_normal(200_000).astype(np.float32)
+
+
+def histogram_of(values: np.ndarray) -> Histogram:
+    histogram = Histogram(float(values.min()), float(values.max()))
+    for part in np.array_split(values, 7):
+        histogram.add(part)
+    return histogram
+
+
+def quantization_error(values: np.ndarray, found: Range) -> float:
+    """Mean squared error of rounding to 256 levels, by doing it."""
+    step = (found.highest - found.lowest) / 255
+    level = np.clip(np.round((values - found.lowest) / step), 0, 255)
+    return float(np.mean((values - (found.lowest + level * step)) ** 2))
+
+
+@pytest.fixture
+def network() -> onnx.ModelProto:
+    """Conv, Relu, GlobalAveragePool, Flatten, Gemm on [N, 2, 6, 6]."""
+    generator = np.random.default_rng(1)
+    weights = {
+        "conv.w": generator.standard_normal((4, 2, 3, 3)).astype(np.float32),
+        "conv.b": generator.standard_normal(4).astype(np.float32),
+        "fc.w": generator.standard_normal((3, 4)).astype(np.float32),
+        "fc.b": generator.standard_normal(3).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "conv.w", "conv.b"], ["conv"], name="conv"),
+        helper.make_node("Relu", ["conv"], ["relu"], name="relu"),
+        helper.make_node("GlobalAveragePool", ["relu"], ["pool"], name="pool"),
+        helper.make_node("Flatten", ["pool"], ["flat"], name="flat"),
+        helper.make_node("Gemm", ["flat", "fc.w", "fc.b"], ["y"], name="fc", transB=1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["batch", 2, 6, 6])],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["batch", 3])],
+        [numpy_helper.from_array(value, name) for name, value in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    return onnx.shape_inference.infer_shapes(model)
+
+
+@pytest.fixture
+def split() -> Split:
+    images = np.random.default_rng(2).standard_normal((50, 2, 6, 6)).astype(np.float32)
+    return Split({"x": images}, np.arange(50) % 3)
+
+
+@given(
+    arrays.arrays(
+        np.float32,
+        st.integers(2, 300),
+        elements=st.floats(-1e4, 1e4, width=32, allow_subnormal=False),
+    )
+)
+@settings(derandomize=True, deadline=None, max_examples=100)
+def test_a_histogram_counts_every_value_once_and_near_its_place(values):
+    histogram = histogram_of(values)
+    assert histogram.counts.sum() == len(values)
+    if histogram.lowest < histogram.highest:
+        expected, _ = np.histogram(values, bins=BINS, range=(histogram.lowest, histogram.highest))
+        # Rounding may move a value that lies on an edge by one bin, never further.
+        drift = np.cumsum(histogram.counts) - np.cumsum(expected)
+        moved = np.abs(drift) > 0
+        edges = np.linspace(histogram.lowest, histogram.highest, BINS + 1)[1:]
+        width = (histogram.highest - histogram.lowest) / BINS
+        tolerance = width * 0.01 + 1e-6 * np.abs(edges)
+        for edge, slack in zip(edges[moved], tolerance[moved], strict=True):
+            assert np.abs(values - edge).min() <= max(slack, width)
+
+
+@pytest.mark.parametrize(("lowest", "highest"), [(1, 0), (np.nan, 1), (0, np.inf)])
+def test_a_histogram_needs_a_finite_range(lowest, highest):
+    with pytest.raises(ValueError, match="no range"):
+        Histogram(lowest, highest)
+
+
+@pytest.mark.parametrize("method", [entropy_range, mse_range, lambda h: percentile_range(h, 99.9)])
+def test_every_range_holds_zero_and_lies_within_the_data(method):
+    for values in (NORMAL, np.abs(NORMAL), NORMAL + 3, -np.abs(NORMAL) - 1):
+        found = method(histogram_of(values))
+        assert found.lowest <= 0.0 <= found.highest
+        width = (values.max() - values.min()) / BINS
+        assert found.lowest >= min(values.min(), 0.0) - width
+        assert found.highest <= max(values.max(), 0.0) + width
+
+
+@pytest.mark.parametrize("percentile", [90.0, 99.0, 99.9])
+def test_percentile_cuts_the_share_that_it_says(percentile):
+    found = percentile_range(histogram_of(NORMAL), percentile)
+    outside = np.mean((found.lowest > NORMAL) | (found.highest < NORMAL)) * 100
+    assert outside == pytest.approx(100 - percentile, abs=0.15 * (100 - percentile) + 0.02)
+
+
+def test_mse_is_no_worse_than_any_range_on_a_grid():
+    values = np.concatenate([NORMAL, np.array([60.0, -45.0], np.float32)])
+    found = mse_range(histogram_of(values))
+    best = quantization_error(values, found)
+    for low in np.linspace(values.min(), -0.5, 12):
+        for high in np.linspace(values.max(), 0.5, 12):
+            assert best <= quantization_error(values, Range(low, high)) * 1.03
+    assert found.highest < 50
+
+
+def test_entropy_drops_a_lone_outlier_and_keeps_a_flat_distribution():
+    outlier = np.concatenate([NORMAL, np.array([100.0], np.float32)])
+    assert entropy_range(histogram_of(outlier)).highest < 50
+    flat = np.random.default_rng(3).uniform(0, 1, 200_000).astype(np.float32)
+    assert entropy_range(histogram_of(flat)).highest > 0.9
+
+
+def test_entropy_is_not_led_astray_by_the_peak_that_relu_leaves_at_zero():
+    sparse = np.where(np.random.default_rng(4).random(NORMAL.size) < 0.95, 0, np.abs(NORMAL))
+    dense = np.abs(NORMAL)
+    found, wanted = (entropy_range(histogram_of(v.astype(np.float32))).highest for v in (sparse, dense))
+    assert found > 0.6 * wanted
+
+
+def test_only_tensors_that_are_rounded_are_collected(network):
+    names = quantized_tensors(network, TARGETS["x86-vnni"], ())
+    # The convolution's own output is absorbed by the Relu that follows.
+    assert names == ["x", "relu", "pool", "flat", "y"]
+
+
+def test_minmax_equals_the_extremes_over_all_batches(network, split):
+    found = collect_ranges(
+        network, ["x", "relu", "y"], lambda: split.batches(7), batches=8, method="minmax", progress=SILENT
+    )
+    images = split.inputs["x"]
+    assert found["x"] == Range(float(images.min()), float(images.max()))
+    assert found["relu"].lowest == 0.0
+    assert found["relu"].highest > 1.0
+
+
+def test_a_moving_average_follows_the_batches(network):
+    ramp = np.stack([np.full((2, 6, 6), v, np.float32) for v in (1.0, 3.0)])
+    split = Split({"x": ramp}, np.arange(2))
+    found = collect_ranges(
+        network, ["x"], lambda: split.batches(1), batches=2, method="moving_average", progress=SILENT
+    )
+    assert found["x"].highest == pytest.approx(1.0 + 0.05 * 2.0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_constant_tensors_have_a_range_in_every_method(network, method):
+    split = Split({"x": np.full((4, 2, 6, 6), 0.5, np.float32)}, np.arange(4) % 2)
+    found = collect_ranges(
+        network, ["x"], lambda: split.batches(2), batches=2, method=method, progress=SILENT
+    )
+    assert found["x"] == Range(0.5, 0.5)
+
+
+def test_infinite_activations_are_named(network):
+    split = Split({"x": np.full((2, 2, 6, 6), 3e38, np.float32)}, np.arange(2))
+    with pytest.raises(DataError, match="tensor relu: holds NaN or infinity"):
+        collect_ranges(
+            network, ["x", "relu"], lambda: split.batches(2), batches=1, method="minmax", progress=SILENT
+        )
+
+
+def test_no_samples_are_refused(network):
+    with pytest.raises(DataError, match="no samples"):
+        collect_ranges(network, ["x"], list, batches=0, method="minmax", progress=SILENT)
+
+
+def test_minmax_gives_the_very_model_that_quantize_static_gives(network, split, tmp_path):
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+
+    class Reader(CalibrationDataReader):
+        def __init__(self):
+            self.batches = split.batches(16)
+
+        def get_next(self):
+            return next(self.batches, None)
+
+    source, ours, theirs = (tmp_path / name for name in ("float.onnx", "ours.onnx", "theirs.onnx"))
+    onnx.save(network, source)
+    quantize(source, ours, split, QuantizeConfig(samples=50), TARGETS["x86-vnni"], seed=0, progress=SILENT)
+    quantize_static(
+        source,
+        theirs,
+        Reader(),
+        per_channel=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+    )
+    first, second = (
+        {i.name: numpy_helper.to_array(i) for i in onnx.load(path).graph.initializer}
+        for path in (ours, theirs)
+    )
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        np.testing.assert_array_equal(value, second[name], err_msg=name)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_gives_a_model_that_agrees_with_float(network, split, tmp_path, method):
+    from bench.parity import parity
+    from exporter.inference import run_model
+
+    source, destination = tmp_path / "float.onnx", tmp_path / "int8.onnx"
+    onnx.save(network, source)
+    metrics = quantize(
+        source,
+        destination,
+        split,
+        QuantizeConfig(method=method),
+        TARGETS["x86-vnni"],
+        seed=0,
+        progress=SILENT,
+    )
+    assert (metrics["method"], metrics["samples"]) == (method, 50)
+    found = parity(run_model(source, split), run_model(destination, split))
+    assert found.sqnr_db > 20
+    assert found.agreement >= 0.9

@@ -1,0 +1,133 @@
+"""`edgeproof quantize`: from somebody else's float .onnx."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+from bench.errors import DataError, ModelError
+from exporter.audit import audit
+from exporter.errors import ExportError
+from exporter.standalone import quantize_file
+
+
+def save(folder, nodes, initializers, *, batch="batch", output=(4, 4, 4), name="model.onnx"):
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [batch, 3, 8, 8])],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [batch, *output])],
+        [numpy_helper.from_array(value, key) for key, value in initializers.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.save(model, folder / name)
+    return folder / name
+
+
+@pytest.fixture
+def weights():
+    generator = np.random.default_rng(0)
+    norm = {f"bn.{n}": generator.uniform(0.5, 1.5, 4).astype(np.float32) for n in ("s", "b", "m", "v")}
+    return {"w": generator.standard_normal((4, 3, 3, 3)).astype(np.float32), **norm}
+
+
+@pytest.fixture
+def model(tmp_path, weights):
+    """Pad, Conv, BatchNormalization, Relu, spatial mean: what a quantizer must not meet as it is."""
+    pads = np.array([0, 0, 0, 0, 0, 0, 1, 1], np.int64)
+    nodes = [
+        helper.make_node("Pad", ["x", "pads"], ["padded"], name="pad"),
+        helper.make_node("Conv", ["padded", "w"], ["c"], name="conv", strides=[2, 2]),
+        helper.make_node("BatchNormalization", ["c", "bn.s", "bn.b", "bn.m", "bn.v"], ["n"], name="bn"),
+        helper.make_node("Relu", ["n"], ["r"], name="relu"),
+        helper.make_node("ReduceMean", ["r", "axes"], ["y"], name="mean", keepdims=1),
+    ]
+    axes = np.array([-1, -2], np.int64)
+    return save(tmp_path, nodes, {**weights, "pads": pads, "axes": axes}, output=(4, 1, 1))
+
+
+@pytest.fixture
+def data(tmp_path):
+    path = tmp_path / "calibration.npz"
+    np.savez(path, x=np.random.default_rng(1).standard_normal((40, 3, 8, 8)).astype(np.float32))
+    return path
+
+
+def test_norm_padding_and_mean_leave_no_island(model, data, tmp_path):
+    out = tmp_path / "int8.onnx"
+    found = quantize_file(model, data, out, target="x86-vnni")
+    assert (found["target"], found["samples"], found["model"]) == ("x86-vnni", 40, str(out))
+    inspected = audit(out)
+    assert inspected.int8_mac_ratio == 1.0
+    assert not {"Pad", "BatchNormalization", "ReduceMean"} & inspected.operators.keys()
+
+
+def test_the_command_needs_no_torch(model, data, tmp_path):
+    out = tmp_path / "int8.onnx"
+    script = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from exporter.cli import main\n"
+        f"sys.argv = ['edgeproof', 'quantize', {str(model)!r}, '--data', {str(data)!r},"
+        f" '--out', {str(out)!r}, '--method', 'mse', '--json']\n"
+        "main()"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
+    answer = json.loads(run.stdout)
+    assert {"model", "target", "seconds", "peak_rss_bytes"} <= answer.keys()
+    assert answer["method"] == "mse"
+    assert out.stat().st_size == answer["size_bytes"]
+
+
+def test_a_fixed_batch_is_kept(tmp_path, weights, data):
+    nodes = [helper.make_node("Conv", ["x", "w"], ["y"], name="conv")]
+    model = save(tmp_path, nodes, {"w": weights["w"]}, batch=4, output=(4, 6, 6))
+    assert quantize_file(model, data, tmp_path / "int8.onnx")["samples"] == 40
+
+
+def test_a_quantized_model_is_refused(model, data, tmp_path):
+    out = tmp_path / "int8.onnx"
+    quantize_file(model, data, out)
+    with pytest.raises(ModelError, match="quantized already"):
+        quantize_file(out, data, tmp_path / "again.onnx")
+    assert not (tmp_path / "again.onnx").exists()
+
+
+def test_control_flow_is_refused(tmp_path, data):
+    branch = helper.make_graph(
+        [helper.make_node("Identity", ["x"], ["b"])],
+        "branch",
+        [],
+        [helper.make_tensor_value_info("b", onnx.TensorProto.FLOAT, None)],
+    )
+    nodes = [helper.make_node("If", ["flag"], ["y"], name="choice", then_branch=branch, else_branch=branch)]
+    model = save(tmp_path, nodes, {"flag": np.array(True)}, output=(3, 8, 8))
+    with pytest.raises(ModelError, match="'choice' is a If"):
+        quantize_file(model, data, tmp_path / "int8.onnx")
+
+
+def test_float16_weights_are_refused(tmp_path, weights, data):
+    nodes = [
+        helper.make_node("Cast", ["w16"], ["w"], name="cast", to=onnx.TensorProto.FLOAT),
+        helper.make_node("Conv", ["x", "w"], ["y"], name="conv"),
+    ]
+    model = save(tmp_path, nodes, {"w16": weights["w"].astype(np.float16)}, output=(4, 6, 6))
+    with pytest.raises(ModelError, match="'w16' is float16"):
+        quantize_file(model, data, tmp_path / "int8.onnx")
+
+
+def test_data_of_another_model_are_refused(model, tmp_path):
+    path = tmp_path / "other.npz"
+    np.savez(path, image=np.zeros((4, 3, 8, 8), np.float32))
+    with pytest.raises(DataError, match="lacks the model's input 'x'"):
+        quantize_file(model, path, tmp_path / "int8.onnx")
+
+
+def test_an_unknown_node_cannot_be_excluded(model, data, tmp_path):
+    with pytest.raises(ExportError, match="no node 'nobody'"):
+        quantize_file(model, data, tmp_path / "int8.onnx", exclude=("nobody",))
