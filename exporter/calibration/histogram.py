@@ -23,7 +23,9 @@ class Histogram:
         self.lowest, self.highest = float(lowest), float(highest)
         self.counts = np.zeros(BINS, np.int64)
         span = self.highest - self.lowest
-        self._scale = np.float32(BINS / span) if span > 0 else np.float32(0)
+        # Below this, bins are narrower than float32 can number: all values share the first.
+        narrow = span < BINS / float(np.finfo(np.float32).max)
+        self._scale = np.float32(0) if narrow else np.float32(BINS / span)
 
     def add(self, values: Array) -> None:
         """Count values.

@@ -101,6 +101,11 @@ def test_a_histogram_counts_every_value_once_and_near_its_place(values):
             assert np.abs(values - edge).min() <= max(slack, width)
 
 
+def test_a_histogram_takes_values_that_hardly_differ():
+    values = np.array([0.0, 1e-38, 2e-38], np.float32)
+    assert histogram_of(values).counts.sum() == 3
+
+
 @pytest.mark.parametrize(("lowest", "highest"), [(1, 0), (np.nan, 1), (0, np.inf)])
 def test_a_histogram_needs_a_finite_range(lowest, highest):
     with pytest.raises(ValueError, match="no range"):

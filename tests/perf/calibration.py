@@ -81,7 +81,8 @@ def digits(folder: Path, count: int, side: int) -> Path:
 def chain(folder: Path, count: int) -> tuple[Path, Path]:
     """A chain of small 1x1 convolutions, and samples for it."""
     generator = np.random.default_rng(0)
-    weights = [generator.standard_normal((8, 8, 1, 1)).astype(np.float32) / 3 for _ in range(count)]
+    weights = [np.linalg.qr(generator.standard_normal((8, 8)))[0] for _ in range(count)]  # keep the norm
+    weights = [weight.astype(np.float32).reshape(8, 8, 1, 1) for weight in weights]
     nodes = [
         helper.make_node("Conv", [f"t{i}", f"w{i}"], [f"t{i + 1}"], name=f"conv{i}") for i in range(count)
     ]
