@@ -17,7 +17,7 @@ from bench.session import check_feeds, open_session, signature_of
 from bench.worker import fixed_batch, memory_bytes
 from exporter.choices import CalibrationMethod, TargetName
 from exporter.onnx_files import check_quantizable, read_model
-from exporter.quantize import CALIBRATION_BATCH, quantize_model
+from exporter.quantize import quantize_model
 from exporter.rewrites import GlobalAveragePoolPass
 from exporter.targets import find_target
 
@@ -65,7 +65,7 @@ def quantize_file(
         method=method,
         exclude=exclude,
         progress=progress,
-        batch_size=fixed_batch(signature) or CALIBRATION_BATCH,
+        fixed_batch=fixed_batch(signature),
     )
     return {
         "model": str(out),
