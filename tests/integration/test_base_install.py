@@ -96,6 +96,12 @@ def test_compare_judges_a_model_against_itself(device: Path, model: Path) -> Non
     assert answer["verdict"] in {"PASS", "INCONCLUSIVE"}
 
 
+def test_the_wheel_holds_the_templates(device: Path, tmp_path: Path) -> None:
+    subprocess.run([device / "edgeproof", "new", tmp_path / "project"], check=True, capture_output=True)
+    names = sorted(path.name for path in (tmp_path / "project").iterdir())
+    assert names == ["data.py", "model.py", "recipe.schema.json", "recipe.toml"]
+
+
 @pytest.mark.parametrize(("command", "module"), [("build", "torch"), ("inspect", "onnx")])
 def test_commands_of_the_workstation_say_what_to_install(
     device: Path, model: Path, tmp_path: Path, command: str, module: str
