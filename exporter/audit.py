@@ -79,7 +79,7 @@ def audit(path: Path) -> Audit:
     graph_path_holder = tempfile.TemporaryDirectory(prefix="edgeproof-")
     with graph_path_holder as folder:
         model = _optimized(path, Path(folder) / "optimized.onnx")
-        weights = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
+        weights = _constants(model)
         nodes = [n for n in model.graph.node if n.op_type in {*_FLOAT_WEIGHTS, *_INT8_WEIGHTS}]
         shapes = _output_shapes(path, model, nodes)
     integer, total = 0, 0
@@ -112,6 +112,15 @@ def audit(path: Path) -> Audit:
         float_ops=tuple(sorted(floats, key=lambda operator: -operator.macs)),
         saturation=tuple(saturating),
     )
+
+
+def _constants(model: onnx.ModelProto) -> dict[str, Array]:
+    """Initializers by name, and int8 weights by the name under which an unfused operator reads them."""
+    found = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[0] in found:
+            found[node.output[0]] = found[node.input[0]]
+    return found
 
 
 def _plain_name(node: onnx.NodeProto) -> str:
@@ -162,10 +171,12 @@ def _output_shapes(
         session = onnxruntime.InferenceSession(
             probe.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
-        outputs = session.run(None, synthetic_feeds(path, signature_of(session)))
+        feeds = synthetic_feeds(path, signature_of(session))
+        outputs = session.run(None, feeds)
     except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
         raise ModelError(path, f"cannot be run to count its work ({error})", "check the model") from error
-    return {o.name: np.shape(v) for o, v in zip(session.get_outputs(), outputs, strict=True)}
+    found = zip((output.name for output in session.get_outputs()), outputs, strict=True)
+    return {name: np.shape(value) for name, value in (*feeds.items(), *found)}
 
 
 def _macs(node: onnx.NodeProto, weights: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]]) -> int:
@@ -181,7 +192,8 @@ def _macs(node: onnx.NodeProto, weights: Mapping[str, Array], shapes: Mapping[st
         transposed = any(a.name == "transB" and a.i for a in node.attribute)
         return outputs * int(weight.shape[-1 if transposed else -2 if weight.ndim > 1 else 0])
     inner = shapes.get(node.input[0], (0,))
-    return outputs * (inner[-1] if inner else 0)
+    turned = len(inner) > 1 and any(a.name == "transA" and a.i for a in node.attribute)
+    return outputs * (inner[-2 if turned else -1] if inner else 0)
 
 
 def _saturating_channels(node: onnx.NodeProto, weights: Mapping[str, Array]) -> int:

@@ -92,6 +92,7 @@ def _svg(figure: Any) -> str:
     buffer = io.StringIO()
     # Text stays text, so that the page can be searched; no date, so that equal data give equal bytes.
     with mpl.rc_context({"svg.hashsalt": "edgeproof", "svg.fonttype": "none"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+        metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(buffer, format="svg", metadata=metadata)
     text = buffer.getvalue()
     return text[text.index("<svg") :]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from bench.arrays import Array
@@ -54,9 +54,11 @@ class Network:
         state = {
             key: value.detach().contiguous().clone() for key, value in self.module.state_dict().items()
         }
-        save_file(state, folder / WEIGHTS)
+        # As bytes: safetensors' own writing hides a full disk behind an error of its own.
+        (folder / WEIGHTS).write_bytes(save(state))
         if self.masks:
-            save_file({name: mask.contiguous() for name, mask in self.masks.items()}, folder / MASKS)
+            masks = {name: mask.contiguous() for name, mask in self.masks.items()}
+            (folder / MASKS).write_bytes(save(masks))
 
 
 def load_network(module: nn.Module, folder: Path) -> Network:

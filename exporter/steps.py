@@ -27,7 +27,7 @@ from exporter.layers import layer_errors
 from exporter.network import Network, accuracy, deterministic, load_network, predict
 from exporter.pipeline import Step
 from exporter.quantize import quantize, sample_count
-from exporter.recipe import StageConfig, TeacherConfig
+from exporter.recipe import Recipe, StageConfig, TeacherConfig, Training
 from exporter.stages import STAGES, Context
 from exporter.targets import find_target
 from exporter.to_onnx import export
@@ -53,7 +53,7 @@ def recipe_steps(shop: Workshop) -> list[Step]:
         Step(
             "pretrained",
             "pretrained",
-            {**common, "model": model, "weights": weights},
+            {**common, "model": model, "weights": weights, "trained_later": _trains(recipe)},
             (),
             lambda _folders, out: _load_pretrained(shop, out),
         )
@@ -121,7 +121,7 @@ def _load_pretrained(shop: Workshop, out: Path) -> dict[str, Any]:
     metrics: dict[str, Any] = {"parameters": sum(p.numel() for p in module.parameters())}
     if path is not None:
         loaded = load_into(module, read_checkpoint(path), path)
-        if loaded.new_head is not None and not shop.recipe.stage:
+        if loaded.new_head is not None and not _trains(shop.recipe):
             raise CheckpointError(
                 path,
                 f"its {loaded.new_head!r} has other classes and no stage would train a new one",
@@ -131,6 +131,10 @@ def _load_pretrained(shop: Workshop, out: Path) -> dict[str, Any]:
     metrics["classes"] = check_classes(module, shop.data, "model")
     Network(module).save(out)
     return metrics
+
+
+def _trains(recipe: Recipe) -> bool:
+    return any(isinstance(stage, Training) for stage in recipe.stage)
 
 
 def _stage_runner(shop: Workshop, name: str, config: StageConfig, parent: str) -> Any:

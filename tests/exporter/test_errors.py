@@ -1,0 +1,29 @@
+"""The workstation's errors belong to the one tree."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+
+import pytest
+
+from bench.errors import EdgeproofError
+from exporter import errors
+
+OWN = [
+    kind for _, kind in inspect.getmembers(errors, inspect.isclass) if kind.__module__ == errors.__name__
+]
+
+
+def test_the_tree_is_drawn():
+    assert len(OWN) == 5
+    for kind in OWN:
+        assert f"── {kind.__name__} " in errors.__doc__
+
+
+@pytest.mark.parametrize("kind", OWN)
+def test_every_error_is_one_line_and_exit_code_2(kind):
+    error = kind("here", "is\nwrong", "mend  it")
+    assert isinstance(error, EdgeproofError)
+    assert (str(error), error.exit_code) == ("here: is wrong; mend it", 2)
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)

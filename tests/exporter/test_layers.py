@@ -1,0 +1,71 @@
+"""Error by layer: rounding is seen where it happens."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from bench.parity import EXACT_SQNR_DB, sqnr_db
+from bench.progress import SILENT
+from exporter.layers import layer_errors
+from exporter.quantize import quantize
+from exporter.recipe import QuantizeConfig
+from exporter.targets import TARGETS
+
+
+def outputs_of(path, name, feeds):
+    model = onnx.load(path)
+    if name not in {value.name for value in model.graph.output}:
+        model.graph.output.append(onnx.ValueInfoProto(name=name))
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return onnxruntime.InferenceSession(model.SerializeToString(), options).run([name], feeds)[0]
+
+
+def test_the_figures_are_those_of_the_tensors(onnx_models, splits):
+    sample = splits.evaluation.take(np.arange(20))
+    found = layer_errors(onnx_models.float, onnx_models.int8, sample)
+    assert found
+    assert {"layer", "op", "sqnr_db"} == found[0].keys()
+    names = {node.name: node for node in onnx.load(onnx_models.float).graph.node}
+    for line in found:
+        node = names[line["layer"]]
+        assert line["op"] == node.op_type
+        tensor = node.output[0]
+        before = outputs_of(onnx_models.float, tensor, dict(sample.inputs))
+        after = outputs_of(onnx_models.int8, f"{tensor}_DequantizeLinear_Output", dict(sample.inputs))
+        assert line["sqnr_db"] == pytest.approx(sqnr_db(before, after), abs=0.05)
+
+
+def test_layers_come_in_graph_order(onnx_models, splits):
+    order = [node.name for node in onnx.load(onnx_models.float).graph.node]
+    found = [
+        line["layer"] for line in layer_errors(onnx_models.float, onnx_models.int8, splits.calibration)
+    ]
+    assert found == sorted(found, key=order.index)
+
+
+def test_a_model_without_int8_has_no_lines(onnx_models, splits, tmp_path):
+    everything = tuple(node.name for node in onnx.load(onnx_models.float).graph.node)
+    config = QuantizeConfig(samples=8, exclude=everything)
+    path = tmp_path / "float.onnx"
+    quantize(
+        onnx_models.float,
+        path,
+        splits.calibration,
+        config,
+        TARGETS["x86-vnni"],
+        seed=0,
+        progress=SILENT,
+    )
+    assert layer_errors(onnx_models.float, path, splits.calibration) == []
+
+
+def test_silence_has_no_ratio():
+    from exporter.layers import _decibels
+
+    assert _decibels(4.0, 0.0) == EXACT_SQNR_DB
+    assert _decibels(0.0, 4.0) == -EXACT_SQNR_DB
+    assert _decibels(100.0, 1.0) == pytest.approx(20.0)
