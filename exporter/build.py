@@ -32,7 +32,7 @@ from bench.progress import SILENT, Progress
 from bench.result import read_result
 from exporter.cache import Cache
 from exporter.lock import exclusive
-from exporter.pipeline import Step, Trail, run_steps
+from exporter.pipeline import Trail, run_steps
 from exporter.recipe import Recipe, read_recipe
 from exporter.runlog import RunLog
 
@@ -105,12 +105,12 @@ def build(
         cache.sweep()
         remove_leftovers_of(destination)
         log = RunLog(root, recipe.name)
-        trail, steps = _run(recipe, folder, cache, log, until=until, fresh=fresh, progress=progress)
+        trail = _run(recipe, folder, cache, log, until=until, fresh=fresh, progress=progress)
         stages = {name: entry.metrics for name, entry in trail.entries.items()}
-        if steps[-1].name not in trail.entries:
+        if until is not None:
             return BuildOutcome(None, None, stages, trail.ran, packaged=False)
         judgement = _judgement(recipe, trail)
-        packaged = not _is_current(destination, trail, steps)
+        packaged = not _is_current(destination, trail)
         if packaged:
             _package(destination, recipe, trail, judgement)
             log.write("packaged", verdict=judgement.verdict.value)
@@ -126,13 +126,12 @@ def _run(
     until: str | None,
     fresh: bool,
     progress: Progress,
-) -> tuple[Trail, list[Step]]:
+) -> Trail:
     from exporter.steps import recipe_steps
     from exporter.workshop import open_workshop
 
     steps = recipe_steps(open_workshop(recipe, folder, progress))
-    trail = run_steps(steps, cache, until=until, fresh=fresh, progress=progress, log=log)
-    return trail, steps
+    return run_steps(steps, cache, until=until, fresh=fresh, progress=progress, log=log)
 
 
 def require(module: str, extra: str) -> None:
@@ -167,7 +166,7 @@ def _judgement(recipe: Recipe, trail: Trail) -> Judgement:
     return judgement_from(result, [recipe.gate.float_twin], recipe.gate.min_accuracy, looks=len(LOOKS))
 
 
-def _is_current(destination: Path, trail: Trail, steps: Sequence[Step]) -> bool:
+def _is_current(destination: Path, trail: Trail) -> bool:
     """Whether the artifact there is whole and comes from these very steps."""
     if not (destination / MANIFEST).is_file():
         return False
@@ -176,7 +175,7 @@ def _is_current(destination: Path, trail: Trail, steps: Sequence[Step]) -> bool:
         check_hashes(destination)
     except EdgeproofError:
         return False
-    keys = [trail.entries[step.name].key for step in steps]
+    keys = [entry.key for entry in trail.entries.values()]
     return [stage.key for stage in manifest.stages] == keys
 
 

@@ -132,6 +132,14 @@ def test_until_writes_no_artifact(project):
     assert project.build(until="pretrained").ran == ()
 
 
+def test_until_the_gate_judges_and_packages_nothing(measured):
+    before = (measured.artifact / "manifest.json").read_bytes()
+    outcome = measured.build(until="gate", overrides=["gate.float_twin.size=-0.99"])
+    assert (outcome.artifact, outcome.packaged) == (None, False)
+    assert outcome.stages["gate"]["verdict"] == "FAIL"
+    assert (measured.artifact / "manifest.json").read_bytes() == before
+
+
 def test_until_must_be_a_step(project):
     with pytest.raises(UsageError) as caught:
         project.build(until="distill")
