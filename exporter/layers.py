@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 
 from bench.parity import EXACT_SQNR_DB
-from bench.session import ERRORS_ONLY
 from exporter.data import Split
+from exporter.inference import session_with_outputs
 
 _DEQUANTIZED = "_DequantizeLinear_Output"
 _BATCH = 8
@@ -37,8 +36,8 @@ def layer_errors(float_model: Path, int8_model: Path, samples: Split) -> list[di
     if not tensors:  # asked for no output, ONNX Runtime gives all
         return []
     names = [output for _, output in tensors]
-    first = _with_outputs(reference, names)
-    second = _with_outputs(quantized, [name + _DEQUANTIZED for name in names])
+    first = session_with_outputs(reference, names)
+    second = session_with_outputs(quantized, [name + _DEQUANTIZED for name in names])
     signal, noise = np.zeros(len(names)), np.zeros(len(names))
     for feeds in samples.batches(_BATCH):
         before = first.run(names, feeds)
@@ -50,20 +49,6 @@ def layer_errors(float_model: Path, int8_model: Path, samples: Split) -> list[di
         {"layer": node.name, "op": node.op_type, "sqnr_db": _decibels(signal[i], noise[i])}
         for i, (node, _) in enumerate(tensors)
     ]
-
-
-def _with_outputs(model: onnx.ModelProto, names: list[str]) -> onnxruntime.InferenceSession:
-    """A session that also gives intermediate tensors."""
-    present = {output.name for output in model.graph.output}
-    for name in names:
-        if name not in present:
-            model.graph.output.append(onnx.ValueInfoProto(name=name))
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = ERRORS_ONLY
-    return onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
 
 
 def _decibels(signal: float, noise: float) -> float:

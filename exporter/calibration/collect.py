@@ -7,7 +7,6 @@ in one step, runs batch by batch, and each batch is reduced before the next one 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -17,10 +16,10 @@ import onnxruntime
 from bench.arrays import Array
 from bench.errors import DataError
 from bench.progress import Progress, Task
-from bench.session import ERRORS_ONLY
 from exporter.calibration.histogram import Histogram
 from exporter.calibration.methods import Range, entropy_range, mse_range, percentile_range
 from exporter.choices import CalibrationMethod
+from exporter.inference import session_with_outputs
 
 PERCENTILE = 99.99
 MOVING_AVERAGE = 0.05
@@ -54,7 +53,7 @@ def collect_ranges(
     Raises:
         DataError: there are no samples, or a tensor holds NaN or infinity on one.
     """
-    session = _session_with_outputs(model, tensors)
+    session = session_with_outputs(model, tensors)
     passes = 1 if method in {"minmax", "moving_average"} else 2
     with progress.task("calibration", passes * batches) as task:
         bounds = _bounds(session, tensors, feeds, task, average=method == "moving_average")
@@ -114,21 +113,3 @@ def _run(
         values.update({name: batch[name] for name in tensors if name in batch})
         yield values
         task.advance()
-
-
-def _session_with_outputs(model: onnx.ModelProto, tensors: Sequence[str]) -> onnxruntime.InferenceSession:
-    """The model with further outputs, on all cores and without optimizations that would fuse them away."""
-    augmented = onnx.ModelProto()
-    augmented.CopyFrom(model)
-    inputs = {value.name for value in augmented.graph.input}
-    outputs = {value.name for value in augmented.graph.output}
-    for name in tensors:
-        if name not in inputs | outputs:
-            augmented.graph.output.append(onnx.ValueInfoProto(name=name))
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = ERRORS_ONLY
-    options.intra_op_num_threads = os.cpu_count() or 1
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return onnxruntime.InferenceSession(
-        augmented.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
