@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import torch
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 from torch import nn
 
 from exporter.data import Split
@@ -21,7 +20,7 @@ from exporter.errors import ExportError
 from exporter.network import takes_names
 from exporter.onnx_files import write_checked
 from exporter.recipe import ExportConfig
-from exporter.rewrites import GlobalAveragePoolPass, ReadableNamesPass, StripMetadataPass
+from exporter.rewrites import ReadableNamesPass, StripMetadataPass, rewrite_for_cpu
 
 OUTPUT = "logits"
 BATCH = "batch"
@@ -75,8 +74,8 @@ def export(
             raise _export_error(error) from error
     assert program is not None
     model = program.model
-    rewrites = (GlobalAveragePoolPass(), RemoveUnusedNodesPass(), ReadableNamesPass(), StripMetadataPass())
-    for rewrite in rewrites:
+    rewrite_for_cpu(model)
+    for rewrite in (ReadableNamesPass(), StripMetadataPass()):
         rewrite(model)
     model.graph.name = metadata.get("edgeproof.name", "network")
     model.metadata_props.update(metadata)
