@@ -23,7 +23,9 @@ from exporter.choices import CalibrationMethod
 from exporter.data import Split, stratified_indices
 from exporter.errors import ExportError
 from exporter.onnx_files import write_checked
+from exporter.placement import Placement, place, read_unrounded
 from exporter.recipe import QuantizeConfig
+from exporter.tables import quantize_tables
 from exporter.targets import Target
 
 MAX_BATCH = 16
@@ -108,8 +110,16 @@ def quantize_model(
                 "quantize.exclude", f"the graph has no node {name!r}", f"it has: {_some(names)}"
             )
     shaped = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    _name_nodes(shaped)
     count = len(next(iter(inputs.values())))
-    tensors = quantized_tensors(shaped, target, exclude)
+    placement = place(shaped, target.operators, exclude)
+    if not placement.nodes:
+        raise ExportError(
+            model.graph.name or "model",
+            "holds nothing that runs in int8: no Conv, Gemm or MatMul with constant weights is left",
+            "exclude fewer nodes, or ship it in float",
+        )
+    tensors = quantized_tensors(shaped, target, placement)
     batch_size = fixed_batch or _batch_size(shaped, tensors)
 
     def feeds() -> Iterator[dict[str, Array]]:
@@ -118,7 +128,8 @@ def quantize_model(
 
     batches = -(-count // batch_size)
     ranges = collect_ranges(shaped, tensors, feeds, batches=batches, method=method, progress=progress)
-    quantized = _run_quantizer(shaped, ranges, target, exclude)
+    quantized = _run_quantizer(shaped, ranges, target, placement)
+    tables = quantize_tables(quantized)
     _carry_metadata(model, quantized, target)
     write_checked(quantized, destination)
     operators = [node.op_type for node in quantized.graph.node]
@@ -130,9 +141,19 @@ def quantize_model(
         "reduce_range": target.reduce_range,
         "method": method,
         "samples": count,
+        "tables": tables,
         "quantize_nodes": operators.count("QuantizeLinear"),
         "dequantize_nodes": operators.count("DequantizeLinear"),
     }
+
+
+def _name_nodes(model: onnx.ModelProto) -> None:
+    """Give each node a name of its own: the quantizer is told by name what to do."""
+    taken: set[str] = set()
+    for index, node in enumerate(model.graph.node):
+        if not node.name or node.name in taken:
+            node.name = f"{node.op_type}_{index}"
+        taken.add(node.name)
 
 
 def sample_count(calibration: Split, config: QuantizeConfig) -> int:
@@ -152,14 +173,14 @@ def sample_count(calibration: Split, config: QuantizeConfig) -> int:
     return config.samples
 
 
-def quantized_tensors(model: onnx.ModelProto, target: Target, exclude: tuple[str, ...]) -> list[str]:
+def quantized_tensors(model: onnx.ModelProto, target: Target, placement: Placement) -> list[str]:
     """The tensors whose ranges the quantizer uses, found by letting it work on made-up ranges.
 
     Which tensors it rounds hangs on the graph alone. All others (two thirds of them in a convolutional
     network, whose norms and activations are absorbed) need not be looked at.
     """
     floats = _float_tensors(model)
-    trial = _run_quantizer(model, {}, target, exclude)
+    trial = _run_quantizer(model, {}, target, placement)
     rounded = set()
     for node in trial.graph.node:
         if node.op_type == "QuantizeLinear":
@@ -173,13 +194,19 @@ def quantized_tensors(model: onnx.ModelProto, target: Target, exclude: tuple[str
 
 
 def _run_quantizer(
-    model: onnx.ModelProto, ranges: Mapping[str, Range], target: Target, exclude: tuple[str, ...]
+    model: onnx.ModelProto, ranges: Mapping[str, Range], target: Target, placement: Placement
 ) -> onnx.ModelProto:
     from onnxruntime.quantization import CalibrationMethod as OrtMethod
     from onnxruntime.quantization import QuantType
     from onnxruntime.quantization.calibrate import TensorData, TensorsData
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
-    from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
+
+    class Quantizer(QDQQuantizer):  # type: ignore[misc]
+        """ONNX Runtime's, with results left in float by name and not by type alone."""
+
+        def quantize_activation_tensor(self, tensor_name: str) -> None:
+            if tensor_name not in placement.float_results:
+                super().quantize_activation_tensor(tensor_name)
 
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
@@ -194,16 +221,16 @@ def _run_quantizer(
     )
     try:
         with _quiet_quantizer():
-            quantizer = QDQQuantizer(
+            quantizer = Quantizer(
                 copy,
                 target.per_channel,
                 target.reduce_range,
                 QuantType.QInt8,
                 QuantType.QInt8 if target.signed_activations else QuantType.QUInt8,
                 data,
+                sorted(placement.nodes),
                 [],
-                list(exclude),
-                sorted({*QLinearOpsRegistry, *QDQRegistry}),
+                sorted(target.operators),
                 {},
             )
             quantizer.quantize_model()
@@ -215,6 +242,7 @@ def _run_quantizer(
             "exclude the node it names",
         ) from error
     result: onnx.ModelProto = quantizer.model.model
+    read_unrounded(result, placement)
     return result
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import onnx
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from bench.evaluation import read_evaluation
 from bench.files import check_writable, sha256_of
@@ -18,7 +17,7 @@ from bench.worker import fixed_batch, memory_bytes
 from exporter.choices import CalibrationMethod, TargetName
 from exporter.onnx_files import check_quantizable, read_model
 from exporter.quantize import quantize_model
-from exporter.rewrites import GlobalAveragePoolPass
+from exporter.rewrites import rewrite_for_cpu
 from exporter.targets import find_target
 
 
@@ -78,13 +77,12 @@ def quantize_file(
 
 
 def prepare(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Fold what a quantizer must not see: constants, BatchNorm, padding; and pool in int8."""
+    """Fold what a quantizer must not see (constants, BatchNorm, padding); rewrite the rest for the CPU."""
     import onnxscript.optimizer
     import onnxscript.rewriter
 
     model = ir.from_proto(proto)
     onnxscript.optimizer.optimize_ir(model)
     model = onnxscript.rewriter.rewrite(model)
-    for rewrite in (GlobalAveragePoolPass(), RemoveUnusedNodesPass()):
-        rewrite(model)
+    rewrite_for_cpu(model)
     return ir.to_proto(model)

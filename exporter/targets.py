@@ -18,6 +18,17 @@ from typing import Literal
 from bench.host import HostFingerprint, fingerprint, has_vnni
 from exporter.choices import TargetName
 
+# What ONNX Runtime's CPU kernels run in int8 once it stands between Dequantize and Quantize. Its quantizer
+# marks more: ConvTranspose, LayerNormalization, InstanceNormalization and Pad, which then run in float
+# between two conversions, and Softmax, whose int8 kernel is no faster and whose result 8 bits hold badly.
+_INT8_OPERATORS = frozenset(
+    {
+        "Conv", "Gemm", "MatMul", "Add", "Mul", "Concat", "Relu", "Clip", "LeakyRelu", "Sigmoid",
+        "AveragePool", "GlobalAveragePool", "MaxPool", "Resize", "Split", "Slice", "Reshape", "Flatten",
+        "Squeeze", "Unsqueeze", "Transpose",
+    }
+)  # fmt: skip
+
 ConcreteTarget = Literal["x86-vnni", "x86-avx2", "arm64", "portable"]
 
 
@@ -29,12 +40,14 @@ class Target:
         signed_activations: int8 rather than uint8 activations; weights are always int8.
         per_channel: one weight scale per output channel.
         reduce_range: weights of 7 bits.
+        operators: types that its kernels run in int8.
     """
 
     name: ConcreteTarget
     signed_activations: bool
     per_channel: bool
     reduce_range: bool
+    operators: frozenset[str] = _INT8_OPERATORS
 
 
 TARGETS: dict[ConcreteTarget, Target] = {
