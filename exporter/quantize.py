@@ -18,6 +18,7 @@ import onnx
 from bench.arrays import Array
 from bench.errors import DataError
 from bench.progress import Progress
+from exporter import hard_swish
 from exporter.calibration import Range, collect_ranges
 from exporter.choices import CalibrationMethod
 from exporter.data import Split, stratified_indices
@@ -112,14 +113,15 @@ def quantize_model(
     shaped = onnx.shape_inference.infer_shapes(model, data_prop=True)
     _name_nodes(shaped)
     count = len(next(iter(inputs.values())))
-    placement = place(shaped, target.operators, exclude)
+    network = shaped
+    shaped, gates, placement = _placed(network, target, exclude)
     if not placement.nodes:
         raise ExportError(
             model.graph.name or "model",
             "holds nothing that runs in int8: no Conv, Gemm or MatMul with constant weights is left",
             "exclude fewer nodes, or ship it in float",
         )
-    tensors = quantized_tensors(shaped, target, placement)
+    tensors = [name for name in quantized_tensors(shaped, target, placement) if name not in gates]
     batch_size = fixed_batch or _batch_size(shaped, tensors)
 
     def feeds() -> Iterator[dict[str, Array]]:
@@ -127,8 +129,9 @@ def quantize_model(
             yield {n: np.ascontiguousarray(a[start : start + batch_size]) for n, a in inputs.items()}
 
     batches = -(-count // batch_size)
-    ranges = collect_ranges(shaped, tensors, feeds, batches=batches, method=method, progress=progress)
-    quantized = _run_quantizer(shaped, ranges, target, placement)
+    ranges = collect_ranges(network, tensors, feeds, batches=batches, method=method, progress=progress)
+    quantized = _run_quantizer(shaped, ranges | gates, target, placement)
+    hard_swish.hide_factor(quantized, gates)
     tables = quantize_tables(quantized)
     _carry_metadata(model, quantized, target)
     write_checked(quantized, destination)
@@ -145,6 +148,25 @@ def quantize_model(
         "quantize_nodes": operators.count("QuantizeLinear"),
         "dequantize_nodes": operators.count("DequantizeLinear"),
     }
+
+
+def _placed(
+    network: onnx.ModelProto, target: Target, exclude: tuple[str, ...]
+) -> tuple[onnx.ModelProto, dict[str, Range], Placement]:
+    """The graph to quantize, the ranges known beforehand, and what of it to quantize.
+
+    A HardSwish is split only where all of its parts run in int8.
+    """
+    names = hard_swish.candidates(network) - set(exclude)
+    while True:
+        graph = onnx.ModelProto()
+        graph.CopyFrom(network)
+        gates = hard_swish.split(graph, names)
+        placement = place(graph, target.operators, exclude)
+        whole = {name for name in names if name in placement.nodes}
+        if whole == names:
+            return graph, gates, placement
+        names = frozenset(whole)
 
 
 def _name_nodes(model: onnx.ModelProto) -> None:
