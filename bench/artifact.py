@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -13,6 +14,7 @@ from pydantic import ValidationError
 from bench.arrays import Array, read_npz
 from bench.errors import ArtifactError, UsageError
 from bench.files import sha256_of
+from bench.host import PORTABLE, HostFingerprint, host_target
 from bench.parity import Parity, parity
 from bench.process import DEFAULT_TIMEOUT_S, worker_group
 from bench.schema import FrozenModel, explain_validation
@@ -79,11 +81,15 @@ class Manifest(FrozenModel):
 
 @dataclass(frozen=True)
 class Subject:
-    """What is to be measured: a model alone, or an artifact's model with what came along."""
+    """What is to be measured: a model alone, or an artifact's model with what came along.
+
+    `target` is the kind of CPU that an artifact was made for.
+    """
 
     model: Path
     float_twin: Path | None = None
     evaluation: Path | None = None
+    target: str | None = None
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -195,7 +201,18 @@ def subject(path: Path, evaluation: Path | None = None) -> Subject:
     if path.is_dir():
         manifest = check_hashes(path)
         own = path / EVALUATION if EVALUATION in manifest.files else None
-        return Subject(path / MODEL, path / FLOAT_MODEL, evaluation or own)
+        return Subject(path / MODEL, path / FLOAT_MODEL, evaluation or own, manifest.target)
     if not path.exists():
         raise UsageError(path, "there is no such file or folder", "check the path")
     return Subject(path, None, evaluation)
+
+
+def target_warnings(subjects: Iterable[Subject], host: HostFingerprint) -> tuple[str, ...]:
+    """A line for each artifact that was made for another kind of CPU; what is measured here misleads."""
+    kind = host_target(host)
+    return tuple(
+        f"{subject.model.parent} was made for {subject.target!r}, this CPU is {kind}: "
+        "its times and outputs here are not those of its target"
+        for subject in subjects
+        if subject.target not in (None, PORTABLE, kind)
+    )

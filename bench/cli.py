@@ -49,27 +49,27 @@ def bench(
     """Measure latency, memory, size and accuracy of models, side by side."""
     from bench.artifact import subject
     from bench.files import check_writable
+    from bench.gate import warn_of_targets
     from bench.measure import MeasureConfig, Session
     from bench.render import figures_table, result_json
     from bench.result import write_result
 
     if out is not None:
         check_writable(out)
-    paths: list[Path] = []
-    evaluation = data
-    for path in models:
-        found = subject(path, data)
-        paths.extend(p for p in (found.model, found.float_twin) if p is not None)
-        evaluation = evaluation or found.evaluation
+    subjects = [subject(path, data) for path in models]
+    paths = [p for found in subjects for p in (found.model, found.float_twin) if p is not None]
+    evaluation = data or next((s.evaluation for s in subjects if s.evaluation is not None), None)
+    progress = error_progress()
+    warnings = warn_of_targets(subjects, progress)
     config = MeasureConfig(threads=threads)
-    with Session(paths, evaluation, config, error_progress()) as session:
+    with Session(paths, evaluation, config, progress) as session:
         session.predict()
         session.add_blocks(blocks)
         result = session.result()
     if out is not None:
         write_result(out, result)
     if as_json:
-        print_json(result_json(result))
+        print_json({**result_json(result), "warnings": list(warnings)})
         return
     print_rich(figures_table(_short_names([m.path for m in result.models], result.models), {}))
     if result.data.synthetic:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bench.artifact import Subject, subject
+from bench.artifact import Subject, subject, target_warnings
 from bench.errors import UsageError
+from bench.host import fingerprint
 from bench.judge import (
     Metric,
     Verdict,
@@ -35,6 +36,7 @@ class Judgement:
         metrics: against `baseline`, each judged by its budget.
         twin_metrics: against the artifact's float model, where there is one and `baseline` is another.
         blocks: how many blocks were measured.
+        warnings: what makes this host a poor one to measure on.
     """
 
     verdict: Verdict
@@ -45,6 +47,7 @@ class Judgement:
     twin_metrics: Mapping[str, Metric]
     blocks: int
     result: Result
+    warnings: tuple[str, ...] = ()
 
 
 def compare(
@@ -67,8 +70,9 @@ def compare(
     if data is None:
         budgets = budgets.model_copy(update={"accuracy": None})
     models = [first.model, second.model]
+    warnings = warn_of_targets([first, second], progress)
     with Session(models, data, config or MeasureConfig(), progress, workers) as session:
-        return _judge_in_looks(session, [budgets], None)
+        return replace(_judge_in_looks(session, [budgets], None), warnings=warnings)
 
 
 def gate(
@@ -114,8 +118,17 @@ def gate_subjects(
     if not models:
         raise UsageError(candidate.model, "a lone model has nothing to be judged against", "add --baseline")
     models.append(candidate.model)
+    warnings = warn_of_targets([s for s in (baseline, candidate) if s is not None], progress)
     with Session(models, candidate.evaluation, config or MeasureConfig(), progress, workers) as session:
-        return _judge_in_looks(session, budgets, policy.min_accuracy)
+        return replace(_judge_in_looks(session, budgets, policy.min_accuracy), warnings=warnings)
+
+
+def warn_of_targets(subjects: Sequence[Subject], progress: Progress) -> tuple[str, ...]:
+    """Say which artifacts were made for another kind of CPU, and return what was said."""
+    warnings = target_warnings(subjects, fingerprint())
+    for warning in warnings:
+        progress.say(f"warning: {warning}")
+    return warnings
 
 
 def judgement_from(

@@ -5,8 +5,13 @@ from __future__ import annotations
 import os
 import platform
 from pathlib import Path
+from typing import Final, Literal
 
 from bench.schema import FrozenModel
+
+# The kinds of CPU that int8 models are made for; `portable` is right everywhere.
+ConcreteTarget = Literal["x86-vnni", "x86-avx2", "arm64", "portable"]
+PORTABLE: Final = "portable"
 
 # Flags that change which integer kernel ONNX Runtime picks.
 _DECISIVE_FLAGS = (
@@ -50,6 +55,15 @@ def fingerprint() -> HostFingerprint:
 def has_vnni(host: HostFingerprint) -> bool:
     """Whether 8-bit products are summed in 32 bits, so that U8S8 cannot saturate."""
     return not {"avx512_vnni", "avx_vnni"}.isdisjoint(host.cpu_flags)
+
+
+def host_target(host: HostFingerprint) -> ConcreteTarget:
+    """The kind of CPU that a host has."""
+    if host.machine in {"aarch64", "arm64"}:
+        return "arm64"
+    if host.machine in {"x86_64", "AMD64"}:
+        return "x86-vnni" if has_vnni(host) else "x86-avx2"
+    return PORTABLE
 
 
 def available_cores() -> tuple[int, ...] | None:

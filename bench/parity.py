@@ -43,10 +43,11 @@ def parity(reference: Array, other: Array) -> Parity:
 
 def sqnr_db(reference: Array, other: Array) -> float:
     """Signal-to-quantization-noise ratio, 20 log10(|x| / |x - y|) in dB."""
-    signal = float(np.linalg.norm(reference))
-    noise = float(np.linalg.norm(reference - other))
+    return decibels(float(np.linalg.norm(reference)) ** 2, float(np.linalg.norm(reference - other)) ** 2)
+
+
+def decibels(signal: float, noise: float) -> float:
+    """SQNR of two energies (sums of squares), 10 log10(signal / noise) in dB."""
     if noise == 0.0:
         return EXACT_SQNR_DB
-    if signal == 0.0:
-        return -EXACT_SQNR_DB
-    return float(20 * np.log10(signal / noise))
+    return float(10 * np.log10(signal / noise)) if signal > 0.0 else -EXACT_SQNR_DB

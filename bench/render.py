@@ -56,6 +56,7 @@ def judgement_json(judgement: Judgement) -> dict[str, Any]:
     return {
         "verdict": judgement.verdict.value,
         "reasons": list(judgement.reasons),
+        "warnings": list(judgement.warnings),
         "candidate": judgement.candidate,
         "baseline": judgement.baseline,
         "metrics": metrics_json(judgement.metrics),

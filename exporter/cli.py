@@ -5,6 +5,7 @@ Nothing heavy is imported here; each command imports what it needs when it runs.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -77,28 +78,32 @@ app.add_typer(device_app)
 @app.command()
 def inspect(
     model: Annotated[Path, typer.Argument(help="An .onnx file or an artifact folder.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Samples: .npz, one array per model input; an artifact brings its own."),
+    ] = None,
+    min_int8: Annotated[
+        float | None,
+        typer.Option(min=0.0, max=1.0, help="Exit with 1 if a smaller share of multiply-adds is int8."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what ONNX Runtime really runs: the share of int8, and what stayed in float."""
-    from rich.markup import escape
-
+    """Show what ONNX Runtime really runs: the share of int8, what stayed in float, what may saturate."""
     from bench.artifact import subject
     from exporter.build import require
 
     require("onnx", "export")
-    from exporter.audit import audit
+    from exporter.audit import audit, coverage_failure
 
-    found = audit(subject(model).model)
+    chosen = subject(model, data)
+    found = audit(chosen.model, chosen.evaluation)
     if as_json:
         print_json(found.model_dump(mode="json"))
-        return
-    print_rich(f"{found.int8_mac_ratio:.1%} of {found.macs:,} multiply-adds run in int8")
-    for operator in found.float_ops:
-        share = operator.macs / found.macs if found.macs else 0.0
-        name = escape(operator.name)
-        print_rich(f"  float: {name} ({operator.op_type}, {share:.1%}): {operator.reason}")
-    for layer in found.saturation:
-        print_rich(f"  may saturate without VNNI: {escape(layer.name)} ({layer.channels} channels)")
+    else:
+        _print_audit(found)
+    if min_int8 is not None and (failure := coverage_failure(found, min_int8)) is not None:
+        print(f"FAIL: {failure}", file=sys.stderr)
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -153,6 +158,30 @@ def new(
 
     recipe = scaffold(folder)
     print_rich(escape(f"wrote {folder}; next: edgeproof build {recipe}"))
+
+
+def _print_audit(found: Any) -> None:
+    from rich.markup import escape
+
+    print_rich(f"{found.int8_mac_ratio:.1%} of {found.macs:,} multiply-adds run in int8")
+    for operator in found.float_ops:
+        share = operator.macs / found.macs if found.macs else 0.0
+        print_rich(escape(f"  float: {operator.name} ({operator.op_type}, {share:.1%}): {operator.reason}"))
+    for name in found.quantized_at_load:
+        print_rich(escape(f"  int8 all the same: {name}, whose float weights are quantized at load"))
+    for pair in found.needless_pairs:
+        before, behind = pair.between
+        print_rich(
+            escape(f"  needless: to int8 and back, {pair.name}, from {before} to {behind}: {pair.reason}")
+        )
+    for layer in found.saturation:
+        seen = "not observed"
+        if layer.observed_share is not None:
+            seen = (
+                f"{layer.observed_share:.3%} of its sums do on {found.samples} samples, "
+                f"SQNR {layer.drift_sqnr_db:.1f} dB"
+            )
+        print_rich(escape(f"  may saturate without VNNI: {layer.name} ({layer.channels} channels; {seen})"))
 
 
 def _outcome_json(outcome: Any) -> dict[str, Any]:

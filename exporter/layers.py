@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from bench.parity import EXACT_SQNR_DB
+from bench.parity import decibels
 from exporter.data import Split
 from exporter.inference import session_with_outputs
 
@@ -46,12 +46,6 @@ def layer_errors(float_model: Path, int8_model: Path, samples: Split) -> list[di
             signal[index] += float(np.square(x, dtype=np.float64).sum())
             noise[index] += float(np.square(x - y, dtype=np.float64).sum())
     return [
-        {"layer": node.name, "op": node.op_type, "sqnr_db": _decibels(signal[i], noise[i])}
+        {"layer": node.name, "op": node.op_type, "sqnr_db": decibels(signal[i], noise[i])}
         for i, (node, _) in enumerate(tensors)
     ]
-
-
-def _decibels(signal: float, noise: float) -> float:
-    if noise == 0.0:
-        return EXACT_SQNR_DB
-    return float(10 * np.log10(signal / noise)) if signal > 0 else -EXACT_SQNR_DB

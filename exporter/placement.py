@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
+import numpy as np
 import onnx
+from onnx import TensorProto, helper, numpy_helper
 
 # Operators that do the arithmetic; they are worth a conversion of what goes in.
 _WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
@@ -17,6 +19,7 @@ _WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
 _FLOAT_RESULT = frozenset({"Gemm", "MatMul"})
 # What a quantized producer takes up for nothing: the range of its output says the same.
 _ABSORBED = frozenset({"Relu", "Clip"})
+_QUANTIZED_AT_LOAD = frozenset({"Conv", "ConvTranspose", "Gemm"})
 
 
 @dataclass(frozen=True)
@@ -134,3 +137,52 @@ def read_unrounded(model: onnx.ModelProto, placement: Placement) -> None:
     unread = [node for node in graph.node if node.output[0] in replacement and node.output[0] not in read]
     for node in unread:
         graph.node.remove(node)
+
+
+def keep_in_float(model: onnx.ModelProto, placement: Placement) -> None:
+    """Keep ONNX Runtime from quantizing what was left in float, when it loads the model.
+
+    Its optimizer (`WeightBiasQuantization`) takes a Conv, ConvTranspose or Gemm with float weights behind
+    a DequantizeLinear for an oversight, and quantizes the weights itself: per tensor, however many
+    channels there are, and without asking. It lets be what is dequantized with a scale for each channel;
+    so these operators get a DequantizeLinear of their own whose scale says the same number for each.
+
+    Args:
+        model: a QDQ model, changed in place.
+        placement: what was asked of the quantizer.
+    """
+    graph = model.graph
+    constants = {initializer.name: initializer for initializer in graph.initializer}
+    made_by = {name: node for node in graph.node for name in node.output}
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        source = made_by.get(node.input[0]) if node.op_type in _QUANTIZED_AT_LOAD else None
+        weight = constants.get(node.input[1]) if len(node.input) > 1 else None
+        left = (
+            source is not None and source.op_type == "DequantizeLinear" and node.name not in placement.nodes
+        )
+        if left and source is not None and weight is not None and weight.data_type == TensorProto.FLOAT:
+            own = f"{node.name}.float"
+            names = [f"{own}.scale", f"{own}.zero_point"]
+            for name, shared in zip(names, source.input[1:3], strict=True):
+                value = numpy_helper.to_array(constants[shared])
+                spread = np.full(_channels(node, weight), value, value.dtype)
+                graph.initializer.append(numpy_helper.from_array(spread, name))
+            nodes.append(
+                helper.make_node("DequantizeLinear", [source.input[0], *names], [own], name=own, axis=1)
+            )
+            node.input[0] = own
+        nodes.append(node)
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(copies)
+
+
+def _channels(node: onnx.NodeProto, weight: onnx.TensorProto) -> int:
+    """Channels of the input, by the shape of the weights."""
+    numbers = {attribute.name: attribute.i for attribute in node.attribute}
+    if node.op_type == "Conv":
+        return int(weight.dims[1]) * (numbers.get("group") or 1)
+    if node.op_type == "ConvTranspose":
+        return int(weight.dims[0])
+    return int(weight.dims[1 if numbers.get("transB") else 0])

@@ -24,8 +24,9 @@ from exporter.choices import CalibrationMethod
 from exporter.data import Split, stratified_indices
 from exporter.errors import ExportError
 from exporter.onnx_files import write_checked
-from exporter.placement import Placement, place, read_unrounded
+from exporter.placement import Placement, keep_in_float, place, read_unrounded
 from exporter.recipe import QuantizeConfig
+from exporter.saturation import NO_OVERRIDES, Overrides, without_saturation
 from exporter.tables import quantize_tables
 from exporter.targets import Target
 
@@ -130,8 +131,13 @@ def quantize_model(
 
     batches = -(-count // batch_size)
     ranges = collect_ranges(network, tensors, feeds, batches=batches, method=method, progress=progress)
-    quantized = _run_quantizer(shaped, ranges | gates, target, placement)
-    hard_swish.hide_factor(quantized, gates)
+
+    def run(overrides: Overrides) -> onnx.ModelProto:
+        made = _run_quantizer(shaped, ranges | gates, target, placement, overrides)
+        hard_swish.hide_factor(made, gates)
+        return made
+
+    quantized, reduced = without_saturation(run, feeds) if target.saturates else (run({}), {})
     tables = quantize_tables(quantized)
     _carry_metadata(model, quantized, target)
     write_checked(quantized, destination)
@@ -141,7 +147,7 @@ def quantize_model(
         "activation_type": "int8" if target.signed_activations else "uint8",
         "weight_type": "int8",
         "per_channel": target.per_channel,
-        "reduce_range": target.reduce_range,
+        "reduced_channels": reduced,
         "method": method,
         "samples": count,
         "tables": tables,
@@ -216,7 +222,11 @@ def quantized_tensors(model: onnx.ModelProto, target: Target, placement: Placeme
 
 
 def _run_quantizer(
-    model: onnx.ModelProto, ranges: Mapping[str, Range], target: Target, placement: Placement
+    model: onnx.ModelProto,
+    ranges: Mapping[str, Range],
+    target: Target,
+    placement: Placement,
+    overrides: Overrides = NO_OVERRIDES,
 ) -> onnx.ModelProto:
     from onnxruntime.quantization import CalibrationMethod as OrtMethod
     from onnxruntime.quantization import QuantType
@@ -246,14 +256,14 @@ def _run_quantizer(
             quantizer = Quantizer(
                 copy,
                 target.per_channel,
-                target.reduce_range,
+                False,  # 7-bit weights only where `overrides` says so
                 QuantType.QInt8,
                 QuantType.QInt8 if target.signed_activations else QuantType.QUInt8,
                 data,
                 sorted(placement.nodes),
                 [],
                 sorted(target.operators),
-                {},
+                {"TensorQuantOverrides": dict(overrides)},
             )
             quantizer.quantize_model()
             quantizer.model.topological_sort()
@@ -265,6 +275,7 @@ def _run_quantizer(
         ) from error
     result: onnx.ModelProto = quantizer.model.model
     read_unrounded(result, placement)
+    keep_in_float(result, placement)
     return result
 
 

@@ -5,17 +5,16 @@ A target is a decision about three facts of ONNX Runtime's CPU kernels:
 1. x86 kernels multiply unsigned activations by signed weights (U8S8). Signed activations (S8S8) are
    rewritten to that only where a Quantize node has one consumer, so that residual networks stay in
    float for half of their convolutions.
-2. Without VNNI, x86 adds pairs of products in 16 bits (`vpmaddubsw`) and saturates: 7-bit weights
-   (reduce_range) keep the sums in range. With VNNI the sums have 32 bits.
+2. Without VNNI, x86 adds pairs of products in 16 bits (`vpmaddubsw`) and saturates: channels that can
+   reach that get 7-bit weights (`exporter.saturation`). With VNNI the sums have 32 bits.
 3. Arm multiplies signed by signed.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
-from bench.host import HostFingerprint, fingerprint, has_vnni
+from bench.host import ConcreteTarget, HostFingerprint, fingerprint, host_target
 from exporter.choices import TargetName
 
 # What ONNX Runtime's CPU kernels run in int8 once it stands between Dequantize and Quantize. Its quantizer
@@ -29,8 +28,6 @@ _INT8_OPERATORS = frozenset(
     }
 )  # fmt: skip
 
-ConcreteTarget = Literal["x86-vnni", "x86-avx2", "arm64", "portable"]
-
 
 @dataclass(frozen=True)
 class Target:
@@ -39,23 +36,23 @@ class Target:
     Attributes:
         signed_activations: int8 rather than uint8 activations; weights are always int8.
         per_channel: one weight scale per output channel.
-        reduce_range: weights of 7 bits.
+        saturates: 16-bit sums may overflow, so that some channels need weights of 7 bits.
         operators: types that its kernels run in int8.
     """
 
     name: ConcreteTarget
     signed_activations: bool
     per_channel: bool
-    reduce_range: bool
+    saturates: bool
     operators: frozenset[str] = _INT8_OPERATORS
 
 
 TARGETS: dict[ConcreteTarget, Target] = {
-    "x86-vnni": Target("x86-vnni", signed_activations=False, per_channel=True, reduce_range=False),
-    "x86-avx2": Target("x86-avx2", signed_activations=False, per_channel=True, reduce_range=True),
-    "arm64": Target("arm64", signed_activations=True, per_channel=True, reduce_range=False),
+    "x86-vnni": Target("x86-vnni", signed_activations=False, per_channel=True, saturates=False),
+    "x86-avx2": Target("x86-avx2", signed_activations=False, per_channel=True, saturates=True),
+    "arm64": Target("arm64", signed_activations=True, per_channel=True, saturates=False),
     # Right everywhere and fast on x86: U8S8 whose sums fit in 16 bits.
-    "portable": Target("portable", signed_activations=False, per_channel=True, reduce_range=True),
+    "portable": Target("portable", signed_activations=False, per_channel=True, saturates=True),
 }
 
 
@@ -64,12 +61,3 @@ def find_target(name: TargetName, host: HostFingerprint | None = None) -> Target
     if name == "auto":
         return TARGETS[host_target(host or fingerprint())]
     return TARGETS[name]
-
-
-def host_target(host: HostFingerprint) -> ConcreteTarget:
-    """The kind of CPU that a host has."""
-    if host.machine in {"aarch64", "arm64"}:
-        return "arm64"
-    if host.machine in {"x86_64", "AMD64"}:
-        return "x86-vnni" if has_vnni(host) else "x86-avx2"
-    return "portable"

@@ -149,7 +149,7 @@ class ArtifactFolder:
             "name": "tiny",
             "created_utc": "2026-01-01T00:00:00+00:00",
             "edgeproof": "0.1.0",
-            "target": "x86",
+            "target": "portable",
             "verdict": "PASS",
             "files": files,
             "stages": [stage],

@@ -17,8 +17,10 @@ from bench.artifact import (
     read_manifest,
     self_test,
     subject,
+    target_warnings,
 )
 from bench.errors import ArtifactError, DataError, UsageError
+from bench.host import fingerprint
 
 
 def test_a_whole_artifact_passes(artifact):
@@ -180,7 +182,7 @@ def test_golden_outputs_must_be_finite(golden, bad):
 
 def test_an_artifact_brings_its_twin_and_its_data(artifact, models, evaluation):
     folder = artifact.folder
-    own = Subject(folder / "model.onnx", folder / "model.fp32.onnx", folder / "evaluation.npz")
+    own = Subject(folder / "model.onnx", folder / "model.fp32.onnx", folder / "evaluation.npz", "portable")
     assert subject(folder) == own
     assert subject(folder, evaluation).evaluation == evaluation
     assert subject(models.dynamic, evaluation) == Subject(models.dynamic, None, evaluation)
@@ -207,3 +209,29 @@ def test_a_subject_must_exist(tmp_path):
 def test_a_manifest_keeps_what_it_was_given(artifact):
     manifest = read_manifest(artifact.folder)
     assert json.loads(manifest.model_dump_json()) == artifact.describe()
+
+
+@pytest.mark.parametrize(
+    ("target", "kind", "warned"),
+    [
+        ("x86-vnni", "x86-vnni", False),
+        ("portable", "arm64", False),
+        ("arm64", "x86-vnni", True),
+        ("x86-vnni", "x86-avx2", True),
+        ("odd\x1b[2J\n", "x86-vnni", True),
+    ],
+)
+def test_an_artifact_for_another_kind_of_cpu(artifact, target, kind, *, warned):
+    artifact.seal(target=target)
+    hosts = {"x86-vnni": ("x86_64", ("avx_vnni",)), "x86-avx2": ("x86_64", ()), "arm64": ("arm64", ())}
+    machine, flags = hosts[kind]
+    host = fingerprint().model_copy(update={"machine": machine, "cpu_flags": flags})
+    warnings = target_warnings([subject(artifact.folder)], host)
+    assert len(warnings) == warned
+    for line in warnings:
+        assert line.startswith(f"{artifact.folder} was made for {target!r}, this CPU is {kind}: ")
+        assert line.isprintable()
+
+
+def test_a_lone_model_was_made_for_any_cpu(models):
+    assert target_warnings([subject(models.dynamic)], fingerprint()) == ()

@@ -68,6 +68,20 @@ def test_bench_takes_data(command, workers, models, evaluation):
     assert "synthetic" not in ran.out
 
 
+@pytest.mark.parametrize("name", ["bench", "gate", "compare"])
+def test_another_kind_of_cpu_is_warned_of(command, workers, artifact, name):
+    artifact.seal(target="z80")
+    arguments = [name, artifact.folder, *([artifact.folder] if name == "compare" else [])]
+    ran = command(*arguments, "--json")
+    warnings = json.loads(ran.out)["warnings"]
+    assert len(warnings) == (2 if name == "compare" else 1)
+    assert warnings[0].startswith(f"{artifact.folder} was made for 'z80', this CPU is ")
+    assert ran.err.splitlines()[0] == f"warning: {warnings[0]}"
+    artifact.seal(target="portable")
+    ran = command(*arguments, "--json")
+    assert (json.loads(ran.out)["warnings"], "warning" in ran.err) == ([], False)
+
+
 def test_compare_prints_one_object(command, workers, models, evaluation, tmp_path):
     out = tmp_path / "result.json"
     ran = command("compare", models.dynamic, models.rounded, "--data", evaluation, "--json", "--out", out)

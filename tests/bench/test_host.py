@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 
 from bench import host
-from bench.host import available_cores, fingerprint, has_vnni
+from bench.host import available_cores, fingerprint, has_vnni, host_target
 
 X86 = """processor\t: 0
 model name\t: Intel(R) Xeon(R) Gold
@@ -88,3 +88,20 @@ def test_cores_in_order(monkeypatch):
     assert available_cores() == (0, 2, 3)
     monkeypatch.delattr(os, "sched_getaffinity")
     assert available_cores() is None
+
+
+@pytest.mark.parametrize(
+    ("machine", "flags", "name"),
+    [
+        ("x86_64", ("avx2", "avx512f", "avx512_vnni"), "x86-vnni"),
+        ("x86_64", ("avx2", "avx_vnni"), "x86-vnni"),
+        ("AMD64", ("avx2",), "x86-avx2"),
+        ("x86_64", (), "x86-avx2"),
+        ("aarch64", ("asimd", "asimddp"), "arm64"),
+        ("arm64", (), "arm64"),
+        ("riscv64", (), "portable"),
+    ],
+)
+def test_the_kind_of_a_host(machine, flags, name):
+    found = fingerprint().model_copy(update={"machine": machine, "cpu_flags": flags})
+    assert host_target(found) == name

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bench.parity import EXACT_SQNR_DB, parity, sqnr_db
+from bench.parity import EXACT_SQNR_DB, decibels, parity, sqnr_db
 
 
 def test_equal_outputs():
@@ -51,3 +51,9 @@ def test_integers_do_not_wrap_around():
 def test_shapes_must_be_equal():
     with pytest.raises(ValueError, match=r"shapes differ: \[2, 3\] and \[3, 2\]"):
         parity(np.zeros((2, 3)), np.zeros((3, 2)))
+
+
+def test_silence_has_no_ratio():
+    assert decibels(4.0, 0.0) == EXACT_SQNR_DB
+    assert decibels(0.0, 4.0) == -EXACT_SQNR_DB
+    assert decibels(100.0, 1.0) == pytest.approx(20.0)

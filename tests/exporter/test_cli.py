@@ -136,7 +136,8 @@ def test_inspect_prints_one_object(built_once, command):
         content = json.loads(ran.out)
         assert (ran.code, ran.err) == (0, "")
         assert content["int8_mac_ratio"] == 1.0
-        assert content["float_ops"] == []
+        assert content["float_ops"] == content["needless_pairs"] == []
+        assert content["samples"] == (32 if place == built_once.artifact else 0)
         assert isinstance(content["saturation"], list)
         assert content["macs"] == content["int8_macs"] == 8 * 64 * 9 + 8 * 16 * 8 * 9 + 8 * 3
 
@@ -147,6 +148,32 @@ def test_inspect_shows_what_stayed_in_float(built_once, command):
     assert first == "0.0% of 13,848 multiply-adds run in int8"
     assert rest[0].startswith("  float: body (")
     assert len(rest) == 3
+
+
+def test_inspect_says_what_saturates(built_once, command):
+    """The tiny network was made for VNNI, with all 8 bits of its weights."""
+    model, data = (built_once.artifact / name for name in ("model.onnx", "evaluation.npz"))
+    bounded = [line for line in command("inspect", model).out.splitlines() if "saturate" in line]
+    assert bounded
+    assert all(line.startswith("  may saturate without VNNI: ") for line in bounded)
+    assert all(line.endswith(" channels; not observed)") for line in bounded)
+    seen = command("inspect", model, "--data", data).out
+    assert seen == command("inspect", built_once.artifact).out
+    lines = [line for line in seen.splitlines() if "saturate" in line]
+    assert len(lines) <= len(bounded)
+    assert all("of its sums do on 32 samples, SQNR " in line for line in lines)
+
+
+def test_inspect_fails_below_the_share_that_is_wanted(built_once, command):
+    float_model = built_once.artifact / "model.fp32.onnx"
+    ran = command("inspect", float_model, "--min-int8", 0.5, "--json")
+    assert (ran.code, json.loads(ran.out)["int8_mac_ratio"]) == (1, 0.0)
+    assert ran.err == (
+        "FAIL: 0.0% of multiply-adds run in int8, at least 50.0% wanted; "
+        "3 operators stay in float, first body: it was not quantized\n"
+    )
+    assert command("inspect", built_once.artifact, "--min-int8", 1).code == 0
+    assert command("inspect", built_once.artifact, "--min-int8", 1.5).code == 2
 
 
 def test_inspect_takes_names_as_they_are(built_once, command, tmp_path):

@@ -7,7 +7,9 @@ import onnx
 import onnxruntime
 import pytest
 
+from bench.parity import sqnr_db
 from bench.progress import SILENT
+from exporter.audit import audit
 from exporter.errors import ExportError
 from exporter.placement import Placement, place, read_unrounded
 from exporter.quantize import quantize_model
@@ -130,9 +132,8 @@ def quantized(model, tmp_path, **options):
         {"x": x},
         target=TARGETS["x86-vnni"],
         method="minmax",
-        exclude=(),
+        exclude=options.get("exclude", ()),
         progress=SILENT,
-        **options,
     )
     return onnx.load(path), x
 
@@ -190,3 +191,44 @@ def test_nodes_without_names_are_quantized_all_the_same(tmp_path):
     constants = {i.name: i.data_type for i in found.graph.initializer}
     assert constants["w_quantized"] == onnx.TensorProto.INT8
     assert [n.op_type for n in found.graph.node].count("QuantizeLinear") == 3
+
+
+@pytest.mark.parametrize(
+    ("body", "constants", "excluded"),
+    [
+        (
+            "a = Conv(x, w)  b = Conv(a, v)  y = Conv(b, w)",
+            f"{SQUARE}, {kernel('v', 2, 2, 1, 1)}",
+            "b",
+        ),
+        (
+            "a = Conv(x, w)  b = Conv<group = 2>(a, v)  y = Conv(b, w)",
+            f"{SQUARE}, {kernel('v', 2, 1, 1, 1)}",
+            "b",
+        ),
+        ("a = Conv(x, w)  b = ConvTranspose(a, w)  y = Conv(b, w)", SQUARE, ""),
+    ],
+    ids=["convolution", "depthwise", "transposed"],
+)
+def test_what_is_left_in_float_runs_in_float(tmp_path, body, constants, excluded):
+    model = parse(body, constants)
+    found, x = quantized(model, tmp_path, exclude=(excluded,) if excluded else ())
+    result = audit(tmp_path / "int8.onnx")
+    assert len(result.float_ops) == 1
+    assert result.quantized_at_load == ()
+    before, after = (
+        onnxruntime.InferenceSession(m.SerializeToString()).run(None, {"x": x})[0] for m in (model, found)
+    )
+    assert sqnr_db(before, after) > 25
+
+
+@pytest.mark.parametrize("turned", [0, 1])
+def test_an_excluded_gemm_runs_in_float(tmp_path, turned):
+    model = parse(
+        f"a = Gemm<transB = {turned}>(x, w)  b = Gemm<transB = {turned}>(a, v)  y = Gemm(b, u)",
+        ", ".join([kernel("w", 6, 6), kernel("v", *((5, 6) if turned else (6, 5))), kernel("u", 5, 6)]),
+        inputs="float[N, 6] x",
+        outputs="float[A, B] y",
+    )
+    quantized(model, tmp_path, exclude=("b",))
+    assert [operator.name for operator in audit(tmp_path / "int8.onnx").float_ops] == ["b"]

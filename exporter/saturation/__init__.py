@@ -1,0 +1,21 @@
+"""Saturation of 16-bit sums on x86 without VNNI: where it can happen, whether it does, how to avoid it."""
+
+from __future__ import annotations
+
+from exporter.saturation.dot import pair_sums, saturation_excess, vpmaddubsw_dot
+from exporter.saturation.layers import Int8Layer, int8_layers
+from exporter.saturation.observe import LayerSaturation, observe_saturation
+from exporter.saturation.reduce import NO_OVERRIDES, Overrides, without_saturation
+
+__all__ = [
+    "NO_OVERRIDES",
+    "Int8Layer",
+    "LayerSaturation",
+    "Overrides",
+    "int8_layers",
+    "observe_saturation",
+    "pair_sums",
+    "saturation_excess",
+    "vpmaddubsw_dot",
+    "without_saturation",
+]
