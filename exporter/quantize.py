@@ -116,11 +116,11 @@ def quantize_model(
     count = len(next(iter(inputs.values())))
     network = shaped
     shaped, gates, placement = _placed(network, target, exclude)
-    if not placement.nodes:
+    if not placement.nodes and not exclude:
         raise ExportError(
             model.graph.name or "model",
-            "holds nothing that runs in int8: no Conv, Gemm or MatMul with constant weights is left",
-            "exclude fewer nodes, or ship it in float",
+            "holds nothing that runs in int8: no Conv, Gemm or MatMul with constant weights",
+            "ship it in float",
         )
     tensors = [name for name in quantized_tensors(shaped, target, placement) if name not in gates]
     batch_size = fixed_batch or _batch_size(shaped, tensors)
@@ -242,6 +242,8 @@ def _run_quantizer(
 
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
+    if not placement.nodes:
+        return copy  # the quantizer would take an empty list for "all nodes"
     # The quantizer wants a range even for tensors that it absorbs; what it is does not matter there.
     unused = dict.fromkeys(_float_tensors(model), _ANY_RANGE)
     data = TensorsData(
