@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from bench.arrays import Array, read_npz, write_npz
+from bench.arrays import Array, ArraySpec, NpzRows, open_rows, read_npz, write_npz
 from bench.errors import DataError
 
 LABELS = "labels"
 IDS = "ids"
+_MASK_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,43 @@ class EvaluationSet:
         return len(next(iter(self.feeds.values())))
 
 
+@dataclass(frozen=True)
+class SampleRows:
+    """The feeds of an evaluation set that stays in its file.
+
+    Attributes:
+        feeds: what the array of each model input is.
+        count: the number of samples.
+    """
+
+    feeds: Mapping[str, ArraySpec]
+    count: int
+    _rows: NpzRows
+
+    def batches(self, size: int) -> Iterator[dict[str, Array]]:
+        """Feeds of `size` samples each, the last of fewer, in memory that does not grow with their number.
+
+        Raises:
+            DataError: the file is damaged, or a feed holds NaN or infinity.
+        """
+        for batch in self._rows.blocks(list(self.feeds), size):
+            for name, array in batch.items():
+                _check_finite(self._rows.path, name, array)
+            yield batch
+
+
+def open_samples(path: Path) -> SampleRows:
+    """Look at an evaluation set; labels are not read.
+
+    Raises:
+        DataError: the file cannot be used: no samples, unequal lengths, labels that are no classes.
+    """
+    rows = open_rows(path)
+    count = _check_arrays(path, rows.specs)
+    feeds = {name: spec for name, spec in rows.specs.items() if name not in {LABELS, IDS}}
+    return SampleRows(feeds, count, rows)
+
+
 def read_evaluation(path: Path, *, rows: int | None = None) -> EvaluationSet:
     """Read an evaluation set, or its first `rows` samples.
 
@@ -42,27 +81,52 @@ def read_evaluation(path: Path, *, rows: int | None = None) -> EvaluationSet:
         DataError: the file cannot be used: no samples, unequal lengths, NaN, labels that are no classes.
     """
     arrays = read_npz(path, rows=rows)
+    _check_arrays(path, arrays)
     labels, ids = arrays.pop(LABELS, None), arrays.pop(IDS, None)
-    if not arrays:
+    for name, array in arrays.items():
+        _check_finite(path, name, array)
+    if labels is not None and labels.min() < 0:
+        raise _bad_labels(path, labels)
+    return EvaluationSet(arrays, labels, ids)
+
+
+def _check_arrays(path: Path, arrays: Mapping[str, Array | ArraySpec]) -> int:
+    """Make sure that arrays belong together, sample by sample; return the number of samples."""
+    if not arrays.keys() - {LABELS, IDS}:
         raise DataError(path, "holds labels but no feeds", "add one array per model input")
-    lengths = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
-    for name, array in ((LABELS, labels), (IDS, ids)):
-        if array is not None:
-            lengths[name] = len(array) if array.ndim else 0
+    # Feeds first, as they are told of first in an error.
+    order = sorted(arrays, key=lambda name: (name == IDS, name == LABELS))
+    lengths = {name: arrays[name].shape[0] if arrays[name].shape else 0 for name in order}
     if len(set(lengths.values())) != 1:
         raise DataError(path, f"its arrays differ in length: {lengths}", "give one row per sample")
-    if not next(iter(lengths.values())):
+    count: int = next(iter(lengths.values()))
+    if not count:
         raise DataError(path, "holds no samples", "add some")
-    for name, array in arrays.items():
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
+    for name in arrays.keys() - {LABELS, IDS}:
+        if not math.prod(arrays[name].shape):
+            raise DataError(path, f"feed {name!r} has shape {list(arrays[name].shape)}", "give it values")
+    labels = arrays.get(LABELS)
+    if labels is not None and (len(labels.shape) != 1 or labels.dtype.kind not in "iu"):
+        raise _bad_labels(path, labels)
+    return count
+
+
+def _check_finite(path: Path, name: str, array: Array) -> None:
+    """Look for NaN and infinity, some rows at a time: a mask of all takes a quarter of their memory."""
+    if array.dtype.kind != "f":
+        return
+    step = max(1, _MASK_BYTES * len(array) // max(array.size, 1))
+    for start in range(0, len(array), step):
+        if not np.isfinite(array[start : start + step]).all():
             raise DataError(path, f"feed {name!r} holds NaN or infinity", "clean the data")
-    if labels is not None and (labels.ndim != 1 or labels.dtype.kind not in "iu" or labels.min() < 0):
-        raise DataError(
-            path,
-            f"{LABELS!r} has dtype {labels.dtype} and shape {list(labels.shape)}",
-            "give one non-negative class index per sample",
-        )
-    return EvaluationSet(arrays, labels, ids)
+
+
+def _bad_labels(path: Path, labels: Array | ArraySpec) -> DataError:
+    return DataError(
+        path,
+        f"{LABELS!r} has dtype {labels.dtype} and shape {list(labels.shape)}",
+        "give one non-negative class index per sample",
+    )
 
 
 def write_evaluation(path: Path, evaluation: EvaluationSet) -> None:

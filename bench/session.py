@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.arrays import Array
+from bench.arrays import Array, ArraySpec
 from bench.errors import DataError, ModelError
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def signature_of(session: onnxruntime.InferenceSession) -> Signature:
     )
 
 
-def check_feeds(place: object, signature: Signature, feeds: dict[str, Array]) -> None:
+def check_feeds(place: object, signature: Signature, feeds: Mapping[str, Array | ArraySpec]) -> None:
     """Make sure that `feeds` fit a model.
 
     Raises:

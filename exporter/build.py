@@ -130,7 +130,8 @@ def _run(
     from exporter.steps import recipe_steps
     from exporter.workshop import open_workshop
 
-    steps = recipe_steps(open_workshop(recipe, folder, progress))
+    shop = open_workshop(recipe, folder, progress)
+    steps = recipe_steps(shop, ranges=None if fresh else cache.root)
     return run_steps(steps, cache, until=until, fresh=fresh, progress=progress, log=log)
 
 

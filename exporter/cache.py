@@ -30,10 +30,10 @@ class Entry:
 
 
 class Cache:
-    """Finished steps below one folder. The caller holds the build lock."""
+    """Finished steps below one folder, `root`. The caller holds the build lock."""
 
     def __init__(self, root: Path) -> None:
-        self._root = root
+        self.root = root
 
     def find(self, key: str) -> Entry | None:
         """The entry of a key, if it is there and unharmed."""
@@ -58,11 +58,11 @@ class Cache:
 
     def sweep(self) -> None:
         """Remove what killed builds left behind."""
-        for folder in (self._root, *self._root.glob("??")):
+        for folder in (self.root, *self.root.glob("??")):
             remove_leftovers(folder)
 
     def _folder(self, key: str) -> Path:
-        return self._root / key[:2] / key
+        return self.root / key[:2] / key
 
 
 def content_key(ingredients: Mapping[str, Any]) -> str:

@@ -116,6 +116,9 @@ def quantize(
     exclude: Annotated[
         list[str] | None, typer.Option(metavar="NODE", help="Leave this node in float; repeatable.")
     ] = None,
+    cache: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Keep activation ranges here, and use those kept.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Quantize a finished float .onnx statically to int8; needs no torch and no recipe."""
@@ -134,6 +137,7 @@ def quantize(
         target=target,
         method=method,
         exclude=tuple(exclude or ()),
+        cache=cache,
         progress=error_progress(),
     )
     if as_json:

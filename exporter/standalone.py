@@ -9,16 +9,19 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
-from bench.evaluation import read_evaluation
+from bench.evaluation import open_samples
 from bench.files import check_writable, sha256_of
 from bench.progress import SILENT, Progress
 from bench.session import check_feeds, open_session, signature_of
 from bench.worker import fixed_batch, memory_bytes
+from exporter.calibration import RangeStore
 from exporter.choices import CalibrationMethod, TargetName
 from exporter.onnx_files import check_quantizable, read_model
 from exporter.quantize import quantize_model
 from exporter.rewrites import rewrite_for_cpu
 from exporter.targets import find_target
+
+_MAX_ROUNDS = 8
 
 
 def quantize_file(
@@ -29,6 +32,7 @@ def quantize_file(
     target: TargetName = "auto",
     method: CalibrationMethod = "minmax",
     exclude: tuple[str, ...] = (),
+    cache: Path | None = None,
     progress: Progress = SILENT,
 ) -> dict[str, Any]:
     """Quantize an .onnx file.
@@ -40,6 +44,8 @@ def quantize_file(
         target: the CPU kind to make it for.
         method: how activation ranges are chosen.
         exclude: names of nodes to leave in float.
+        cache: a folder where ranges are kept, so that the same model and samples with other nodes excluded
+            are not calibrated again; None to keep nothing.
         progress: told of every batch.
 
     Returns:
@@ -53,18 +59,19 @@ def quantize_file(
     check_writable(out)
     proto = read_model(model)
     check_quantizable(proto, model)
-    samples = read_evaluation(data)
+    samples = open_samples(data)
     signature = signature_of(open_session(model))
-    check_feeds(data, signature, dict(samples.feeds))
+    check_feeds(data, signature, samples.feeds)
     metrics = quantize_model(
         prepare(proto),
         out,
-        samples.feeds,
+        samples,
         target=find_target(target),
         method=method,
         exclude=exclude,
         progress=progress,
         fixed_batch=fixed_batch(signature),
+        store=None if cache is None else RangeStore(cache, sha256_of(data)),
     )
     return {
         "model": str(out),
@@ -79,10 +86,10 @@ def quantize_file(
 def prepare(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Fold what a quantizer must not see (constants, BatchNorm, padding); rewrite the rest for the CPU."""
     import onnxscript.optimizer
-    import onnxscript.rewriter
 
     model = ir.from_proto(proto)
-    onnxscript.optimizer.optimize_ir(model)
-    model = onnxscript.rewriter.rewrite(model)
+    # Folds and rewrites in turn until nothing changes. (Its rewrites look at each node many times over:
+    # a pass too many is seconds in a large graph.)
+    onnxscript.optimizer.optimize_ir(model, num_iterations=_MAX_ROUNDS)
     rewrite_for_cpu(model)
     return ir.to_proto(model)

@@ -20,6 +20,8 @@ from bench.measure import MeasureConfig
 from bench.parity import parity
 from bench.render import metrics_json
 from bench.result import write_result
+from exporter.cache import content_key
+from exporter.calibration import RangeStore
 from exporter.checkpoint import load_into, read_checkpoint
 from exporter.errors import CheckpointError, ExportError
 from exporter.inference import run_model
@@ -39,8 +41,11 @@ LAYER_SAMPLES = 32
 GOLDEN_SAMPLES = 8
 
 
-def recipe_steps(shop: Workshop) -> list[Step]:
-    """All steps of a recipe, in order; what cannot work at the end is refused before the start."""
+def recipe_steps(shop: Workshop, *, ranges: Path | None = None) -> list[Step]:
+    """All steps of a recipe, in order; what cannot work at the end is refused before the start.
+
+    `ranges` is the folder where activation ranges are kept from one build to the next.
+    """
     recipe = shop.recipe
     sample_count(shop.data.calibration, recipe.quantize)
     common = {"seed": recipe.seed, "data": shop.data_fingerprint, "code": shop.code}
@@ -89,7 +94,7 @@ def recipe_steps(shop: Workshop) -> list[Step]:
             "quantize",
             {**common, "config": recipe.quantize.model_dump(mode="json"), "target": target.name},
             ("export",),
-            lambda folders, out: _quantize(shop, folders["export"], out),
+            lambda folders, out: _quantize(shop, folders["export"], out, ranges),
         ),
         Step(
             "parity",
@@ -184,7 +189,12 @@ def _export(shop: Workshop, trained: Path, out: Path) -> dict[str, Any]:
     }
 
 
-def _quantize(shop: Workshop, exported: Path, out: Path) -> dict[str, Any]:
+def _quantize(shop: Workshop, exported: Path, out: Path, ranges: Path | None) -> dict[str, Any]:
+    drawn = {
+        "data": shop.data_fingerprint,
+        "seed": shop.recipe.seed,
+        "samples": sample_count(shop.data.calibration, shop.recipe.quantize),
+    }
     metrics = quantize(
         exported / FLOAT_MODEL,
         out / MODEL,
@@ -193,6 +203,7 @@ def _quantize(shop: Workshop, exported: Path, out: Path) -> dict[str, Any]:
         find_target(shop.recipe.quantize.target),
         seed=shop.recipe.seed,
         progress=shop.progress,
+        store=None if ranges is None else RangeStore(ranges, content_key(drawn)),
     )
     return {**metrics, "size_bytes": (out / MODEL).stat().st_size}
 

@@ -6,12 +6,13 @@ inside the range, because ONNX represents zero exactly.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from bench.arrays import Array
-from exporter.calibration.histogram import BINS, Histogram
+from exporter.calibration.histogram import Histogram
 
 LEVELS = 256
 _CANDIDATES = 64
@@ -35,8 +36,8 @@ def percentile_range(histogram: Histogram, percentile: float) -> Range:
     share = np.cumsum(histogram.counts) / histogram.counts.sum()
     edges = histogram.edges()
     first = int(np.searchsorted(share, tail, side="right"))
-    last = min(int(np.searchsorted(share, 1 - tail, side="left")), BINS - 1)
-    return Range(float(edges[first]), float(edges[last + 1])).with_zero()
+    last = min(int(np.searchsorted(share, 1 - tail, side="left")), len(share) - 1)
+    return _within(histogram, edges[first], edges[last + 1]).with_zero()
 
 
 def mse_range(histogram: Histogram) -> Range:
@@ -71,45 +72,77 @@ def entropy_range(histogram: Histogram) -> Range:
     that ReLU leaves there would otherwise speak for the narrowest range, in which it is spread least.
     """
     edges = histogram.edges()
-    counts = _without_peak_at_zero(histogram)
-    limit = max(abs(histogram.lowest), abs(histogram.highest))
+    divergences = Divergences(_without_peak_at_zero(histogram))
+    limit = max(abs(edges[0]), abs(edges[-1]))
     best, best_divergence = Range(histogram.lowest, histogram.highest), np.inf
     for share in np.linspace(1.0, 1.0 / 8, 2 * _CANDIDATES):
-        threshold = share * limit
-        first = int(np.searchsorted(edges, -threshold, side="left"))
-        last = int(np.searchsorted(edges, threshold, side="right")) - 1
+        first = int(np.searchsorted(edges, -share * limit, side="left"))
+        last = int(np.searchsorted(edges, share * limit, side="right")) - 1
         if last - first < LEVELS:
             break
-        divergence = _divergence(counts, first, last)
+        divergence = divergences.of(first, last)
         if divergence < best_divergence:
-            best, best_divergence = Range(float(edges[first]), float(edges[last])), divergence
+            best, best_divergence = _within(histogram, edges[first], edges[last]), divergence
     return best.with_zero()
 
 
+def _within(histogram: Histogram, low: float, high: float) -> Range:
+    """A range between edges of bins, which may lie a little beyond the data."""
+    return Range(max(float(low), histogram.lowest), min(float(high), histogram.highest))
+
+
 def _without_peak_at_zero(histogram: Histogram) -> Array:
+    """Counts, the bin that begins at zero smoothed."""
     counts = histogram.counts.astype(np.float64)
-    if histogram.lowest <= 0.0 <= histogram.highest:
-        span = histogram.highest - histogram.lowest
-        zero = min(int(-histogram.lowest / span * BINS), BINS - 1)
-        neighbours = counts[[i for i in (zero - 1, zero + 1) if 0 <= i < BINS]]
-        counts[zero] = neighbours.mean()
+    zero = -histogram.first
+    if 0 <= zero < len(counts):
+        neighbours = counts[[i for i in (zero - 1, zero + 1) if 0 <= i < len(counts)]]
+        counts[zero] = neighbours.mean() if len(neighbours) else counts[zero]
     return counts
 
 
-def _divergence(counts: Array, first: int, last: int) -> float:
-    """KL(P || Q) of keeping bins first ... last - 1."""
-    inside = counts[first:last]
-    reference = inside.copy()
-    reference[0] += counts[:first].sum()
-    reference[-1] += counts[last:].sum()
-    if not inside.any():
-        return float("inf")
-    level = np.arange(len(inside)) * LEVELS // len(inside)
-    filled = inside > 0
-    mass = np.bincount(level, weights=inside, minlength=LEVELS)
-    members = np.bincount(level, weights=filled, minlength=LEVELS)
-    spread = np.where(filled, mass[level] / np.maximum(members[level], 1), 0.0)
-    p, q = reference / reference.sum(), spread / spread.sum()
-    seen = p > 0
-    # Mass that was cut off onto a bin that is empty inside would count as infinite; a floor keeps it dear.
-    return float(np.sum(p[seen] * np.log(p[seen] / np.maximum(q[seen], 1e-12))))
+class Divergences:
+    """KL(P || Q) for many candidates of one histogram, each in time that grows with the levels alone.
+
+    With n the mass of a bin of P, N the sum of all, and q its level's mass in Q per filled bin, the sum
+    over bins of n/N log((n/N) / (q/M)), M = sum of Q, splits into sums over bins of n log n and sums over
+    levels of n; both are differences of running sums. The two outermost bins, which hold the cut-off
+    mass, are added by themselves.
+    """
+
+    _FLOOR = 1e-12  # of Q: mass cut off onto a bin that is empty inside is dear, not infinitely so
+
+    def __init__(self, counts: Array) -> None:
+        self._counts = counts
+        self._mass = _running(counts)
+        self._filled = _running(counts > 0)
+        self._information = _running(_x_log_x(counts))
+
+    def of(self, first: int, last: int) -> float:
+        """Of keeping bins first ... last - 1, at least `LEVELS` of them."""
+        # A bin i belongs to level i * LEVELS // size, which begins at ceil(level * size / LEVELS).
+        bounds = first - (-np.arange(LEVELS + 1) * (last - first) // LEVELS)
+        mass = np.diff(self._mass[bounds])
+        total, kept = self._mass[-1], mass.sum()
+        if kept == 0:
+            return math.inf
+        log_q = np.log(np.maximum(mass / np.maximum(np.diff(self._filled[bounds]), 1) / kept, self._FLOOR))
+        information = self._information[last] - self._information[first]
+        cross = mass @ log_q
+        for bin_, level, cut_off in (
+            (first, 0, self._mass[first]),
+            (last - 1, LEVELS - 1, total - self._mass[last]),
+        ):
+            inside = self._counts[bin_]
+            information += _x_log_x(inside + cut_off) - _x_log_x(inside)
+            cross += cut_off * (log_q[level] if inside > 0 else math.log(self._FLOOR))
+        return float(information / total - math.log(total) - cross / total)
+
+
+def _running(values: Array) -> Array:
+    return np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
+
+
+def _x_log_x(values: Array) -> Array:
+    """The product of each with its logarithm; 0 log 0 = 0."""
+    return values * np.log(np.maximum(values, np.finfo(np.float64).tiny))

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench import arrays as arrays_module
-from bench.arrays import read_npz, write_npz
+from bench.arrays import open_rows, read_npz, write_npz
 from bench.errors import DataError, StorageError
 
 HEADER = "{{'descr': {descr!r}, 'fortran_order': {fortran}, 'shape': {shape}}}"
@@ -218,6 +218,84 @@ def test_no_flipped_byte_raises_anything_else(tmp_path_factory, flips, rows):
         assert str(path) in str(error)  # noqa: PT017 (either is right: read, or refused in a line)
     else:
         assert all(isinstance(array, np.ndarray) for array in read.values())
+
+
+def streamed(path, rows=7, names=None):
+    """All arrays, put together again from blocks."""
+    found = open_rows(path)
+    names = list(found.specs) if names is None else names
+    blocks = list(found.blocks(names, rows))
+    return {name: np.concatenate([block[name] for block in blocks]) for name in names}
+
+
+@pytest.mark.parametrize("rows", [1, 7, 20, 100])
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_blocks_are_the_rows_in_order(archive, compression, rows):
+    whole = {
+        "x": np.arange(240, dtype=np.float32).reshape(20, 4, 3),
+        "turned": np.asfortranarray(np.arange(60.0).reshape(20, 3)),
+        "foreign": np.arange(20, dtype=">i4"),
+        "names": np.array([f"n{k}" for k in range(20)]),
+    }
+    buffers = {name: io.BytesIO() for name in whole}
+    for name, buffer in buffers.items():
+        np.save(buffer, whole[name])
+    path = archive({f"{name}.npy": buffer.getvalue() for name, buffer in buffers.items()}, compression)
+    found = open_rows(path)
+    for _ in range(2):  # a second pass gives the same
+        blocks = list(found.blocks(list(whole), rows))
+        assert [len(block["x"]) for block in blocks[:-1]] == [rows] * (len(blocks) - 1)
+        for name, array in whole.items():
+            np.testing.assert_array_equal(np.concatenate([block[name] for block in blocks]), array)
+            assert all(block[name].dtype.isnative for block in blocks)
+    assert {name: (spec.dtype.isnative, spec.shape) for name, spec in found.specs.items()} == {
+        name: (True, array.shape) for name, array in whole.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("entries", "words"),
+    [
+        ({"x.npy": npy(DATA, descr="|O")}, "dtype object, which is refused"),
+        ({"x.npy": npy(DATA, shape="(1000000000000000, 8)")}, "shorter than its header says"),
+        ({"x.npy": npy(DATA, shape="(-1,)")}, r"has shape \[-1\]"),
+        ({"x.npy": npy(DATA, version=3)}, r"has format \(3, 0\)"),
+        ({"x.npy": npy(bytes(64), shape="(9,)")}, "array 'x' is truncated"),
+        ({"x.npy": npy(descr="|S0")}, "no readable"),
+        ({"x.npy": b""}, "no readable"),
+        ({"x.npy": npy(np.zeros(1).tobytes(), shape="()")}, "no readable"),
+        ({"x.npy": npy(DATA), "readme.txt": b"hello"}, "holds 'readme.txt', no array"),
+        ({}, "holds no arrays"),
+    ],
+)
+def test_entries_that_are_not_streamed(archive, entries, words):
+    with pytest.raises(DataError, match=words):
+        streamed(archive(entries))
+
+
+def test_a_bomb_is_not_streamed(archive):
+    bomb = archive({"x.npy": npy(bytes(10**7), descr="|u1", shape="(10000000,)")})
+    with pytest.raises(DataError, match="more than 1000000; split the data set"):
+        open_rows(bomb, max_bytes=10**6)
+
+
+def test_a_missing_archive_is_not_streamed(tmp_path):
+    with pytest.raises(DataError, match="there is no such file"):
+        open_rows(tmp_path / "none.npz")
+
+
+@settings(max_examples=200)
+@given(st.lists(st.tuples(st.integers(0, len(WHOLE) - 1), st.integers(0, 255)), min_size=1, max_size=6))
+def test_no_flipped_byte_stops_a_stream_otherwise(tmp_path_factory, flips):
+    content = bytearray(WHOLE)
+    for position, value in flips:
+        content[position] = value
+    path = tmp_path_factory.mktemp("npz") / "data.npz"
+    path.write_bytes(content)
+    try:
+        streamed(path, rows=30, names=["x"])
+    except DataError as error:
+        assert str(path) in str(error)  # noqa: PT017 (either is right: read, or refused in a line)
 
 
 def test_a_missing_archive(tmp_path):

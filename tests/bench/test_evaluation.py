@@ -7,7 +7,7 @@ import pytest
 
 from bench.arrays import write_npz
 from bench.errors import DataError
-from bench.evaluation import EvaluationSet, read_evaluation, write_evaluation
+from bench.evaluation import EvaluationSet, open_samples, read_evaluation, write_evaluation
 
 FEEDS = np.arange(12, dtype=np.float32).reshape(6, 2)
 LABELS = np.arange(6)
@@ -48,6 +48,30 @@ def test_feeds_must_be_finite(path, bad):
     write_npz(path, {"x": feeds})
     with pytest.raises(DataError, match="feed 'x' holds NaN or infinity; clean the data"):
         read_evaluation(path)
+    batches = open_samples(path).batches(2)
+    next(batches)
+    with pytest.raises(DataError, match="feed 'x' holds NaN or infinity; clean the data"):
+        next(batches)
+
+
+def test_a_last_value_that_is_not_finite_is_found(path, monkeypatch):
+    monkeypatch.setattr("bench.evaluation._MASK_BYTES", 4)  # two rows at a time
+    feeds = FEEDS.copy()
+    feeds[-1, -1] = np.nan
+    write_npz(path, {"x": np.asfortranarray(feeds)})
+    with pytest.raises(DataError, match="NaN or infinity"):
+        read_evaluation(path)
+
+
+def test_samples_are_read_in_batches_as_often_as_wanted(path):
+    write_evaluation(path, EvaluationSet({"x": FEEDS, "z": FEEDS[:, 0]}, LABELS, np.array(list("abcdef"))))
+    samples = open_samples(path)
+    assert (samples.count, samples.feeds["x"].shape, samples.feeds["x"].dtype) == (6, (6, 2), np.float32)
+    for _ in range(2):
+        batches = list(samples.batches(4))
+        assert [sorted(batch) for batch in batches] == [["x", "z"]] * 2
+        np.testing.assert_array_equal(np.concatenate([batch["x"] for batch in batches]), FEEDS)
+        np.testing.assert_array_equal(batches[1]["z"], FEEDS[4:, 0])
 
 
 @pytest.mark.parametrize(
@@ -60,6 +84,7 @@ def test_feeds_must_be_finite(path, bad):
         ({"x": FEEDS, "labels": np.array(3)}, "differ in length"),
         ({"x": FEEDS[:0]}, "holds no samples"),
         ({"x": np.float32(1)}, "holds no samples"),
+        ({"x": np.zeros((6, 0), np.float32)}, r"feed 'x' has shape \[6, 0\]; give it values"),
         ({"x": FEEDS, "labels": LABELS - 1}, "'labels' has dtype int64"),
         ({"x": FEEDS, "labels": LABELS.astype(float)}, "'labels' has dtype float64"),
         ({"x": FEEDS, "labels": LABELS > 2}, "'labels' has dtype bool"),
@@ -70,6 +95,9 @@ def test_sets_that_cannot_be_used(path, arrays, words):
     write_npz(path, arrays)
     with pytest.raises(DataError, match=words.replace("{", r"\{")):
         read_evaluation(path)
+    if words != "'labels' has dtype int64":  # that of a negative one, which is not looked for
+        with pytest.raises(DataError, match=words.replace("{", r"\{")):
+            open_samples(path)
 
 
 @pytest.mark.parametrize("name", ["labels", "ids"])

@@ -308,6 +308,23 @@ def test_progress_is_told(project):
     assert re.fullmatch(r"finetune: done \(accuracy [\d.]+%\)", said[2])
 
 
+def test_another_excluded_node_asks_for_no_calibration(built):
+    tasks = []
+
+    class Progress(SilentProgress):
+        def task(self, description, total):
+            tasks.append(description)
+            return super().task(description, total)
+
+    excluded = built.build(until="quantize", overrides=['quantize.exclude=["head"]'], progress=Progress())
+    assert excluded.ran == ("quantize",)
+    assert "calibration" not in tasks
+    built.build(until="quantize", overrides=["quantize.samples=8"], progress=Progress())
+    assert tasks.count("calibration") == 1
+    built.build(until="quantize", fresh=True, progress=Progress())
+    assert tasks.count("calibration") == 2
+
+
 def test_leftovers_of_a_killed_build_are_swept(built):
     half = built.cache / "ab" / ".tmp-1234"
     half.mkdir(parents=True)

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from bench.host import fingerprint, host_target
 from bench.progress import SILENT
 from exporter.audit import audit, coverage_failure
-from exporter.quantize import quantize_model
+from exporter.quantize import ArraySamples, quantize_model
 from exporter.targets import TARGETS
 
 ON_X86 = host_target(fingerprint()).startswith("x86")
@@ -108,7 +108,7 @@ def residual(tmp_path_factory):
         quantize_model(
             residual_network(),
             paths[target],
-            {"x": data},
+            ArraySamples({"x": data}),
             target=TARGETS[target],
             method="minmax",
             exclude=(),

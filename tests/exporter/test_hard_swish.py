@@ -12,7 +12,7 @@ from bench.progress import SILENT
 from exporter.audit import audit
 from exporter.errors import ExportError
 from exporter.hard_swish import candidates, hide_factor, split
-from exporter.quantize import quantize_model
+from exporter.quantize import ArraySamples, quantize_model
 from exporter.targets import TARGETS
 
 
@@ -36,7 +36,7 @@ def quantized(model, path, target="x86-vnni", exclude=()):
     quantize_model(
         model,
         path,
-        {"x": x},
+        ArraySamples({"x": x}),
         target=TARGETS[target],
         method="minmax",
         exclude=exclude,

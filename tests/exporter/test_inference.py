@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 
 from bench.errors import ModelError
 from exporter.data import Split
-from exporter.inference import run_model
+from exporter.inference import run_model, session_with_outputs
 
 
 def test_batches_are_joined_in_order(onnx_models, splits):
@@ -29,3 +30,15 @@ def test_arrays_may_lie_in_any_order(onnx_models, splits):
 def test_a_missing_model_is_named(splits, tmp_path):
     with pytest.raises(ModelError, match=r"absent.onnx: there is no such file"):
         run_model(tmp_path / "absent.onnx", splits.evaluation)
+
+
+def test_optimized_sessions_keep_the_outputs_asked_for(onnx_models, splits):
+    model = onnx.load(onnx_models.float)
+    names = [node.output[0] for node in model.graph.node]
+    feeds = next(splits.evaluation.batches(4))
+    exact, fast = (
+        session_with_outputs(model, names, optimized=optimized).run(names, feeds)
+        for optimized in (False, True)
+    )
+    for name, wanted, found in zip(names, exact, fast, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5, err_msg=name)

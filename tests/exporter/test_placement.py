@@ -12,7 +12,7 @@ from bench.progress import SILENT
 from exporter.audit import audit
 from exporter.errors import ExportError
 from exporter.placement import Placement, place, read_unrounded
-from exporter.quantize import quantize_model
+from exporter.quantize import ArraySamples, quantize_model
 from exporter.targets import TARGETS
 
 OPERATORS = TARGETS["x86-vnni"].operators
@@ -129,7 +129,7 @@ def quantized(model, tmp_path, **options):
     quantize_model(
         model,
         path,
-        {"x": x},
+        ArraySamples({"x": x}),
         target=TARGETS["x86-vnni"],
         method="minmax",
         exclude=options.get("exclude", ()),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import numpy as np
 import onnx
@@ -12,9 +13,23 @@ import pytest
 from onnx import helper, numpy_helper
 
 from bench.errors import DataError, ModelError
+from bench.progress import SilentProgress
 from exporter.audit import audit
 from exporter.errors import ExportError
 from exporter.standalone import quantize_file
+
+
+class Watcher(SilentProgress):
+    """Counts the batches of every task."""
+
+    def __init__(self):
+        self.batches = 0
+
+    def task(self, description, total):
+        return nullcontext(self)
+
+    def advance(self, steps=1, note=""):
+        self.batches += steps
 
 
 def save(folder, nodes, initializers, *, batch="batch", output=(4, 4, 4), name="model.onnx"):
@@ -90,6 +105,39 @@ def test_a_fixed_batch_is_kept(tmp_path, weights, data):
     assert quantize_file(model, data, tmp_path / "int8.onnx")["samples"] == 40
 
 
+def test_samples_that_do_not_fill_fixed_batches_are_refused(tmp_path, weights, data):
+    nodes = [helper.make_node("Conv", ["x", "w"], ["y"], name="conv")]
+    model = save(tmp_path, nodes, {"w": weights["w"]}, batch=7, output=(4, 6, 6))
+    with pytest.raises(DataError, match="40 samples do not fill batches of 7"):
+        quantize_file(model, data, tmp_path / "int8.onnx")
+
+
+@pytest.mark.parametrize("method", ["minmax", "entropy"])
+def test_how_samples_are_stored_changes_nothing(model, data, tmp_path, method):
+    with np.load(data) as arrays:
+        x = arrays["x"]
+    stored = {
+        "compressed": lambda path: np.savez_compressed(path, x=x, labels=np.arange(40)),
+        "turned": lambda path: np.savez(path, x=np.asfortranarray(x)),
+        "foreign": lambda path: np.savez(path, x=x.astype(">f4")),
+    }
+    wanted = quantize_file(model, data, tmp_path / "int8.onnx", method=method)["sha256"]
+    for name, store in stored.items():
+        path = tmp_path / f"{name}.npz"
+        store(path)
+        assert quantize_file(model, path, tmp_path / "int8.onnx", method=method)["sha256"] == wanted
+
+
+def test_a_sample_that_is_not_finite_is_refused(model, tmp_path):
+    x = np.zeros((40, 3, 8, 8), np.float32)
+    x[-1, 0, 0, 0] = np.nan
+    path = tmp_path / "nan.npz"
+    np.savez(path, x=x)
+    with pytest.raises(DataError, match="feed 'x' holds NaN or infinity; clean the data"):
+        quantize_file(model, path, tmp_path / "int8.onnx")
+    assert not (tmp_path / "int8.onnx").exists()
+
+
 def test_a_quantized_model_is_refused(model, data, tmp_path):
     out = tmp_path / "int8.onnx"
     quantize_file(model, data, out)
@@ -126,6 +174,42 @@ def test_data_of_another_model_are_refused(model, tmp_path):
     np.savez(path, image=np.zeros((4, 3, 8, 8), np.float32))
     with pytest.raises(DataError, match="lacks the model's input 'x'"):
         quantize_file(model, path, tmp_path / "int8.onnx")
+
+
+def test_ranges_are_kept_and_used_when_other_nodes_are_excluded(model, data, tmp_path):
+    cache, out = tmp_path / "ranges", tmp_path / "int8.onnx"
+
+    def run(**options):
+        seen = Watcher()
+        found = quantize_file(model, data, out, method="entropy", progress=seen, **options)
+        return found["sha256"], seen.batches
+
+    plain, batches = run()
+    assert batches > 0
+    assert run(cache=cache) == (plain, batches)
+    assert run(cache=cache) == (plain, 0)
+    excluding = run(exclude=("mean",))[0]
+    assert run(cache=cache, exclude=("mean",)) == (excluding, 0)
+    # The convolution's own result is rounded only where its Relu is not absorbed.
+    assert run(cache=cache, exclude=("relu",))[1] == batches
+    assert run(cache=cache, exclude=("relu",))[1] == 0
+    with np.load(data) as arrays:
+        np.savez(data, x=arrays["x"] * 2)
+    assert run(cache=cache)[1] == batches
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"{", b'{"KEY": {"x": [NaN, 1]}}', b'{"KEY": {"x": [2, 1]}}']
+)
+def test_damaged_ranges_are_collected_anew(model, data, tmp_path, content):
+    cache, out = tmp_path / "ranges", tmp_path / "int8.onnx"
+    wanted = quantize_file(model, data, out, cache=cache)["sha256"]
+    (file,) = cache.iterdir()
+    whole = file.read_bytes()
+    key = file.stem.removeprefix("ranges-").encode()
+    file.write_bytes(content.replace(b"KEY", key))
+    assert quantize_file(model, data, out, cache=cache)["sha256"] == wanted
+    assert file.read_bytes() == whole
 
 
 def test_an_unknown_node_cannot_be_excluded(model, data, tmp_path):
