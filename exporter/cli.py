@@ -119,6 +119,19 @@ def quantize(
     cache: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Keep activation ranges here, and use those kept.")
     ] = None,
+    repair: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="equalize, adaround or bias: kept if it helps on held-out samples; repeatable, in order.",
+        ),
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0, max=0.99, help="Leave layers in float until int8 loses at most this share of accuracy."
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Quantize a finished float .onnx statically to int8; needs no torch and no recipe."""
@@ -128,8 +141,11 @@ def quantize(
 
     for module in ("onnx", "onnx_ir", "onnxscript"):
         require(module, "export")
+    from exporter.recipe import FallbackConfig
+    from exporter.repaired import Repairing, check_repairs
     from exporter.standalone import quantize_file
 
+    fallback = None if max_drop is None else FallbackConfig(max_drop=max_drop)
     found = quantize_file(
         model,
         data,
@@ -138,6 +154,7 @@ def quantize(
         method=method,
         exclude=tuple(exclude or ()),
         cache=cache,
+        repairing=Repairing(check_repairs(repair or ()), fallback),
         progress=error_progress(),
     )
     if as_json:
@@ -149,6 +166,8 @@ def quantize(
             f"{found['samples']} samples, {found['seconds']:.1f} s"
         )
     )
+    if left := found.get("fallback", {}).get("exclude"):
+        print_rich(escape(f"  in float: {', '.join(left)}"))
 
 
 @app.command()

@@ -76,7 +76,7 @@ def rounded_tensors(model: onnx.ModelProto, options: QuantizerOptions) -> list[s
         # The quantizer gives the input of a lone Relu or Clip the range of its output.
         if node.op_type in {"Relu", "Clip"} and node.input[0] in rounded:
             rounded.add(node.output[0])
-    return [name for name in _float_tensors(model) if name in rounded]
+    return [name for name in float_tensors(model) if name in rounded]
 
 
 def run_quantizer(
@@ -108,7 +108,7 @@ def _quantizer(
     copy = _copy(model)
     add_infer_metadata(copy)  # or it would write the model to a file and infer all shapes again
     # The quantizer wants a range even for tensors that it absorbs; what it is does not matter there.
-    wanted = dict.fromkeys(_float_tensors(model), _ANY_RANGE) | dict(ranges)
+    wanted = dict.fromkeys(float_tensors(model), _ANY_RANGE) | dict(ranges)
     target = options.target
     with _errors(model):
         quantizer = kind(
@@ -161,7 +161,7 @@ def _errors(model: onnx.ModelProto) -> Iterator[None]:
         logging.disable(before)
 
 
-def _float_tensors(model: onnx.ModelProto) -> list[str]:
+def float_tensors(model: onnx.ModelProto) -> list[str]:
     """Inputs and results of nodes that are known to be float, in graph order."""
     known = {
         value.name

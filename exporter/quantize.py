@@ -27,7 +27,7 @@ from exporter.recipe import QuantizeConfig
 from exporter.saturation import NO_OVERRIDES, Overrides, without_saturation
 from exporter.tables import quantize_tables
 from exporter.targets import Target
-from exporter.twin import make_twin, plan_twin
+from exporter.twin import make_twin, plan_twin, with_shapes
 
 MAX_BATCH = 16
 # Activations of a batch that are looked at together: larger ones leave the caches and, worse, are fresh
@@ -118,6 +118,7 @@ def quantize_model(
     progress: Progress,
     fixed_batch: int | None = None,
     store: RangeStore | None = None,
+    reference: onnx.ModelProto | None = None,
 ) -> dict[str, Any]:
     """Write the int8 twin of a float model, in QDQ form.
 
@@ -131,24 +132,26 @@ def quantize_model(
         progress: told of every batch.
         fixed_batch: the batch size that the model insists on, or None.
         store: of ranges found before, or None to collect them anew.
+        reference: the model that is calibrated, where `model` has weights that are bent for int8.
 
     Raises:
         DataError: the samples cannot be read, hold NaN, or do not fill the fixed batches.
         ExportError: an excluded node does not exist, or ONNX Runtime refuses the model.
     """
     plan = plan_twin(model, target, exclude)
-    batch_size = fixed_batch or _batch_size(plan.network, plan.tensors)
+    batch_size = fixed_batch or calibration_batch_size(plan.network, plan.tensors)
     if fixed_batch is not None and samples.count % fixed_batch:
         raise DataError(
             "calibration data",
             f"{samples.count} samples do not fill batches of {fixed_batch}",
             "export the model with a dynamic batch, or leave some out",
         )
-    key = "" if store is None else _ranges_key(plan.network, store.data, method, batch_size)
+    network = plan.network if reference is None else with_shapes(reference)
+    key = "" if store is None else _ranges_key(network, store.data, method, batch_size)
     ranges = {} if store is None else store.find(key)
     if missing := [name for name in plan.tensors if name not in ranges]:
         ranges |= collect_ranges(
-            plan.network,
+            network,
             missing,
             samples.batches(batch_size),
             batches=-(-samples.count // batch_size),
@@ -215,7 +218,7 @@ def _ranges_key(model: onnx.ModelProto, data: str, method: CalibrationMethod, ba
     )
 
 
-def _batch_size(model: onnx.ModelProto, tensors: Sequence[str]) -> int:
+def calibration_batch_size(model: onnx.ModelProto, tensors: Sequence[str]) -> int:
     """Samples per run, so that the tensors looked at fit in `BATCH_BYTES`; open sizes count as one."""
     values = {v.name: v for v in (*model.graph.input, *model.graph.value_info, *model.graph.output)}
     sample_bytes: int = 4 * sum(

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, Field, JsonValue, ValidationError, model_va
 
 from bench.policy import Policy
 from bench.schema import FrozenModel, explain_validation
-from exporter.choices import CalibrationMethod, TargetName
+from exporter.choices import PRESERVING_REPAIRS, CalibrationMethod, RepairName, TargetName
 from exporter.errors import RecipeError
 
 MAX_RECIPE_BYTES = 1 << 20
@@ -140,8 +140,19 @@ class DistillConfig(StageConfig, Training):
     )
 
 
+class ReestimateConfig(StageConfig):
+    """`kind = "reestimate"`: average the BatchNorm statistics anew over the training data."""
+
+    kind: Literal["reestimate"]
+    batch_size: int = Field(64, ge=2, le=65_536, description="Samples per batch.")
+    freeze: tuple[str, ...] = Field(
+        (), description="Modules whose statistics stay, by name or dotted prefix."
+    )
+
+
 Stage = Annotated[
-    FineTuneConfig | PretrainConfig | PruneConfig | DistillConfig, Field(discriminator="kind")
+    FineTuneConfig | PretrainConfig | PruneConfig | DistillConfig | ReestimateConfig,
+    Field(discriminator="kind"),
 ]
 
 
@@ -150,6 +161,7 @@ _STAGES: dict[object, type[StageConfig]] = {
     "pretrain": PretrainConfig,
     "prune": PruneConfig,
     "distill": DistillConfig,
+    "reestimate": ReestimateConfig,
 }
 
 
@@ -160,6 +172,22 @@ class ExportConfig(FrozenModel):
     min_sqnr_db: float = Field(
         50.0, ge=0.0, le=200.0, description="Parity of torch and ONNX below which the build stops."
     )
+
+
+class FallbackConfig(FrozenModel):
+    """`[quantize.fallback]`: leave layers in float until a budget holds on held-out calibration samples."""
+
+    max_drop: float = Field(
+        0.01,
+        ge=0.0,
+        lt=1.0,
+        description="Accuracy that int8 may lose, as a share of the samples; without labels, the share "
+        "of samples on which it may disagree with float.",
+    )
+    min_sqnr_db: float | None = Field(
+        None, ge=0.0, le=200.0, description="SQNR of the output that must be reached too, in dB."
+    )
+    max_layers: int = Field(8, ge=1, le=1000, description="Layers that may stay in float.")
 
 
 class QuantizeConfig(FrozenModel):
@@ -173,6 +201,29 @@ class QuantizeConfig(FrozenModel):
         "minmax", description="How activation ranges are chosen from the calibration samples."
     )
     exclude: tuple[str, ...] = Field((), description="Nodes to leave in float, by name.")
+    repair: tuple[RepairName, ...] = Field(
+        (),
+        description="Accuracy repairs, in this order; each is kept only if it brings the int8 output "
+        "nearer to float on held-out calibration samples.",
+    )
+    fallback: FallbackConfig | None = None
+
+    @model_validator(mode="after")
+    def _repairs_fit_together(self) -> QuantizeConfig:
+        if (problem := repair_order_problem(self.repair)) is not None:
+            raise ValueError(problem)
+        return self
+
+
+def repair_order_problem(names: Sequence[str]) -> str | None:
+    """What is wrong with a list of repairs, or None."""
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            return f"repair {name!r} is named twice"
+        bending = [n for n in names[:index] if n not in PRESERVING_REPAIRS]
+        if name in PRESERVING_REPAIRS and bending:
+            return f"repair {name!r} must stand before {bending[0]!r}, whose work it would undo"
+    return None
 
 
 class BenchConfig(FrozenModel):

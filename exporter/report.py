@@ -36,6 +36,7 @@ def render_report(manifest: Manifest, judgement: Judgement) -> str:
     metrics = judgement.metrics
     parity = next(stage.metrics for stage in manifest.stages if stage.kind == "parity")
     layers = parity["layers"]
+    quantized = next((stage.metrics for stage in manifest.stages if stage.kind == "quantize"), {})
     curves = dict(training_runs(manifest))
     charts = {
         "latency": latency_chart(models),
@@ -68,6 +69,8 @@ def render_report(manifest: Manifest, judgement: Judgement) -> str:
         stages=[(stage, stage_summary(stage.metrics)) for stage in manifest.stages],
         transfer=list(transfer_rows(manifest)),
         parity=parity,
+        repairs=quantized.get("repairs", []),
+        fallback=quantized.get("fallback"),
         worst_layers=sorted(layers, key=lambda layer: float(layer["sqnr_db"]))[:WORST_LAYERS],
         charts={name: Markup(svg) for name, svg in charts.items()},  # noqa: S704 (drawn here)
         recipe=json.dumps(manifest.recipe, indent=2),

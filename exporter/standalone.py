@@ -9,7 +9,7 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
-from bench.evaluation import open_samples
+from bench.evaluation import open_samples, read_evaluation
 from bench.files import check_writable, sha256_of
 from bench.progress import SILENT, Progress
 from bench.session import check_feeds, open_session, signature_of
@@ -18,6 +18,7 @@ from exporter.calibration import RangeStore
 from exporter.choices import CalibrationMethod, TargetName
 from exporter.onnx_files import check_quantizable, read_model
 from exporter.quantize import quantize_model
+from exporter.repaired import NO_REPAIR, Repairing, quantize_repaired
 from exporter.rewrites import rewrite_for_cpu
 from exporter.targets import find_target
 
@@ -33,6 +34,7 @@ def quantize_file(
     method: CalibrationMethod = "minmax",
     exclude: tuple[str, ...] = (),
     cache: Path | None = None,
+    repairing: Repairing = NO_REPAIR,
     progress: Progress = SILENT,
 ) -> dict[str, Any]:
     """Quantize an .onnx file.
@@ -46,6 +48,7 @@ def quantize_file(
         exclude: names of nodes to leave in float.
         cache: a folder where ranges are kept, so that the same model and samples with other nodes excluded
             are not calibrated again; None to keep nothing.
+        repairing: accuracy repairs and fallback; a quarter of the samples judges them.
         progress: told of every batch.
 
     Returns:
@@ -54,6 +57,8 @@ def quantize_file(
     Raises:
         ModelError: the model cannot be loaded or quantized.
         DataError: the samples cannot be used, or do not fit the model.
+        UsageError: repairs that are unknown or do not fit together.
+        ExportError: no configuration meets the fallback's budget.
     """
     start = time.monotonic()
     check_writable(out)
@@ -62,17 +67,21 @@ def quantize_file(
     samples = open_samples(data)
     signature = signature_of(open_session(model))
     check_feeds(data, signature, samples.feeds)
-    metrics = quantize_model(
-        prepare(proto),
-        out,
-        samples,
-        target=find_target(target),
-        method=method,
-        exclude=exclude,
-        progress=progress,
-        fixed_batch=fixed_batch(signature),
-        store=None if cache is None else RangeStore(cache, sha256_of(data)),
-    )
+    common: dict[str, Any] = {
+        "target": find_target(target),
+        "method": method,
+        "exclude": exclude,
+        "progress": progress,
+        "fixed_batch": fixed_batch(signature),
+    }
+    if repairing.asked:
+        loaded = read_evaluation(data)  # repairs go over the samples many times
+        metrics = quantize_repaired(
+            prepare(proto), out, loaded.feeds, loaded.labels, repairing=repairing, **common
+        )
+    else:
+        store = None if cache is None else RangeStore(cache, sha256_of(data))
+        metrics = quantize_model(prepare(proto), out, samples, store=store, **common)
     return {
         "model": str(out),
         "sha256": sha256_of(out),

@@ -28,8 +28,9 @@ from exporter.inference import run_model
 from exporter.layers import layer_errors
 from exporter.network import Network, accuracy, deterministic, load_network, predict
 from exporter.pipeline import Step
-from exporter.quantize import quantize, sample_count
+from exporter.quantize import sample_count
 from exporter.recipe import Recipe, StageConfig, TeacherConfig, Training
+from exporter.repaired import quantize_split
 from exporter.stages import STAGES, Context
 from exporter.targets import find_target
 from exporter.to_onnx import export
@@ -195,7 +196,7 @@ def _quantize(shop: Workshop, exported: Path, out: Path, ranges: Path | None) ->
         "seed": shop.recipe.seed,
         "samples": sample_count(shop.data.calibration, shop.recipe.quantize),
     }
-    metrics = quantize(
+    metrics = quantize_split(
         exported / FLOAT_MODEL,
         out / MODEL,
         shop.data.calibration,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 import onnx
@@ -50,7 +50,7 @@ def plan_twin(model: onnx.ModelProto, target: Target, exclude: tuple[str, ...] =
             excluded.
     """
     check_exclude(model, exclude)
-    network = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    network = with_shapes(model)
     name_nodes(network)
     names = hard_swish.candidates(network) - set(exclude)
     while True:
@@ -107,10 +107,23 @@ def check_exclude(model: onnx.ModelProto, exclude: tuple[str, ...]) -> None:
             raise ExportError("quantize.exclude", f"the graph has no node {name!r}", f"it has: {some}")
 
 
+def with_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy that tells the type and shape of each tensor, as far as they follow from the inputs."""
+    return onnx.shape_inference.infer_shapes(model, data_prop=True)
+
+
 def name_nodes(model: onnx.ModelProto) -> None:
-    """Give each node a name of its own, in place: the quantizer is told by name what to do."""
+    """Give each node a name of its own, in place: quantizer, repairs and reports speak of nodes by name."""
     taken: set[str] = set()
-    for index, node in enumerate(model.graph.node):
-        if not node.name or node.name in taken:
-            node.name = f"{node.op_type}_{index}"
+    for node in model.graph.node:
+        node.name = unused_name(node.name or node.output[0] or node.op_type, taken)
         taken.add(node.name)
+
+
+def unused_name(wanted: str, taken: Collection[str]) -> str:
+    """`wanted`, or the first of `wanted_2`, `wanted_3`, ... that is not taken."""
+    name, number = wanted, 1
+    while name in taken:
+        number += 1
+        name = f"{wanted}_{number}"
+    return name

@@ -13,12 +13,14 @@ from exporter.stages.distill import distill
 from exporter.stages.finetune import finetune
 from exporter.stages.pretrain import pretrain
 from exporter.stages.prune import prune
+from exporter.stages.reestimate import reestimate
 
 STAGES: dict[str, StageFunction] = {
     "finetune": finetune,
     "pretrain": pretrain,
     "prune": prune,
     "distill": distill,
+    "reestimate": reestimate,
 }
 
 __all__ = ["STAGES", "Context", "Metrics", "StageFunction"]

@@ -156,3 +156,20 @@ def test_a_stage_is_told_in_one_line():
         "int8": {"a": 1},
     }
     assert stage_summary(metrics) == "accuracy before 0.1235, target arm64, samples 3"
+
+
+def test_what_repairs_bought_is_shown(manifest, judgement):
+    assert "What repairs bought" not in render_report(manifest, judgement)
+    row = {"sqnr_db_before": 12.4, "sqnr_db_after": 20.3, "agreement_before": 0.9, "agreement_after": 0.95}
+    repairs = [
+        {**row, "repair": "adaround", "kept": True, "reason": ""},
+        {**row, "repair": "bias", "kept": False, "reason": "it did <not> help"},
+    ]
+    changed = with_stage(manifest, "quantize", repairs=repairs, fallback={"exclude": ["<stem>"]})
+    text = render_report(changed, judgement)
+    Page(text)
+    assert "12.4 → 20.3 dB" in text
+    assert "not kept: it did &lt;not&gt; help" in text
+    assert "Left in float so that the budget holds: <code>&lt;stem&gt;</code>" in text
+    nothing = with_stage(manifest, "quantize", fallback={"exclude": []})
+    assert "nothing was needed" in render_report(nothing, judgement)

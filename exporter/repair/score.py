@@ -1,0 +1,89 @@
+"""How near an int8 model comes to its float reference on samples that nothing was fitted to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+
+from bench.arrays import Array
+from bench.parity import EXACT_SQNR_DB, parity
+from bench.session import ERRORS_ONLY
+
+
+@dataclass(frozen=True)
+class Score:
+    """An int8 model on the held-out samples.
+
+    Attributes:
+        sqnr_db: of its output against the float reference's.
+        agreement: share of samples whose largest output is at the same index.
+        drop: accuracy lost against the reference; without labels, the share of samples that disagree.
+    """
+
+    sqnr_db: float
+    agreement: float
+    drop: float
+
+    def as_json(self) -> dict[str, float]:
+        """For metrics."""
+        return dict(self.__dict__)
+
+
+class Judge:
+    """Scores int8 models against one reference.
+
+    Args:
+        reference: the float model as it was given.
+        inputs: held-out samples, input name -> array [N, ...].
+        labels: their class indices [N], or None.
+        batch_size: samples per run.
+    """
+
+    def __init__(
+        self, reference: onnx.ModelProto, inputs: Mapping[str, Array], labels: Array | None, batch_size: int
+    ) -> None:
+        self.inputs, self.batch_size = inputs, batch_size
+        self.wanted = outputs_of(reference, inputs, batch_size)
+        self.labels = labels if self.wanted.ndim == 2 else None
+
+    def score(self, model: onnx.ModelProto) -> Score:
+        """Run a model, with all of ONNX Runtime's optimizations as on the device, and compare."""
+        got = outputs_of(model, self.inputs, self.batch_size)
+        if not np.isfinite(got).all():
+            return Score(-EXACT_SQNR_DB, 0.0, 1.0)
+        found = parity(self.wanted, got)
+        if self.labels is None:
+            return Score(found.sqnr_db, found.agreement, 1 - found.agreement)
+        before = (self.wanted.argmax(axis=1) == self.labels).mean()
+        after = (got.argmax(axis=1) == self.labels).mean()
+        return Score(found.sqnr_db, found.agreement, float(before - after))
+
+
+def outputs_of(model: onnx.ModelProto, inputs: Mapping[str, Array], batch_size: int) -> Array:
+    """The first output of a model on samples, [N, ...]."""
+    session = fast_session(model, os.cpu_count() or 1)
+    count = len(next(iter(inputs.values())))
+    return np.concatenate(
+        [
+            session.run(
+                None, {n: np.ascontiguousarray(a[start : start + batch_size]) for n, a in inputs.items()}
+            )[0]
+            for start in range(0, count, batch_size)
+        ]
+    )
+
+
+def fast_session(model: onnx.ModelProto, threads: int) -> Any:
+    """A session with all optimizations, as a device would open it."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = ERRORS_ONLY
+    options.intra_op_num_threads = threads
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )

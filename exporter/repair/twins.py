@@ -1,0 +1,68 @@
+"""Many int8 twins of one network: ranges are collected once, and the graph is made anew each time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import onnx
+
+from bench.arrays import Array
+from bench.progress import Progress
+from exporter.calibration import Range, collect_ranges
+from exporter.choices import CalibrationMethod
+from exporter.ort_quantizer import float_tensors
+from exporter.quantize import ArraySamples, calibration_batch_size
+from exporter.targets import Target
+from exporter.twin import TwinPlan, make_twin, plan_twin, with_shapes
+
+
+@dataclass
+class Twins:
+    """Makes int8 twins as the build would, but for the 7-bit channels of targets that saturate.
+
+    Attributes:
+        inputs: calibration samples.
+        target: the CPU kind.
+        method: how ranges are chosen.
+        exclude: nodes that stay in float in every twin.
+        fixed_batch: the batch size that the model insists on, or None.
+    """
+
+    inputs: Mapping[str, Array]
+    target: Target
+    method: CalibrationMethod
+    exclude: tuple[str, ...]
+    fixed_batch: int | None
+    progress: Progress
+    _ranges: dict[str, Range] = field(default_factory=dict)
+
+    def calibrate(self, reference: onnx.ModelProto) -> None:
+        """Collect the ranges of every tensor of a model; all twins made from now on have them.
+
+        Every tensor, because which ones are rounded changes with what is excluded.
+        """
+        shaped = with_shapes(reference)
+        samples = ArraySamples(self.inputs)
+        size = self.batch_size(reference)
+        self._ranges = collect_ranges(
+            shaped,
+            float_tensors(shaped),
+            samples.batches(size),
+            batches=-(-samples.count // size),
+            method=self.method,
+            progress=self.progress,
+        )
+
+    def plan(self, model: onnx.ModelProto, exclude: tuple[str, ...] = ()) -> TwinPlan:
+        """What of a model would run in int8."""
+        return plan_twin(model, self.target, (*self.exclude, *exclude))
+
+    def make(self, model: onnx.ModelProto, exclude: tuple[str, ...] = ()) -> onnx.ModelProto:
+        """The int8 twin of a model whose activations are those of the calibrated one."""
+        return make_twin(self.plan(model, exclude), self._ranges)
+
+    def batch_size(self, model: onnx.ModelProto) -> int:
+        """Samples per run when all tensors are looked at."""
+        shaped = with_shapes(model)
+        return self.fixed_batch or calibration_batch_size(shaped, float_tensors(shaped))

@@ -1,0 +1,115 @@
+"""What each accuracy repair buys on EfficientNet-Lite0 with ImageNet weights, on pictures of its own.
+
+Run by hand: `python tests/perf/repair.py`. Crops of some pictures that installed packages ship calibrate
+and repair; crops of other pictures judge. It prints SQNR of the logits and agreement with float, with one
+weight scale per channel and, deliberately hard, with one per tensor. `pip install scikit-image` adds
+pictures.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import tempfile
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import onnx
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+SIDE = 224
+PICTURES = {
+    "sklearn": ("datasets/images/china.jpg", "datasets/images/flower.jpg"),
+    "matplotlib": ("mpl-data/sample_data/grace_hopper.jpg",),
+    "skimage": tuple(
+        f"data/{name}"
+        for name in (
+            "astronaut.png", "chelsea.png", "coffee.png", "hubble_deep_field.jpg", "ihc.png", "color.png",
+            "motorcycle_left.png", "retina.jpg", "rocket.jpg",
+        )
+    ),
+}  # fmt: skip
+RECIPES = (
+    (),
+    ("equalize",),
+    ("adaround",),
+    ("bias",),
+    ("adaround", "bias"),
+    ("equalize", "adaround", "bias"),
+)
+
+
+def main() -> None:
+    """Print the table."""
+    sys.path.insert(0, str(ROOT))
+    from bench.parity import parity
+    from bench.progress import SILENT
+    from exporter.repair.score import outputs_of
+    from exporter.repaired import Repairing, quantize_repaired
+    from exporter.targets import find_target
+    from tests.perf.calibration import child_export
+
+    pictures = [path for package in PICTURES for path in found(package)]
+    fitting, judging = crops(pictures[::2], 128, 0), crops(pictures[1::2], 256, 1)
+    print(f"{len(pictures)} pictures: 128 crops of {len(pictures[::2])} to fit, 256 of the others to judge")
+    target = find_target("auto")
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "float.onnx"
+        child_export(str(path), str(SIDE))
+        model = onnx.load(path)
+        wanted = outputs_of(model, {"image": judging}, 8)
+        for per_channel in (True, False):
+            print(f"one weight scale per {'channel' if per_channel else 'tensor'}")
+            for recipe in RECIPES:
+                start = time.monotonic()
+                metrics = quantize_repaired(
+                    model,
+                    Path(name) / "int8.onnx",
+                    {"image": fitting},
+                    None,
+                    repairing=Repairing(recipe),  # type: ignore[arg-type]
+                    target=dataclasses.replace(target, per_channel=per_channel),
+                    method="minmax",
+                    exclude=(),
+                    progress=SILENT,
+                )
+                seconds = time.monotonic() - start
+                got = outputs_of(onnx.load(Path(name) / "int8.onnx"), {"image": judging}, 8)
+                seen = parity(wanted, got)
+                kept = [entry["repair"] for entry in metrics.get("repairs", []) if entry["kept"]]
+                print(
+                    f"  {' '.join(recipe) or 'nothing':24} SQNR {seen.sqnr_db:5.1f} dB, agreement "
+                    f"{seen.agreement:6.2%}, {seconds:5.1f} s, kept: {' '.join(kept) or 'nothing'}",
+                    flush=True,
+                )
+
+
+def found(package: str) -> list[Path]:
+    """The pictures of a package that are there."""
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
+        return []
+    return [path for name in PICTURES[package] if (path := Path(spec.origin).parent / name).is_file()]
+
+
+def crops(pictures: list[Path], count: int, seed: int) -> np.ndarray:
+    """Square crops of random size and place, normalised as in training: [count, 3, 224, 224]."""
+    generator = np.random.default_rng(seed)
+    mean, deviation = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    result = np.empty((count, 3, SIDE, SIDE), np.float32)
+    for index in range(count):
+        with Image.open(pictures[index % len(pictures)]) as source:
+            picture = source.convert("RGB")
+        side = int(min(picture.size) * generator.uniform(0.35, 1))
+        left, top = (int(generator.integers(0, size - side + 1)) for size in picture.size)
+        crop = picture.crop((left, top, left + side, top + side)).resize((SIDE, SIDE))
+        values = np.asarray(crop, np.float32)[:, :: generator.choice((1, -1))] / 255
+        result[index] = ((values - mean) / deviation).transpose(2, 0, 1)
+    return result
+
+
+if __name__ == "__main__":
+    main()
