@@ -36,7 +36,7 @@ _FLOAT_WEIGHTS = {
 }  # fmt: skip
 _INT8_WEIGHTS = {
     "QLinearConv": 3, "NhwcQLinearConv": 3, "ConvInteger": 1, "QGemm": 3, "QLinearMatMul": 3,
-    "MatMulInteger": 1, "MatMulIntegerToFloat": 1, "DynamicQuantizeMatMul": 1,
+    "MatMulInteger": 1, "MatMulIntegerToFloat": 1, "DynamicQuantizeMatMul": 1, "MatMulNBits": 1,
 }  # fmt: skip
 _CONVOLUTIONS = {"Conv", "FusedConv", "NhwcFusedConv", "QLinearConv", "NhwcQLinearConv", "ConvInteger"}
 
@@ -260,6 +260,8 @@ def _shapes(
 def _macs(node: onnx.NodeProto, weights: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]]) -> int:
     """Multiply-adds of a node: outputs times the products that each sums."""
     outputs = math.prod(shapes.get(node.output[0], ()))
+    if node.op_type == "MatMulNBits":  # its weights are packed
+        return outputs * next(int(a.i) for a in node.attribute if a.name == "K")
     position = {**_FLOAT_WEIGHTS, **_INT8_WEIGHTS}[node.op_type]
     weight = weights.get(node.input[position])
     if node.op_type in _CONVOLUTIONS and weight is not None:

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from bench.cli import JsonOption, error_progress, print_json, print_rich, run
 from bench.cli import app as device_app
+from bench.errors import UsageError
 from exporter.choices import CalibrationMethod, TargetName
+
+if TYPE_CHECKING:
+    from bench.artifact import Subject
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -86,6 +90,13 @@ def inspect(
         float | None,
         typer.Option(min=0.0, max=1.0, help="Exit with 1 if a smaller share of multiply-adds is int8."),
     ] = None,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Also show each layer's error and range; needs samples.")
+    ] = False,
+    float_model: Annotated[
+        Path | None,
+        typer.Option("--float", help="What layers are compared with; an artifact brings its own."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show what ONNX Runtime really runs: the share of int8, what stayed in float, what may saturate."""
@@ -97,10 +108,12 @@ def inspect(
 
     chosen = subject(model, data)
     found = audit(chosen.model, chosen.evaluation)
+    errors = _layer_errors(chosen, float_model) if layers else []
     if as_json:
-        print_json(found.model_dump(mode="json"))
+        print_json(found.model_dump(mode="json") | ({"layers": errors} if layers else {}))
     else:
         _print_audit(found)
+        _print_layers(errors)
     if min_int8 is not None and (failure := coverage_failure(found, min_int8)) is not None:
         print(f"FAIL: {failure}", file=sys.stderr)
         raise typer.Exit(1)
@@ -109,8 +122,17 @@ def inspect(
 @app.command()
 def quantize(
     model: Annotated[Path, typer.Argument(help="A float .onnx file.")],
-    data: Annotated[Path, typer.Option(help="Calibration samples: .npz, one array per model input.")],
-    out: Annotated[Path, typer.Option(help="The int8 .onnx file to write.")],
+    out: Annotated[Path, typer.Option(help="The quantized .onnx file to write.")],
+    data: Annotated[
+        Path | None, typer.Option(help="Calibration samples: .npz, one array per model input.")
+    ] = None,
+    bits: Annotated[
+        int,
+        typer.Option(min=4, max=8, help="8, or 4: weights of products alone, in blocks; needs no samples."),
+    ] = 8,
+    block_size: Annotated[
+        int, typer.Option(help="With 4 bits: weights that share a scale (16, 32, 64, 128, 256).")
+    ] = 32,
     target: Annotated[TargetName, typer.Option(help="The CPU kind to make it for.")] = "auto",
     method: Annotated[CalibrationMethod, typer.Option(help="How activation ranges are chosen.")] = "minmax",
     exclude: Annotated[
@@ -123,7 +145,7 @@ def quantize(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="equalize, adaround or bias: kept if it helps on held-out samples; repeatable, in order.",
+            help="equalize, smooth, adaround or bias, kept if it helps on held-out samples; repeatable.",
         ),
     ] = None,
     max_drop: Annotated[
@@ -134,18 +156,27 @@ def quantize(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Quantize a finished float .onnx statically to int8; needs no torch and no recipe."""
-    from rich.markup import escape
-
+    """Quantize a finished float .onnx, statically to int8 or its weights to 4 bits; no torch, no recipe."""
     from exporter.build import require
 
     for module in ("onnx", "onnx_ir", "onnxscript"):
         require(module, "export")
     from exporter.recipe import FallbackConfig
     from exporter.repaired import Repairing, check_repairs
-    from exporter.standalone import quantize_file
+    from exporter.standalone import quantize_file, quantize_weights_file
 
     fallback = None if max_drop is None else FallbackConfig(max_drop=max_drop)
+    if bits == 4:
+        _check_weights_alone(block_size, data=data, cache=cache, repair=repair, max_drop=max_drop)
+        found = quantize_weights_file(
+            model, out, target=target, block_size=block_size, exclude=tuple(exclude or ())
+        )
+        _print_quantized(found, out, as_json=as_json)
+        return
+    if bits != 8:
+        raise UsageError("--bits", f"there is no quantization to {bits} bits", "choose 8 or 4")
+    if data is None:
+        raise UsageError("--data", "activation ranges need samples", "name an .npz of some hundred inputs")
     found = quantize_file(
         model,
         data,
@@ -157,13 +188,31 @@ def quantize(
         repairing=Repairing(check_repairs(repair or ()), fallback),
         progress=error_progress(),
     )
+    _print_quantized(found, out, as_json=as_json)
+
+
+def _check_weights_alone(block_size: int, **options: object) -> None:
+    """Refuse what has no meaning where only weights are quantized."""
+    for name, value in options.items():
+        if value:
+            option = f"--{name.replace('_', '-')}"
+            raise UsageError(option, "activations stay in float with 4 bits", f"leave {option} out")
+    if block_size not in {16, 32, 64, 128, 256}:
+        raise UsageError("--block-size", f"{block_size} is no block size", "choose 16, 32, 64, 128 or 256")
+
+
+def _print_quantized(found: dict[str, Any], out: Path, *, as_json: bool) -> None:
+    from rich.markup import escape
+
     if as_json:
         print_json(found)
         return
+    small = f"{found.get('products')} products in 4 bits"
+    what = f"{found['samples']} samples" if "samples" in found else small
     print_rich(
         escape(
             f"wrote {out} ({found['size_bytes']:,} bytes) for {found['target']}: "
-            f"{found['samples']} samples, {found['seconds']:.1f} s"
+            f"{what}, {found['seconds']:.1f} s"
         )
     )
     if left := found.get("fallback", {}).get("exclude"):
@@ -205,6 +254,30 @@ def _print_audit(found: Any) -> None:
                 f"SQNR {layer.drift_sqnr_db:.1f} dB"
             )
         print_rich(escape(f"  may saturate without VNNI: {layer.name} ({layer.channels} channels; {seen})"))
+
+
+def _layer_errors(chosen: Subject, float_model: Path | None) -> list[dict[str, Any]]:
+    from bench.evaluation import read_evaluation
+    from exporter.data import ArraySamples
+    from exporter.layers import LAYER_SAMPLES, layer_errors
+
+    reference = float_model or chosen.float_twin
+    if reference is None:
+        raise UsageError("--layers", "there is no float model to compare with", "name it with --float")
+    if chosen.evaluation is None:
+        raise UsageError("--layers", "there are no samples to run", "name some with --data")
+    samples = read_evaluation(chosen.evaluation, rows=LAYER_SAMPLES)
+    return layer_errors(reference, chosen.model, ArraySamples(samples.feeds))
+
+
+def _print_layers(errors: list[dict[str, Any]]) -> None:
+    from rich.markup import escape
+
+    for row in errors:
+        ends = "values {lowest:.3g} to {highest:.3g}, int8 tells {range[0]:.3g} to {range[1]:.3g}".format(
+            **row
+        )
+        print_rich(escape(f"  {row['sqnr_db']:6.1f} dB  {row['layer']} ({row['op']}): {ends}"))
 
 
 def _outcome_json(outcome: Any) -> dict[str, Any]:

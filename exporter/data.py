@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -16,6 +16,34 @@ if TYPE_CHECKING:
     import torch
 
     Augment = Callable[[dict[str, torch.Tensor], torch.Generator], dict[str, torch.Tensor]]
+
+
+class Samples(Protocol):
+    """Samples that can be read batch by batch."""
+
+    @property
+    def count(self) -> int:
+        """The number of samples."""
+
+    def batches(self, size: int) -> Iterator[dict[str, Array]]:
+        """Feeds of `size` samples each, the last of fewer."""
+
+
+@dataclass(frozen=True)
+class ArraySamples:
+    """Samples in memory: input name -> array [N, ...]."""
+
+    inputs: Mapping[str, Array]
+
+    @property
+    def count(self) -> int:
+        """The number of samples."""
+        return len(next(iter(self.inputs.values())))
+
+    def batches(self, size: int) -> Iterator[dict[str, Array]]:
+        """Feeds of `size` samples each, the last of fewer."""
+        for start in range(0, self.count, size):
+            yield {name: array[start : start + size] for name, array in self.inputs.items()}
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import onnx
@@ -60,3 +61,17 @@ def check_quantizable(model: onnx.ModelProto, path: Path) -> None:
     halves = [i.name for i in model.graph.initializer if i.data_type == onnx.TensorProto.FLOAT16]
     if halves:
         raise ModelError(path, f"weight {halves[0]!r} is float16", "export the network in float32")
+
+
+def carry_metadata(source: onnx.ModelProto, model: onnx.ModelProto, added: Mapping[str, str]) -> None:
+    """Give a model made of another its provenance and some more; marks of the tools between are dropped.
+
+    Args:
+        source: where the provenance is.
+        model: the model made of it, changed in place.
+        added: what it has beside.
+    """
+    metadata = {entry.key: entry.value for entry in source.metadata_props} | dict(added)
+    del model.metadata_props[:]
+    for key in sorted(metadata):
+        model.metadata_props.add(key=key, value=metadata[key])

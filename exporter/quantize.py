@@ -7,21 +7,19 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import onnx
 
-from bench.arrays import Array
 from bench.errors import DataError
 from bench.progress import Progress
 from exporter.cache import content_key
 from exporter.calibration import RangeStore, collect_ranges
 from exporter.choices import CalibrationMethod
-from exporter.data import Split, stratified_indices
-from exporter.onnx_files import write_checked
+from exporter.data import Samples, Split, stratified_indices
+from exporter.onnx_files import carry_metadata, write_checked
 from exporter.provenance import library_versions, own_code
 from exporter.recipe import QuantizeConfig
 from exporter.saturation import NO_OVERRIDES, Overrides, without_saturation
@@ -35,34 +33,6 @@ MAX_BATCH = 16
 # of 16, 10 ms one by one, EfficientNet-Lite0 at 224 px).
 BATCH_BYTES = 32 * 2**20
 DEFAULT_SAMPLES = 256
-
-
-class Samples(Protocol):
-    """Calibration samples that can be read batch by batch."""
-
-    @property
-    def count(self) -> int:
-        """The number of samples."""
-
-    def batches(self, size: int) -> Iterator[dict[str, Array]]:
-        """Feeds of `size` samples each, the last of fewer."""
-
-
-@dataclass(frozen=True)
-class ArraySamples:
-    """Samples in memory: input name -> array [N, ...]."""
-
-    inputs: Mapping[str, Array]
-
-    @property
-    def count(self) -> int:
-        """The number of samples."""
-        return len(next(iter(self.inputs.values())))
-
-    def batches(self, size: int) -> Iterator[dict[str, Array]]:
-        """Feeds of `size` samples each, the last of fewer."""
-        for start in range(0, self.count, size):
-            yield {name: array[start : start + size] for name, array in self.inputs.items()}
 
 
 def quantize(
@@ -169,13 +139,14 @@ def quantize_model(
     else:
         quantized, reduced = run(NO_OVERRIDES), {}
     tables = quantize_tables(quantized)
-    _carry_metadata(model, quantized, target)
+    carry_metadata(model, quantized, {"edgeproof.target": target.name})
     write_checked(quantized, destination)
     operators = [node.op_type for node in quantized.graph.node]
     return {
         "target": target.name,
         "activation_type": "int8" if target.signed_activations else "uint8",
         "weight_type": "int8",
+        "bits": 8,
         "per_channel": target.per_channel,
         "reduced_channels": reduced,
         "method": method,
@@ -226,12 +197,3 @@ def calibration_batch_size(model: onnx.ModelProto, tensors: Sequence[str]) -> in
         for name in tensors
     )
     return max(1, min(MAX_BATCH, BATCH_BYTES // max(sample_bytes, 1)))
-
-
-def _carry_metadata(source: onnx.ModelProto, model: onnx.ModelProto, target: Target) -> None:
-    """Keep the provenance, add the target, and drop the marks of ONNX Runtime's shape inference."""
-    metadata = {entry.key: entry.value for entry in source.metadata_props}
-    metadata["edgeproof.target"] = target.name
-    del model.metadata_props[:]
-    for key in sorted(metadata):
-        model.metadata_props.add(key=key, value=metadata[key])

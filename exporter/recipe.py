@@ -190,8 +190,12 @@ class FallbackConfig(FrozenModel):
     max_layers: int = Field(8, ge=1, le=1000, description="Layers that may stay in float.")
 
 
+# What has no meaning where activations stay in float.
+_OF_ACTIVATIONS = frozenset({"samples", "method", "repair", "fallback"})
+
+
 class QuantizeConfig(FrozenModel):
-    """`[quantize]`: static int8 by ONNX Runtime."""
+    """`[quantize]`: static int8, or weights alone in 4 bits, by ONNX Runtime."""
 
     target: TargetName = Field("auto", description="The CPU kind to ship to; `auto` is this one.")
     samples: int | None = Field(
@@ -201,6 +205,21 @@ class QuantizeConfig(FrozenModel):
         "minmax", description="How activation ranges are chosen from the calibration samples."
     )
     exclude: tuple[str, ...] = Field((), description="Nodes to leave in float, by name.")
+    bits: Literal[4, 8] = Field(
+        8,
+        description="8: weights and activations. 4: weights of products alone, block by block, for "
+        "networks whose size is that of these; nothing is calibrated.",
+    )
+    block_size: Literal[16, 32, 64, 128, 256] = Field(
+        32, description="Weights of 4 bits that share a scale: fewer are nearer to float, and larger."
+    )
+    min_int8_ratio: float = Field(
+        0.0,
+        ge=0.0,
+        le=1.0,
+        description="The build fails if a smaller share of multiply-adds runs in int8, after fusion on "
+        "this CPU.",
+    )
     repair: tuple[RepairName, ...] = Field(
         (),
         description="Accuracy repairs, in this order; each is kept only if it brings the int8 output "
@@ -212,6 +231,10 @@ class QuantizeConfig(FrozenModel):
     def _repairs_fit_together(self) -> QuantizeConfig:
         if (problem := repair_order_problem(self.repair)) is not None:
             raise ValueError(problem)
+        if self.bits == 4 and (unused := self.model_fields_set & _OF_ACTIVATIONS):
+            raise ValueError(f"bits = 4 rounds no activations: leave out {', '.join(sorted(unused))}")
+        if self.bits == 8 and "block_size" in self.model_fields_set:
+            raise ValueError("block_size goes with bits = 4: 8 bits have a scale for each channel")
         return self
 
 

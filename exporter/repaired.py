@@ -17,9 +17,9 @@ from bench.parity import sqnr_db
 from bench.progress import Progress
 from exporter.calibration import RangeStore
 from exporter.choices import PRESERVING_REPAIRS, CalibrationMethod, RepairName
-from exporter.data import Split, stratified_indices
+from exporter.data import ArraySamples, Split, stratified_indices
 from exporter.errors import ExportError
-from exporter.quantize import ArraySamples, quantize, quantize_model, sample_count
+from exporter.quantize import quantize, quantize_model, sample_count
 from exporter.recipe import FallbackConfig, QuantizeConfig, repair_order_problem
 from exporter.repair import REPAIRS, RepairContext
 from exporter.repair.fallback import Candidate, Fallback, rounding_layers, search, within
@@ -28,6 +28,7 @@ from exporter.repair.timing import float_costs
 from exporter.repair.twins import Twins
 from exporter.targets import Target
 from exporter.twin import check_exclude, name_nodes
+from exporter.weight_only import quantize_weights
 
 # A share of one sample in 64 is the least drop that can be told from none.
 MIN_HELD_OUT, MAX_HELD_OUT = 64, 512
@@ -75,7 +76,7 @@ def quantize_split(
     progress: Progress,
     store: RangeStore | None = None,
 ) -> dict[str, Any]:
-    """Write the int8 twin of a float model as a recipe asks for it.
+    """Quantize a float model as a recipe asks for it.
 
     `config.samples` of the calibration split, drawn with the classes in proportion, give the ranges. What
     remains of the split judges repairs; if that is too little, a quarter of the drawn samples does.
@@ -85,6 +86,14 @@ def quantize_split(
         ExportError: an excluded node does not exist, ONNX Runtime refuses the model, or no configuration
             meets the fallback's budget.
     """
+    if config.bits == 4:
+        return quantize_weights(
+            onnx.load(source),
+            destination,
+            block_size=config.block_size,
+            exclude=config.exclude,
+            target=target,
+        )
     repairing = Repairing(config.repair, config.fallback)
     if not repairing.asked:
         return quantize(

@@ -69,6 +69,8 @@ def render_report(manifest: Manifest, judgement: Judgement) -> str:
         stages=[(stage, stage_summary(stage.metrics)) for stage in manifest.stages],
         transfer=list(transfer_rows(manifest)),
         parity=parity,
+        warnings=[text for stage in manifest.stages for text in stage.metrics.get("warnings", ())],
+        audit=parity.get("audit"),
         repairs=quantized.get("repairs", []),
         fallback=quantized.get("fallback"),
         worst_layers=sorted(layers, key=lambda layer: float(layer["sqnr_db"]))[:WORST_LAYERS],

@@ -21,8 +21,42 @@ from exporter.quantize import quantize_model
 from exporter.repaired import NO_REPAIR, Repairing, quantize_repaired
 from exporter.rewrites import rewrite_for_cpu
 from exporter.targets import find_target
+from exporter.weight_only import quantize_weights
 
 _MAX_ROUNDS = 8
+
+
+def quantize_weights_file(
+    model: Path,
+    out: Path,
+    *,
+    target: TargetName = "auto",
+    block_size: int = 32,
+    exclude: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    """Store the weights of an .onnx file's products in 4 bits; no samples are needed.
+
+    Args:
+        model: a float model.
+        out: the file to write.
+        target: the CPU kind to make it for.
+        block_size: weights that share a scale.
+        exclude: names of nodes to leave in float.
+
+    Returns:
+        What `quantize --bits 4 --json` prints.
+
+    Raises:
+        ModelError: the model cannot be loaded or quantized.
+        ExportError: an excluded node does not exist, or there is nothing to quantize.
+    """
+    start = time.monotonic()
+    check_writable(out)
+    proto = read_model(model)
+    check_quantizable(proto, model)
+    chosen = find_target(target)
+    metrics = quantize_weights(prepare(proto), out, block_size=block_size, exclude=exclude, target=chosen)
+    return _written(out, metrics, start)
 
 
 def quantize_file(
@@ -82,6 +116,10 @@ def quantize_file(
     else:
         store = None if cache is None else RangeStore(cache, sha256_of(data))
         metrics = quantize_model(prepare(proto), out, samples, store=store, **common)
+    return _written(out, metrics, start)
+
+
+def _written(out: Path, metrics: dict[str, Any], start: float) -> dict[str, Any]:
     return {
         "model": str(out),
         "sha256": sha256_of(out),

@@ -20,13 +20,16 @@ from bench.measure import MeasureConfig
 from bench.parity import parity
 from bench.render import metrics_json
 from bench.result import write_result
+from exporter.audit import audit, coverage_failure
 from exporter.cache import content_key
 from exporter.calibration import RangeStore
 from exporter.checkpoint import load_into, read_checkpoint
+from exporter.drift import drifts
 from exporter.errors import CheckpointError, ExportError
 from exporter.inference import run_model
-from exporter.layers import layer_errors
+from exporter.layers import LAYER_SAMPLES, layer_errors
 from exporter.network import Network, accuracy, deterministic, load_network, predict
+from exporter.operator_times import blamed, operator_times
 from exporter.pipeline import Step
 from exporter.quantize import sample_count
 from exporter.recipe import Recipe, StageConfig, TeacherConfig, Training
@@ -38,7 +41,6 @@ from exporter.training import check_classes
 from exporter.workshop import Workshop
 
 PARITY_SAMPLES = 256
-LAYER_SAMPLES = 32
 GOLDEN_SAMPLES = 8
 
 
@@ -206,7 +208,24 @@ def _quantize(shop: Workshop, exported: Path, out: Path, ranges: Path | None) ->
         progress=shop.progress,
         store=None if ranges is None else RangeStore(ranges, content_key(drawn)),
     )
-    return {**metrics, "size_bytes": (out / MODEL).stat().st_size}
+    far = [
+        f"calibration and evaluation samples of {drift.name!r} differ: distance {drift.distance:.2f}, "
+        f"{drift.own:.2f} between two halves of the calibration samples"
+        for drift in drifts(shop.data.calibration.inputs, shop.data.evaluation.inputs)
+        if drift.is_far
+    ]
+    return {
+        **metrics,
+        "size_bytes": (out / MODEL).stat().st_size,
+        **_warned(shop, far),
+    }
+
+
+def _warned(shop: Workshop, warnings: list[str]) -> dict[str, Any]:
+    """Metrics of what a person should look at, who is told of it at once."""
+    for warning in warnings:
+        shop.progress.say(f"warning: {warning}")
+    return {"warnings": warnings} if warnings else {}
 
 
 def _parity(shop: Workshop, folders: Mapping[str, Path], trained: str, out: Path) -> dict[str, Any]:
@@ -230,6 +249,11 @@ def _parity(shop: Workshop, folders: Mapping[str, Path], trained: str, out: Path
         raise ExportError(MODEL, "gives NaN or infinity", "look at the calibration data")
     labels = evaluation.labels.astype(np.int64)
     write_evaluation(out / EVALUATION, EvaluationSet(evaluation.inputs, labels, evaluation.ids))
+    found = audit(int8_model, out / EVALUATION)
+    if failure := coverage_failure(found, shop.recipe.quantize.min_int8_ratio):
+        raise ExportError(
+            "quantize.min_int8_ratio", failure, "mend what it names, or be content with a lower ratio"
+        )
     _write_golden(out / GOLDEN, sample, int8_model, int8_outputs)
     return {
         "torch_accuracy": accuracy(network.module, evaluation),
@@ -238,6 +262,7 @@ def _parity(shop: Workshop, folders: Mapping[str, Path], trained: str, out: Path
         "layers": layer_errors(
             float_model, int8_model, sample.take(np.arange(min(LAYER_SAMPLES, sample.count)))
         ),
+        "audit": found.model_dump(mode="json"),
     }
 
 
@@ -269,9 +294,21 @@ def _gate(shop: Workshop, folders: Mapping[str, Path], out: Path) -> dict[str, A
     if not judgement.result.models[-1].runs:
         raise DataError("gate", "nothing was measured", "report this as a bug")
     write_result(out / RESULT, judgement.result)
+    latency = judgement.metrics.get("latency_p50")
+    faster = latency is not None and latency.upper is not None and latency.upper < 1
+    slow = [] if faster else [_slow(shop, subject.model)]
     return {
         "verdict": judgement.verdict.value,
         "reasons": list(judgement.reasons),
         "metrics": metrics_json(judgement.metrics),
         "blocks": judgement.blocks,
+        **_warned(shop, slow),
     }
+
+
+def _slow(shop: Workshop, model: Path) -> str:
+    """That int8 is no faster than float on this CPU, and what keeps it from that."""
+    one = next(shop.data.evaluation.take(np.arange(1)).batches(1))
+    times = operator_times(model, one, threads=shop.recipe.bench.threads)
+    worst = ", ".join(f"{t.name} ({t.op_type}, {t.share:.0%})" for t in blamed(times))
+    return f"int8 is not faster than float on this CPU; what takes time outside int8 kernels: {worst}"

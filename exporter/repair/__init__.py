@@ -17,7 +17,13 @@ from exporter.repair.adaround import adaround
 from exporter.repair.base import Metrics, Repair, RepairContext
 from exporter.repair.bias_correction import correct_bias
 from exporter.repair.equalize import equalize
+from exporter.repair.smooth import smooth
 
-REPAIRS: dict[RepairName, Repair] = {"equalize": equalize, "adaround": adaround, "bias": correct_bias}
+REPAIRS: dict[RepairName, Repair] = {
+    "equalize": equalize,
+    "smooth": smooth,
+    "adaround": adaround,
+    "bias": correct_bias,
+}
 
 __all__ = ["REPAIRS", "Metrics", "Repair", "RepairContext"]

@@ -11,8 +11,9 @@ from bench.arrays import Array
 from bench.progress import Progress
 from exporter.calibration import Range, collect_ranges
 from exporter.choices import CalibrationMethod
+from exporter.data import ArraySamples
 from exporter.ort_quantizer import float_tensors
-from exporter.quantize import ArraySamples, calibration_batch_size
+from exporter.quantize import calibration_batch_size
 from exporter.targets import Target
 from exporter.twin import TwinPlan, make_twin, plan_twin, with_shapes
 

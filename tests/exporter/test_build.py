@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -391,6 +392,44 @@ def test_a_network_with_nothing_to_quantize_can_be_built(built):
     outcome = built.build(until="parity", overrides=[f"quantize.exclude={json.dumps(names)}"])
     assert outcome.stages["parity"]["layers"] == []
     assert outcome.stages["quantize"]["quantize_nodes"] == 0
+
+
+def test_too_little_in_int8_fails_the_build(built):
+    names = [node.name for node in onnx.load(built.artifact / "model.fp32.onnx").graph.node]
+    few = [f"quantize.exclude={json.dumps(names[:2])}", "quantize.min_int8_ratio=0.99"]
+    with pytest.raises(ExportError, match=r"at least 99.0% wanted; \d operators stay in float, first"):
+        built.build(until="parity", overrides=few)
+    assert built.build(until="parity", overrides=few[1:]).stages["parity"]["audit"]["int8_mac_ratio"] == 1.0
+
+
+def test_calibration_unlike_evaluation_is_warned_of(built):
+    said = []
+
+    class Progress(SilentProgress):
+        def say(self, line):
+            said.append(line)
+
+    assert "warnings" not in built.build(until="quantize").stages["quantize"]
+    line = "    images[labels == 2] += np.float32([1, -1] * 4)[:, None]\n"
+    built.edit("shapes.py", line, f"{line}    images += 3 * (count == 24)\n")
+    stage = built.build(until="quantize", progress=Progress()).stages["quantize"]
+    (warning,) = stage["warnings"]
+    assert re.match(r"calibration and evaluation samples of 'image' differ: distance 1\.00, 0\.", warning)
+    assert f"warning: {warning}" in said
+
+
+def test_int8_that_is_no_faster_is_warned_of_with_who_is_to_blame(measured, monkeypatch):
+    judge = steps.gate_subjects
+
+    def slower(*arguments, **options):
+        judgement = judge(*arguments, **options)
+        latency = judgement.metrics["latency_p50"].model_copy(update={"upper": 1.01})
+        return dataclasses.replace(judgement, metrics={**judgement.metrics, "latency_p50": latency})
+
+    monkeypatch.setattr(steps, "gate_subjects", slower)
+    (warning,) = measured.build(overrides=["gate.float_twin.size=9.0"]).stages["gate"]["warnings"]
+    assert re.search(r"not faster than float on this CPU; .*: \S+ \(QuantizeLinear, \d+%\)", warning)
+    assert warning in (measured.artifact / "report.html").read_text()
 
 
 FINETUNE = """\

@@ -10,7 +10,8 @@ from onnx import TensorProto, helper, numpy_helper
 from bench.host import fingerprint, host_target
 from bench.progress import SILENT
 from exporter.audit import audit, coverage_failure
-from exporter.quantize import ArraySamples, quantize_model
+from exporter.data import ArraySamples
+from exporter.quantize import quantize_model
 from exporter.targets import TARGETS
 
 ON_X86 = host_target(fingerprint()).startswith("x86")

@@ -10,9 +10,10 @@ import pytest
 from bench.parity import sqnr_db
 from bench.progress import SILENT
 from exporter.audit import audit
+from exporter.data import ArraySamples
 from exporter.errors import ExportError
 from exporter.placement import Placement, place, read_unrounded
-from exporter.quantize import ArraySamples, quantize_model
+from exporter.quantize import quantize_model
 from exporter.targets import TARGETS
 
 OPERATORS = TARGETS["x86-vnni"].operators

@@ -16,8 +16,9 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from bench.parity import EXACT_SQNR_DB
 from bench.progress import SILENT
+from exporter.data import ArraySamples
 from exporter.inference import session_with_outputs
-from exporter.quantize import ArraySamples, quantize_model
+from exporter.quantize import quantize_model
 from exporter.saturation import int8_layers, observe_saturation, vpmaddubsw_dot
 from exporter.saturation import observe as observe_module
 from exporter.targets import TARGETS

@@ -16,7 +16,7 @@ from bench.errors import DataError, ModelError
 from bench.progress import SilentProgress
 from exporter.audit import audit
 from exporter.errors import ExportError
-from exporter.standalone import quantize_file
+from exporter.standalone import quantize_file, quantize_weights_file
 
 
 class Watcher(SilentProgress):
@@ -215,3 +215,75 @@ def test_damaged_ranges_are_collected_anew(model, data, tmp_path, content):
 def test_an_unknown_node_cannot_be_excluded(model, data, tmp_path):
     with pytest.raises(ExportError, match="no node 'nobody'"):
         quantize_file(model, data, tmp_path / "int8.onnx", exclude=("nobody",))
+
+
+@pytest.fixture
+def products(tmp_path):
+    """Two Gemms, as in a network of products alone."""
+    generator = np.random.default_rng(0)
+    nodes = [
+        helper.make_node("Gemm", ["x", "w"], ["h"], name="first"),
+        helper.make_node("Relu", ["h"], ["r"], name="relu"),
+        helper.make_node("Gemm", ["r", "v"], ["y"], name="second"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["batch", 64])],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["batch", 32])],
+        [
+            numpy_helper.from_array(generator.standard_normal(shape).astype(np.float32), name)
+            for name, shape in (("w", (64, 96)), ("v", (96, 32)))
+        ],
+    )
+    path = tmp_path / "products.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
+    return path
+
+
+def test_weights_of_four_bits_need_no_samples_and_are_counted(products, tmp_path):
+    out = tmp_path / "small.onnx"
+    found = quantize_weights_file(products, out)
+    assert (found["bits"], found["products"]) == (4, 2)
+    assert out.stat().st_size < products.stat().st_size / 3
+    seen = audit(out)
+    assert seen.macs == 64 * 96 + 96 * 32
+    assert seen.int8_mac_ratio == 1.0
+    assert audit(products).macs == seen.macs
+
+
+def test_bits_from_the_command_line(products, tmp_path, command):
+    out = tmp_path / "small.onnx"
+    found = command("quantize", products, "--out", out, "--bits", 4, "--exclude", "second", "--json")
+    assert found.code == 0, found.err
+    assert json.loads(found.out)["products"] == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (("--bits", 5), "--bits: there is no quantization to 5 bits; choose 8 or 4"),
+        (("--bits", 4, "--repair", "bias"), "--repair: activations stay in float with 4 bits"),
+        (("--bits", 4, "--block-size", 17), "--block-size: 17 is no block size"),
+        ((), "--data: activation ranges need samples"),
+    ],
+)
+def test_options_that_do_not_go_together(products, tmp_path, command, options, line):
+    found = command("quantize", products, "--out", tmp_path / "small.onnx", *options)
+    assert (found.code, found.out) == (2, "")
+    assert found.err.startswith(f"error: {line}")
+    assert not (tmp_path / "small.onnx").exists()
+
+
+def test_layers_from_the_command_line(model, data, tmp_path, command):
+    out = tmp_path / "int8.onnx"
+    quantize_file(model, data, out)
+    found = command("inspect", out, "--layers", "--float", model, "--data", data, "--json")
+    assert found.code == 0, found.err
+    layers = json.loads(found.out)["layers"]
+    assert layers
+    text = command("inspect", out, "--layers", "--float", model, "--data", data)
+    assert f"{layers[0]['sqnr_db']:6.1f} dB" in text.out
+    alone = command("inspect", out, "--layers", "--data", data)
+    assert (alone.code, alone.out) == (2, "")
+    assert "there is no float model to compare with" in alone.err

