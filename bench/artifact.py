@@ -16,6 +16,7 @@ from bench.errors import ArtifactError, UsageError
 from bench.files import sha256_of
 from bench.host import PORTABLE, HostFingerprint, host_target
 from bench.parity import Parity, parity
+from bench.policy import Policy, policy_from
 from bench.process import DEFAULT_TIMEOUT_S, worker_group
 from bench.schema import FrozenModel, explain_validation
 
@@ -118,6 +119,13 @@ def read_manifest(folder: Path) -> Manifest:
         if not _PLAIN_NAME.fullmatch(name):
             raise ArtifactError(path, f"names the file {name!r}", "artifact files have plain names")
     return manifest
+
+
+def own_policy(path: Path) -> Policy:
+    """The budgets of the recipe that made an artifact; the default ones for a lone .onnx."""
+    if not path.is_dir():
+        return Policy()
+    return policy_from(read_manifest(path).recipe.get("gate", {}), path)
 
 
 def check_hashes(folder: Path) -> Manifest:

@@ -1,4 +1,4 @@
-"""The commands that need only the base install: `bench`, `compare`, `gate`, `verify`.
+"""The commands that need only the base install: `bench`, `compare`, `gate`, `show`, `verify`.
 
 `python -m bench` offers them alone, for a device; `edgeproof` adds those of the workstation.
 """
@@ -8,12 +8,18 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from bench.errors import EdgeproofError, UsageError
+from bench.formats import Format
+
+if TYPE_CHECKING:
+    from bench.gate import Judgement
+    from bench.result import Result
 
 EXIT_INTERRUPTED = 130
 
@@ -51,7 +57,6 @@ def bench(
     from bench.files import check_writable
     from bench.gate import warn_of_targets
     from bench.measure import MeasureConfig, Session
-    from bench.render import figures_table, result_json
     from bench.result import write_result
 
     if out is not None:
@@ -68,12 +73,7 @@ def bench(
         result = session.result()
     if out is not None:
         write_result(out, result)
-    if as_json:
-        print_json({**result_json(result), "warnings": list(warnings)})
-        return
-    print_rich(figures_table(_short_names([m.path for m in result.models], result.models), {}))
-    if result.data.synthetic:
-        print_rich("feeds: synthetic (made from the input signature); no accuracy")
+    _show_result(result, as_json, warnings)
 
 
 @app.command()
@@ -115,29 +115,57 @@ def gate(
     as_json: JsonOption = False,
 ) -> None:
     """Pass or fail a release: exit code 0 PASS, 1 FAIL, 3 INCONCLUSIVE, 4 INVALID."""
-    from bench.artifact import read_manifest
+    from bench.artifact import own_policy
     from bench.files import check_writable
     from bench.gate import gate as judge
     from bench.measure import MeasureConfig
-    from bench.policy import Policy, policy_from, read_policy
+    from bench.policy import read_policy
 
     if out is not None:
         check_writable(out)
-    chosen = Policy()
-    if policy is not None:
-        chosen = read_policy(policy)
-    elif candidate.is_dir():
-        manifest = read_manifest(candidate)
-        chosen = policy_from(manifest.recipe.get("gate", {}), candidate)
     judgement = judge(
         candidate,
         baseline=baseline,
-        policy=chosen,
+        policy=own_policy(candidate) if policy is None else read_policy(policy),
         evaluation=data,
         config=MeasureConfig(threads=threads),
         progress=error_progress(),
     )
     _report(judgement, out, as_json)
+
+
+@app.command()
+def show(
+    result: Annotated[Path, typer.Argument(help="A file that `--out` wrote.")],
+    as_format: Annotated[
+        Format | None,
+        typer.Option("--format", help="Give it in the format of another tool.", show_default=False),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Write that format here, not to standard output.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compute all figures and the verdict of a result anew; the exit code is that of the verdict."""
+    from bench.files import write_text
+    from bench.formats import convert
+    from bench.replay import replay
+
+    if out is not None and as_format is None:
+        raise UsageError("--out", "wants to know the format", "add --format")
+    if as_json and as_format is not None and out is None:
+        raise UsageError("--json", "and --format both want standard output", "add --out")
+    measured, judgement = replay(result)
+    if as_format is not None:
+        text = convert(measured, judgement, as_format)
+        if out is None:
+            _print(text)
+            raise typer.Exit(0 if judgement is None else judgement.verdict.exit_code)
+        write_text(out, text)
+    if judgement is None:
+        _show_result(measured, as_json)
+    else:
+        _show_judgement(judgement, as_json)
 
 
 @app.command()
@@ -217,37 +245,33 @@ def error_progress() -> Any:
     return progress_for(Console(stderr=True))
 
 
-def _report(judgement: Any, out: Path | None, as_json: bool) -> None:
-    from bench.render import figures_table, judgement_json, styled_verdict, verdict_table
+def _report(judgement: Judgement, out: Path | None, as_json: bool) -> None:
     from bench.result import write_result
 
     if out is not None:
         write_result(out, judgement.result)
+    _show_judgement(judgement, as_json)
+
+
+def _show_result(result: Result, as_json: bool, warnings: Sequence[str] = ()) -> None:
+    from bench.render import result_json, result_view
+
+    if as_json:
+        print_json({**result_json(result), "warnings": list(warnings)})
+        return
+    for part in result_view(result):
+        print_rich(part)
+
+
+def _show_judgement(judgement: Judgement, as_json: bool) -> None:
+    from bench.render import judgement_json, judgement_view
+
     if as_json:
         print_json(judgement_json(judgement))
     else:
-        models = judgement.result.models
-        names = _short_names([model.path for model in models], models)
-        print_rich(figures_table(names, judgement.metrics))
-        print_rich("")
-        print_rich(verdict_table(judgement.metrics))
-        if judgement.twin_metrics:
-            print_rich("\nagainst its own float model")
-            print_rich(verdict_table(judgement.twin_metrics))
-        print_rich(f"\n{styled_verdict(judgement.verdict)}")
-        for reason in judgement.reasons:
-            print_rich(f"  {reason}")
+        for part in judgement_view(judgement):
+            print_rich(part)
     raise typer.Exit(judgement.verdict.exit_code)
-
-
-def _short_names(paths: list[str], values: Any) -> dict[str, Any]:
-    """Name models by as little of their paths as tells them apart."""
-    short = [Path(path).name for path in paths]
-    if len(set(short)) < len(short):
-        short = ["/".join(Path(path).parts[-2:]) for path in paths]
-    if len(set(short)) < len(short):
-        short = [f"{name} [{index}]" for index, name in enumerate(short)]
-    return dict(zip(short, values, strict=True))
 
 
 def main() -> None:

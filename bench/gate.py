@@ -18,14 +18,10 @@ from bench.judge import (
     reasons,
 )
 from bench.measure import MeasureConfig, Session, WorkerGroup
-from bench.policy import Budgets, Policy, ReleaseBudgets
+from bench.policy import Budgets, Criteria, Policy, ReleaseBudgets, criteria
 from bench.process import worker_group
 from bench.progress import SILENT, Progress
 from bench.result import Result
-
-# Numbers of blocks at which the data are looked at. The error allowed is shared equally among the looks
-# (union bound), so that stopping early is free. The signed-rank test can reject at 0.01 / 4 from 9 on.
-LOOKS = (10, 15, 20, 30)
 
 
 @dataclass(frozen=True)
@@ -72,7 +68,7 @@ def compare(
     models = [first.model, second.model]
     warnings = warn_of_targets([first, second], progress)
     with Session(models, data, config or MeasureConfig(), progress, workers) as session:
-        return replace(_judge_in_looks(session, [budgets], None), warnings=warnings)
+        return replace(_judge_in_looks(session, criteria(Policy(), [budgets])), warnings=warnings)
 
 
 def gate(
@@ -120,7 +116,7 @@ def gate_subjects(
     models.append(candidate.model)
     warnings = warn_of_targets([s for s in (baseline, candidate) if s is not None], progress)
     with Session(models, candidate.evaluation, config or MeasureConfig(), progress, workers) as session:
-        return replace(_judge_in_looks(session, budgets, policy.min_accuracy), warnings=warnings)
+        return replace(_judge_in_looks(session, criteria(policy, budgets)), warnings=warnings)
 
 
 def warn_of_targets(subjects: Sequence[Subject], progress: Progress) -> tuple[str, ...]:
@@ -131,22 +127,19 @@ def warn_of_targets(subjects: Sequence[Subject], progress: Progress) -> tuple[st
     return warnings
 
 
-def judgement_from(
-    result: Result, budgets: list[Budgets], min_accuracy: float | None, *, looks: int
-) -> Judgement:
-    """Recompute a judgement from raw samples: the last model is the candidate, the first the baseline.
+def judgement_from(result: Result, judged_by: Criteria) -> Judgement:
+    """A judgement from raw samples: the last model is the candidate, the first the baseline.
 
-    Args:
-        budgets: one for each model but the last, in order.
+    What `result.criteria` holds gives the verdict that was given; other criteria give another.
     """
     *others, candidate = result.models
     judged = [
-        judge_pair(other, candidate, budget, looks=looks)
-        for other, budget in zip(others, budgets, strict=True)
+        judge_pair(other, candidate, budgets, looks=len(judged_by.looks))
+        for other, budgets in zip(others, judged_by.budgets, strict=True)
     ]
     metrics, twin_metrics = judged[0], judged[1] if len(judged) > 1 else {}
-    if min_accuracy is not None:
-        metrics["min_accuracy"] = judge_min_accuracy(candidate, min_accuracy)
+    if judged_by.min_accuracy is not None:
+        metrics["min_accuracy"] = judge_min_accuracy(candidate, judged_by.min_accuracy)
     all_metrics = [*metrics.values(), *twin_metrics.values()]
     return Judgement(
         verdict=joint_verdict(metric.verdict for metric in all_metrics),
@@ -163,14 +156,15 @@ def judgement_from(
     )
 
 
-def _judge_in_looks(session: Session, budgets: list[Budgets], min_accuracy: float | None) -> Judgement:
+def _judge_in_looks(session: Session, judged_by: Criteria) -> Judgement:
     """Measure until every metric that more blocks can sharpen is decided, or the last look is done."""
     session.predict()
     done = 0
-    for look in LOOKS:
+    for look in judged_by.looks:
         session.add_blocks(look - done)
         done = look
-        judgement = judgement_from(session.result(), budgets, min_accuracy, looks=len(LOOKS))
+        result = session.result().model_copy(update={"criteria": judged_by})
+        judgement = judgement_from(result, judged_by)
         if not _more_blocks_may_tell(judgement):
             break
     return judgement

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,10 @@ from bench.errors import PolicyError
 from bench.schema import FrozenModel, explain_validation
 
 MAX_POLICY_BYTES = 1 << 20
+
+# Numbers of blocks at which the data are looked at. The error allowed is shared equally among the looks
+# (union bound), so that stopping early is free. The signed-rank test can reject at 0.01 / 4 from 9 on.
+LOOKS = (10, 15, 20, 30)
 
 # A relative budget x allows candidate <= baseline * (1 + x): 0.02 is "at most 2 % more", -0.4 is "at
 # least 40 % less". Below -0.99 nothing could pass; beyond +10 nothing could fail.
@@ -61,6 +66,26 @@ class Policy(FrozenModel):
     baseline: ReleaseBudgets = Field(
         default_factory=ReleaseBudgets, description="Budgets against an earlier release."
     )
+
+
+class Criteria(FrozenModel):
+    """What one verdict was judged by; kept beside the raw samples, so that it can be given again.
+
+    Attributes:
+        budgets: one for each model but the last, the candidate, in order.
+        looks: after how many blocks the data are looked at; the error allowed is shared among them.
+    """
+
+    budgets: tuple[Budgets, ...]
+    min_accuracy: Share | None = None
+    looks: tuple[int, ...] = Field(LOOKS, min_length=1, max_length=1000)
+
+
+def criteria(policy: Policy, budgets: Sequence[Budgets]) -> Criteria:
+    """What to judge by: a policy, and the budgets of it that apply."""
+    # Subclasses differ in their defaults alone; what is kept are the values.
+    plain = tuple(Budgets.model_validate(one.model_dump()) for one in budgets)
+    return Criteria(budgets=plain, min_accuracy=policy.min_accuracy)
 
 
 def read_policy(path: Path) -> Policy:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.gate import Judgement
@@ -10,6 +11,7 @@ from bench.judge import Metric, Verdict
 from bench.result import ModelResult, Result
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
     from rich.table import Table
 
 _STYLES = {
@@ -64,6 +66,55 @@ def judgement_json(judgement: Judgement) -> dict[str, Any]:
         "blocks": judgement.blocks,
         "models": [model_json(model) for model in judgement.result.models],
     }
+
+
+def short_names(models: Sequence[ModelResult]) -> dict[str, ModelResult]:
+    """Models by as little of their paths as tells them apart, fit to be printed."""
+    paths = [Path(_printable(model.path)) for model in models]
+    short = [path.name for path in paths]
+    if len(set(short)) < len(short):
+        short = ["/".join(path.parts[-2:]) for path in paths]
+    if len(set(short)) < len(short) or not all(short):
+        short = [f"{name} [{index}]" for index, name in enumerate(short)]
+    return dict(zip(short, models, strict=True))
+
+
+def result_view(result: Result) -> list[RenderableType]:
+    """What `bench` shows of a result."""
+    view: list[RenderableType] = [figures_table(short_names(result.models), {})]
+    if result.data.synthetic:
+        view.append("feeds: synthetic (made from the input signature); no accuracy")
+    return view
+
+
+def judgement_view(judgement: Judgement) -> list[RenderableType]:
+    """What `compare` and `gate` show of a judgement."""
+    from rich.text import Text
+
+    names = short_names(judgement.result.models)
+    view: list[RenderableType] = [
+        figures_table(names, judgement.metrics),
+        "",
+        verdict_table(judgement.metrics),
+    ]
+    if judgement.twin_metrics:
+        view += ["\nagainst its own float model", verdict_table(judgement.twin_metrics)]
+    view.append(f"\n{styled_verdict(judgement.verdict)}")
+    view += [Text(f"  {_printable(reason)}") for reason in judgement.reasons]
+    return view
+
+
+def plain_text(view: Sequence[RenderableType], width: int = 108) -> str:
+    """A view without colours, for where no terminal is."""
+    from io import StringIO
+
+    from rich.console import Console
+
+    text = StringIO()
+    console = Console(file=text, width=width, color_system=None, highlight=False, soft_wrap=True)
+    for part in view:
+        console.print(part)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"
 
 
 def figure_rows(models: Mapping[str, ModelResult]) -> list[tuple[str, list[str]]]:
@@ -187,3 +238,8 @@ def mebibytes(count: int | None) -> str:
 def percent(share: float | None) -> str:
     """A share as percent."""
     return _ABSENT if share is None else f"{share:.2%}"
+
+
+def _printable(text: str) -> str:
+    """A path or a message without what would move a terminal's cursor, or end a line."""
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in text).strip()

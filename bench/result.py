@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from bench.errors import ResultError
 from bench.files import write_text
 from bench.host import HostFingerprint
+from bench.policy import Criteria
 from bench.schema import FrozenModel, explain_validation
 from bench.stats import minimum_count
 
 # History of the format. A reader refuses a version it does not know.
 # 1 (0.1.0): models side by side, their runs paired by index, raw nanoseconds per round.
-SCHEMA_VERSION: Final = 1
+# 2: what the verdict was judged by, so that it can be given again from the file alone.
+SCHEMA_VERSION: Final = 2
 MAX_RESULT_BYTES = 512 * 2**20
+
+# What a clock or a file system can give; a file that was tampered with must not overflow the arithmetic.
+Nanoseconds = Annotated[int, Field(ge=0, le=2**62)]
+Bytes = Annotated[int, Field(ge=1, le=2**62)]
+ClassIndex = Annotated[int, Field(ge=0, le=2**62)]
 
 
 class Run(FrozenModel):
@@ -27,12 +34,12 @@ class Run(FrozenModel):
     `rounds_ns` holds the timed samples, burst by burst; `warmup_ns` what was run and not counted.
     """
 
-    session_ns: int
-    first_run_ns: int
-    warmup_ns: tuple[int, ...]
-    rounds_ns: tuple[tuple[int, ...], ...]
-    import_rss_bytes: int | None
-    peak_rss_bytes: int | None
+    session_ns: Nanoseconds
+    first_run_ns: Nanoseconds
+    warmup_ns: tuple[Nanoseconds, ...]
+    rounds_ns: tuple[Annotated[tuple[Nanoseconds, ...], Field(min_length=1)], ...] = Field(min_length=1)
+    import_rss_bytes: Bytes | None
+    peak_rss_bytes: Bytes | None
 
     def samples_ns(self) -> npt.NDArray[np.int64]:
         """All timed samples of the process, in order."""
@@ -58,10 +65,10 @@ class ModelResult(FrozenModel):
 
     path: str
     sha256: str
-    size_bytes: int
+    size_bytes: Bytes
     runs: tuple[Run, ...]
-    predictions: tuple[int, ...] | None = None
-    labels: tuple[int, ...] | None = None
+    predictions: tuple[ClassIndex, ...] | None = None
+    labels: tuple[ClassIndex, ...] | None = None
 
     def latency(self) -> LatencySummary:
         """Percentiles over the samples of all processes."""
@@ -128,9 +135,12 @@ class DataSource(FrozenModel):
 
 
 class Result(FrozenModel):
-    """Several models measured side by side, in one sitting on one host."""
+    """Several models measured side by side, in one sitting on one host.
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    `criteria` is what the verdict was judged by; None where nothing was, and in files of schema 1.
+    """
+
+    schema_version: Literal[1, 2] = SCHEMA_VERSION
     tool_version: str
     started_utc: str
     ended_utc: str
@@ -138,6 +148,7 @@ class Result(FrozenModel):
     settings: Settings
     data: DataSource
     models: tuple[ModelResult, ...]
+    criteria: Criteria | None = None
 
 
 def write_result(path: Path, result: Result) -> None:
@@ -162,7 +173,7 @@ def read_result(path: Path) -> Result:
     except ValidationError as error:
         place, cause, fix = explain_validation(error, Result)
         if place == "schema_version":
-            fix = f"this version reads schema {SCHEMA_VERSION}; install a newer edgeproof"
+            fix = f"this version reads schemas 1 to {SCHEMA_VERSION}; install a newer edgeproof"
         raise ResultError(f"{path}: {place}", cause, fix) from error
 
 

@@ -28,6 +28,7 @@ from bench.artifact import (
 from bench.errors import EdgeproofError, MissingExtraError, UsageError
 from bench.files import atomic_directory, remove_leftovers_of, sha256_of, storage_errors, write_json
 from bench.gate import Judgement, judgement_from
+from bench.policy import criteria
 from bench.progress import SILENT, Progress
 from bench.result import read_result
 from exporter.cache import Cache
@@ -161,10 +162,8 @@ def _check_until(until: str | None, recipe: Recipe) -> None:
 
 def _judgement(recipe: Recipe, trail: Trail) -> Judgement:
     """The verdict, computed from the raw samples that the gate kept."""
-    from bench.gate import LOOKS
-
     result = read_result(trail.entries["gate"].folder / RESULT)
-    return judgement_from(result, [recipe.gate.float_twin], recipe.gate.min_accuracy, looks=len(LOOKS))
+    return judgement_from(result, criteria(recipe.gate, [recipe.gate.float_twin]))
 
 
 def _is_current(destination: Path, trail: Trail) -> bool:

@@ -191,18 +191,6 @@ def test_paths_are_no_markup(command, workers, models, tmp_path):
     assert "model[int8].onnx" in command("bench", path, "--blocks", 1).out
 
 
-@pytest.mark.parametrize(
-    ("paths", "names"),
-    [
-        (["a/x.onnx", "b/y.onnx"], ["x.onnx", "y.onnx"]),
-        (["a/x.onnx", "b/x.onnx"], ["a/x.onnx", "b/x.onnx"]),
-        (["a/x.onnx", "a/x.onnx"], ["a/x.onnx [0]", "a/x.onnx [1]"]),
-    ],
-)
-def test_names_are_as_short_as_they_can_be(paths, names):
-    assert list(cli._short_names(paths, range(2))) == names
-
-
 def application(action):
     app = typer.Typer()
     app.command()(action)

@@ -7,10 +7,10 @@ import shutil
 import pytest
 
 from bench.errors import UsageError
-from bench.gate import LOOKS, compare, gate, judgement_from, with_plain_paths
+from bench.gate import compare, gate, judgement_from, with_plain_paths
 from bench.judge import Verdict
 from bench.measure import MeasureConfig
-from bench.policy import Budgets, Policy, ReleaseBudgets, TwinBudgets
+from bench.policy import LOOKS, Budgets, Policy, ReleaseBudgets, TwinBudgets
 
 QUICK = MeasureConfig(rounds=3)
 LATENCY_ONLY = Budgets(latency_p50=0.02)
@@ -151,8 +151,8 @@ def test_a_lone_model_has_nothing_to_be_judged_against(two_files, scripted):
 
 def test_a_judgement_can_be_recomputed_from_its_result(two_files, scripted):
     judgement = compare(*two_files, budgets=LATENCY_ONLY, config=QUICK, workers=scripted())
-    again = judgement_from(judgement.result, [LATENCY_ONLY], None, looks=len(LOOKS))
-    assert again == judgement
+    assert judgement.result.criteria.budgets == (LATENCY_ONLY,)
+    assert judgement_from(judgement.result, judgement.result.criteria) == judgement
 
 
 def test_plain_paths_tell_nothing_of_the_disk(artifact, scripted_artifact):

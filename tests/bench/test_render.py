@@ -22,7 +22,9 @@ from bench.render import (
     milliseconds,
     model_json,
     percent,
+    plain_text,
     result_json,
+    short_names,
     styled_verdict,
     verdict_table,
 )
@@ -131,3 +133,26 @@ def test_results_are_json(judgement):
     assert set(content) == {"models", "host", "settings", "data"}
     assert content["models"] == [model_json(model) for model in judgement.result.models]
     assert content["models"][0]["latency_ns"].keys() == {"p50", "p90", "p99", "count"}
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["a/x.onnx", "b/y.onnx"], ["x.onnx", "y.onnx"]),
+        (["a/x.onnx", "b/x.onnx"], ["a/x.onnx", "b/x.onnx"]),
+        (["a/x.onnx", "a/x.onnx"], ["a/x.onnx [0]", "a/x.onnx [1]"]),
+        (["a/x\x1b[31m.onnx", "a/y\n"], ["x\ufffd[31m.onnx", "y\ufffd"]),
+        ([" x", "x"], ["x [0]", "x [1]"]),
+        (["", "x"], [" [0]", "x [1]"]),
+    ],
+)
+def test_names_are_as_short_as_they_can_be(factory, paths, names):
+    assert list(short_names([factory.model([factory.run()], path=path) for path in paths])) == names
+
+
+def test_plain_text_has_neither_colours_nor_trailing_space():
+    assert plain_text(["[bold red]FAIL[/]  ", verdict_table({"size": RATIO})]).splitlines() == [
+        "FAIL",
+        "metric  estimate         bounds     budget  verdict",
+        "size     0.500 ×  0.480 … 0.520  ≤ 1.020 ×     PASS",
+    ]

@@ -36,7 +36,7 @@ def test_what_was_written_is_read(path, result):
 
 def test_raw_samples_are_kept(path, result):
     written = json.loads(path.read_text())
-    assert written["schema_version"] == 1
+    assert written["schema_version"] == 2
     first = written["models"][0]["runs"][0]
     assert first["rounds_ns"] == [list(times) for times in result.models[0].runs[0].rounds_ns]
     assert len(first["warmup_ns"]) == 20
@@ -52,10 +52,13 @@ def edit(path, change):
     ("change", "words"),
     [
         (
-            lambda c: c.update(schema_version=2),
-            "schema_version: 2 is refused; this version reads schema 1; install a newer edgeproof",
+            lambda c: c.update(schema_version=3),
+            "schema_version: 3 is refused; this version reads schemas 1 to 2; install a newer edgeproof",
         ),
-        (lambda c: c.update(surprise=1), "surprise: unknown key; known here: data, ended_utc, host"),
+        (
+            lambda c: c.update(surprise=1),
+            "surprise: unknown key; known here: criteria, data, ended_utc",
+        ),
         (
             lambda c: c["models"][1]["runs"][0].update(extra=1),
             "models.1.runs.0.extra: unknown key; known here: first_run_ns, import_rss_bytes",
@@ -63,6 +66,9 @@ def edit(path, change):
         (lambda c: c.pop("host"), "host: is missing; add it"),
         (lambda c: c["models"][0].update(size_bytes="1"), "models.0.size_bytes: '1' is refused"),
         (lambda c: c["settings"].update(threads=1.5), "settings.threads: 1.5 is refused"),
+        (lambda c: c["models"][0]["runs"][0]["rounds_ns"].append([]), "models.0.runs.0.rounds_ns.2: [] is"),
+        (lambda c: c["models"][0]["runs"][0]["rounds_ns"][0].append(-1), "models.0.runs.0.rounds_ns.0."),
+        (lambda c: c["models"][0].update(size_bytes=2**63), "models.0.size_bytes: 9223372036854775808 is"),
     ],
 )
 def test_files_that_are_refused(path, change, words):
@@ -70,6 +76,11 @@ def test_files_that_are_refused(path, change, words):
     with pytest.raises(ResultError) as caught:
         read_result(path)
     assert f"{path}: {words}" in str(caught.value)
+
+
+def test_a_file_of_the_first_schema_is_read(path, result):
+    edit(path, lambda c: (c.update(schema_version=1), c.pop("criteria")))
+    assert read_result(path) == result.model_copy(update={"schema_version": 1})
 
 
 @pytest.mark.parametrize("keep", [0, 0.5, 0.99])

@@ -17,7 +17,8 @@ import pytest
 from bench.artifact import check_hashes, read_manifest, self_test
 from bench.errors import ArtifactError, DataError, MissingExtraError, UsageError
 from bench.evaluation import read_evaluation
-from bench.gate import LOOKS, judgement_from
+from bench.gate import judgement_from
+from bench.policy import criteria
 from bench.progress import SilentProgress
 from bench.result import read_result
 from exporter import build as build_module
@@ -45,7 +46,7 @@ def measured(built, monkeypatch):
     result = read_result(built.artifact / "result.json")
 
     def judge(subject, baseline, policy, **options):
-        return judgement_from(result, [policy.float_twin], policy.min_accuracy, looks=len(LOOKS))
+        return judgement_from(result, criteria(policy, [policy.float_twin]))
 
     monkeypatch.setattr(steps, "gate_subjects", judge)
     return built

@@ -15,8 +15,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from bench.gate import LOOKS, judgement_from
-from bench.policy import TwinBudgets
+from bench.gate import judgement_from
+from bench.policy import Policy, TwinBudgets, criteria
 from bench.result import read_result
 from exporter import build as build_module
 from exporter import steps
@@ -123,7 +123,7 @@ def test_the_verdict_is_the_exit_code(built, command, monkeypatch, budget, answe
     monkeypatch.setattr(
         steps,
         "gate_subjects",
-        lambda *_, **__: judgement_from(result, [budgets], None, looks=len(LOOKS)),
+        lambda *_, **__: judgement_from(result, criteria(Policy(), [budgets])),
     )
     ran = command("build", built.recipe, "--set", f"gate.float_twin.size={budget}", "--fresh")
     assert (ran.code, ran.out.splitlines()[-1].split()[0]) == answer

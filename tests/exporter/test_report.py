@@ -8,8 +8,8 @@ from html.parser import HTMLParser
 import pytest
 
 from bench.artifact import read_manifest
-from bench.gate import LOOKS, judgement_from
-from bench.policy import TwinBudgets
+from bench.gate import judgement_from
+from bench.policy import Policy, TwinBudgets, criteria
 from bench.result import read_result
 from exporter.report import render_report, stage_summary, training_runs, transfer_rows
 
@@ -50,9 +50,8 @@ def manifest(built_once):
 @pytest.fixture(scope="module")
 def judgement(built_once):
     result = read_result(built_once.artifact / "result.json")
-    return judgement_from(
-        result, [TwinBudgets(accuracy=0.5, latency_p50=10.0, size=10.0)], None, looks=len(LOOKS)
-    )
+    budgets = TwinBudgets(accuracy=0.5, latency_p50=10.0, size=10.0)
+    return judgement_from(result, criteria(Policy(), [budgets]))
 
 
 def with_stage(manifest, name, **metrics):
@@ -141,7 +140,7 @@ def test_equal_figures_give_equal_pages(manifest, judgement):
 
 def test_reasons_are_listed(built_once, manifest):
     result = read_result(built_once.artifact / "result.json")
-    failed = judgement_from(result, [TwinBudgets(size=-0.99)], None, looks=len(LOOKS))
+    failed = judgement_from(result, criteria(Policy(), [TwinBudgets(size=-0.99)]))
     page = Page(render_report(manifest, failed))
     assert ("span", {"class": f"verdict {failed.verdict}"}) in page.tags
     assert any(data.startswith("size FAIL: ") for data in page.texts)

@@ -1,0 +1,213 @@
+"""A pytest plugin: assert a gate's policy, and benchmark an .onnx through pytest-benchmark.
+
+    def test_release(edgeproof_gate):
+        edgeproof_gate("artifacts/digits", baseline="releases/digits")
+
+    def test_speed(edgeproof_benchmark):
+        assert edgeproof_benchmark("artifacts/digits").accuracy() > 0.97
+
+pytest loads this module at every start (entry point `pytest11`), so it imports nothing of weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import pytest
+
+if TYPE_CHECKING:
+    from bench.artifact import Subject
+    from bench.gate import Judgement
+    from bench.policy import Policy
+    from bench.result import ModelResult
+
+AnyPath: TypeAlias = str | PathLike[str]
+
+VERDICT_PROPERTY = "edgeproof_verdict"
+DEFAULT_ROUNDS = 100
+WARMUP_ROUNDS = 20
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Offer `edgeproof_benchmark` on top of pytest-benchmark, or say that it is missing."""
+    present = config.pluginmanager.hasplugin("benchmark")
+    config.pluginmanager.register(_WithBenchmark() if present else _WithoutBenchmark())
+
+
+@pytest.fixture
+def edgeproof_gate(request: pytest.FixtureRequest) -> Callable[..., Judgement]:
+    """A function that measures a candidate and lets the test pass by the verdict PASS alone.
+
+    `edgeproof_gate(candidate, baseline=None, policy=None, *, data=None, threads=1, out=None,
+    inconclusive="fail")` measures what `edgeproof gate` does and returns the judgement. `policy` is a
+    path, a table of budgets as TOML gives it, or a `Policy`; without one, that of the artifact's recipe
+    counts. `out` keeps the raw result for `edgeproof show`. With `inconclusive="skip"` the test is skipped
+    where the samples allow no verdict; INVALID always fails. The message starts with the verdict, which is
+    also recorded as the property `edgeproof_verdict` of the test.
+    """
+
+    def gate(
+        candidate: AnyPath,
+        baseline: AnyPath | None = None,
+        policy: Policy | Mapping[str, Any] | AnyPath | None = None,
+        *,
+        data: AnyPath | None = None,
+        threads: int = 1,
+        out: AnyPath | None = None,
+        inconclusive: Literal["fail", "skip"] = "fail",
+    ) -> Judgement:
+        from bench.gate import gate as measure_and_judge
+        from bench.measure import MeasureConfig
+        from bench.render import judgement_view, plain_text
+        from bench.result import write_result
+
+        with _readable_errors(request):
+            judgement = measure_and_judge(
+                Path(candidate),
+                baseline=_path(baseline),
+                policy=_policy(policy, Path(candidate)),
+                evaluation=_path(data),
+                config=MeasureConfig(threads=threads),
+            )
+            if out is not None:
+                write_result(Path(out), judgement.result)
+        verdict = judgement.verdict.value
+        _record(request, verdict)
+        words = f"edgeproof {verdict}: {'; '.join(judgement.reasons) or 'nothing was judged'}"
+        if verdict == "INCONCLUSIVE" and inconclusive == "skip":
+            pytest.skip(words)
+        if verdict != "PASS":
+            pytest.fail(f"{words}\n\n{plain_text(judgement_view(judgement))}", pytrace=False)
+        return judgement
+
+    return gate
+
+
+class _WithBenchmark:
+    """The fixture on top of `benchmark`, asked for by name as `--benchmark-only` and `-skip` want it."""
+
+    @pytest.fixture
+    def edgeproof_benchmark(
+        self, request: pytest.FixtureRequest, benchmark: Any
+    ) -> Callable[..., ModelResult]:
+        """A function that times a model in this process through `benchmark.pedantic`.
+
+        `edgeproof_benchmark(model, *, data=None, threads=1, rounds=100)` takes an artifact folder or an
+        .onnx, runs one inference a round on the feeds in turn, and returns the model's result. Peak memory
+        and accuracy come from a process of its own, because this one holds pytest. All figures go into
+        `benchmark.extra_info`, by names that carry units; what is unknown is left out.
+        """
+
+        def run(
+            model: AnyPath, *, data: AnyPath | None = None, threads: int = 1, rounds: int = DEFAULT_ROUNDS
+        ) -> ModelResult:
+            from bench.artifact import subject
+            from bench.formats.figures import flat_figures
+
+            with _readable_errors(request):
+                chosen = subject(Path(model), _path(data))
+                measured = _measure_apart(chosen, threads)
+                times_ns = _times_ns(benchmark, chosen, threads, rounds)
+            if times_ns:
+                runs = (measured.runs[0].model_copy(update={"rounds_ns": (times_ns,)}),)
+                measured = measured.model_copy(update={"runs": runs})
+            feeds = "synthetic" if chosen.evaluation is None else "real"
+            benchmark.extra_info.update(flat_figures(measured))
+            benchmark.extra_info.update(sha256=measured.sha256, threads=threads, feeds=feeds)
+            return measured
+
+        return run
+
+
+class _WithoutBenchmark:
+    """The fixture where pytest-benchmark is not installed, or switched off."""
+
+    @pytest.fixture
+    def edgeproof_benchmark(self) -> None:
+        """Fail with the line that mends it."""
+        from bench.errors import MissingExtraError
+
+        pytest.fail(str(MissingExtraError("pytest-benchmark", "pytest")), pytrace=False)
+
+
+def _measure_apart(chosen: Subject, threads: int) -> ModelResult:
+    """Memory and accuracy, as `edgeproof bench` measures them: in fresh processes."""
+    from bench.measure import MeasureConfig, Session
+
+    # The times of the one short burst serve only where benchmarks are disabled.
+    config = MeasureConfig(threads=threads, rounds=1)
+    with Session([chosen.model], chosen.evaluation, config) as session:
+        session.predict()
+        session.add_blocks(1)
+        return session.result().models[0]
+
+
+def _times_ns(benchmark: Any, chosen: Subject, threads: int, rounds: int) -> tuple[int, ...]:
+    """Time inferences in this process; empty where benchmarks are disabled."""
+    from itertools import cycle
+
+    from bench.evaluation import read_evaluation
+    from bench.measure import TIMED_FEEDS
+    from bench.session import RuntimeOptions, open_session, signature_of
+    from bench.worker import fixed_batch, synthetic_feeds
+
+    session = open_session(chosen.model, RuntimeOptions(threads=threads))
+    signature = signature_of(session)
+    if chosen.evaluation is None:
+        samples = [synthetic_feeds(chosen.model, signature)]
+    else:
+        evaluation = read_evaluation(chosen.evaluation, rows=TIMED_FEEDS)
+        size = fixed_batch(signature) or 1
+        samples = [
+            {name: array[start : start + size] for name, array in evaluation.feeds.items()}
+            for start in range(0, evaluation.count - size + 1, size)
+        ]
+    turns = cycle(samples)
+    benchmark.pedantic(
+        session.run,
+        setup=lambda: ((None, next(turns)), {}),
+        rounds=rounds,
+        warmup_rounds=WARMUP_ROUNDS,
+    )
+    if benchmark.stats is None:
+        return ()
+    return tuple(max(1, round(seconds * 1e9)) for seconds in benchmark.stats.stats.data)
+
+
+def _policy(policy: Policy | Mapping[str, Any] | AnyPath | None, candidate: Path) -> Policy:
+    from bench.artifact import own_policy
+    from bench.policy import Policy, policy_from, read_policy
+
+    if policy is None:
+        return own_policy(candidate)
+    if isinstance(policy, Policy):
+        return policy
+    if isinstance(policy, Mapping):
+        return policy_from(dict(policy), "policy")
+    return read_policy(Path(policy))
+
+
+def _path(path: AnyPath | None) -> Path | None:
+    return None if path is None else Path(path)
+
+
+@contextmanager
+def _readable_errors(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What a user can mend is one line; where nothing was measured, the verdict is INVALID."""
+    from bench.errors import EXIT_INVALID, EdgeproofError
+
+    try:
+        yield
+    except EdgeproofError as error:
+        invalid = error.exit_code == EXIT_INVALID
+        if invalid:
+            _record(request, "INVALID")
+        pytest.fail(f"edgeproof {'INVALID' if invalid else 'error'}: {error}", pytrace=False)
+
+
+def _record(request: pytest.FixtureRequest, verdict: str) -> None:
+    request.node.user_properties.append((VERDICT_PROPERTY, verdict))
