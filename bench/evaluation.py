@@ -140,3 +140,17 @@ def write_evaluation(path: Path, evaluation: EvaluationSet) -> None:
     if evaluation.ids is not None:
         arrays[IDS] = evaluation.ids
     write_npz(path, arrays)
+
+
+def predictions(outputs: Array) -> Array:
+    """The class of each sample, [N]: the index of its largest score, or the first of its classes.
+
+    Scores are [N, classes] (or [N, ...], flattened per sample), classes [N] or [N, k], the likeliest first.
+    """
+    rows: Array = outputs.reshape(len(outputs), -1)
+    return rows[:, 0] if are_classes(outputs) else rows.argmax(axis=1)
+
+
+def are_classes(outputs: Array) -> bool:
+    """Whether a graph ends in an argmax or a top-k, which give wide integers; quantized scores are not."""
+    return outputs.dtype in {np.dtype(np.int32), np.dtype(np.int64)}

@@ -136,6 +136,23 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def external_data(model: Path) -> list[Path]:
+    """The files of weights beside an .onnx, by the names that exporters give them."""
+    named = (model.with_name(model.name + suffix) for suffix in (".data", "_data"))
+    return [path for path in named if path.is_file()]
+
+
+def model_size(model: Path) -> int:
+    """Bytes that a model takes on the device: the .onnx and the external data beside it."""
+    return sum(path.stat().st_size for path in (model, *external_data(model)))
+
+
+def model_sha256(model: Path) -> str:
+    """The SHA-256 of an .onnx; with external data, of the hashes of all its files in turn."""
+    hashes = [sha256_of(path) for path in (model, *external_data(model))]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
 def sync_file(path: Path) -> None:
     """Flush a file's content to the disk."""
     descriptor = os.open(path, os.O_RDONLY)

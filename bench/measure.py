@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.evaluation import EvaluationSet, read_evaluation, write_evaluation
-from bench.files import sha256_of
+from bench.files import model_sha256, model_size, sha256_of
 from bench.host import available_cores, fingerprint
 from bench.process import DEFAULT_TIMEOUT_S, WorkerHandle, worker_group
 from bench.progress import SILENT, Progress
@@ -133,7 +133,7 @@ class Session:
             models.append(
                 ModelResult(
                     path=str(path),
-                    sha256=sha256_of(path),
+                    sha256=model_sha256(path),
                     size_bytes=model_size(path),
                     runs=tuple(self._runs[index]),
                     predictions=tuple(answer["predictions"]) if answer else None,
@@ -213,12 +213,6 @@ class Session:
         tail = sorted(warmup_ns[-10:])
         typical = tail[len(tail) // 2]
         return max(MIN_BURST, min(MAX_BURST, self.config.burst_target_ns // max(typical, 1)))
-
-
-def model_size(path: Path) -> int:
-    """Bytes that a model takes on the device: the .onnx and the external data beside it."""
-    external = (path.with_name(path.name + suffix) for suffix in (".data", "_data"))
-    return path.stat().st_size + sum(file.stat().st_size for file in external if file.is_file())
 
 
 def tool_version() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from bench.arrays import Array
+from bench.evaluation import are_classes, predictions
 from bench.schema import FrozenModel
 
 # Reported for outputs that are equal to the last bit, whose true SQNR is infinite (and no JSON).
@@ -17,7 +18,7 @@ class Parity(FrozenModel):
     Attributes:
         max_error: largest absolute difference, in units of the output.
         sqnr_db: 20 log10(|x| / |x - y|), the higher the better; 999 stands for equality.
-        agreement: share of samples whose largest output is at the same index.
+        agreement: share of samples of equal predictions (`predictions`).
         samples: how many samples were compared.
     """
 
@@ -28,15 +29,21 @@ class Parity(FrozenModel):
 
 
 def parity(reference: Array, other: Array) -> Parity:
-    """Compare outputs of shape [N, classes] (or [N, ...], flattened per sample)."""
+    """Compare outputs of shape [N, classes] (or [N, ...], flattened per sample).
+
+    Of classes, which are no amounts, only the predictions are compared.
+    """
     if reference.shape != other.shape:
         raise ValueError(f"shapes differ: {list(reference.shape)} and {list(other.shape)}")
+    agreement = float((predictions(reference) == predictions(other)).mean())
+    if are_classes(reference) and are_classes(other):
+        reference, other = predictions(reference), predictions(other)
     first = np.asarray(reference, dtype=np.float64).reshape(len(reference), -1)
     second = np.asarray(other, dtype=np.float64).reshape(len(other), -1)
     return Parity(
         max_error=float(np.abs(first - second).max()),
         sqnr_db=sqnr_db(first, second),
-        agreement=float((first.argmax(axis=1) == second.argmax(axis=1)).mean()),
+        agreement=agreement,
         samples=len(first),
     )
 

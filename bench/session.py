@@ -139,6 +139,12 @@ def check_feeds(place: object, signature: Signature, feeds: Mapping[str, Array |
             for axis, (got, want) in enumerate(zip(array.shape, spec.shape, strict=True))
         )
         if not fits:
+            if not spec.shape:
+                raise DataError(
+                    place,
+                    f"feed {name!r} has shape {list(array.shape)}; the model does not say what it wants",
+                    "export it with the shapes of its inputs",
+                )
             shape = ["N" if axis == 0 else s or "any" for axis, s in enumerate(spec.shape)]
             raise DataError(
                 place, f"feed {name!r} has shape {list(array.shape)}", f"the model wants {shape}"

@@ -27,7 +27,7 @@ import numpy as np
 
 from bench.arrays import Array
 from bench.errors import DataError, EdgeproofError, ModelError
-from bench.evaluation import LABELS, EvaluationSet, read_evaluation
+from bench.evaluation import LABELS, EvaluationSet, are_classes, predictions, read_evaluation
 from bench.session import RuntimeOptions, Signature, check_feeds, open_session, signature_of
 
 WARM_WINDOW = 10
@@ -101,33 +101,34 @@ class Worker:
         return {"peak_rss_bytes": memory_bytes("VmHWM")}
 
     def predict(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Classify a whole evaluation set: the index of the largest value of the first output."""
+        """Classify a whole evaluation set by the first output: scores [N, classes], or integer classes."""
         path = Path(request["evaluation"])
         evaluation = read_evaluation(path)
         check_feeds(path, self._signature, dict(evaluation.feeds))
-        predictions: list[int] = []
+        found: list[int] = []
+        classes: int | None = None
         for feeds in batches(self._signature, evaluation):
-            logits = np.asarray(self._run(feeds)[0])
-            if logits.ndim != 2:
+            output = np.asarray(self._run(feeds)[0])
+            chosen = are_classes(output)
+            if output.ndim != 2 and not (chosen and output.ndim == 1):
                 raise DataError(
                     self._model,
-                    f"its first output has shape {list(logits.shape)}",
+                    f"its first output has shape {list(output.shape)}",
                     "accuracy needs class scores of shape [N, classes]",
                 )
-            if not np.isfinite(logits).all():
+            if not np.isfinite(output).all():
                 raise ModelError(self._model, "gives NaN or infinity", "look for overflow in it")
-            predictions.extend(int(index) for index in logits.argmax(axis=1))
+            classes = None if chosen else output.shape[1]
+            found.extend(int(index) for index in predictions(output))
         labels = evaluation.labels
-        if labels is not None:
-            classes = logits.shape[1]
-            if int(labels.max()) >= classes:
-                raise DataError(
-                    path,
-                    f"{LABELS!r} go up to {int(labels.max())}, the model has {classes} classes",
-                    "check that data and model belong together",
-                )
+        if labels is not None and classes is not None and int(labels.max()) >= classes:
+            raise DataError(
+                path,
+                f"{LABELS!r} go up to {int(labels.max())}, the model has {classes} classes",
+                "check that data and model belong together",
+            )
         return {
-            "predictions": predictions,
+            "predictions": found,
             "labels": None if labels is None else [int(label) for label in labels],
         }
 

@@ -26,7 +26,14 @@ from bench.artifact import (
     read_manifest,
 )
 from bench.errors import EdgeproofError, MissingExtraError, UsageError
-from bench.files import atomic_directory, remove_leftovers_of, sha256_of, storage_errors, write_json
+from bench.files import (
+    atomic_directory,
+    external_data,
+    remove_leftovers_of,
+    sha256_of,
+    storage_errors,
+    write_json,
+)
 from bench.gate import Judgement, judgement_from
 from bench.policy import criteria
 from bench.progress import SILENT, Progress
@@ -198,7 +205,11 @@ def _package(destination: Path, recipe: Recipe, trail: Trail, judgement: Judgeme
     versions = library_versions()
     with storage_errors(destination), atomic_directory(destination) as staging:
         for name, step in sources.items():
-            shutil.copyfile(trail.entries[step].folder / name, staging / name)
+            for source in (
+                trail.entries[step].folder / name,
+                *external_data(trail.entries[step].folder / name),
+            ):
+                shutil.copyfile(source, staging / source.name)
         manifest = Manifest(
             name=recipe.name,
             created_utc=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -121,7 +121,7 @@ def inspect(
 
 @app.command()
 def quantize(
-    model: Annotated[Path, typer.Argument(help="A float .onnx file.")],
+    model: Annotated[Path, typer.Argument(help="A float .onnx file, or a .pt2 program (with torch).")],
     out: Annotated[Path, typer.Option(help="The quantized .onnx file to write.")],
     data: Annotated[
         Path | None, typer.Option(help="Calibration samples: .npz, one array per model input.")
@@ -156,7 +156,7 @@ def quantize(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Quantize a finished float .onnx, statically to int8 or its weights to 4 bits; no torch, no recipe."""
+    """Quantize a finished model, statically to int8 or its weights to 4 bits; needs no recipe."""
     from exporter.build import require
 
     for module in ("onnx", "onnx_ir", "onnxscript"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,19 +14,29 @@ import onnxruntime
 from bench.arrays import Array
 from bench.session import ERRORS_ONLY, open_session
 from exporter.data import Split
+from exporter.onnx_files import is_large, save_large
 
 BATCH = 64
 
 
 def run_model(path: Path, split: Split) -> Array:
     """The first output of a model on a split, [N, ...]."""
-    session = open_session(path)
-    return np.concatenate(
-        [
-            session.run(None, {n: np.ascontiguousarray(a) for n, a in feeds.items()})[0]
-            for feeds in split.batches(BATCH)
-        ]
-    )
+    return _run(open_session(path), None, split)
+
+
+def run_scores(path: Path, split: Split) -> Array:
+    """The network's own output [N, classes] on a split, before any postprocessing inside the graph."""
+    from exporter.processing import score_tensor
+
+    model = onnx.load(path, load_external_data=False)
+    name = score_tensor(model)
+    if name == model.graph.output[0].name:
+        return run_model(path, split)
+    model = onnx.load(path)
+    model.graph.output.append(onnx.ValueInfoProto(name=name))
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = ERRORS_ONLY
+    return _run(_open(model, options), [name], split)
 
 
 def session_with_outputs(
@@ -53,6 +64,25 @@ def session_with_outputs(
     options.enable_mem_pattern = False
     if not optimized:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return onnxruntime.InferenceSession(
-        augmented.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    return _open(augmented, options)
+
+
+def _open(model: onnx.ModelProto, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+    """A session on a model in memory; one too large for a message goes by way of two files."""
+    if not is_large(model):
+        return onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+    with tempfile.TemporaryDirectory(prefix="edgeproof-") as folder:
+        path = Path(folder) / "model.onnx"
+        save_large(model, path)
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _run(session: onnxruntime.InferenceSession, names: Sequence[str] | None, split: Split) -> Array:
+    return np.concatenate(
+        [
+            session.run(names, {n: np.ascontiguousarray(a) for n, a in feeds.items()})[0]
+            for feeds in split.batches(BATCH)
+        ]
     )

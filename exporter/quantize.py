@@ -5,27 +5,28 @@ Calibration is ours (`exporter.calibration`); the graph is ONNX Runtime's.
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 
+from bench.arrays import Array
 from bench.errors import DataError
 from bench.progress import Progress
 from exporter.cache import content_key
 from exporter.calibration import RangeStore, collect_ranges
 from exporter.choices import CalibrationMethod
 from exporter.data import Samples, Split, stratified_indices
-from exporter.onnx_files import carry_metadata, write_checked
+from exporter.onnx_files import carry_metadata, content_hash, infer_shapes, write_checked
 from exporter.provenance import library_versions, own_code
 from exporter.recipe import QuantizeConfig
 from exporter.saturation import NO_OVERRIDES, Overrides, without_saturation
 from exporter.tables import quantize_tables
 from exporter.targets import Target
-from exporter.twin import make_twin, plan_twin, with_shapes
+from exporter.twin import make_twin, plan_twin
 
 MAX_BATCH = 16
 # Activations of a batch that are looked at together: larger ones leave the caches and, worse, are fresh
@@ -116,7 +117,7 @@ def quantize_model(
             f"{samples.count} samples do not fill batches of {fixed_batch}",
             "export the model with a dynamic batch, or leave some out",
         )
-    network = plan.network if reference is None else with_shapes(reference)
+    network = plan.network if reference is None else infer_shapes(reference)
     key = "" if store is None else _ranges_key(network, store.data, method, batch_size)
     ranges = {} if store is None else store.find(key)
     if missing := [name for name in plan.tensors if name not in ranges]:
@@ -130,6 +131,12 @@ def quantize_model(
         )
         if store is not None:
             store.keep(key, ranges)
+
+    flat = [
+        f"calibration samples of {name!r} hold {value:g} and nothing else: "
+        "ranges found on them fit nothing else"
+        for name, value in constant_inputs(next(samples.batches(batch_size))).items()
+    ]
 
     def run(overrides: Overrides) -> onnx.ModelProto:
         return make_twin(plan, ranges, overrides)
@@ -154,7 +161,27 @@ def quantize_model(
         "tables": tables,
         "quantize_nodes": operators.count("QuantizeLinear"),
         "dequantize_nodes": operators.count("DequantizeLinear"),
+        **warned(flat, progress),
     }
+
+
+def constant_inputs(feeds: Mapping[str, Array]) -> dict[str, float]:
+    """Inputs of which a batch holds one value alone, and that value."""
+    return {
+        name: float(array.flat[0])
+        for name, array in feeds.items()
+        if array.size > 1 and np.issubdtype(array.dtype, np.floating) and np.ptp(array) == 0
+    }
+
+
+def warned(
+    warnings: Sequence[str], progress: Progress, metrics: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Metrics of what a person should look at, who is told of it at once; after those in `metrics`."""
+    for warning in warnings:
+        progress.say(f"warning: {warning}")
+    together = [*(metrics or {}).get("warnings", ()), *warnings]
+    return {"warnings": together} if together else {}
 
 
 def sample_count(calibration: Split, config: QuantizeConfig) -> int:
@@ -178,7 +205,7 @@ def _ranges_key(model: onnx.ModelProto, data: str, method: CalibrationMethod, ba
     """A hash of everything that decides what a tensor's range is."""
     return content_key(
         {
-            "model": hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest(),
+            "model": content_hash(model),
             "data": data,
             "method": method,
             # The only method that sees where one batch ends and the next begins.

@@ -32,7 +32,15 @@ def _finite(arguments: dict[str, JsonValue]) -> dict[str, JsonValue]:
     return arguments
 
 
+def _positive(values: tuple[float, ...]) -> tuple[float, ...]:
+    if min(values) <= 0:
+        raise ValueError("must be above 0")
+    return values
+
+
 Arguments = Annotated[dict[str, JsonValue], AfterValidator(_finite)]
+Axis = Annotated[str, Field(pattern=r"^[1-9]$")]
+Channels = Annotated[tuple[Annotated[float, Field(ge=0.0, le=1e6)], ...], Field(min_length=1)]
 
 
 class ModelConfig(FrozenModel):
@@ -165,10 +173,48 @@ _STAGES: dict[object, type[StageConfig]] = {
 }
 
 
+class PreprocessConfig(FrozenModel):
+    """`[export.preprocess]`: pictures enter the graph as bytes; it makes (byte - mean) / std of them."""
+
+    input: str | None = Field(None, description="The input that holds pictures; by default the only one.")
+    mean: Channels = Field((127.0,), description="Of 0 to 255; one number, or one per channel.")
+    std: Annotated[Channels, AfterValidator(_positive)] = Field(
+        (128.0,), description="Of 0 to 255; one number, or one per channel."
+    )
+    layout: Literal["nhwc", "nchw"] = Field(
+        "nhwc", description="Order of the axes of the bytes; cameras and decoders give `nhwc`."
+    )
+
+
+class PostprocessConfig(FrozenModel):
+    """`[export.postprocess]`: what the graph makes of the network's class scores."""
+
+    kind: Literal["softmax", "argmax", "topk"] = Field(
+        description="`softmax`: probabilities; `argmax`: the class; `topk`: the k best classes and scores."
+    )
+    k: int = Field(5, ge=1, le=100_000, description="How many classes `topk` gives.")
+
+
 class ExportConfig(FrozenModel):
     """`[export]`: the way to ONNX."""
 
-    opset: int = Field(20, ge=18, le=23, description="ONNX opset; the device's runtime must know it.")
+    opset: int = Field(
+        20,
+        ge=18,
+        le=23,
+        description="ONNX opset; the device's runtime must know it, and an old one knows only low numbers.",
+    )
+    dynamic: dict[str, dict[Axis, Name]] = Field(
+        default_factory=dict,
+        description="Axes whose size the model leaves open, besides the batch: input, axis (from 1) and a "
+        'name for the size, as in `{ input_ids = { 1 = "sequence" } }`. Equal names are equal sizes.',
+    )
+    preprocess: PreprocessConfig | None = Field(
+        None, description="Take pictures as bytes; the graph normalises them. Off by default."
+    )
+    postprocess: PostprocessConfig | None = Field(
+        None, description="Give probabilities or classes instead of scores. Off by default."
+    )
     min_sqnr_db: float = Field(
         50.0, ge=0.0, le=200.0, description="Parity of torch and ONNX below which the build stops."
     )

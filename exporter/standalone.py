@@ -1,7 +1,8 @@
-"""`edgeproof quantize`: a finished float .onnx and samples in, an int8 .onnx out; no torch, no recipe."""
+"""`edgeproof quantize`: a finished float .onnx or .pt2 and samples in, an int8 .onnx out; no recipe."""
 
 from __future__ import annotations
 
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -10,19 +11,22 @@ import onnx
 import onnx_ir as ir
 
 from bench.evaluation import open_samples, read_evaluation
-from bench.files import check_writable, sha256_of
+from bench.files import check_writable, model_sha256, model_size, sha256_of
 from bench.progress import SILENT, Progress
-from bench.session import check_feeds, open_session, signature_of
+from bench.session import Signature, check_feeds, open_session, signature_of
 from bench.worker import fixed_batch, memory_bytes
+from exporter.build import require
 from exporter.calibration import RangeStore
 from exporter.choices import CalibrationMethod, TargetName
 from exporter.onnx_files import check_quantizable, read_model
 from exporter.quantize import quantize_model
+from exporter.recipe import ExportConfig
 from exporter.repaired import NO_REPAIR, Repairing, quantize_repaired
 from exporter.rewrites import rewrite_for_cpu
 from exporter.targets import find_target
 from exporter.weight_only import quantize_weights
 
+PROGRAM_SUFFIX = ".pt2"
 _MAX_ROUNDS = 8
 
 
@@ -52,8 +56,7 @@ def quantize_weights_file(
     """
     start = time.monotonic()
     check_writable(out)
-    proto = read_model(model)
-    check_quantizable(proto, model)
+    proto, _ = _read_float(model)
     chosen = find_target(target)
     metrics = quantize_weights(prepare(proto), out, block_size=block_size, exclude=exclude, target=chosen)
     return _written(out, metrics, start)
@@ -71,10 +74,10 @@ def quantize_file(
     repairing: Repairing = NO_REPAIR,
     progress: Progress = SILENT,
 ) -> dict[str, Any]:
-    """Quantize an .onnx file.
+    """Quantize a finished model.
 
     Args:
-        model: a float model.
+        model: a float `.onnx`, or a `.pt2` program, which needs torch.
         data: calibration samples, an `.npz` with one array per model input; `labels` are not needed.
         out: the file to write.
         target: the CPU kind to make it for.
@@ -96,10 +99,8 @@ def quantize_file(
     """
     start = time.monotonic()
     check_writable(out)
-    proto = read_model(model)
-    check_quantizable(proto, model)
+    proto, signature = _read_float(model)
     samples = open_samples(data)
-    signature = signature_of(open_session(model))
     check_feeds(data, signature, samples.feeds)
     common: dict[str, Any] = {
         "target": find_target(target),
@@ -119,11 +120,26 @@ def quantize_file(
     return _written(out, metrics, start)
 
 
+def _read_float(model: Path) -> tuple[onnx.ModelProto, Signature]:
+    """A float model that can be quantized, from either kind of file, and what it takes and gives."""
+    with tempfile.TemporaryDirectory(prefix="edgeproof-") as folder:
+        if model.suffix == PROGRAM_SUFFIX:
+            require("torch", "export")
+            from exporter.to_onnx import export_program
+
+            exported = Path(folder) / f"{model.stem}.onnx"
+            export_program(model, exported, ExportConfig().opset)
+            model = exported
+        proto = read_model(model)
+        check_quantizable(proto, model)
+        return proto, signature_of(open_session(model))
+
+
 def _written(out: Path, metrics: dict[str, Any], start: float) -> dict[str, Any]:
     return {
         "model": str(out),
-        "sha256": sha256_of(out),
-        "size_bytes": out.stat().st_size,
+        "sha256": model_sha256(out),
+        "size_bytes": model_size(out),
         **metrics,
         "seconds": time.monotonic() - start,
         "peak_rss_bytes": memory_bytes("VmHWM"),

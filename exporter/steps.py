@@ -13,30 +13,33 @@ from bench.arrays import Array, write_npz
 from bench.artifact import EVALUATION, EXPECTED_PREFIX, FLOAT_MODEL, GOLDEN, MODEL, RESULT, Subject
 from bench.errors import DataError
 from bench.evaluation import EvaluationSet, write_evaluation
-from bench.files import sha256_of
+from bench.files import model_size, sha256_of
 from bench.gate import gate_subjects, with_plain_paths
 from bench.host import fingerprint
 from bench.measure import MeasureConfig
 from bench.parity import parity
 from bench.render import metrics_json
 from bench.result import write_result
+from bench.session import open_session, signature_of
 from exporter.audit import audit, coverage_failure
 from exporter.cache import content_key
 from exporter.calibration import RangeStore
 from exporter.checkpoint import load_into, read_checkpoint
+from exporter.data import Split
 from exporter.drift import drifts
 from exporter.errors import CheckpointError, ExportError
-from exporter.inference import run_model
+from exporter.inference import run_model, run_scores
 from exporter.layers import LAYER_SAMPLES, layer_errors
 from exporter.network import Network, accuracy, deterministic, load_network, predict
 from exporter.operator_times import blamed, operator_times
 from exporter.pipeline import Step
-from exporter.quantize import sample_count
+from exporter.processing import as_shipped
+from exporter.quantize import sample_count, warned
 from exporter.recipe import Recipe, StageConfig, TeacherConfig, Training
 from exporter.repaired import quantize_split
 from exporter.stages import STAGES, Context
 from exporter.targets import find_target
-from exporter.to_onnx import export
+from exporter.to_onnx import check_opset, export, open_axes
 from exporter.training import check_classes
 from exporter.workshop import Workshop
 
@@ -51,6 +54,10 @@ def recipe_steps(shop: Workshop, *, ranges: Path | None = None) -> list[Step]:
     """
     recipe = shop.recipe
     sample_count(shop.data.calibration, recipe.quantize)
+    check_opset(recipe.export.opset)
+    open_axes(shop.data.calibration, recipe.export)
+    for split in (shop.data.calibration, shop.data.evaluation):
+        as_shipped(split, recipe.export.preprocess)
     common = {"seed": recipe.seed, "data": shop.data_fingerprint, "code": shop.code}
     if shop.data.augment is not None:  # what it does may hang on arguments that leave the samples alone
         common["augment"] = recipe.data.model_dump(mode="json")
@@ -188,7 +195,7 @@ def _export(shop: Workshop, trained: Path, out: Path) -> dict[str, Any]:
         "nodes": nodes,
         "opset": shop.recipe.export.opset,
         "sparsity": network.sparsity(),
-        "size_bytes": (out / FLOAT_MODEL).stat().st_size,
+        "size_bytes": model_size(out / FLOAT_MODEL),
     }
 
 
@@ -201,7 +208,7 @@ def _quantize(shop: Workshop, exported: Path, out: Path, ranges: Path | None) ->
     metrics = quantize_split(
         exported / FLOAT_MODEL,
         out / MODEL,
-        shop.data.calibration,
+        as_shipped(shop.data.calibration, shop.recipe.export.preprocess),
         shop.recipe.quantize,
         find_target(shop.recipe.quantize.target),
         seed=shop.recipe.seed,
@@ -216,26 +223,25 @@ def _quantize(shop: Workshop, exported: Path, out: Path, ranges: Path | None) ->
     ]
     return {
         **metrics,
-        "size_bytes": (out / MODEL).stat().st_size,
-        **_warned(shop, far),
+        "size_bytes": model_size(out / MODEL),
+        **warned(far, shop.progress, metrics),
     }
 
 
-def _warned(shop: Workshop, warnings: list[str]) -> dict[str, Any]:
-    """Metrics of what a person should look at, who is told of it at once."""
-    for warning in warnings:
-        shop.progress.say(f"warning: {warning}")
-    return {"warnings": warnings} if warnings else {}
-
-
 def _parity(shop: Workshop, folders: Mapping[str, Path], trained: str, out: Path) -> dict[str, Any]:
-    """Compare torch, float ONNX and int8 ONNX on real samples; write evaluation and golden sets."""
+    """Compare torch, float ONNX and int8 ONNX on real samples; write evaluation and golden sets.
+
+    Torch gets what the data factory gave, ONNX what a device feeds; compared are the network's own outputs,
+    before any postprocessing.
+    """
     float_model, int8_model = folders["export"] / FLOAT_MODEL, folders["quantize"] / MODEL
     evaluation = shop.data.evaluation
     sample = evaluation.take(np.arange(min(PARITY_SAMPLES, evaluation.count)))
     network = load_network(shop.fresh_module(), folders[trained])
     torch_outputs = predict(network.module, sample)
-    float_outputs, int8_outputs = run_model(float_model, sample), run_model(int8_model, sample)
+    shipped = as_shipped(evaluation, shop.recipe.export.preprocess)
+    sample = shipped.take(np.arange(sample.count))
+    float_outputs, int8_outputs = run_scores(float_model, sample), run_scores(int8_model, sample)
     exported = parity(torch_outputs, float_outputs)
     wanted = shop.recipe.export.min_sqnr_db
     if not np.isfinite(float_outputs).all() or exported.sqnr_db < wanted:
@@ -248,7 +254,7 @@ def _parity(shop: Workshop, folders: Mapping[str, Path], trained: str, out: Path
     if not np.isfinite(int8_outputs).all():
         raise ExportError(MODEL, "gives NaN or infinity", "look at the calibration data")
     labels = evaluation.labels.astype(np.int64)
-    write_evaluation(out / EVALUATION, EvaluationSet(evaluation.inputs, labels, evaluation.ids))
+    write_evaluation(out / EVALUATION, EvaluationSet(shipped.inputs, labels, evaluation.ids))
     found = audit(int8_model, out / EVALUATION)
     if failure := coverage_failure(found, shop.recipe.quantize.min_int8_ratio):
         raise ExportError(
@@ -266,16 +272,13 @@ def _parity(shop: Workshop, folders: Mapping[str, Path], trained: str, out: Path
     }
 
 
-def _write_golden(path: Path, sample: Any, model: Path, outputs: Array) -> None:
+def _write_golden(path: Path, sample: Split, model: Path, scores: Array) -> None:
     """Keep the samples that the model is surest of: their class must not hang on a rounding."""
-    from bench.session import open_session, signature_of
-
-    ranked = np.sort(outputs.reshape(len(outputs), -1), axis=1)
+    ranked = np.sort(scores.reshape(len(scores), -1), axis=1)
     margin = ranked[:, -1] - ranked[:, -2]
-    chosen = np.sort(np.argsort(-margin, kind="stable")[:GOLDEN_SAMPLES])
+    chosen = sample.take(np.sort(np.argsort(-margin, kind="stable")[:GOLDEN_SAMPLES]))
     name = signature_of(open_session(model)).outputs[0].name
-    feeds = sample.take(chosen).inputs
-    write_npz(path, {**feeds, f"{EXPECTED_PREFIX}{name}": outputs[chosen]})
+    write_npz(path, {**chosen.inputs, f"{EXPECTED_PREFIX}{name}": run_model(model, chosen)})
 
 
 def _gate(shop: Workshop, folders: Mapping[str, Path], out: Path) -> dict[str, Any]:
@@ -302,7 +305,7 @@ def _gate(shop: Workshop, folders: Mapping[str, Path], out: Path) -> dict[str, A
         "reasons": list(judgement.reasons),
         "metrics": metrics_json(judgement.metrics),
         "blocks": judgement.blocks,
-        **_warned(shop, slow),
+        **warned(slow, shop.progress),
     }
 
 

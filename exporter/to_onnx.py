@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import logging
 import re
@@ -9,22 +10,26 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import torch
 from torch import nn
 
+from bench.errors import DataError
+from bench.session import ERRORS_ONLY
 from exporter.data import Split
 from exporter.errors import ExportError
 from exporter.network import takes_names
 from exporter.onnx_files import write_checked
+from exporter.processing import give_classes, take_bytes
 from exporter.recipe import ExportConfig
 from exporter.rewrites import ReadableNamesPass, StripMetadataPass, rewrite_for_cpu
 
 OUTPUT = "logits"
 BATCH = "batch"
-MAX_FILE_BYTES = 2**31 - 1  # of a protobuf message
+MIN_IR_VERSION = 8  # of opset 18, the lowest that a recipe can ask for
 # Two samples: the exporter takes an axis of size one for a constant.
 _EXAMPLES = 2
 
@@ -38,7 +43,7 @@ def export(
         module: the network.
         sample: at least two samples, whose input names become those of the model.
         path: the file to write.
-        config: opset.
+        config: opset, further open axes, and what is done inside the graph before and after the network.
         metadata: provenance for `metadata_props`.
 
     Returns:
@@ -46,26 +51,27 @@ def export(
 
     Raises:
         ExportError: with the operator or the line of code that cannot be exported.
+        DataError: the recipe opens axes that the data do not have.
     """
     module.eval()
+    # A copy, with the strides that its shape has by rights: the exporter decides by strides, and a grey
+    # picture that was transposed keeps odd ones along its axis of size one.
     inputs = {
-        name: torch.from_numpy(np.ascontiguousarray(array[:_EXAMPLES]))
+        name: torch.from_numpy(np.array(array[:_EXAMPLES], order="C"))
         for name, array in sample.inputs.items()
     }
-    batch = torch.export.Dim(BATCH)
-    by_name = takes_names(module, inputs)
-    shapes = {name: {0: batch} for name in inputs}
+    args, kwargs, shapes = _arguments(module, inputs, open_axes(sample, config))
     with _quiet_exporter():
         try:
             program = torch.onnx.export(
                 module,
-                args=() if by_name else tuple(inputs.values()),
-                kwargs=inputs if by_name else None,
+                args=args,
+                kwargs=kwargs,
                 dynamo=True,
                 input_names=list(inputs),
                 output_names=[OUTPUT],
                 opset_version=config.opset,
-                dynamic_shapes=shapes if by_name else tuple(shapes.values()),
+                dynamic_shapes=shapes,
                 external_data=False,
                 optimize=True,
                 verbose=False,
@@ -74,18 +80,121 @@ def export(
             raise _export_error(error) from error
     assert program is not None
     model = program.model
-    rewrite_for_cpu(model)
-    for rewrite in (ReadableNamesPass(), StripMetadataPass()):
-        rewrite(model)
+    _rewrite(model)
+    if config.preprocess is not None:
+        take_bytes(model, config.preprocess)
+    if config.postprocess is not None:
+        give_classes(model, config.postprocess)
     model.graph.name = metadata.get("edgeproof.name", "network")
     model.metadata_props.update(metadata)
     proto = ir.to_proto(model)
-    if proto.ByteSize() > MAX_FILE_BYTES:
-        raise ExportError(
-            path.name, f"takes {proto.ByteSize()} bytes, more than one file can", "use a smaller network"
-        )
     write_checked(proto, path)
     return len(proto.graph.node)
+
+
+def export_program(source: Path, path: Path, opset: int) -> None:
+    """Write a `.pt2` program as float ONNX; inputs and open axes are those of the program.
+
+    Raises:
+        ModelError: it cannot be read, or may not be (`exporter.program`).
+        ExportError: with the operator that cannot be exported.
+    """
+    from exporter.program import read_program
+
+    program = read_program(source)
+    with _quiet_exporter():
+        try:
+            exported = torch.onnx.export(
+                program, dynamo=True, opset_version=opset, external_data=False, optimize=True, verbose=False
+            )
+        except Exception as error:  # the exporter raises whatever its many parts do
+            raise _export_error(error) from error
+    assert exported is not None
+    _rewrite(exported.model)
+    exported.model.graph.name = source.stem
+    write_checked(ir.to_proto(exported.model), path)
+
+
+def _rewrite(model: ir.Model) -> None:
+    rewrite_for_cpu(model)
+    for rewrite in (ReadableNamesPass(), StripMetadataPass()):
+        rewrite(model)
+
+
+def check_opset(opset: int) -> None:
+    """Make sure that ONNX Runtime here knows an opset, by loading a model of one node.
+
+    Raises:
+        ExportError: it does not.
+    """
+    import onnx
+    import onnxruntime
+
+    value = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy"]
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Relu", ["x"], ["y"])], "probe", value[:1], value[1:]
+    )
+    model = onnx.helper.make_model(
+        graph, opset_imports=[onnx.helper.make_opsetid("", opset)], ir_version=MIN_IR_VERSION
+    )
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = ERRORS_ONLY
+    try:
+        onnxruntime.InferenceSession(
+            model.SerializeToString(), settings, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
+        raise ExportError(
+            "export.opset",
+            f"ONNX Runtime {onnxruntime.__version__} does not know opset {opset}",
+            "lower it, or install a newer onnxruntime",
+        ) from error
+
+
+def open_axes(sample: Split, config: ExportConfig) -> dict[str, dict[int, str]]:
+    """The axes of each input whose size the model leaves open, by name; equal names are equal sizes.
+
+    Raises:
+        DataError: the recipe opens an axis that the data do not have, or where they have a single element:
+            the exporter takes that for a constant.
+    """
+    axes = {name: {0: BATCH} for name in sample.inputs}
+    for name, opened in config.dynamic.items():
+        place = f"export.dynamic.{name}"
+        if name not in sample.inputs:
+            raise DataError(place, "the data have no such input", f"there are: {', '.join(sample.inputs)}")
+        shape = sample.inputs[name].shape
+        for axis, size_name in opened.items():
+            if int(axis) >= len(shape):
+                raise DataError(
+                    place, f"axis {axis} is beyond the data's {len(shape)} axes", "count from 0"
+                )
+            if shape[int(axis)] < _EXAMPLES:
+                raise DataError(
+                    place,
+                    f"the data have {shape[int(axis)]} element along axis {axis}",
+                    "give longer samples",
+                )
+            axes[name][int(axis)] = size_name
+    return axes
+
+
+def _arguments(
+    module: nn.Module, inputs: Mapping[str, torch.Tensor], axes: Mapping[str, dict[int, str]]
+) -> tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor] | None, dict[str, Any]]:
+    """How to call the network (as `exporter.network.call` does), and the open axes, nested likewise."""
+    signature = inspect.signature(module.forward)
+    try:
+        if takes_names(module, inputs):
+            return (), dict(inputs), dict(signature.bind(**axes).arguments)
+        shapes = dict(signature.bind(*(axes[name] for name in inputs)).arguments)
+    except TypeError as error:
+        raise ExportError(
+            "the network's forward",
+            f"takes {signature}, the data's inputs are {', '.join(inputs)} ({error})",
+            "give the data's inputs the names of its parameters",
+        ) from error
+    return tuple(inputs.values()), None, shapes
 
 
 def _export_error(error: BaseException) -> ExportError:
@@ -112,6 +221,14 @@ def _export_error(error: BaseException) -> ExportError:
         where = f"{Path(line.group(1)).name}, line {line.group(2)}" if line else "the network's forward"
         return ExportError(
             where, "decides by the values of a tensor", "use torch.where or torch.cond instead of if"
+        )
+    fixed = re.search(r"inferred a static shape of (\d+) for dimension inputs(\S+?)\.shape\[(\d+)\]", text)
+    if fixed:
+        size, name, axis = fixed.groups()
+        return ExportError(
+            f"axis {axis} of input {name}",
+            f"is open, but the network's forward works for a size of {size} only",
+            "mend the forward, or leave the axis out of export.dynamic",
         )
     deepest = str(causes[-1]).strip().splitlines()
     return ExportError(

@@ -10,8 +10,10 @@ import onnx
 from exporter import hard_swish
 from exporter.calibration import Range
 from exporter.errors import ExportError
+from exporter.onnx_files import infer_shapes
 from exporter.ort_quantizer import QuantizerOptions, rounded_tensors, run_quantizer
 from exporter.placement import keep_in_float, place, read_unrounded
+from exporter.processing import byte_ranges, edge_nodes, join_bytes
 from exporter.saturation import NO_OVERRIDES, Overrides
 from exporter.targets import Target
 
@@ -23,7 +25,8 @@ class TwinPlan:
     Attributes:
         network: the float model, its nodes named and its shapes inferred; its ranges are collected.
         graph: the same in the form that is quantized; see `exporter.hard_swish`.
-        gates: ranges known beforehand, of tensors that only `graph` has.
+        gates: the ranges of tensors that only `graph` has.
+        bytes: the ranges of tensors that are made of bytes inside the graph.
         options: for the quantizer.
         tensors: names of the tensors whose ranges are wanted, in graph order.
     """
@@ -31,6 +34,7 @@ class TwinPlan:
     network: onnx.ModelProto
     graph: onnx.ModelProto
     gates: Mapping[str, Range]
+    bytes: Mapping[str, Range]
     options: QuantizerOptions
     tensors: tuple[str, ...]
 
@@ -38,7 +42,8 @@ class TwinPlan:
 def plan_twin(model: onnx.ModelProto, target: Target, exclude: tuple[str, ...] = ()) -> TwinPlan:
     """Decide what of a float model runs in int8.
 
-    A HardSwish is split only where all of its parts do.
+    A HardSwish is split only where all of its parts do. Pre- and postprocessing inside the graph stay as
+    they are.
 
     Args:
         model: the float model, BatchNorm folded; it stays as it is.
@@ -50,14 +55,15 @@ def plan_twin(model: onnx.ModelProto, target: Target, exclude: tuple[str, ...] =
             excluded.
     """
     check_exclude(model, exclude)
-    network = with_shapes(model)
+    network = infer_shapes(model)
     name_nodes(network)
-    names = hard_swish.candidates(network) - set(exclude)
+    left = (*exclude, *edge_nodes(network))
+    names = hard_swish.candidates(network) - set(left)
     while True:
         graph = onnx.ModelProto()
         graph.CopyFrom(network)
         gates = hard_swish.split(graph, names)
-        placement = place(graph, target.operators, exclude)
+        placement = place(graph, target.operators, left)
         whole = frozenset(name for name in names if name in placement.nodes)
         if whole == names:
             break
@@ -69,8 +75,10 @@ def plan_twin(model: onnx.ModelProto, target: Target, exclude: tuple[str, ...] =
             "ship it in float",
         )
     options = QuantizerOptions(target, placement)
-    tensors = tuple(name for name in rounded_tensors(graph, options) if name not in gates)
-    return TwinPlan(network, graph, gates, options, tensors)
+    known = byte_ranges(network)
+    wanted = rounded_tensors(graph, options)
+    tensors = tuple(name for name in wanted if name not in gates and name not in known)
+    return TwinPlan(network, graph, gates, known, options, tensors)
 
 
 def make_twin(
@@ -86,11 +94,12 @@ def make_twin(
     Raises:
         ExportError: ONNX Runtime refuses the model.
     """
-    known = {name: ranges[name] for name in plan.tensors} | dict(plan.gates)
+    known = {name: ranges[name] for name in plan.tensors} | dict(plan.gates) | dict(plan.bytes)
     model = run_quantizer(plan.graph, known, replace(plan.options, overrides=overrides))
     read_unrounded(model, plan.options.placement)
     keep_in_float(model, plan.options.placement)
     hard_swish.hide_factor(model, plan.gates)
+    join_bytes(model)
     return model
 
 
@@ -105,11 +114,6 @@ def check_exclude(model: onnx.ModelProto, exclude: tuple[str, ...]) -> None:
         if name not in names:
             some = ", ".join(sorted(names)[:12])
             raise ExportError("quantize.exclude", f"the graph has no node {name!r}", f"it has: {some}")
-
-
-def with_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy that tells the type and shape of each tensor, as far as they follow from the inputs."""
-    return onnx.shape_inference.infer_shapes(model, data_prop=True)
 
 
 def name_nodes(model: onnx.ModelProto) -> None:

@@ -116,7 +116,9 @@ def _observe(
                     observers[name].add(array)
                 except ValueError as error:
                     raise DataError(
-                        f"tensor {name}", "holds NaN or infinity on a calibration sample", "clean the data"
+                        f"tensor {name}",
+                        "holds NaN or infinity on a calibration sample",
+                        "clean the data; if they are finite, look at the weights and operators before it",
                     ) from error
             seen = True
             task.advance()

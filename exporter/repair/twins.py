@@ -12,10 +12,11 @@ from bench.progress import Progress
 from exporter.calibration import Range, collect_ranges
 from exporter.choices import CalibrationMethod
 from exporter.data import ArraySamples
+from exporter.onnx_files import infer_shapes
 from exporter.ort_quantizer import float_tensors
 from exporter.quantize import calibration_batch_size
 from exporter.targets import Target
-from exporter.twin import TwinPlan, make_twin, plan_twin, with_shapes
+from exporter.twin import TwinPlan, make_twin, plan_twin
 
 
 @dataclass
@@ -43,7 +44,7 @@ class Twins:
 
         Every tensor, because which ones are rounded changes with what is excluded.
         """
-        shaped = with_shapes(reference)
+        shaped = infer_shapes(reference)
         samples = ArraySamples(self.inputs)
         size = self.batch_size(reference)
         self._ranges = collect_ranges(
@@ -65,5 +66,5 @@ class Twins:
 
     def batch_size(self, model: onnx.ModelProto) -> int:
         """Samples per run when all tensors are looked at."""
-        shaped = with_shapes(model)
+        shaped = infer_shapes(model)
         return self.fixed_batch or calibration_batch_size(shaped, float_tensors(shaped))

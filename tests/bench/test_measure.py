@@ -11,9 +11,9 @@ import pytest
 from bench import measure
 from bench.arrays import read_npz
 from bench.errors import DataError, ModelError
-from bench.files import sha256_of
+from bench.files import model_size, sha256_of
 from bench.host import available_cores
-from bench.measure import MAX_BURST, MIN_BURST, TIMED_FEEDS, MeasureConfig, Session, model_size
+from bench.measure import MAX_BURST, MIN_BURST, TIMED_FEEDS, MeasureConfig, Session
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from bench.evaluation import predictions
 from bench.parity import EXACT_SQNR_DB, decibels, parity, sqnr_db
 
 
@@ -51,6 +52,26 @@ def test_integers_do_not_wrap_around():
 def test_shapes_must_be_equal():
     with pytest.raises(ValueError, match=r"shapes differ: \[2, 3\] and \[3, 2\]"):
         parity(np.zeros((2, 3)), np.zeros((3, 2)))
+
+
+@pytest.mark.parametrize(
+    ("outputs", "expected"),
+    [
+        (np.array([[0.0, 2.0], [3.0, 1.0]]), [1, 0]),
+        (np.array([4, 2]), [4, 2]),
+        (np.array([[4, 2], [1, 9]], np.int32), [4, 1]),
+        (np.array([[4, 2], [1, 9]], np.uint8), [0, 1]),  # scores of a quantized output
+    ],
+)
+def test_predictions_of_scores_and_of_classes(outputs, expected):
+    assert predictions(outputs).tolist() == expected
+
+
+def test_classes_are_equal_or_not():
+    first = np.array([[900, 1], [7, 3]])
+    same = parity(first, np.array([[900, 2], [7, 8]]))  # the second best may differ
+    assert (same.agreement, same.sqnr_db) == (1.0, EXACT_SQNR_DB)
+    assert parity(first, np.array([[901, 1], [7, 3]])).agreement == 0.5
 
 
 def test_silence_has_no_ratio():

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import json
 import re
-from importlib.metadata import entry_points
 
 import pytest
 
 pytest_plugins = ["pytester"]
 pytestmark = pytest.mark.slow
 
-INSTALLED = any(entry.value == "bench.pytest_plugin" for entry in entry_points(group="pytest11"))
-
 
 @pytest.fixture
-def project(pytester):
+def project(pytester, request):
     """A folder with a test; `project(source, *options)` runs pytest there."""
+    installed = request.config.pluginmanager.hasplugin("edgeproof")
 
     def run(source, *options):
         pytester.makepyfile(test_user=source)
-        plugin = () if INSTALLED else ("-p", "bench.pytest_plugin")
+        plugin = () if installed else ("-p", "bench.pytest_plugin")
         return pytester.runpytest_subprocess(*plugin, "-p", "no:cacheprovider", *options)
 
     return run

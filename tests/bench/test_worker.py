@@ -6,7 +6,9 @@ import os
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from bench import worker as worker_module
 from bench.arrays import write_npz
@@ -130,6 +132,21 @@ def test_predictions_are_the_largest_outputs(models, evaluation, samples):
     assert answer["labels"] == samples.labels.tolist()
     hits = np.equal(answer["predictions"], answer["labels"])
     assert hits.mean() == pytest.approx(samples.accuracy)
+
+
+@pytest.mark.parametrize("classes", ["argmax", "topk"])
+def test_classes_are_predictions_as_they_are(models, tmp_path, evaluation, classes):
+    model = onnx.load(models.dynamic)
+    scores = model.graph.output.pop().name
+    if classes == "argmax":
+        model.graph.node.append(helper.make_node("ArgMax", [scores], ["classes"], axis=1, keepdims=0))
+    else:
+        model.graph.initializer.append(numpy_helper.from_array(np.array([2]), "k"))
+        model.graph.node.append(helper.make_node("TopK", [scores, "k"], ["best", "classes"], axis=1))
+    model.graph.output.append(helper.make_tensor_value_info("classes", TensorProto.INT64, None))
+    onnx.save(model, tmp_path / "classes.onnx")
+    answer = opened(tmp_path / "classes.onnx").predict({"evaluation": str(evaluation)})
+    assert answer == opened(models.dynamic).predict({"evaluation": str(evaluation)})
 
 
 def test_predictions_without_labels(models, feeds_file, samples):

@@ -71,6 +71,40 @@ def make_splits(train=60, calibration=24, evaluation=120, seed=0, classes=3):
     return Splits(*(draw(count, generator, classes) for count in (train, calibration, evaluation)))
 
 
+class Encoder(nn.Module):
+    """Token ids [N, L] and their mask -> logits [N, 3]: one layer of a transformer."""
+
+    def __init__(self, vocabulary=50, width=16, heads=2, longest=32, classes=3):
+        super().__init__()
+        self.heads = heads
+        self.tokens = nn.Embedding(vocabulary, width)
+        self.positions = nn.Embedding(longest, width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, input_ids, attention_mask):
+        count, length = input_ids.shape
+        mask = attention_mask.to(torch.float32)
+        x = self.tokens(input_ids) + self.positions.weight[:length]
+        parts = self.qkv(x).chunk(3, -1)
+        q, k, v = (part.view(count, length, self.heads, -1).transpose(1, 2) for part in parts)
+        bias = (1 - mask[:, None, None]) * -1e4
+        y = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        x = self.norm1(x + self.out(y.transpose(1, 2).reshape(count, length, -1)))
+        x = self.norm2(x + self.down(nn.functional.gelu(self.up(x))))
+        return self.head((x * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))
+
+
+def draw_tokens(count, length):
+    """Sentences of random tokens, every second one half as long as the array."""
+    ids = np.random.default_rng(0).integers(0, 50, (count, length))
+    mask = np.ones_like(ids)
+    mask[1::2, (length + 1) // 2 :] = 0
+    return Split({"input_ids": ids, "attention_mask": mask}, np.arange(count) % 3)
+
+
 NETWORK_SOURCE = "import torch\nfrom torch import nn\n\n\n" + inspect.getsource(Net)
 DATA_SOURCE = "import numpy as np\nfrom exporter import Split, Splits\n\n\n" + "\n\n".join(
     inspect.getsource(function) for function in (draw, make_splits)
@@ -229,6 +263,17 @@ def tiny():
     return SimpleNamespace(
         net=net, splits=make_splits, draw=draw, network_source=NETWORK_SOURCE, data_source=DATA_SOURCE
     )
+
+
+@pytest.fixture(scope="session")
+def encoder():
+    """Makers of a transformer: `encoder.net()` with fixed random weights, `encoder.draw(count, length)`."""
+
+    def net():
+        with deterministic(0, "encoder"):
+            return Encoder().eval()
+
+    return SimpleNamespace(net=net, draw=draw_tokens)
 
 
 @pytest.fixture(scope="session")

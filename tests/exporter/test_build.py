@@ -379,9 +379,9 @@ def test_a_wanted_parity_nobody_reaches_stops_the_build(built):
 
 
 def test_int8_outputs_must_be_numbers(built, monkeypatch):
-    real = steps.run_model
+    real = steps.run_scores
     monkeypatch.setattr(
-        steps, "run_model", lambda p, s: real(p, s) * (np.nan if p.name == "model.onnx" else 1)
+        steps, "run_scores", lambda p, s: real(p, s) * (np.nan if p.name == "model.onnx" else 1)
     )
     (built.entry("parity") / "entry.json").unlink()
     with pytest.raises(ExportError, match=r"model.onnx: gives NaN or infinity"):

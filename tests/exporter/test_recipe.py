@@ -87,7 +87,11 @@ def test_own_names_do_not_count_among_the_numbered(write):
     ("extra", "key", "fix"),
     [
         ("[quantise]\n", "quantise", "known here: bench, data, export, gate, model, name, quantize, seed"),
-        ("[export]\nop = 3\n", "export.op", "known here: min_sqnr_db, opset"),
+        (
+            "[export]\nop = 3\n",
+            "export.op",
+            "known here: dynamic, min_sqnr_db, opset, postprocess, preprocess",
+        ),
         ("[gate.float_twin]\nspeed = 1.0\n", "gate.float_twin.speed", "known here: accuracy, latency_p50"),
         (FINETUNE + "epoch = 3\n", "stage.0.finetune.epoch", "known here: batch_size, epochs, freeze"),
         (

@@ -287,3 +287,65 @@ def test_layers_from_the_command_line(model, data, tmp_path, command):
     alone = command("inspect", out, "--layers", "--data", data)
     assert (alone.code, alone.out) == (2, "")
     assert "there is no float model to compare with" in alone.err
+
+
+def test_constant_samples_are_warned_of(model, tmp_path):
+    data = tmp_path / "flat.npz"
+    np.savez(data, x=np.full((8, 3, 8, 8), 0.5, np.float32))
+    found = quantize_file(model, data, tmp_path / "int8.onnx")
+    assert found["warnings"] == [
+        "calibration samples of 'x' hold 0.5 and nothing else: ranges found on them fit nothing else"
+    ]
+
+
+@pytest.mark.parametrize("target", ["x86-vnni", "x86-avx2", "arm64"])
+def test_channels_without_weights_have_a_scale(tmp_path, weights, data, target):
+    weights["w"][1] = 0
+    nodes = [helper.make_node("Conv", ["x", "w"], ["y"], name="conv")]
+    path = save(tmp_path, nodes, {"w": weights["w"]}, output=(4, 6, 6))
+    quantize_file(path, data, tmp_path / "int8.onnx", target=target)
+    constants = onnx.load(tmp_path / "int8.onnx").graph.initializer
+    scales = [numpy_helper.to_array(i) for i in constants if i.name.endswith("scale")]
+    assert scales
+    assert all(np.isfinite(scale).all() and (scale > 0).all() for scale in scales)
+
+
+def test_tensors_without_bounds_are_named(tmp_path, weights, data):
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], name="conv"),
+        helper.make_node("Mul", ["c", "k"], ["m"], name="mul"),
+        helper.make_node("Exp", ["m"], ["e"], name="exp"),
+        helper.make_node("Conv", ["e", "v"], ["y"], name="last"),
+    ]
+    constants = {"w": weights["w"], "k": np.float32(1e3), "v": np.ones((4, 4, 1, 1), np.float32)}
+    path = save(tmp_path, nodes, constants, output=(4, 6, 6))
+    with pytest.raises(
+        DataError, match="holds NaN or infinity on a calibration sample; clean the data; if"
+    ):
+        quantize_file(path, data, tmp_path / "int8.onnx")
+    assert not (tmp_path / "int8.onnx").exists()
+
+
+def test_a_model_that_does_not_say_its_shapes(tmp_path, weights, data):
+    path = save(
+        tmp_path, [helper.make_node("Conv", ["x", "w"], ["y"])], {"w": weights["w"]}, output=(4, 6, 6)
+    )
+    model = onnx.load(path)
+    model.graph.input[0].type.tensor_type.ClearField("shape")
+    onnx.save(model, path)
+    with pytest.raises(DataError, match="does not say what it wants; export it with the shapes"):
+        quantize_file(path, data, tmp_path / "int8.onnx")
+
+
+def test_an_unknown_operator_is_named(tmp_path, data):
+    nodes = [helper.make_node("Foo", ["x"], ["y"], domain="my.operators")]
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["batch", 3, 8, 8])],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)],
+    )
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("my.operators", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), tmp_path / "foo.onnx")
+    with pytest.raises(ModelError, match=r"my.operators:Foo"):
+        quantize_file(tmp_path / "foo.onnx", data, tmp_path / "int8.onnx")

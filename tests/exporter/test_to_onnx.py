@@ -11,13 +11,17 @@ import pytest
 import torch
 from torch import nn
 
-from exporter import to_onnx
+from bench.errors import DataError
+from bench.parity import parity
+from bench.progress import SILENT
 from exporter.data import Split
 from exporter.errors import ExportError
 from exporter.inference import run_model
 from exporter.network import load_network, predict
+from exporter.quantize import quantize_model
 from exporter.recipe import ExportConfig
-from exporter.to_onnx import export
+from exporter.targets import TARGETS
+from exporter.to_onnx import check_opset, export, open_axes
 
 
 @pytest.fixture
@@ -205,7 +209,113 @@ def test_other_failures_keep_their_words(exported, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_has_a_largest_size(tiny, exported, monkeypatch):
-    monkeypatch.setattr(to_onnx, "MAX_FILE_BYTES", 1000)
-    error = refusal(exported, tiny.net())
-    assert "more than one file can" in error.cause
+class KeywordOnly(TwoInputs):
+    def forward(self, *, right, left):
+        return super().forward(right, left)
+
+
+class AnyNumber(TwoInputs):
+    def forward(self, *inputs):
+        return super().forward(inputs[1], inputs[0])
+
+
+@pytest.mark.parametrize("kind", [KeywordOnly, AnyNumber])
+def test_forwards_of_unusual_signatures(exported, kind):
+    generator = np.random.default_rng(0)
+    arrays = {name: generator.standard_normal((6, 4)).astype(np.float32) for name in ("left", "right")}
+    sample, module = Split(arrays, np.zeros(6, np.int64)), kind()
+    path = exported(module, sample)
+    assert [value.name for value in onnx.load(path).graph.input] == ["left", "right"]
+    assert np.allclose(run_model(path, sample), predict(module, sample), atol=1e-5)
+
+
+def test_a_forward_that_cannot_be_called_is_shown(exported):
+    class Three(TwoInputs):
+        def forward(self, first, second, third):
+            return self.fc(first + second + third)
+
+    arrays = {name: np.ones((3, 4), np.float32) for name in ("left", "right")}
+    with pytest.raises(ExportError) as caught:
+        exported(Three(), Split(arrays, np.zeros(3, np.int64)))
+    assert caught.value.place == "the network's forward"
+    assert "takes (first, second, third), the data's inputs are left, right" in caught.value.cause
+
+
+def test_odd_strides_of_the_data_leave_no_trace_in_the_graph(tiny, exported, splits):
+    pictures = splits.calibration.inputs["image"].transpose(0, 2, 3, 1).copy().transpose(0, 3, 1, 2)
+    assert np.ascontiguousarray(pictures).strides != splits.calibration.inputs["image"].strides
+    odd = exported(tiny.net(), Split({"image": pictures}, splits.calibration.labels)).read_bytes()
+    assert odd == exported(tiny.net()).read_bytes()
+
+
+SEQUENCE = {name: {"1": "sequence"} for name in ("input_ids", "attention_mask")}
+
+
+def test_an_encoder_takes_any_batch_and_any_length(encoder, tmp_path):
+    module, path = encoder.net(), tmp_path / "model.onnx"
+    export(module, encoder.draw(6, 10), path, ExportConfig(dynamic=SEQUENCE), {})
+    for value in onnx.load(path).graph.input:
+        assert [d.dim_param for d in value.type.tensor_type.shape.dim] == ["batch", "sequence"]
+        assert value.type.tensor_type.elem_type == onnx.TensorProto.INT64
+    for count, length in ((1, 4), (5, 23), (6, 10)):
+        sample = encoder.draw(count, length)
+        assert np.allclose(run_model(path, sample), predict(module, sample), atol=1e-5)
+
+
+def test_an_encoder_is_quantized_and_still_takes_any_length(encoder, tmp_path):
+    module, path, int8 = encoder.net(), tmp_path / "model.onnx", tmp_path / "int8.onnx"
+    samples = encoder.draw(32, 10)
+    export(module, samples, path, ExportConfig(dynamic=SEQUENCE), {})
+    quantize_model(
+        onnx.load(path), int8, samples,
+        target=TARGETS["x86-vnni"], method="minmax", exclude=(), progress=SILENT,
+    )  # fmt: skip
+    assert "QuantizeLinear" in {node.op_type for node in onnx.load(int8).graph.node}
+    other = encoder.draw(7, 17)
+    # Far from a good encoder, whose mask wants rewriting; near enough to be the same network.
+    assert parity(predict(module, other), run_model(int8, other)).sqnr_db > 3
+
+
+@pytest.mark.parametrize(
+    ("dynamic", "place", "cause"),
+    [
+        ({"tokens": {"1": "s"}}, "export.dynamic.tokens", "the data have no such input"),
+        ({"input_ids": {"2": "s"}}, "export.dynamic.input_ids", "axis 2 is beyond the data's 2 axes"),
+    ],
+)
+def test_open_axes_that_the_data_lack(encoder, dynamic, place, cause):
+    with pytest.raises(DataError) as caught:
+        open_axes(encoder.draw(3, 5), ExportConfig(dynamic=dynamic))
+    assert (caught.value.place, caught.value.cause) == (place, cause)
+
+
+def test_an_open_axis_wants_more_than_one_element(encoder):
+    with pytest.raises(DataError, match="the data have 1 element along axis 1"):
+        open_axes(encoder.draw(3, 1), ExportConfig(dynamic=SEQUENCE))
+
+
+class Fixed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.positions = nn.Parameter(torch.zeros(5))
+
+    def forward(self, input_ids):
+        return input_ids + self.positions
+
+
+def test_an_axis_that_the_network_fixes_is_named(tmp_path):
+    sample = Split({"input_ids": np.ones((3, 5), np.int64)}, np.zeros(3, np.int64))
+    config = ExportConfig(dynamic={"input_ids": {"1": "sequence"}})
+    with pytest.raises(ExportError) as caught:
+        export(Fixed(), sample, tmp_path / "model.onnx", config, {})
+    assert "axis 1 of input" in caught.value.place
+    assert "input_ids" in caught.value.place
+    assert "for a size of 5 only" in caught.value.cause
+
+
+def test_an_opset_that_the_runtime_lacks_is_refused_before_any_work():
+    check_opset(ExportConfig().opset)
+    with pytest.raises(
+        ExportError, match=r"export.opset: ONNX Runtime \S+ does not know opset 99; lower it"
+    ):
+        check_opset(99)
