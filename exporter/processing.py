@@ -193,9 +193,9 @@ def join_bytes(model: onnx.ModelProto) -> None:
 
 def _from_bytes(model: onnx.ModelProto) -> Iterator[tuple[onnx.NodeProto, tuple[float, int]]]:
     constants = {value.name: value for value in model.graph.initializer}
-    rounded = {n.output[0] for n in model.graph.node if n.op_type == "QuantizeLinear"}
+    rounded = {n.output[0] for n in model.graph.node if n.op_type == "QuantizeLinear"} | constants.keys()
     for node in model.graph.node:
-        if node.op_type == "DequantizeLinear" and node.input[0] not in constants.keys() | rounded:
+        if node.op_type == "DequantizeLinear" and node.input[0] not in rounded:
             qparams = _qparams(node, constants)
             if qparams is not None:
                 yield node, qparams

@@ -27,7 +27,6 @@ from exporter.targets import find_target
 from exporter.weight_only import quantize_weights
 
 PROGRAM_SUFFIX = ".pt2"
-_MAX_ROUNDS = 8
 
 
 def quantize_weights_file(
@@ -148,11 +147,9 @@ def _written(out: Path, metrics: dict[str, Any], start: float) -> dict[str, Any]
 
 def prepare(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Fold what a quantizer must not see (constants, BatchNorm, padding); rewrite the rest for the CPU."""
-    import onnxscript.optimizer
+    from exporter.simplify import simplify
 
     model = ir.from_proto(proto)
-    # Folds and rewrites in turn until nothing changes. (Its rewrites look at each node many times over:
-    # a pass too many is seconds in a large graph.)
-    onnxscript.optimizer.optimize_ir(model, num_iterations=_MAX_ROUNDS)
+    simplify(model)
     rewrite_for_cpu(model)
     return ir.to_proto(model)
