@@ -107,7 +107,7 @@ def build(
     destination = (out or Path(ARTIFACTS_FOLDER) / recipe.name).absolute()
     _check_destination(destination)
     _check_until(until, recipe)
-    root = Path(os.environ.get(CACHE_VARIABLE) or folder / CACHE_FOLDER).absolute()
+    root = cache_root(recipe_path)
     with exclusive(root / "lock", progress.say):
         cache = Cache(root)
         cache.sweep()
@@ -123,6 +123,11 @@ def build(
             _package(destination, recipe, trail, judgement)
             log.write("packaged", verdict=judgement.verdict.value)
         return BuildOutcome(destination, judgement, stages, trail.ran, packaged)
+
+
+def cache_root(recipe_path: Path) -> Path:
+    """Where a recipe's finished steps are kept."""
+    return Path(os.environ.get(CACHE_VARIABLE) or recipe_path.resolve().parent / CACHE_FOLDER).absolute()
 
 
 def _run(

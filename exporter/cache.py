@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ from typing import Any
 from bench.files import atomic_directory, remove_leftovers, sha256_of, write_json
 
 RECORD = "entry.json"
+UNFINISHED = "unfinished"
+# Steps of edited recipes that were killed are mostly never taken up again, and a checkpoint may be large.
+KEPT_UNFINISHED = 4
 
 
 @dataclass(frozen=True)
@@ -56,9 +60,22 @@ class Cache:
             files = {path.name: sha256_of(path) for path in sorted(staging.iterdir())}
             write_json(staging / RECORD, {"key": key, "name": name, "files": files, "metrics": metrics})
 
+    def unfinished(self, key: str) -> Path:
+        """A folder for what a step keeps while it runs, to go on from when it is killed."""
+        return self.root / UNFINISHED / key
+
+    def forget(self, key: str) -> None:
+        """Remove what a step kept while it ran."""
+        shutil.rmtree(self.unfinished(key), ignore_errors=True)
+
     def sweep(self) -> None:
-        """Remove what killed builds left behind."""
-        for folder in (self.root, *self.root.glob("??")):
+        """Remove what killed builds left behind, but for the newest of what they can go on from."""
+        kept = sorted(
+            (self.root / UNFINISHED).glob("*"), key=lambda folder: (folder.stat().st_mtime_ns, folder)
+        )
+        for folder in kept[:-KEPT_UNFINISHED]:
+            shutil.rmtree(folder, ignore_errors=True)
+        for folder in (self.root, *self.root.glob("??"), *kept[-KEPT_UNFINISHED:]):
             remove_leftovers(folder)
 
     def _folder(self, key: str) -> Path:

@@ -25,7 +25,7 @@ def latency_chart(models: Mapping[str, ModelResult]) -> str:
     axes.set_xlim(0, float(np.quantile(everything, 0.99)) * 1.05)
     axes.set_xlabel("latency, ms (the slowest 1 % lie outside)")
     axes.set_ylabel("share of inferences")
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="upper right")
     return _svg(figure)
 
 
@@ -38,7 +38,7 @@ def block_chart(models: Mapping[str, ModelResult]) -> str:
     axes.set_ylim(bottom=0)
     axes.set_xlabel("block (one fresh process per model)")
     axes.set_ylabel("median latency, ms")
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="upper right")
     return _svg(figure)
 
 
@@ -60,7 +60,26 @@ def training_chart(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     axes.set_xlabel("epoch, from 0 (validation solid, training dashed)")
     axes.set_ylabel("accuracy")
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="lower right")
+    return _svg(figure)
+
+
+def few_shot_chart(lines: Sequence[Mapping[str, Any]]) -> str:
+    """Accuracy over images a class, a dot each training, a line through the means."""
+    figure, axes = _figure()
+    images = [line["images"] for line in lines]
+    for colour, (kind, label) in zip(
+        _COLOURS, (("transfer", "pretrained"), ("from_scratch", "from scratch")), strict=False
+    ):
+        for line in lines:
+            axes.plot([line["images"]] * len(line[kind]), line[kind], "o", markersize=3, color=colour)
+        axes.plot(images, [float(np.mean(line[kind])) for line in lines], "-", color=colour, label=label)
+    axes.set_xscale("log")
+    axes.set_xticks(images, [str(count) for count in images], minor=False)
+    axes.minorticks_off()
+    axes.set_xlabel("training images a class")
+    axes.set_ylabel("accuracy")
+    axes.legend(loc="lower right", frameon=False)
     return _svg(figure)
 
 

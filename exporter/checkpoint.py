@@ -17,6 +17,8 @@ from exporter.errors import CheckpointError
 SAFETENSORS = ".safetensors"
 # Keys under which training scripts commonly nest the weights.
 _NESTS = ("state_dict", "model", "model_state_dict", "net", "weights")
+# What torch's optimizers remember of each parameter.
+_OPTIMIZER_SLOTS = {"step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg"}
 _LISTED = 5
 
 
@@ -108,9 +110,21 @@ def _unnest(content: Any, path: Path) -> dict[str, Tensor]:
                 content = nested
     if isinstance(content, Mapping):
         tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
+        if _is_optimizer(content, tensors):
+            raise CheckpointError(
+                path, "holds an optimizer's state and no weights", "save `model.state_dict()`"
+            )
         if tensors:
             return tensors
     raise CheckpointError(path, "holds no state dict", "save `model.state_dict()`")
+
+
+def _is_optimizer(content: Mapping[Any, Any], tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a file holds what `optimizer.state_dict()` gives, alone, nested or flat, and nothing else."""
+    if not tensors:
+        inner = [value for value in content.values() if isinstance(value, Mapping)]
+        return any("param_groups" in table for table in (content, *inner))
+    return all(name.rpartition(".")[2] in _OPTIMIZER_SLOTS for name in tensors)
 
 
 def _plain_names(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -76,6 +76,21 @@ def build(
         raise typer.Exit(outcome.judgement.verdict.exit_code)
 
 
+@app.command()
+def follow(
+    recipe: Annotated[Path, typer.Argument(help="The recipe, on a file system that all machines share.")],
+    node: Annotated[int, typer.Option(min=1, help="Which of train.nodes this machine is, from 1.")],
+) -> None:
+    """Take part, until it is ended, in the trainings of a build that runs on another machine."""
+    from exporter.build import cache_root, require
+
+    for module, extra in (("torch", "export"), ("lightning_fabric", "train")):
+        require(module, extra)
+    from exporter.training.hardware import follow as take_part
+
+    take_part(cache_root(recipe), node)
+
+
 app.add_typer(device_app)
 
 

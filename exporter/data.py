@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     import torch
 
     Augment = Callable[[dict[str, torch.Tensor], torch.Generator], dict[str, torch.Tensor]]
+
+
+# The label of a training sample that has none; no split that a data factory returns holds it.
+UNLABELLED = -1
 
 
 class Samples(Protocol):
@@ -146,14 +150,58 @@ def check_splits(splits: object, place: str) -> Splits:
     return splits
 
 
+def with_unlabelled(splits: Splits, extra: object, place: str) -> Split:
+    """The training samples and more without labels, whose label is `UNLABELLED`.
+
+    Args:
+        splits: checked.
+        extra: what a factory returned: input name -> array [N, ...], as in the labelled data.
+        place: what to name in errors.
+
+    Raises:
+        DataError: inputs of other names, types or shapes, or samples that are in evaluation too.
+    """
+    if not isinstance(extra, Mapping):
+        raise DataError(place, f"returned a {type(extra).__name__}", "return input name -> array [N, ...]")
+    wanted = splits.train.inputs
+    if extra.keys() != wanted.keys():
+        raise DataError(place, f"has inputs {sorted(extra)}", f"name them {sorted(wanted)}")
+    count = len(next(iter(extra.values()))) if isinstance(next(iter(extra.values())), np.ndarray) else 0
+    for name, array in extra.items():
+        _check_input(array, count, f"{place}: input {name!r}")
+        if (array.dtype, array.shape[1:]) != (wanted[name].dtype, wanted[name].shape[1:]):
+            raise DataError(
+                f"{place}: input {name!r}",
+                f"is {array.dtype} {list(array.shape[1:])}, in train {wanted[name].dtype} "
+                f"{list(wanted[name].shape[1:])}",
+                "prepare it as the labelled samples",
+            )
+    labels = np.full(count, UNLABELLED, np.int64)
+    if shared := len(_sample_hashes(Split(extra, labels)) & _sample_hashes(splits.evaluation)):
+        raise DataError(place, f"{shared} of its samples are in evaluation too", "keep evaluation apart")
+    return Split(
+        {name: np.concatenate([wanted[name], extra[name]]) for name in wanted},
+        np.concatenate([splits.train.labels.astype(np.int64), labels]),
+    )
+
+
 def fingerprint(splits: Splits) -> str:
     """A SHA-256 over all arrays: names, types, shapes and content."""
+    named = [
+        (name, array)
+        for split in (splits.train, splits.calibration, splits.evaluation)
+        for name, array in (*sorted(split.inputs.items()), ("labels", split.labels), ("ids", split.ids))
+        if array is not None
+    ]
+    return fingerprint_arrays(named)
+
+
+def fingerprint_arrays(named: Iterable[tuple[str, Array]]) -> str:
+    """A SHA-256 over names, types, shapes and content, in order."""
     digest = hashlib.sha256()
-    for split in (splits.train, splits.calibration, splits.evaluation):
-        for name, array in (*sorted(split.inputs.items()), ("labels", split.labels), ("ids", split.ids)):
-            if array is not None:
-                digest.update(f"{name}|{array.dtype.str}|{array.shape}|".encode())
-                digest.update(np.ascontiguousarray(array).tobytes())
+    for name, array in named:
+        digest.update(f"{name}|{array.dtype.str}|{array.shape}|".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
 
 

@@ -41,7 +41,7 @@ class Network:
         parameters = dict(self.module.named_parameters())
         with torch.no_grad():
             for name, mask in self.masks.items():
-                parameters[name].mul_(mask)
+                parameters[name].mul_(mask.to(parameters[name].device))
 
     def sparsity(self) -> float:
         """Share of all parameters with a mask that are zero; 0 for a dense network."""
@@ -83,22 +83,32 @@ def takes_names(module: nn.Module, names: Mapping[str, object]) -> bool:
     """Whether `forward` has a parameter for each of the names."""
     import inspect
 
-    return set(names) <= set(inspect.signature(module.forward).parameters)
+    parameters = inspect.signature(module.forward).parameters.values()
+    variable = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
+    return set(names) <= {parameter.name for parameter in parameters if parameter.kind not in variable}
 
 
 def predict(module: nn.Module, split: Split, batch_size: int = EVALUATION_BATCH) -> Array:
     """Outputs of a network in evaluation mode, [N, classes]."""
-    was_training = module.training
+    # Not by `eval` and `train` alone: a part that was frozen in evaluation mode must stay so afterwards.
+    modes = {child: child.training for child in module.modules()}
     module.eval()
+    device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
     with torch.inference_mode():
         outputs = [
             call(
                 module,
-                {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in feeds.items()},
-            ).numpy()
+                {
+                    name: torch.from_numpy(np.ascontiguousarray(array)).to(device)
+                    for name, array in feeds.items()
+                },
+            )
+            .cpu()
+            .numpy()
             for feeds in split.batches(batch_size)
         ]
-    module.train(was_training)
+    for child, training in modes.items():
+        child.training = training
     return np.concatenate(outputs)
 
 
@@ -108,16 +118,20 @@ def accuracy(module: nn.Module, split: Split) -> float:
 
 
 @contextmanager
-def deterministic(seed: int, name: str) -> Iterator[torch.Generator]:
+def deterministic(seed: int, name: str, device: torch.device | None = None) -> Iterator[torch.Generator]:
     """Make everything random inside depend on `seed` and `name` alone, and leave no trace outside.
+
+    `device` is a further one beside the CPU; a GPU may still sum in another order.
 
     Yields a generator for draws of the caller's own.
     """
     number = int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:4], "big")
     before = torch.are_deterministic_algorithms_enabled()
-    with torch.random.fork_rng(devices=[]):
+    others = [device] if device is not None and device.type == "cuda" else []
+    with torch.random.fork_rng(devices=others):
         torch.manual_seed(number)
-        torch.use_deterministic_algorithms(True)
+        # Some of CUDA's kernels have no such form: a training on a GPU goes on with a warning.
+        torch.use_deterministic_algorithms(True, warn_only=bool(others))
         try:
             yield torch.Generator().manual_seed(number)
         finally:

@@ -12,8 +12,9 @@ from bench.progress import Progress
 from exporter.cache import Cache, Entry, content_key
 from exporter.runlog import RunLog
 
-# What a step does: (folders of the steps it builds on, by name; folder to fill) -> metrics.
-Run = Callable[[Mapping[str, Path], Path], dict[str, Any]]
+# What a step does: (folders of the steps it builds on, by name; folder to fill; folder, not made yet, for
+# what a killed step goes on from) -> metrics.
+Run = Callable[[Mapping[str, Path], Path, Path], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,8 @@ def run_steps(
         )
         found = None if fresh else cache.find(key)
         if found is None:
+            if fresh:
+                cache.forget(key)
             found = _run(step, key, entries, cache, log)
             ran.append(step.name)
             progress.say(f"{step.name}: done{_headline(found.metrics)}")
@@ -88,10 +91,12 @@ def _run(step: Step, key: str, entries: Mapping[str, Entry], cache: Cache, log: 
     start = time.monotonic()
     try:
         with cache.store(key, step.name) as (folder, metrics):
-            metrics.update(step.run({name: e.folder for name, e in entries.items()}, folder))
+            folders = {name: entry.folder for name, entry in entries.items()}
+            metrics.update(step.run(folders, folder, cache.unfinished(key)))
     except BaseException as error:
         log.write("failed", step=step.name, key=key, error=f"{type(error).__name__}: {error}"[:500])
         raise
+    cache.forget(key)
     log.write("done", step=step.name, key=key, seconds=round(time.monotonic() - start, 3))
     stored = cache.find(key)
     assert stored is not None

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, JsonValue, ValidationError, model_validator
+from pydantic import AfterValidator, Field, JsonValue, ValidationError, field_validator, model_validator
 
 from bench.policy import Policy
 from bench.schema import FrozenModel, explain_validation
@@ -66,8 +66,11 @@ class Training(FrozenModel):
     """How weights are fitted: AdamW with a linear warmup and a cosine schedule, best epoch kept."""
 
     epochs: int = Field(2, ge=1, le=10_000, description="Passes over the training data.")
-    batch_size: int = Field(64, ge=2, le=65_536, description="Samples per step.")
+    batch_size: int = Field(64, ge=1, le=65_536, description="Samples per step, over all devices.")
     learning_rate: float = Field(1e-3, gt=0.0, le=10.0, description="Peak of the cosine schedule.")
+    layer_decay: float = Field(
+        1.0, gt=0.0, le=1.0, description="Factor on the learning rate from each layer to the one below it."
+    )
     weight_decay: float = Field(1e-2, ge=0.0, le=1.0, description="AdamW's decoupled weight decay.")
     warmup: float = Field(0.1, ge=0.0, lt=1.0, description="Share of all steps spent warming up.")
     validation: Fraction = Field(
@@ -82,12 +85,70 @@ class Training(FrozenModel):
     unfreeze_epoch: int | None = Field(
         None, ge=1, description="Epoch (from 0) at which frozen modules begin to learn too."
     )
+    unfreeze_every: int | None = Field(
+        None,
+        ge=1,
+        description="Epochs between one frozen module and the next to learn, the last named first; by "
+        "default all begin at unfreeze_epoch.",
+    )
+    probe_epochs: int = Field(
+        0,
+        ge=0,
+        description="Epochs, of all, at the start in which the last layer alone learns; the rest has a "
+        "schedule of its own.",
+    )
+    norm_statistics: Literal["batch", "frozen"] = Field(
+        "batch",
+        description="What BatchNorm divides by while training: `frozen` keeps the statistics it came with, "
+        "which small batches need.",
+    )
+    ema: float = Field(
+        0.0, ge=0.0, lt=1.0, description="Decay of a running average of the weights, kept instead of them."
+    )
+    patience: int | None = Field(
+        None, ge=1, description="Epochs without a better validation accuracy after which training stops."
+    )
+    mixup: float = Field(
+        0.0, ge=0.0, le=10.0, description="Alpha of mixup's Beta distribution; 0 mixes nothing."
+    )
+
+    @model_validator(mode="after")
+    def _epochs_fit_together(self) -> Training:
+        if self.probe_epochs >= self.epochs:
+            raise ValueError(
+                f"probe_epochs ({self.probe_epochs}) leaves no epoch of {self.epochs} to train the rest; "
+                "raise epochs"
+            )
+        if self.unfreeze_every is not None and self.unfreeze_epoch is None:
+            raise ValueError("unfreeze_every needs unfreeze_epoch; set the epoch at which the first learns")
+        return self
 
 
 class StageConfig(FrozenModel):
     """What all stages have in common."""
 
     name: Name | None = Field(None, description="How later stages call this one; else its kind.")
+
+
+class FewShotConfig(FrozenModel):
+    """The few-shot curve: transfer against random weights, at several sizes of data."""
+
+    images: tuple[int, ...] = Field(
+        (10, 30, 100), min_length=1, description="Training samples of each class, one point each."
+    )
+    seeds: int = Field(3, ge=2, le=100, description="Trainings of each kind and size; intervals need two.")
+    epochs: int | None = Field(
+        None, ge=1, le=10_000, description="Epochs of each; by default the stage's. Small data need more."
+    )
+
+    @field_validator("images")
+    @classmethod
+    def _two_of_each(cls, images: tuple[int, ...]) -> tuple[int, ...]:
+        if min(images) < 2:
+            raise ValueError(
+                "one sample of a class cannot be both learnt and held out; ask for two or more"
+            )
+        return images
 
 
 class FineTuneConfig(StageConfig, Training):
@@ -98,11 +159,25 @@ class FineTuneConfig(StageConfig, Training):
         None, description="Module to initialise anew, such as `fc`; its old classes are forgotten."
     )
     label_smoothing: float = Field(0.0, ge=0.0, lt=1.0, description="Share spread over all classes.")
+    class_weights: Literal["equal", "balanced"] = Field(
+        "equal",
+        description="Weight of each class in the loss: `balanced` makes rare classes count as much as "
+        "frequent ones.",
+    )
     from_scratch: bool = Field(
         False,
         description="Also train the same network from random weights on the same budget, and report "
         "both: what the pretrained weights bought.",
     )
+    few_shot: FewShotConfig | None = Field(
+        None, description="Do so on a few samples of each class too, and report the curve."
+    )
+
+    @model_validator(mode="after")
+    def _probe_fits_few_shots(self) -> FineTuneConfig:
+        if self.few_shot is not None and self.probe_epochs >= (self.few_shot.epochs or self.epochs):
+            raise ValueError("few_shot.epochs leaves no epoch after probe_epochs; raise it")
+        return self
 
 
 class PretrainConfig(StageConfig, Training):
@@ -113,18 +188,82 @@ class PretrainConfig(StageConfig, Training):
 
 
 class PruneTarget(FrozenModel):
-    """How far to prune."""
+    """How far to prune: one of these."""
 
-    sparsity: Fraction = Field(description="Share of the prunable weights that become zero.")
+    sparsity: Fraction | None = Field(
+        None, description="Share of the prunable weights that become zero, those of smallest magnitude."
+    )
+    threshold: float | None = Field(
+        None,
+        gt=0.0,
+        le=1e6,
+        description="Magnitude below which weights become zero; with scope `layer`, in standard deviations "
+        "of the layer's weights.",
+    )
+    pattern: str | None = Field(
+        None,
+        pattern=r"^[0-9]{1,2}:[0-9]{1,2}$",
+        description="`N:M` keeps the N largest of every M weights along the input channels, such as `2:4`.",
+    )
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> PruneTarget:
+        given = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give one of sparsity, threshold, pattern; there are {len(given)}")
+        if self.pattern is not None:
+            kept, group = self.kept_and_group()
+            if not 0 < kept < group:
+                raise ValueError(f"pattern {self.pattern!r} keeps {kept} of {group}; write such as 2:4")
+        return self
+
+    def kept_and_group(self) -> tuple[int, int]:
+        """N and M of the pattern."""
+        kept, _, group = (self.pattern or "").partition(":")
+        return int(kept), int(group)
+
+
+class GradualConfig(Training):
+    """Pruning while training; the learning rate's schedule spans all of it."""
+
+    begin: float = Field(0.0, ge=0.0, lt=1.0, description="Share of all steps at which pruning begins.")
+    end: float = Field(
+        0.75, gt=0.0, lt=1.0, description="Share of all steps at which it ends; the rest recovers."
+    )
+    updates: int = Field(20, ge=1, le=10_000, description="Instants at which weights go, in between.")
+
+    @model_validator(mode="after")
+    def _ends_after_it_begins(self) -> GradualConfig:
+        if self.end <= self.begin:
+            raise ValueError(f"end ({self.end}) is not after begin ({self.begin}); raise end")
+        return self
 
 
 class PruneConfig(StageConfig):
-    """`kind = "prune"`: set the weights of smallest magnitude to zero, and keep them there."""
+    """`kind = "prune"`: set weights to zero, and keep them there."""
 
     kind: Literal["prune"]
-    method: Literal["magnitude"] = "magnitude"
+    method: Literal["magnitude", "movement"] = Field(
+        "magnitude",
+        description="What ranks weights: their magnitude, or (while training) whether it moves them away "
+        "from zero.",
+    )
     target: PruneTarget
+    scope: Literal["global", "layer"] = Field(
+        "global", description="Whether weights of all layers are ranked together, or each layer's alone."
+    )
     exclude: tuple[str, ...] = Field((), description="Modules that stay dense, by name or dotted prefix.")
+    gradual: GradualConfig | None = Field(
+        None, description="Prune step by step while training, along a cubic schedule; else at once."
+    )
+
+    @model_validator(mode="after")
+    def _methods_fit_targets(self) -> PruneConfig:
+        if self.method == "movement" and self.gradual is None:
+            raise ValueError("movement is seen while training alone; add gradual = { epochs = 3 }")
+        if self.gradual is not None and self.target.sparsity is None:
+            raise ValueError("gradual pruning runs up to a sparsity; set target.sparsity")
+        return self
 
 
 class TeacherConfig(FrozenModel):
@@ -135,17 +274,77 @@ class TeacherConfig(FrozenModel):
     checkpoint: str = Field(description="Its weights: a path relative to the recipe, or `pkg://`.")
 
 
+class OnnxTeacherConfig(FrozenModel):
+    """A finished model to learn from, run by ONNX Runtime."""
+
+    model: str = Field(
+        description="An .onnx file, or another recipe's artifact, whose float model is taken; a path "
+        "relative to the recipe, or `pkg://`."
+    )
+
+
+Teacher = Annotated[
+    str | TeacherConfig | OnnxTeacherConfig,
+    Field(description="The name of an earlier stage (or `pretrained`), another checkpoint, or a model."),
+]
+
+
+class TransferConfig(FrozenModel):
+    """Features of the first teacher to follow."""
+
+    student: str = Field(description="Module of the student, by name.")
+    teacher: str | None = Field(None, description="Module of the teacher; by default of the same name.")
+    kind: Literal["hint", "attention"] = Field(
+        "hint",
+        description="`hint`: features, through a learned projection; `attention`: where they are large.",
+    )
+    weight: float = Field(1.0, gt=0.0, le=1e6, description="Factor on this part of the loss.")
+
+
 class DistillConfig(StageConfig, Training):
-    """`kind = "distill"`: fit to a teacher's softened outputs and to the labels."""
+    """`kind = "distill"`: fit to teachers' outputs and features, and to the labels."""
 
     kind: Literal["distill"]
-    teacher: str | TeacherConfig = Field(
-        description="The name of an earlier stage (or `pretrained`), or another checkpoint."
+    teacher: Teacher | tuple[Teacher, ...] = Field(
+        description="Whom to learn from; of several the mean of what they say."
+    )
+    method: Literal["logits", "decoupled"] = Field(
+        "logits", description="`decoupled` weighs the labelled class and the others apart."
     )
     temperature: float = Field(4.0, ge=1.0, le=100.0, description="Softness of both outputs.")
     hard_weight: float = Field(
         0.5, ge=0.0, le=1.0, description="Weight of the labels; the teacher has the rest."
     )
+    target_weight: float = Field(
+        1.0, ge=0.0, le=1e3, description="Of the labelled class, where decoupled (alpha)."
+    )
+    other_weight: float = Field(
+        8.0, ge=0.0, le=1e3, description="Of the other classes among themselves, where decoupled (beta)."
+    )
+    features: tuple[TransferConfig, ...] = Field((), description="Inner features to follow too.")
+    unlabelled: DataConfig | None = Field(
+        None,
+        description="More training data without labels; the factory returns input name -> array [N, ...].",
+    )
+
+    @model_validator(mode="after")
+    def _parts_fit_together(self) -> DistillConfig:
+        if not self.teachers():
+            raise ValueError("teacher is empty; name one")
+        if self.unlabelled is not None and self.mixup:
+            raise ValueError("samples without labels cannot be mixed; set mixup = 0")
+        if self.unlabelled is not None and self.hard_weight == 1.0 and not self.features:
+            raise ValueError("with hard_weight 1 nothing is learnt from unlabelled samples; lower it")
+        return self
+
+    def teachers(self) -> tuple[str | TeacherConfig | OnnxTeacherConfig, ...]:
+        """All of them."""
+        return self.teacher if isinstance(self.teacher, tuple) else (self.teacher,)
+
+
+def trains(stage: object) -> bool:
+    """Whether a stage fits weights to data."""
+    return isinstance(stage, Training) or getattr(stage, "gradual", None) is not None
 
 
 class ReestimateConfig(StageConfig):
@@ -295,6 +494,32 @@ def repair_order_problem(names: Sequence[str]) -> str | None:
     return None
 
 
+class TrainConfig(FrozenModel):
+    """`[train]`: the hardware that stages train on. Other than one CPU process: extra `train`."""
+
+    accelerator: Literal["cpu", "gpu", "auto"] = Field(
+        "cpu", description="`auto` is the GPU where there is one. GPUs do not give the CPU's very numbers."
+    )
+    devices: int = Field(
+        1, ge=1, le=1024, description="Processes a machine, a GPU each; they share a batch."
+    )
+    nodes: int = Field(
+        1,
+        ge=1,
+        le=1024,
+        description="Machines, with one file system between them; on each but the first runs "
+        "`edgeproof follow`.",
+    )
+    main: str = Field(
+        "127.0.0.1:29500",
+        pattern=r"^[A-Za-z0-9._-]+:[0-9]{1,5}$",
+        description="`host:port` of the first machine, for the others; the port after it is used too.",
+    )
+    precision: Literal["32", "bf16-mixed"] = Field(
+        "32", description="Of forward and backward pass; weights stay at 32 bit."
+    )
+
+
 class BenchConfig(FrozenModel):
     """`[bench]`: how the build measures."""
 
@@ -311,6 +536,7 @@ class Recipe(FrozenModel):
     seed: int = Field(0, ge=0, le=2**31 - 1, description="Of everything random in the build.")
     model: ModelConfig
     data: DataConfig
+    train: TrainConfig = Field(default_factory=TrainConfig)
     stage: tuple[Stage, ...] = Field((), description="Stages in PyTorch, in the order they run.")
     export: ExportConfig = Field(default_factory=ExportConfig)
     quantize: QuantizeConfig = Field(default_factory=QuantizeConfig)
@@ -325,16 +551,13 @@ class Recipe(FrozenModel):
                 raise ValueError(f"stage name {name!r} is taken; give the stage another name")
             stage = self.stage[index]
             earlier = ["pretrained", *names[:index]]
-            if (
-                isinstance(stage, DistillConfig)
-                and isinstance(stage.teacher, str)
-                and stage.teacher not in earlier
-            ):
-                raise ValueError(
-                    f"teacher {stage.teacher!r} of stage {name!r} is no earlier stage; "
-                    f"there are: {', '.join(earlier)}"
-                )
-        if self.model.checkpoint is None and not any(isinstance(s, Training) for s in self.stage):
+            for teacher in stage.teachers() if isinstance(stage, DistillConfig) else ():
+                if isinstance(teacher, str) and teacher not in earlier:
+                    raise ValueError(
+                        f"teacher {teacher!r} of stage {name!r} is no earlier stage; "
+                        f"there are: {', '.join(earlier)}"
+                    )
+        if self.model.checkpoint is None and not any(trains(s) for s in self.stage):
             raise ValueError("nothing was ever trained: name model.checkpoint or add a stage that trains")
         return self
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -17,7 +17,7 @@ from bench.render import (
     figure_rows,
     percent,
 )
-from exporter.charts import block_chart, latency_chart, layer_chart, training_chart
+from exporter.charts import block_chart, few_shot_chart, latency_chart, layer_chart, training_chart
 
 WORST_LAYERS = 10
 
@@ -44,7 +44,9 @@ def render_report(manifest: Manifest, judgement: Judgement) -> str:
         "training": training_chart(curves) if curves else "",
         "layers": layer_chart(layers) if layers else "",
     }
-    return environment.from_string(source).render(
+    return environment.from_string(
+        source
+    ).render(
         manifest=manifest,
         verdict=judgement.verdict.value,
         reasons=judgement.reasons,
@@ -68,6 +70,11 @@ def render_report(manifest: Manifest, judgement: Judgement) -> str:
         ],
         stages=[(stage, stage_summary(stage.metrics)) for stage in manifest.stages],
         transfer=list(transfer_rows(manifest)),
+        few_shot=[
+            (stage.name, few_shot_rows(lines), Markup(few_shot_chart(lines)))  # noqa: S704 (drawn here)
+            for stage in manifest.stages
+            if (lines := stage.metrics.get("few_shot"))
+        ],
         parity=parity,
         warnings=[text for stage in manifest.stages for text in stage.metrics.get("warnings", ())],
         audit=parity.get("audit"),
@@ -97,6 +104,23 @@ def transfer_rows(manifest: Manifest) -> Iterator[tuple[str, str, str, str]]:
             without = scratch["evaluation_accuracy"]
             gain = f"{(with_transfer - without) * 100:+.2f} points"
             yield stage.name, percent(with_transfer), percent(without), gain
+
+
+def few_shot_rows(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """For each number of images what transfer bought, with its bounds over seeds."""
+    return [_few_shot_row(line) for line in lines]
+
+
+def _few_shot_row(line: Mapping[str, Any]) -> dict[str, str]:
+    points = {name: value * 100 for name, value in line["gain"].items()}
+    return {
+        "images": str(line["images"]),
+        "seeds": str(len(line["transfer"])),
+        "transfer": percent(sum(line["transfer"]) / len(line["transfer"])),
+        "from_scratch": percent(sum(line["from_scratch"]) / len(line["from_scratch"])),
+        "gain": f"{points['estimate']:+.2f} points",
+        "bounds": f"{points['lower']:+.2f} … {points['upper']:+.2f}",
+    }
 
 
 def stage_summary(metrics: Mapping[str, Any]) -> str:

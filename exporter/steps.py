@@ -25,22 +25,33 @@ from exporter.audit import audit, coverage_failure
 from exporter.cache import content_key
 from exporter.calibration import RangeStore
 from exporter.checkpoint import load_into, read_checkpoint
-from exporter.data import Split
+from exporter.data import Split, Splits, fingerprint_arrays, with_unlabelled
 from exporter.drift import drifts
 from exporter.errors import CheckpointError, ExportError
 from exporter.inference import run_model, run_scores
 from exporter.layers import LAYER_SAMPLES, layer_errors
+from exporter.lookup import find_file
 from exporter.network import Network, accuracy, deterministic, load_network, predict
 from exporter.operator_times import blamed, operator_times
-from exporter.pipeline import Step
+from exporter.pipeline import Run, Step
 from exporter.processing import as_shipped
 from exporter.quantize import sample_count, warned
-from exporter.recipe import Recipe, StageConfig, TeacherConfig, Training
+from exporter.recipe import (
+    DistillConfig,
+    OnnxTeacherConfig,
+    PretrainConfig,
+    Recipe,
+    Stage,
+    TeacherConfig,
+    trains,
+)
 from exporter.repaired import quantize_split
+from exporter.sparsity.sizes import compressed_size
 from exporter.stages import STAGES, Context
 from exporter.targets import find_target
 from exporter.to_onnx import check_opset, export, open_axes
-from exporter.training import check_classes
+from exporter.training import ONE_CPU, Checkpoints, Engine, check_classes
+from exporter.training.hardware import Job, check_hardware, hardware_ingredients, open_engine
 from exporter.workshop import Workshop
 
 PARITY_SAMPLES = 256
@@ -53,6 +64,7 @@ def recipe_steps(shop: Workshop, *, ranges: Path | None = None) -> list[Step]:
     `ranges` is the folder where activation ranges are kept from one build to the next.
     """
     recipe = shop.recipe
+    check_hardware(recipe)
     sample_count(shop.data.calibration, recipe.quantize)
     check_opset(recipe.export.opset)
     open_axes(shop.data.calibration, recipe.export)
@@ -70,22 +82,27 @@ def recipe_steps(shop: Workshop, *, ranges: Path | None = None) -> list[Step]:
             "pretrained",
             {**common, "model": model, "weights": weights, "trained_later": _trains(recipe)},
             (),
-            lambda _folders, out: _load_pretrained(shop, out),
+            lambda _folders, out, _unfinished: _load_pretrained(shop, out),
         )
     ]
     names = ["pretrained"]
     for name, config in zip(recipe.stage_names(), recipe.stage, strict=True):
         parents = [names[-1]]
-        teacher = getattr(config, "teacher", None)
-        if isinstance(teacher, str) and teacher not in parents:
-            parents.append(teacher)
+        for teacher in config.teachers() if isinstance(config, DistillConfig) else ():
+            if isinstance(teacher, str) and teacher not in parents:
+                parents.append(teacher)
         steps.append(
             Step(
                 name,
                 config.kind,
-                {**common, "config": config.model_dump(mode="json"), **_other_files(shop, config)},
+                {
+                    **common,
+                    "config": config.model_dump(mode="json"),
+                    **_hardware(recipe, config),
+                    **_other_files(shop, config),
+                },
                 tuple(parents),
-                _stage_runner(shop, name, config, names[-1]),
+                _stage_runner(shop, name, config),
             )
         )
         names.append(name)
@@ -97,21 +114,21 @@ def recipe_steps(shop: Workshop, *, ranges: Path | None = None) -> list[Step]:
             "export",
             {**common, "config": recipe.export.model_dump(mode="json"), "name": recipe.name},
             (trained,),
-            lambda folders, out: _export(shop, folders[trained], out),
+            lambda folders, out, _unfinished: _export(shop, folders[trained], out),
         ),
         Step(
             "quantize",
             "quantize",
             {**common, "config": recipe.quantize.model_dump(mode="json"), "target": target.name},
             ("export",),
-            lambda folders, out: _quantize(shop, folders["export"], out, ranges),
+            lambda folders, out, _unfinished: _quantize(shop, folders["export"], out, ranges),
         ),
         Step(
             "parity",
             "parity",
             {**common, "config": recipe.export.model_dump(mode="json")},
             (trained, "export", "quantize"),
-            lambda folders, out: _parity(shop, folders, trained, out),
+            lambda folders, out, _unfinished: _parity(shop, folders, trained, out),
         ),
         Step(
             "gate",
@@ -123,7 +140,7 @@ def recipe_steps(shop: Workshop, *, ranges: Path | None = None) -> list[Step]:
                 "host": fingerprint().model_dump(mode="json"),
             },
             ("export", "quantize", "parity"),
-            lambda folders, out: _gate(shop, folders, out),
+            lambda folders, out, _unfinished: _gate(shop, folders, out),
         ),
     ]
     return steps + tail
@@ -149,38 +166,96 @@ def _load_pretrained(shop: Workshop, out: Path) -> dict[str, Any]:
 
 
 def _trains(recipe: Recipe) -> bool:
-    return any(isinstance(stage, Training) for stage in recipe.stage)
+    return any(trains(stage) for stage in recipe.stage)
 
 
-def _stage_runner(shop: Workshop, name: str, config: StageConfig, parent: str) -> Any:
-    def run(folders: Mapping[str, Path], out: Path) -> dict[str, Any]:
-        def teacher(which: str | TeacherConfig) -> nn.Module:
-            if isinstance(which, str):
-                return load_network(shop.fresh_module(), folders[which]).module
-            return shop.other_network(which, f"{name}.teacher")
-
-        context = Context(name, shop.recipe.seed, shop.progress, shop.fresh_module, teacher, shop.load_data)
-        network = load_network(shop.fresh_module(), folders[parent])
-        stage = STAGES[config.kind]  # type: ignore[attr-defined]
-        network, metrics = stage(network, config, shop.data, context)
+def _stage_runner(shop: Workshop, name: str, config: Stage) -> Run:
+    def run(folders: Mapping[str, Path], out: Path, unfinished: Path) -> dict[str, Any]:
+        if not trains(config):
+            network, metrics = run_stage(shop, name, folders, ONE_CPU, None)
+        else:
+            job = Job(shop.recipe, shop.folder, name, folders, unfinished)
+            with open_engine(job) as engine:
+                network, metrics = run_stage(shop, name, folders, engine, Checkpoints(unfinished))
         network.save(out)
         return metrics
 
     return run
 
 
-def _other_files(shop: Workshop, config: StageConfig) -> dict[str, Any]:
+def run_stage(
+    shop: Workshop,
+    name: str,
+    folders: Mapping[str, Path],
+    engine: Engine,
+    checkpoints: Checkpoints | None,
+) -> tuple[Network, dict[str, Any]]:
+    """Run one stage of a recipe on the network of the one before it.
+
+    Args:
+        shop: of the build.
+        name: of the stage.
+        folders: of all earlier steps, by name.
+        engine: the hardware.
+        checkpoints: where trainings are kept while they run.
+    """
+    names = ["pretrained", *shop.recipe.stage_names()]
+    index = names.index(name)
+    config = shop.recipe.stage[index - 1]
+
+    def teacher(which: str | TeacherConfig | OnnxTeacherConfig, data: Splits) -> nn.Module:
+        if isinstance(which, str):
+            return load_network(shop.fresh_module(), folders[which]).module
+        if isinstance(which, OnnxTeacherConfig):
+            return shop.model_teacher(which, data, f"{name}.teacher.model")
+        return shop.other_network(which, f"{name}.teacher")
+
+    context = Context(
+        name,
+        shop.recipe.seed,
+        shop.progress,
+        shop.fresh_module,
+        teacher,
+        shop.load_data,
+        shop.load_unlabelled,
+        engine,
+        checkpoints,
+    )
+    network = load_network(shop.fresh_module(), folders[names[index - 1]])
+    return STAGES[config.kind](network, config, shop.data, context)
+
+
+def _other_files(shop: Workshop, config: Stage) -> dict[str, Any]:
     """Hashes of what a stage reads beside the recipe's own model and data."""
     from exporter.data import fingerprint as data_fingerprint
-    from exporter.lookup import find_file
-    from exporter.recipe import DistillConfig, PretrainConfig
 
     if isinstance(config, PretrainConfig):
         return {"source": data_fingerprint(shop.load_data(config.data, "stage.data"))}
-    if isinstance(config, DistillConfig) and isinstance(config.teacher, TeacherConfig):
-        path = find_file(config.teacher.checkpoint, shop.folder, "stage.teacher.checkpoint")
-        return {"teacher_weights": sha256_of(path)}
+    if isinstance(config, DistillConfig):
+        return _distillation_files(shop, config)
     return {}
+
+
+def _distillation_files(shop: Workshop, config: DistillConfig) -> dict[str, Any]:
+    found: dict[str, Any] = {"teachers": []}
+    for teacher in config.teachers():
+        if isinstance(teacher, TeacherConfig):
+            path = find_file(teacher.checkpoint, shop.folder, "stage.teacher.checkpoint")
+            found["teachers"].append(sha256_of(path))
+        elif isinstance(teacher, OnnxTeacherConfig):
+            found["teachers"].append(sha256_of(shop.model_file(teacher, "stage.teacher.model")))
+    if config.unlabelled is not None:
+        extra = shop.load_unlabelled(config.unlabelled, "stage.unlabelled")
+        both = with_unlabelled(shop.data, extra, "stage.unlabelled")
+        found["unlabelled"] = fingerprint_arrays(sorted(both.inputs.items()))
+    return found
+
+
+def _hardware(recipe: Recipe, config: Stage) -> dict[str, Any]:
+    """What a training's numbers hang on beside recipe and data."""
+    if not trains(config):
+        return {}
+    return {"train": hardware_ingredients(recipe.train)}
 
 
 def _export(shop: Workshop, trained: Path, out: Path) -> dict[str, Any]:
@@ -224,6 +299,7 @@ def _quantize(shop: Workshop, exported: Path, out: Path, ranges: Path | None) ->
     return {
         **metrics,
         "size_bytes": model_size(out / MODEL),
+        "compressed_bytes": compressed_size(sorted(out.iterdir())),
         **warned(far, shop.progress, metrics),
     }
 

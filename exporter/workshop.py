@@ -7,11 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from bench.artifact import FLOAT_MODEL, check_hashes
 from bench.progress import Progress
 from exporter.data import Splits, check_splits, fingerprint
 from exporter.lookup import add_import_roots, call_factory, find_factory, find_file
 from exporter.provenance import library_versions, own_code, user_code
-from exporter.recipe import DataConfig, DistillConfig, PretrainConfig, Recipe, TeacherConfig
+from exporter.recipe import (
+    DataConfig,
+    DistillConfig,
+    OnnxTeacherConfig,
+    PretrainConfig,
+    Recipe,
+    TeacherConfig,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -61,9 +71,29 @@ class Workshop:
             )
         return module
 
+    def model_teacher(self, config: OnnxTeacherConfig, data: Splits, place: str) -> nn.Module:
+        """A teacher that is a finished model."""
+        from exporter.distillation.onnx_teacher import OnnxTeacher
+
+        return OnnxTeacher(self.model_file(config, place), data.train.take(np.arange(1)), place)
+
+    def model_file(self, config: OnnxTeacherConfig, place: str) -> Path:
+        """The .onnx of a finished model: the file itself, or the float model of a whole artifact."""
+        folder = self.folder / config.model
+        if not folder.is_dir():
+            return find_file(config.model, self.folder, place)
+        check_hashes(folder)
+        return folder / FLOAT_MODEL
+
     def load_data(self, config: DataConfig, place: str) -> Splits:
         """Call another data factory of the recipe."""
         return load_splits(config, place)
+
+    def load_unlabelled(self, config: DataConfig, place: str) -> object:
+        """Call a factory of samples without labels; `exporter.data.with_unlabelled` checks them."""
+        return call_factory(
+            find_factory(config.factory, f"{place}.factory"), config.args, f"{place}.factory"
+        )
 
 
 def open_workshop(recipe: Recipe, folder: Path, progress: Progress) -> Workshop:
@@ -80,8 +110,9 @@ def open_workshop(recipe: Recipe, folder: Path, progress: Progress) -> Workshop:
     for stage in recipe.stage:
         if isinstance(stage, PretrainConfig):
             references.append(stage.data.factory)
-        if isinstance(stage, DistillConfig) and isinstance(stage.teacher, TeacherConfig):
-            references.append(stage.teacher.factory)
+        if isinstance(stage, DistillConfig):
+            references += [t.factory for t in stage.teachers() if isinstance(t, TeacherConfig)]
+            references += [stage.unlabelled.factory] if stage.unlabelled is not None else []
     for reference in references:
         find_factory(reference, reference)
     # A factory may import more of the user's modules when it is called: they must be hashed too.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,7 +11,8 @@ from torch import nn
 from bench.progress import Progress
 from exporter.data import Splits
 from exporter.network import Network
-from exporter.recipe import DataConfig, TeacherConfig
+from exporter.recipe import DataConfig, OnnxTeacherConfig, TeacherConfig, Training
+from exporter.training import ONE_CPU, Checkpoints, Engine, Fitted, Hook, Loss, fit
 
 Metrics = dict[str, Any]
 
@@ -25,16 +26,53 @@ class Context:
         seed: of the recipe.
         progress: where to tell how far it is.
         fresh_module: makes the recipe's network anew, with random weights.
-        teacher: finds the network of an earlier stage by name, or builds another one.
+        teacher: finds the network of an earlier stage by name, or opens another one, for these data.
         load_data: calls another data factory.
+        load_unlabelled: calls a factory of samples without labels.
+        engine: the hardware to train on.
+        checkpoints: where trainings are kept while they run; None keeps none.
     """
 
     name: str
     seed: int
     progress: Progress
     fresh_module: Callable[[], nn.Module]
-    teacher: Callable[[str | TeacherConfig], nn.Module]
+    teacher: Callable[[str | TeacherConfig | OnnxTeacherConfig, Splits], nn.Module]
     load_data: Callable[[DataConfig, str], Splits]
+    load_unlabelled: Callable[[DataConfig, str], object]
+    engine: Engine = ONE_CPU
+    checkpoints: Checkpoints | None = None
+
+    def warned(self, lines: Sequence[str]) -> Metrics:
+        """Metrics of what a person should look at, who is told of it at once."""
+        warnings = [f"{self.name}: {line}" for line in lines]
+        for warning in warnings:
+            self.progress.say(f"warning: {warning}")
+        return {"warnings": warnings} if warnings else {}
+
+    def fit(
+        self,
+        network: Network,
+        data: Splits,
+        config: Training,
+        loss: Loss,
+        *,
+        name: str | None = None,
+        hooks: Sequence[Hook] = (),
+    ) -> Fitted:
+        """`exporter.training.fit` with what the build decides; `name` tells a stage's trainings apart."""
+        return fit(
+            network,
+            data,
+            config,
+            loss,
+            seed=self.seed,
+            name=name or self.name,
+            progress=self.progress,
+            hooks=hooks,
+            checkpoints=self.checkpoints,
+            engine=self.engine,
+        )
 
 
 class StageFunction(Protocol):

@@ -1,45 +1,55 @@
-"""Knowledge distillation: a student learns from a teacher's softened outputs and from the labels."""
+"""Knowledge distillation: a student learns from teachers' outputs and features, and from the labels."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 
+import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
 
-from exporter.data import Splits
+from exporter.data import Splits, with_unlabelled
+from exporter.distillation.features import Transfer, transfers
+from exporter.distillation.losses import Distillation
+from exporter.distillation.onnx_teacher import OnnxTeacher
 from exporter.errors import StageError
-from exporter.network import Network, accuracy, call
+from exporter.network import Network, accuracy, deterministic
 from exporter.recipe import DistillConfig
 from exporter.stages.base import Context, Metrics
-from exporter.training import Loss, check_classes, fit
+from exporter.training import check_classes
 
 
 def distill(
     network: Network, config: DistillConfig, data: Splits, context: Context
 ) -> tuple[Network, Metrics]:
-    """Train the network to follow the teacher; masks of earlier pruning hold."""
+    """Train the network to follow its teachers; masks of earlier pruning hold.
+
+    Raises:
+        StageError: a teacher knows other classes or takes other inputs, features cannot be compared,
+            or training fails.
+        DataError: unlabelled samples do not look like the labelled ones.
+    """
     classes = check_classes(network.module, data, context.name)
-    teacher = context.teacher(config.teacher).eval().requires_grad_(False)
-    if check_classes(teacher, data, f"{context.name}.teacher") != classes:
-        raise StageError(
-            f"{context.name}.teacher",
-            "the teacher tells another number of classes apart than the student",
-            "choose a teacher with the same classes",
-        )
+    teachers = load_teachers(config, data, context, classes)
+    training = data
+    if config.unlabelled is not None:
+        place = f"{context.name}.unlabelled"
+        extra = context.load_unlabelled(config.unlabelled, place)
+        training = replace(data, train=with_unlabelled(data, extra, place))
     before = accuracy(network.module, data.evaluation)
-    fitted = fit(
-        network,
-        data,
-        config,
-        distillation_loss(teacher, config.temperature, config.hard_weight),
-        seed=context.seed,
-        name=context.name,
-        progress=context.progress,
-    )
+    with _transfers(network.module, teachers, config, data, context) as listeners:
+        loss = Distillation(teachers, config, listeners)
+        fitted = context.fit(network, training, config, loss)
+    of_teachers = [accuracy(teacher, data.evaluation) for teacher in teachers]
+    metrics: Metrics = {"teacher_accuracy": of_teachers[0]}
+    if len(teachers) > 1:
+        metrics["teacher_accuracies"] = of_teachers
+    if config.unlabelled is not None:
+        metrics["unlabelled_samples"] = training.train.count - data.train.count
     return network, {
-        "teacher_accuracy": accuracy(teacher, data.evaluation),
+        **metrics,
         "accuracy_before": before,
         "evaluation_accuracy": accuracy(network.module, data.evaluation),
         "sparsity": network.sparsity(),
@@ -47,21 +57,40 @@ def distill(
     }
 
 
-def distillation_loss(teacher: nn.Module, temperature: float, hard_weight: float) -> Loss:
-    """The loss of Hinton, Vinyals & Dean, "Distilling the Knowledge in a Neural Network" (2015).
+def load_teachers(config: DistillConfig, data: Splits, context: Context, classes: int) -> list[nn.Module]:
+    """All teachers, ready to be asked.
 
-        hard_weight * CE(student, labels) + (1 - hard_weight) * T^2 * KL(teacher / T || student / T)
-
-    The gradients of the softened term shrink with 1 / T^2; the factor keeps the balance of the two
-    terms the same at every temperature (section 2 of the paper).
+    Raises:
+        StageError: one does not take the data, or knows another number of classes.
     """
+    teachers = []
+    for which in config.teachers():
+        teacher = context.teacher(which, data).eval().requires_grad_(False)
+        known = check_classes(teacher, data, f"{context.name}.teacher")
+        if known != classes:
+            raise StageError(
+                f"{context.name}.teacher",
+                f"the teacher tells {known} classes apart, the student {classes}",
+                "choose a teacher with the same classes",
+            )
+        teachers.append(teacher)
+    return teachers
 
-    def loss(inputs: Mapping[str, Tensor], outputs: Tensor, labels: Tensor) -> Tensor:
-        with torch.no_grad():
-            target = functional.log_softmax(call(teacher, inputs) / temperature, dim=1)
-        student = functional.log_softmax(outputs / temperature, dim=1)
-        soft = functional.kl_div(student, target, reduction="batchmean", log_target=True)
-        hard = functional.cross_entropy(outputs, labels)
-        return hard_weight * hard + (1 - hard_weight) * temperature**2 * soft
 
-    return loss
+@contextmanager
+def _transfers(
+    student: nn.Module, teachers: list[nn.Module], config: DistillConfig, data: Splits, context: Context
+) -> Iterator[list[Transfer]]:
+    if config.features and isinstance(teachers[0], OnnxTeacher):
+        raise StageError(
+            f"{context.name}.features",
+            "an .onnx teacher shows its outputs alone",
+            "remove features, or name a teacher in PyTorch first",
+        )
+    probe = data.train.take(np.arange(min(2, data.train.count)))
+    inputs = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in probe.inputs.items()}
+    with (
+        deterministic(context.seed, f"{context.name}.features"),
+        transfers(config.features, student, teachers[0], inputs, context.name) as listeners,
+    ):
+        yield listeners

@@ -5,51 +5,70 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import cast
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
+from bench.arrays import Array
 from exporter.data import Splits
 from exporter.errors import StageError
 from exporter.network import Network, accuracy, deterministic
 from exporter.recipe import FineTuneConfig
 from exporter.stages.base import Context, Metrics
-from exporter.training import Loss, check_classes, check_modules, fit
+from exporter.stages.few_shot import few_shot_curve, random_network, unfrozen
+from exporter.training import Loss, check_classes, check_modules, class_notes
 
 
 def finetune(
     network: Network, config: FineTuneConfig, data: Splits, context: Context
 ) -> tuple[Network, Metrics]:
-    """Train on `data`; with `from_scratch`, train a second, random network beside it to compare."""
-    check_classes(network.module, data, context.name)
+    """Train on `data`; with `from_scratch` and `few_shot`, train random networks beside it to compare."""
+    classes = check_classes(network.module, data, context.name)
+    warnings = context.warned(class_notes(data.train.labels, classes, config.validation))
+    weights = balanced(data.train.labels, classes) if config.class_weights == "balanced" else None
+    loss = cross_entropy(config.label_smoothing, weights)
+    curve = None
+    if config.few_shot is not None:
+        curve = few_shot_curve(network, config, data, context, few=config.few_shot, loss=loss)
     if config.head is not None:
         reset_head(network.module, config.head, context)
-    loss = cross_entropy(config.label_smoothing)
-    fitted = fit(
-        network,
-        data,
-        config,
-        loss,
-        seed=context.seed,
-        name=context.name,
-        progress=context.progress,
-    )
+    fitted = context.fit(network, data, config, loss)
     metrics: Metrics = {
+        **warnings,
         "evaluation_accuracy": accuracy(network.module, data.evaluation),
         **fitted.as_json(),
     }
     if config.from_scratch:
         metrics["from_scratch"] = _train_from_scratch(config, data, loss, context)
+    if curve is not None:
+        metrics["few_shot"] = curve
     return network, metrics
 
 
-def cross_entropy(label_smoothing: float = 0.0) -> Loss:
-    """The usual loss of classification, with the labels alone."""
-    criterion = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+class _CrossEntropy(nn.Module):
+    def __init__(self, label_smoothing: float, weights: Tensor | None) -> None:
+        super().__init__()
+        self.criterion = nn.CrossEntropyLoss(weights, label_smoothing=label_smoothing)
 
-    def loss(_inputs: Mapping[str, Tensor], outputs: Tensor, labels: Tensor) -> Tensor:
-        value: Tensor = criterion(outputs, labels)
+    def forward(self, _inputs: Mapping[str, Tensor], outputs: Tensor, labels: Tensor) -> Tensor:
+        value: Tensor = self.criterion(outputs, labels)
         return value
 
-    return loss
+
+def cross_entropy(label_smoothing: float = 0.0, weights: Tensor | None = None) -> Loss:
+    """The usual loss of classification, with the labels alone; `weights` [classes] count the classes."""
+    return _CrossEntropy(label_smoothing, weights)
+
+
+def balanced(labels: Array, classes: int) -> Tensor:
+    """Weights [classes] that make every class count alike: samples / (classes * samples of the class).
+
+    The mean over all samples is one; a class without samples weighs nothing. (King & Zeng, "Logistic
+    Regression in Rare Events Data", 2001; scikit-learn's `balanced`.)
+    """
+    counts = np.bincount(labels, minlength=classes)
+    weights = len(labels) / (np.count_nonzero(counts) * np.maximum(counts, 1)) * (counts > 0)
+    return torch.from_numpy(weights.astype(np.float32))
 
 
 def reset_head(module: nn.Module, name: str, context: Context) -> None:
@@ -75,7 +94,6 @@ def reset_head(module: nn.Module, name: str, context: Context) -> None:
 def _train_from_scratch(config: FineTuneConfig, data: Splits, loss: Loss, context: Context) -> Metrics:
     """The same network, budget and data without the pretrained weights, and so nothing frozen."""
     name = f"{context.name} from scratch"
-    with deterministic(context.seed, name):
-        network = Network(context.fresh_module())
-    fitted = fit(network, data, config, loss, seed=context.seed, name=name, progress=context.progress)
+    network = random_network(name, context)
+    fitted = context.fit(network, data, unfrozen(config), loss, name=name)
     return {"evaluation_accuracy": accuracy(network.module, data.evaluation), **fitted.as_json()}

@@ -1,74 +1,77 @@
-"""Global magnitude pruning: the weights nearest to zero become zero and stay so."""
+"""Unstructured pruning: single weights become zero and stay so, through all later stages and into int8."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from collections.abc import Mapping
+
+from torch import Tensor
 
 from exporter.data import Splits
-from exporter.errors import StageError
-from exporter.network import Network, accuracy, matches
+from exporter.network import Network, accuracy
 from exporter.recipe import PruneConfig
+from exporter.sparsity.gradual import Gradual
+from exporter.sparsity.masks import (
+    joined,
+    magnitude_masks,
+    pattern_masks,
+    prunable_weights,
+    threshold_masks,
+)
+from exporter.sparsity.sizes import compressed_bytes
 from exporter.stages.base import Context, Metrics
-from exporter.training import check_modules
+from exporter.stages.finetune import cross_entropy
+from exporter.training import check_classes
 
 
 def prune(network: Network, config: PruneConfig, data: Splits, context: Context) -> tuple[Network, Metrics]:
-    """Zero the share `target.sparsity` of smallest magnitude, over all layers together.
+    """Zero weights by the rule of `target`, at once or while training.
 
     Weights that an earlier stage pruned count towards the target. ONNX Runtime's dense kernels gain no
-    time from zeros; what they buy is a file that compresses better, and a start for distillation.
+    time from zeros; what they buy is a file that compresses better, by as much as the metrics say, and a
+    start for distillation.
+
+    Raises:
+        StageError: an excluded module does not exist, nothing is left to prune, or training fails.
     """
     before = accuracy(network.module, data.evaluation)
     weights = prunable_weights(network.module, config.exclude, context.name)
-    masks = magnitude_masks(weights, config.target.sparsity)
-    pruned = Network(network.module, {**network.masks, **_joined(masks, network)})
-    pruned.apply_masks()
+    dense_bytes = compressed_bytes(weights)
+    training: Metrics = {}
+    if config.gradual is not None:
+        assert config.target.sparsity is not None  # as the recipe makes sure
+        check_classes(network.module, data, context.name)
+        masks = dict(network.masks)  # which the hook changes
+        hook = Gradual(list(weights), config.target.sparsity, config.scope, config.method, config.gradual)
+        fitted = context.fit(
+            Network(network.module, masks), data, config.gradual, cross_entropy(), hooks=[hook]
+        )
+        pruned = Network(network.module, {name: mask.cpu() for name, mask in masks.items()})
+        training = fitted.as_json()
+    else:
+        pruned = Network(network.module, joined(chosen_masks(weights, config), network.masks))
+        pruned.apply_masks()
+    sparse_bytes = compressed_bytes(weights)
+    empty = [name for name, mask in pruned.masks.items() if not mask.any()]
     return pruned, {
+        **context.warned([f"{name} has no weight left: exclude it, or prune less" for name in empty]),
         "sparsity": pruned.sparsity(),
         "layers": {name: 1 - float(mask.float().mean()) for name, mask in pruned.masks.items()},
+        "compressed_bytes_before": dense_bytes,
+        "compressed_bytes": sparse_bytes,
+        "int8_compressed_ratio": sparse_bytes["int8"] / dense_bytes["int8"],
         "accuracy_before": before,
         "evaluation_accuracy": accuracy(pruned.module, data.evaluation),
+        **training,
     }
 
 
-def prunable_weights(module: nn.Module, exclude: tuple[str, ...], place: str) -> dict[str, Tensor]:
-    """Parameter name -> weight of all convolutions and linear layers that are not excluded.
-
-    Biases and norms stay: they are few, and the network is sensitive to them.
-
-    Raises:
-        StageError: an excluded module does not exist, or nothing is left to prune.
-    """
-    modules = dict(module.named_modules())
-    check_modules(module, exclude, f"{place}.exclude")
-    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    weights = {
-        f"{name}.weight" if name else "weight": child.weight.detach()
-        for name, child in modules.items()
-        if isinstance(child, kinds) and not matches(name, exclude)
-    }
-    if not weights:
-        raise StageError(place, "the network has no convolution or linear layer to prune", "check exclude")
-    return weights
-
-
-def magnitude_masks(weights: dict[str, Tensor], sparsity: float) -> dict[str, Tensor]:
-    """Masks that are False for the round(sparsity * n) weights of smallest magnitude.
-
-    Ranked over all tensors together, so that layers with small weights give more; of equal magnitudes
-    the earlier one goes, so that the count is exact.
-    """
-    flat = torch.cat([weight.abs().flatten() for weight in weights.values()])
-    keep = torch.ones(flat.numel(), dtype=torch.bool)
-    order = torch.argsort(flat, stable=True)
-    keep[order[: round(sparsity * flat.numel())]] = False
-    pieces = torch.split(keep, [weight.numel() for weight in weights.values()])
-    return {name: piece.view_as(w) for piece, (name, w) in zip(pieces, weights.items(), strict=True)}
-
-
-def _joined(masks: dict[str, Tensor], network: Network) -> dict[str, Tensor]:
-    """What was pruned before stays pruned, even where its zero tied with others."""
-    return {
-        name: mask & network.masks[name] if name in network.masks else mask for name, mask in masks.items()
-    }
+def chosen_masks(weights: Mapping[str, Tensor], config: PruneConfig) -> dict[str, Tensor]:
+    """The masks of pruning at once."""
+    detached = {name: weight.detach() for name, weight in weights.items()}
+    if config.target.threshold is not None:
+        return threshold_masks(detached, config.target.threshold, config.scope)
+    if config.target.pattern is not None:
+        kept, group = config.target.kept_and_group()
+        return pattern_masks(detached, kept, group)
+    assert config.target.sparsity is not None
+    return magnitude_masks(detached, config.target.sparsity, config.scope)

@@ -316,16 +316,17 @@ def onnx_models(tiny, splits, trained, tmp_path_factory):
 
 @pytest.fixture
 def context(tiny):
-    """What a stage is given, with a teacher and source data that a test may replace."""
+    """What a stage is given, with a teacher (or several by name) and data that a test may replace."""
 
-    def make(name="stage", seed=0, teacher=None, source=None):
+    def make(name="stage", seed=0, teacher=None, source=None, unlabelled=None):
         return Context(
             name=name,
             seed=seed,
             progress=SILENT,
             fresh_module=tiny.net,
-            teacher=lambda which: teacher,
+            teacher=lambda which, data: teacher[which] if isinstance(teacher, dict) else teacher,
             load_data=lambda config, place: source,
+            load_unlabelled=lambda config, place: unlabelled,
         )
 
     return make

@@ -45,6 +45,22 @@ def test_safetensors(tmp_path, state):
     assert equal(read_checkpoint(tmp_path / "weights.safetensors"), state)
 
 
+@pytest.mark.parametrize("wrap", [lambda o: o, lambda o: {"optimizer": o, "epoch": 3}])
+def test_an_optimizer_alone_is_no_network(tmp_path, tiny, wrap):
+    module = tiny.net()
+    optimizer = torch.optim.AdamW(module.parameters())
+    module(torch.ones(2, 1, 8, 8)).sum().backward()
+    optimizer.step()
+    torch.save(wrap(optimizer.state_dict()), tmp_path / "weights.pth")
+    flat = {f"{i}.{k}": v for i, slots in optimizer.state_dict()["state"].items() for k, v in slots.items()}
+    save_file(flat, tmp_path / "weights.safetensors")
+    for name in ("weights.pth", "weights.safetensors"):
+        with pytest.raises(
+            CheckpointError, match=r"holds an optimizer's state and no weights; save `model"
+        ):
+            read_checkpoint(tmp_path / name)
+
+
 def test_a_missing_file(tmp_path):
     with pytest.raises(CheckpointError, match=r"absent.pth: there is no such file"):
         read_checkpoint(tmp_path / "absent.pth")

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from bench.progress import SilentProgress
 from exporter.errors import StageError
 from exporter.network import Network, accuracy
-from exporter.recipe import FineTuneConfig
-from exporter.stages.finetune import cross_entropy, finetune, reset_head
+from exporter.recipe import FewShotConfig, FineTuneConfig
+from exporter.stages.few_shot import few_of_each, unfrozen
+from exporter.stages.finetune import balanced, cross_entropy, finetune, reset_head
 
 
 def settings(**changes):
@@ -80,6 +86,52 @@ def test_from_scratch_trains_a_second_random_network(tiny, splits, context):
     assert accuracy(network.module, splits.evaluation) == metrics["evaluation_accuracy"]
 
 
+def test_the_random_network_is_not_frozen(tiny, splits, context):
+    """With all but the head frozen, the pretrained stem stays; the random one must be free to learn."""
+    config = settings(freeze=("stem", "norm", "body"), from_scratch=True, probe_epochs=1, layer_decay=0.5)
+    free = unfrozen(config)
+    assert (free.freeze, free.probe_epochs, free.layer_decay) == ((), 0, 1.0)
+    assert (free.epochs, free.learning_rate) == (config.epochs, config.learning_rate)
+    _, frozen = finetune(Network(tiny.net()), config, splits, context())
+    _, open_ = finetune(Network(tiny.net()), settings(from_scratch=True), splits, context())
+    assert frozen["from_scratch"] == open_["from_scratch"]
+
+
+def test_a_few_shot_curve(tiny, splits, context):
+    pretrained, _ = finetune(Network(tiny.net()), settings(epochs=4), splits, context(name="first"))
+    before = {name: value.clone() for name, value in pretrained.module.state_dict().items()}
+    config = settings(
+        epochs=1, few_shot=FewShotConfig(images=(3, 8), seeds=3, epochs=2), learning_rate=1e-4
+    )
+    again = Network(copy.deepcopy(pretrained.module))
+    random = replace(context(), fresh_module=type(tiny.net()))
+    network, metrics = finetune(again, config, splits, random)
+    assert [line["images"] for line in metrics["few_shot"]] == [3, 8]
+    for line in metrics["few_shot"]:
+        assert len(line["transfer"]) == len(line["from_scratch"]) == 3
+        gains = [a - b for a, b in zip(line["transfer"], line["from_scratch"], strict=True)]
+        assert line["gain"]["estimate"] == pytest.approx(sum(gains) / 3)
+        assert line["gain"]["lower"] > 0
+    # What the stage itself gives is as if no curve had been asked for.
+    plain = config.model_copy(update={"few_shot": None})
+    other, expected = finetune(pretrained, plain, splits, context())
+    assert all(torch.equal(v, network.module.state_dict()[n]) for n, v in other.module.state_dict().items())
+    assert {**expected, "few_shot": metrics["few_shot"]} == metrics
+    assert before.keys() == network.module.state_dict().keys()
+
+
+def test_few_of_each_class(splits):
+    drawn = few_of_each(splits.train, 5, seed=1, place="stage")
+    assert np.bincount(drawn.labels).tolist() == [5, 5, 5]
+    assert not np.array_equal(
+        drawn.inputs["image"], few_of_each(splits.train, 5, seed=2, place="stage").inputs["image"]
+    )
+    with pytest.raises(StageError) as caught:
+        few_of_each(splits.train, 21, seed=1, place="stage")
+    assert caught.value.place == "stage.few_shot.images"
+    assert caught.value.cause == "class 0 has 20 training samples, 21 are asked for"
+
+
 def test_label_smoothing_spreads_a_share(splits):
     outputs, labels = torch.tensor([[4.0, 0.0, 0.0]]), torch.tensor([0])
     logs = torch.log_softmax(outputs, dim=1)[0]
@@ -91,3 +143,41 @@ def test_label_smoothing_spreads_a_share(splits):
 def test_labels_beyond_the_classes_stop_the_stage(tiny, splits, context):
     with pytest.raises(StageError, match="label 2 in train is out of range for the network's 2 classes"):
         finetune(Network(tiny.net(classes=2)), settings(), splits, context())
+
+
+def test_balanced_weights_make_classes_count_alike():
+    labels = np.repeat([0, 2], [30, 10])
+    weights = balanced(labels, 4)
+    assert weights.tolist() == pytest.approx([40 / 60, 0.0, 2.0, 0.0])
+    assert float(weights[labels].mean()) == pytest.approx(1.0)
+    outputs = torch.tensor([[1.0, 0.0], [0.0, 3.0]])
+    plain = torch.nn.functional.cross_entropy(outputs, torch.tensor([0, 1]), torch.tensor([3.0, 1.0]))
+    assert cross_entropy(0.0, torch.tensor([3.0, 1.0]))({}, outputs, torch.tensor([0, 1])) == plain
+
+
+def test_rare_classes_are_learnt_with_balanced_weights(tiny, splits, context):
+    """Four of class 2 among 44: with equal weights the network leaves them out."""
+    chosen = np.concatenate(
+        [np.flatnonzero(splits.train.labels < 2), np.flatnonzero(splits.train.labels == 2)[:4]]
+    )
+    thin = replace(splits, train=splits.train.take(chosen))
+    said = []
+
+    class Progress(SilentProgress):
+        def say(self, line):
+            said.append(line)
+
+    recall = {}
+    for kind in ("equal", "balanced"):
+        config = settings(epochs=3, learning_rate=0.03, class_weights=kind)
+        network, metrics = finetune(
+            Network(tiny.net()), config, thin, replace(context(), progress=Progress())
+        )
+        rare = splits.evaluation.take(np.flatnonzero(splits.evaluation.labels == 2))
+        recall[kind] = accuracy(network.module, rare)
+        assert metrics["warnings"] == [
+            "stage: class 2 has few training samples (4, the largest class has 20): give more, "
+            'or set class_weights = "balanced"'
+        ]
+    assert recall["balanced"] > recall["equal"] + 0.3
+    assert said[0] == f"warning: {metrics['warnings'][0]}"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
 from bench.progress import SILENT, SilentProgress
-from exporter.cache import Cache
+from exporter.cache import KEPT_UNFINISHED, Cache
 from exporter.pipeline import Step, run_steps
 from exporter.runlog import RunLog
 
@@ -38,7 +39,7 @@ class Kitchen:
         )
 
     def _cook(self, name, above):
-        def run(folders, out):
+        def run(folders, out, _unfinished):
             text = "".join((folders[parent] / "dish").read_text() for parent in above)
             (out / "dish").write_text(f"{name}{self.values[name]}{text}")
             return {"value": self.values[name]}
@@ -97,7 +98,7 @@ def test_fresh_runs_everything_again(kitchen):
 def test_a_failing_step_leaves_what_was_done(kitchen, monkeypatch):
     good = kitchen._cook
 
-    def fail(folders, out):
+    def fail(folders, out, unfinished):
         (out / "dish").write_text("half")
         raise ZeroDivisionError("burnt")
 
@@ -129,7 +130,7 @@ def test_a_damaged_entry_is_made_anew(kitchen, damage):
 def test_the_log_tells_what_happened(kitchen, tmp_path, monkeypatch):
     kitchen.run(until="a")
     kitchen.run(until="a")
-    monkeypatch.setattr(kitchen, "_cook", lambda name, above: lambda folders, out: 1 / 0)
+    monkeypatch.setattr(kitchen, "_cook", lambda name, above: lambda folders, out, unfinished: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         kitchen.run()
     lines = [json.loads(line) for line in (tmp_path / "cache" / "builds.jsonl").read_text().splitlines()]
@@ -163,7 +164,7 @@ def test_a_person_reads_the_figures_that_count(kitchen, metrics, words):
         def say(self, line):
             said.append(line)
 
-    step = Step("a", "cook", {}, (), lambda folders, out: metrics)
+    step = Step("a", "cook", {}, (), lambda folders, out, unfinished: metrics)
     run_steps([step], kitchen.cache, until=None, fresh=False, progress=Progress(), log=kitchen.log)
     assert said == [f"a: done{words}"]
 
@@ -171,7 +172,53 @@ def test_a_person_reads_the_figures_that_count(kitchen, metrics, words):
 def test_names_and_kinds_are_part_of_the_key(kitchen):
     keys = set()
     for name, kind in (("a", "x"), ("a", "y"), ("b", "x")):
-        step = Step(name, kind, {}, (), lambda folders, out: {})
+        step = Step(name, kind, {}, (), lambda folders, out, unfinished: {})
         trail = run_steps([step], kitchen.cache, until=None, fresh=False, progress=SILENT, log=kitchen.log)
         keys.add(trail.entries[name].key)
     assert len(keys) == 3
+
+
+def test_what_an_unfinished_step_keeps_is_there_when_it_runs_again(tmp_path):
+    """The first run is cut short; the second finds the file; a finished step leaves nothing behind."""
+    seen = []
+
+    def run(folders, out, unfinished):
+        seen.append((unfinished / "half").is_file())
+        unfinished.mkdir(parents=True, exist_ok=True)
+        (unfinished / "half").write_text("done")
+        if len(seen) == 1:
+            raise KeyboardInterrupt
+        return {}
+
+    cache = Cache(tmp_path / "cache")
+    step = Step("a", "cook", {}, (), run)
+    log = RunLog(tmp_path, "dinner")
+
+    def again(*, fresh=False):
+        cache.sweep()
+        return run_steps([step], cache, until=None, fresh=fresh, progress=SilentProgress(), log=log)
+
+    with pytest.raises(KeyboardInterrupt):
+        again()
+    key = again().entries["a"].key
+    assert seen == [False, True]
+    assert not cache.unfinished(key).exists()
+    assert again().ran == ()
+    cache.unfinished(key).mkdir(parents=True)
+    (cache.unfinished(key) / "half").write_text("old")
+    assert again(fresh=True).ran == ("a",)
+    assert seen == [False, True, False]
+
+
+def test_few_unfinished_steps_are_kept(tmp_path):
+    cache = Cache(tmp_path / "cache")
+    for index in range(KEPT_UNFINISHED + 2):
+        folder = cache.unfinished(f"key{index}")
+        folder.mkdir(parents=True)
+        os.utime(folder, ns=(index, index))
+        (folder / ".tmp-half").touch()
+        os.utime(folder, ns=(index, index))
+    cache.sweep()
+    left = sorted(path.name for path in (tmp_path / "cache" / "unfinished").iterdir())
+    assert left == [f"key{index}" for index in range(2, KEPT_UNFINISHED + 2)]
+    assert not list((tmp_path / "cache").rglob(".tmp-*"))

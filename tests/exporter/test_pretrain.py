@@ -31,7 +31,7 @@ def test_source_data_are_asked_for_by_the_stages_own_table(tiny, splits):
     from bench.progress import SILENT
     from exporter.stages import Context
 
-    pretrain(Network(tiny.net()), CONFIG, None, Context("warm", 0, SILENT, tiny.net, None, load_data))
+    pretrain(Network(tiny.net()), CONFIG, None, Context("warm", 0, SILENT, tiny.net, None, load_data, None))
     assert asked == [(CONFIG.data, "warm.data")]
 
 

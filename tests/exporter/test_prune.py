@@ -10,14 +10,34 @@ from torch import nn
 
 from exporter.errors import StageError
 from exporter.network import Network, accuracy
-from exporter.recipe import PruneConfig, PruneTarget
-from exporter.stages.prune import magnitude_masks, prunable_weights, prune
+from exporter.recipe import GradualConfig, PruneConfig, PruneTarget
+from exporter.sparsity.gradual import Gradual, cubic
+from exporter.sparsity.masks import (
+    lowest_masks,
+    magnitude_masks,
+    pattern_masks,
+    prunable_weights,
+    threshold_masks,
+)
+from exporter.sparsity.sizes import compressed_bytes
+from exporter.stages.prune import prune
 
 PRUNABLE = ("stem.weight", "body.weight", "head.weight")
 
 
 def settings(sparsity, exclude=()):
     return PruneConfig(kind="prune", target=PruneTarget(sparsity=sparsity), exclude=exclude)
+
+
+def gradual(sparsity=0.6, method="magnitude", scope="global", **changes):
+    training = {"epochs": 4, "batch_size": 10, "learning_rate": 0.02, "end": 0.6, "updates": 5} | changes
+    return PruneConfig(
+        kind="prune",
+        target=PruneTarget(sparsity=sparsity),
+        method=method,
+        scope=scope,
+        gradual=GradualConfig(**training),
+    )
 
 
 def magnitudes(module, names=PRUNABLE):
@@ -104,3 +124,255 @@ def test_masks_of_layers_that_are_now_excluded_hold(tiny, splits, context):
 
 def test_a_lone_layer_is_a_network():
     assert set(prunable_weights(nn.Linear(2, 2), (), "stage")) == {"weight"}
+
+
+def test_each_layer_on_its_own(tiny, splits, context):
+    config = PruneConfig(kind="prune", target=PruneTarget(sparsity=0.5), scope="layer")
+    network, metrics = prune(Network(tiny.net()), config, splits, context())
+    for name in PRUNABLE:
+        weight = network.module.get_parameter(name)
+        assert int((weight == 0).sum()) == weight.numel() // 2
+        assert metrics["layers"][name] == pytest.approx(0.5)
+
+
+def test_thresholds(tiny, splits, context):
+    module = tiny.net()
+    before = {name: module.get_parameter(name).detach().clone() for name in PRUNABLE}
+    config = PruneConfig(kind="prune", target=PruneTarget(threshold=0.1))
+    network, _ = prune(Network(module), config, splits, context())
+    for name, weight in before.items():
+        assert torch.equal(network.module.get_parameter(name), weight * (weight.abs() >= 0.1))
+    masks = threshold_masks(before, 0.7, "layer")
+    for name, weight in before.items():
+        assert torch.equal(masks[name], weight.abs() >= 0.7 * weight.std())
+        assert 0.2 < float((~masks[name]).float().mean()) < 0.8
+
+
+def test_a_threshold_that_empties_layers_is_told(tiny, splits, context):
+    config = PruneConfig(kind="prune", target=PruneTarget(threshold=100.0))
+    _, metrics = prune(Network(tiny.net()), config, splits, context())
+    assert metrics["sparsity"] == 1.0
+    assert "stage: body.weight has no weight left: exclude it, or prune less" in metrics["warnings"]
+
+
+@pytest.mark.parametrize(("kept", "group"), [(2, 4), (1, 4), (3, 8)])
+def test_patterns_keep_the_largest_of_every_group(tiny, kept, group):
+    weights = {name: tiny.net().get_parameter(name).detach() for name in PRUNABLE}
+    masks = pattern_masks(weights, kept, group)
+    assert set(masks) == {"body.weight", "head.weight"}  # the stem has a single input channel
+    body, mask = weights["body.weight"], masks["body.weight"]
+    for out, row, column in ((0, 0, 0), (5, 2, 1)):
+        for start in range(0, 8, group):
+            values = body[out, start : start + group, row, column].abs()
+            flags = mask[out, start : start + group, row, column]
+            assert int(flags.sum()) == kept
+            assert values[flags].min() >= values[~flags].max()
+
+
+def test_the_pattern_stage(tiny, splits, context):
+    config = PruneConfig(kind="prune", target=PruneTarget(pattern="2:4"), exclude=("head",))
+    network, metrics = prune(Network(tiny.net()), config, splits, context())
+    assert set(network.masks) == {"body.weight"}
+    assert metrics["sparsity"] == 0.5
+
+
+@given(st.lists(st.integers(-3, 3), min_size=1, max_size=40), st.floats(0.0, 1.0))
+def test_of_equal_scores_the_first_go(values, share):
+    scores = torch.tensor(values, dtype=torch.float32)
+    count = round(share * len(values))
+    expected = torch.ones(len(values), dtype=torch.bool)
+    expected[torch.argsort(scores, stable=True)[:count]] = False
+    assert torch.equal(lowest_masks({"x": scores}, share)["x"], expected)
+
+
+def test_shared_weights_are_left_alone():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.middle = nn.Embedding(10, 4), nn.Linear(4, 4)
+            self.out = nn.Linear(4, 10, bias=False)
+            self.out.weight = self.table.weight
+
+    assert set(prunable_weights(Tied(), (), "stage")) == {"middle.weight"}
+
+
+def test_the_cubic_schedule_is_that_of_the_paper():
+    assert [cubic(done, 0.1, 0.9) for done in (0.0, 1.0)] == pytest.approx([0.1, 0.9])
+    assert cubic(0.5, 0.0, 0.8) == pytest.approx(0.8 - 0.8 * 0.125)
+
+
+class Recorder(nn.Module):
+    """Cross entropy that writes down the share of zeros before every step."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module, self.zeros = [module], []
+
+    def forward(self, inputs, outputs, labels):
+        weights = [self.module[0].get_parameter(name) for name in PRUNABLE]
+        self.zeros.append(sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights))
+        return nn.functional.cross_entropy(outputs, labels)
+
+
+@pytest.mark.parametrize("method", ["magnitude", "movement"])
+def test_sparsity_grows_along_the_cubic(tiny, splits, context, method):
+    config = gradual(method=method, begin=0.2).gradual
+    network = Network(tiny.net(), {})
+    loss = Recorder(network.module)
+    hook = Gradual(list(PRUNABLE), 0.6, "global", method, config)
+    context().fit(network, splits, config, loss, hooks=[hook])
+    first, last = round(0.2 * 19), round(0.6 * 19)  # 20 steps
+    assert loss.zeros[: first + 1] == [0.0] * (first + 1)
+    assert loss.zeros[first + 1] == pytest.approx(cubic(1 / 5, 0.0, 0.6), abs=1e-3)
+    assert loss.zeros[last] < 0.6 - 1e-3
+    assert loss.zeros[last + 1 :] == pytest.approx([0.6] * (19 - last), abs=1e-3)
+    assert sorted(loss.zeros) == loss.zeros
+    assert network.sparsity() == pytest.approx(0.6, abs=1e-3)
+
+
+@pytest.mark.parametrize("scope", ["global", "layer"])
+@pytest.mark.parametrize("method", ["magnitude", "movement"])
+def test_pruning_while_training_learns(tiny, splits, context, method, scope):
+    network, metrics = prune(Network(tiny.net()), gradual(0.5, method, scope, epochs=6), splits, context())
+    assert metrics["evaluation_accuracy"] > max(0.8, metrics["accuracy_before"])
+    assert metrics["evaluation_accuracy"] == accuracy(network.module, splits.evaluation)
+    assert metrics["sparsity"] == pytest.approx(0.5, abs=2e-3)
+    assert metrics["best_epoch"] >= 3  # the first epochs end before the last instant
+    for name in PRUNABLE:
+        weight = network.module.get_parameter(name)
+        assert not weight[~network.masks[name]].any()
+
+
+def test_movement_scores_are_the_sum_of_gradient_times_weight(tiny):
+    """By hand, on one linear layer: scores, what goes, and what comes back with its old value."""
+    module = nn.Linear(4, 1, bias=False)
+    with torch.no_grad():
+        module.weight.copy_(torch.tensor([[1.0, 2.0, -3.0, 4.0]]))
+    network = Network(module, {})
+    config = GradualConfig(epochs=1, begin=0.0, end=0.5, updates=2)
+    hook = Gradual(["weight"], 0.5, "global", "movement", config)
+    hook.begin(network, 5, 5)  # instants after steps 0 and 2
+    gradients = [[1.0, -1.0, 1.0, 0.0], [-9.0, 0.0, 0.0, 1.0], [-9.0, 0.0, 0.0, 1.0]]
+    dense, scores = torch.tensor([1.0, 2.0, -3.0, 4.0]), torch.zeros(4)
+    seen = []
+    for step, gradient in enumerate(gradients):
+        module.weight.grad = torch.tensor([gradient])
+        scores -= torch.tensor(gradient) * dense
+        hook.after_backward(step)
+        hook.after_step(step)
+        seen.append(module.weight.detach().flatten().tolist())
+    # Step 0: scores -1, 2, 3, 0; the cubic gives 7/16 of four weights, two: the first and the last go.
+    assert seen[0] == [0.0, 2.0, -3.0, 0.0]
+    assert seen[1] == [0.0, 2.0, -3.0, 0.0]
+    # Step 2: 17, 2, 3, -8: the first is back as it was, the second goes in its place.
+    assert scores.tolist() == [17.0, 2.0, 3.0, -8.0]
+    assert seen[2] == [1.0, 0.0, -3.0, 0.0]
+    assert hook.settled(2)
+    assert not hook.settled(1)
+
+
+@pytest.mark.parametrize("method", ["magnitude", "movement"])
+def test_what_was_pruned_before_stays_out(tiny, splits, context, method):
+    once, _ = prune(Network(tiny.net()), settings(0.3), splits, context())
+    first = {name: mask.clone() for name, mask in once.masks.items()}
+    twice, metrics = prune(once, gradual(0.6, method), splits, context())
+    assert metrics["sparsity"] == pytest.approx(0.6, abs=2e-3)
+    assert all(not (twice.masks[name] & ~first[name]).any() for name in first)
+
+
+@pytest.mark.parametrize("method", ["magnitude", "movement"])
+def test_gradual_pruning_resumes_with_the_same_bytes(tiny, splits, context, tmp_path, method):
+    from dataclasses import replace
+
+    from exporter.training import Checkpoints
+
+    config = gradual(0.6, method)
+    expected, _ = prune(Network(tiny.net()), config, splits, context())
+
+    class Stop(nn.Module):
+        """A network that is killed in its ninth step."""
+
+        def __init__(self, net, limit):
+            super().__init__()
+            self.net, self.left = net, limit
+
+        def forward(self, image):
+            self.left -= self.training
+            if self.left < 0:
+                raise KeyboardInterrupt
+            return self.net(image)
+
+    kept = replace(context(), checkpoints=Checkpoints(tmp_path, interval_s=0))
+    reference, _ = prune(Network(Stop(tiny.net(), 99)), config, splits, context())
+    with pytest.raises(KeyboardInterrupt):
+        prune(Network(Stop(tiny.net(), 8)), config, splits, kept)
+    assert list(tmp_path.iterdir())
+    found, _ = prune(Network(Stop(tiny.net(), 99)), config, splits, kept)
+    for name, value in found.module.net.state_dict().items():
+        assert torch.equal(value, reference.module.net.state_dict()[name])
+        assert torch.equal(value, expected.module.state_dict()[name])
+    assert all(torch.equal(found.masks[name], mask) for name, mask in reference.masks.items())
+
+
+def test_zeros_are_exact_zeros_in_the_int8_file(tiny, splits, context, tmp_path):
+    """The way of a build: pruned, fine-tuned with masks, exported with folded norms, quantized."""
+    import onnx
+    from onnx import numpy_helper
+
+    from bench.progress import SILENT
+    from exporter.recipe import ExportConfig, FineTuneConfig, QuantizeConfig
+    from exporter.repaired import quantize_split
+    from exporter.stages.finetune import finetune
+    from exporter.targets import TARGETS
+    from exporter.to_onnx import export
+
+    network, _ = prune(Network(tiny.net()), gradual(0.6, "movement"), splits, context())
+    config = FineTuneConfig(
+        kind="finetune", epochs=2, batch_size=10, learning_rate=0.05, ema=0.5, mixup=0.2
+    )
+    network, _ = finetune(network, config, splits, context())
+    export(network.module, splits.calibration, tmp_path / "float.onnx", ExportConfig(), {})
+    many = tiny.splits(calibration=160).calibration
+    for target, repair in (
+        ("x86-vnni", ()),
+        ("x86-avx2", ()),
+        ("arm64", ()),
+        ("x86-vnni", ("equalize", "adaround", "bias")),
+    ):
+        quantize_split(
+            tmp_path / "float.onnx",
+            tmp_path / "int8.onnx",
+            many,
+            QuantizeConfig(samples=128, repair=repair),
+            TARGETS[target],
+            seed=0,
+            progress=SILENT,
+        )
+        stored = [
+            numpy_helper.to_array(tensor) for tensor in onnx.load(tmp_path / "int8.onnx").graph.initializer
+        ]
+        stored = [
+            array
+            for array in stored
+            if array.dtype.kind in "iu" and array.dtype.itemsize == 1 and array.ndim > 1
+        ]
+        for name in PRUNABLE:
+            mask = network.masks[name].numpy()
+            (array,) = [a for a in stored if a.size == mask.size]
+            array = array if array.shape == mask.shape else array.T
+            assert (~mask).any()
+            assert not array[~mask].any(), (target, name)
+            assert array[mask].any()
+
+
+def test_zeros_compress(tiny, splits, context):
+    module = tiny.net(width=64)
+    dense = compressed_bytes(prunable_weights(module, (), "stage"))
+    network, metrics = prune(Network(module), settings(0.8), splits, context())
+    assert metrics["compressed_bytes_before"] == dense
+    sparse = metrics["compressed_bytes"]
+    assert sparse == compressed_bytes(prunable_weights(network.module, (), "stage"))
+    assert sparse["float"] < 0.5 * dense["float"]
+    assert sparse["int8"] < 0.6 * dense["int8"]
+    assert metrics["int8_compressed_ratio"] == sparse["int8"] / dense["int8"]
+    assert sparse["int8"] < 64 * 64 * 9 / 2 < dense["int8"]

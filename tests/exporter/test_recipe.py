@@ -19,6 +19,7 @@ from exporter.recipe import (
     read_recipe,
     recipe_from,
     recipe_schema,
+    trains,
 )
 from exporter.scaffold import schema_text
 
@@ -93,7 +94,7 @@ def test_own_names_do_not_count_among_the_numbered(write):
             "known here: dynamic, min_sqnr_db, opset, postprocess, preprocess",
         ),
         ("[gate.float_twin]\nspeed = 1.0\n", "gate.float_twin.speed", "known here: accuracy, latency_p50"),
-        (FINETUNE + "epoch = 3\n", "stage.0.finetune.epoch", "known here: batch_size, epochs, freeze"),
+        (FINETUNE + "epoch = 3\n", "stage.0.finetune.epoch", "known here: batch_size, class_weights, ema"),
         (
             '[[stage]]\nkind = "prune"\ntarget = { sparsity = 0.5, macs = 1 }\n',
             "stage.0.prune.target.macs",
@@ -121,7 +122,7 @@ def test_an_unknown_key_is_named_with_the_known_ones(write, extra, key, fix):
         ("[bench]\nthreads = 0\n", "bench.threads", "0 is refused"),
         ("[gate]\nmin_accuracy = 1.5\n", "gate.min_accuracy", "1.5 is refused"),
         (FINETUNE + "epochs = true\n", "stage.0.finetune.epochs", "True is refused"),
-        (FINETUNE + "batch_size = 1\n", "stage.0.finetune.batch_size", "1 is refused"),
+        (FINETUNE + "batch_size = 0\n", "stage.0.finetune.batch_size", "0 is refused"),
         (FINETUNE + "learning_rate = 0.0\n", "stage.0.finetune.learning_rate", "0.0 is refused"),
         (FINETUNE + "validation = 1.0\n", "stage.0.finetune.validation", "1.0 is refused"),
         (FINETUNE + 'name = "a b"\n', "stage.0.finetune.name", "'a b' is refused"),
@@ -288,6 +289,55 @@ def test_later_overrides_win(write):
 )
 def test_overrides_that_make_no_sense(write, override, words):
     assert words in str(refusal(write(), override))
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ("target = {}", "give one of sparsity, threshold, pattern; there are 0"),
+        ("target = { sparsity = 0.5, threshold = 0.1 }", "there are 2"),
+        ("target = { pattern = '4:4' }", "keeps 4 of 4; write such as 2:4"),
+        ("target = { pattern = '0:4' }", "keeps 0 of 4"),
+        ("target = { sparsity = 0.5 }\nmethod = 'movement'", "add gradual = { epochs = 3 }"),
+        ("target = { threshold = 0.5 }\ngradual = {}", "set target.sparsity"),
+        ("target = { sparsity = 0.5 }\ngradual = { begin = 0.8, end = 0.5 }", "is not after begin"),
+    ],
+)
+def test_prunings_that_make_no_sense(write, lines, words):
+    error = refusal(write(f'[[stage]]\nkind = "prune"\n{lines}\n'))
+    assert words in str(error)
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ("epochs = 2\nprobe_epochs = 2", "leaves no epoch of 2 to train the rest; raise epochs"),
+        ("unfreeze_every = 2", "unfreeze_every needs unfreeze_epoch"),
+        ("layer_decay = 0.0", "layer_decay"),
+        ("norm_statistics = 'none'", "norm_statistics"),
+    ],
+)
+def test_trainings_that_make_no_sense(write, lines, words):
+    assert words in str(refusal(write(f"{FINETUNE}{lines}\n")))
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ("teacher = []", "teacher is empty; name one"),
+        ("teacher = ['pretrained', 'later']", "teacher 'later' of stage 'distill' is no earlier stage"),
+        ("teacher = 'pretrained'\nunlabelled = { factory = 'a:b' }\nmixup = 0.2", "set mixup = 0"),
+        ("teacher = 'pretrained'\nunlabelled = { factory = 'a:b' }\nhard_weight = 1.0", "lower it"),
+        ("teacher = 'pretrained'\nfeatures = [{ student = 'a', kind = 'gram' }]", "kind"),
+    ],
+)
+def test_distillations_that_make_no_sense(write, lines, words):
+    assert words in str(refusal(write(f'[[stage]]\nkind = "distill"\n{lines}\n')))
+
+
+def test_gradual_pruning_counts_as_training(write):
+    recipe = read_recipe(write('[[stage]]\nkind = "prune"\ntarget = { sparsity = 0.5 }\ngradual = {}\n'))
+    assert trains(recipe.stage[0])
 
 
 def test_the_published_schema_is_current():

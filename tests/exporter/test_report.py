@@ -11,7 +11,7 @@ from bench.artifact import read_manifest
 from bench.gate import judgement_from
 from bench.policy import Policy, TwinBudgets, criteria
 from bench.result import read_result
-from exporter.report import render_report, stage_summary, training_runs, transfer_rows
+from exporter.report import few_shot_rows, render_report, stage_summary, training_runs, transfer_rows
 
 pytestmark = pytest.mark.slow
 
@@ -122,6 +122,30 @@ def test_transfer_is_shown_where_it_was_measured(manifest, judgement):
     text = render_report(with_scratch, judgement)
     assert "What transfer bought" in text
     assert "+25.00 points" in text
+
+
+def test_the_few_shot_curve_is_shown(manifest, judgement):
+    lines = [
+        {
+            "images": images,
+            "transfer": [0.5, 0.75],
+            "from_scratch": [0.25, 0.25],
+            "gain": {"estimate": 0.375, "lower": 0.1, "upper": 0.65},
+        }
+        for images in (10, 100)
+    ]
+    assert few_shot_rows(lines)[1] == {
+        "images": "100",
+        "seeds": "2",
+        "transfer": "62.50%",
+        "from_scratch": "25.00%",
+        "gain": "+37.50 points",
+        "bounds": "+10.00 … +65.00",
+    }
+    page = Page(render_report(with_stage(manifest, "finetune", few_shot=lines), judgement))
+    assert "+10.00 … +65.00" in " ".join(page.texts)
+    assert "training images a class" in " ".join(page.texts)
+    assert sum(tag == "svg" for tag, _ in page.tags) == 5
 
 
 def test_charts_without_data_are_left_out(manifest, judgement):

@@ -17,7 +17,8 @@ from exporter.errors import StageError
 from exporter.network import Network, accuracy, predict
 from exporter.recipe import FineTuneConfig
 from exporter.stages.finetune import cross_entropy
-from exporter.training import check_classes, fit, hold_out, warmup_cosine
+from exporter.training import Hook, check_classes, class_notes, fit, hold_out, warmup_cosine
+from exporter.training.mixup import mixup
 
 
 def settings(**changes):
@@ -275,3 +276,161 @@ def test_predictions_after_training_are_those_of_evaluation_mode(tiny, splits):
     assert np.array_equal(
         predict(network.module, splits.evaluation), predict(network.module.eval(), splits.evaluation)
     )
+
+
+def test_the_average_of_the_weights_is_kept(tiny, splits):
+    """One epoch without a best to choose: what comes back is the average, by its definition."""
+    states = []
+
+    class Watch(Hook):
+        def begin(self, network, steps, steps_per_epoch):
+            self.module = network.module
+            states.append(snapshot(network.module))
+
+        def after_step(self, step):
+            states.append(snapshot(self.module))
+
+    network = Network(tiny.net())
+    fit(
+        network,
+        splits,
+        settings(epochs=1, ema=0.3),
+        cross_entropy(),
+        seed=0,
+        name="stage",
+        progress=SILENT,
+        hooks=[Watch()],
+    )
+    average = states[0]
+    for step, state in enumerate(states[1:]):
+        decay = min(0.3, (1 + step) / (10 + step))
+        average = {
+            name: decay * average[name] + (1 - decay) * value if value.is_floating_point() else value
+            for name, value in state.items()
+        }
+    for name, value in network.module.state_dict().items():
+        assert torch.allclose(value.float(), average[name].float(), atol=1e-6), name
+    assert not torch.equal(network.module.stem.weight, states[-1]["stem.weight"])
+
+
+def test_pruned_weights_are_zero_in_the_average_too(tiny, splits):
+    module = tiny.net()
+    mask = torch.rand(module.body.weight.shape, generator=torch.Generator().manual_seed(0)) > 0.5
+    network = Network(module, {"body.weight": mask})  # the masks are first applied after a step
+    train(network, splits, ema=0.9)
+    assert not module.body.weight[~mask].any()
+
+
+def test_patience_ends_a_training_that_gains_nothing(tiny, splits):
+    """The loss turns round after two epochs: the third is worse, and so on."""
+    calls = []
+
+    def loss(inputs, outputs, labels):
+        calls.append(0)
+        sign = 1 if len(calls) <= 10 else -1
+        return sign * cross_entropy()(inputs, outputs, labels)
+
+    fitted = train(Network(tiny.net()), splits, epochs=20, loss=loss, warmup=0.0, patience=3)
+    accuracies = [line.validation_accuracy for line in fitted.curves]
+    gained = accuracies.index(max(accuracies))
+    assert len(accuracies) == gained + 1 + 3 < 20
+    assert len(calls) == 5 * len(accuracies)
+
+
+def test_patience_waits_for_the_probe(tiny, splits):
+    def nothing(inputs, outputs, labels):
+        return outputs.sum() * 0
+
+    fitted = train(Network(tiny.net()), splits, epochs=9, loss=nothing, patience=1, probe_epochs=4)
+    assert len(fitted.curves) == 6
+
+
+def test_epochs_that_are_not_settled_are_not_kept(tiny, splits):
+    class Late(Hook):
+        def __init__(self, step):
+            self.step = step
+
+        def settled(self, step):
+            return step >= self.step
+
+    def run(hook):
+        network = Network(tiny.net())
+        return fit(
+            network,
+            splits,
+            settings(epochs=4),
+            cross_entropy(),
+            seed=0,
+            name="stage",
+            progress=SILENT,
+            hooks=[hook],
+        )
+
+    assert run(Late(19)).best_epoch == 3
+    with pytest.raises(StageError, match="no epoch ended with the network in its final form; raise epochs"):
+        run(Late(20))
+
+
+def test_mixup_mixes_pictures_and_labels(splits):
+    batch = splits.train.take(np.arange(8))
+    inputs, labels = {"image": torch.from_numpy(batch.inputs["image"])}, torch.from_numpy(batch.labels)
+    mixed, shares = mixup(
+        inputs, labels, classes=3, alpha=1.0, generator=np.random.default_rng(0), place="stage"
+    )
+    twin = np.random.default_rng(0)
+    share, order = float(twin.beta(1.0, 1.0)), twin.permutation(8)
+    assert 0.05 < share < 0.95
+    expected = share * inputs["image"] + (1 - share) * inputs["image"][order]
+    assert torch.equal(mixed["image"], expected)
+    assert shares.sum(dim=1).tolist() == pytest.approx([1.0] * 8)
+    for row, (own, other) in enumerate(zip(labels, labels[order], strict=True)):
+        if own != other:
+            assert shares[row, own].item() == pytest.approx(share)
+            assert shares[row, other].item() == pytest.approx(1 - share)
+    with pytest.raises(StageError, match=r"stage.mixup: input 'ids' is of integers; set mixup = 0"):
+        mixup(
+            {"ids": labels}, labels, classes=3, alpha=1.0, generator=np.random.default_rng(0), place="stage"
+        )
+
+
+def test_the_network_learns_from_mixed_samples(tiny, splits):
+    network = Network(tiny.net())
+    seen = []
+
+    def loss(inputs, outputs, labels):
+        seen.append(labels.dtype)
+        return cross_entropy(0.1)(inputs, outputs, labels)
+
+    train(network, splits, epochs=6, mixup=0.4, loss=loss)
+    assert set(seen) == {torch.float32}
+    assert accuracy(network.module, splits.evaluation) > 0.9
+
+
+def test_parameters_of_a_loss_learn(tiny, splits):
+    class Loss(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.shift = nn.Parameter(torch.zeros(3))
+
+        def forward(self, inputs, outputs, labels):
+            return cross_entropy()(inputs, outputs + self.shift, labels)
+
+    loss = Loss()
+    train(Network(tiny.net()), splits, loss=loss)
+    assert loss.shift.detach().abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    ("counts", "notes"),
+    [
+        ([40, 40, 40], []),
+        ([100, 9, 40], ["class 1 has few training samples (9, the largest class has 100)"]),
+        ([100, 3, 2], ["classes 1, 2 have few training samples (2 to 3, the largest class has 100)"]),
+        ([50, 0, 50], ["class 1 has no training sample: nothing can be learnt of that"]),
+        ([6, 6, 6], ["2 validation samples for 3 classes say little of which epoch is best"]),
+    ],
+)
+def test_thin_data_are_named(counts, notes):
+    found = class_notes(np.repeat(np.arange(3), counts), 3, 0.1)
+    assert len(found) == len(notes)
+    assert all(line.startswith(start) for line, start in zip(found, notes, strict=True))

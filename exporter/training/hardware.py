@@ -1,0 +1,339 @@
+"""Opening the hardware that a recipe names: one process here, and all that work beside it.
+
+The build is process 0. It starts the other processes of its own machine itself; on every further machine
+`edgeproof follow` finds the job in the cache, on the file system that they share, and starts those. All
+run the same stage on the same files and meet in the training loop; what the others make is thrown away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from bench.errors import MissingExtraError, one_line
+from bench.files import write_text
+from exporter.cache import UNFINISHED
+from exporter.errors import StageError
+from exporter.recipe import Recipe, TrainConfig, trains
+from exporter.training.engine import ONE_CPU, Engine, FabricEngine
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+READY = "ready"
+# A machine may need that long to load its data; a network that exchanges gradients never does.
+TIMEOUT = timedelta(minutes=10)
+JOB = "job.json"
+POLL_S = 1.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """A stage to train, as every process of a training is told it; plain values and paths alone.
+
+    Attributes:
+        recipe: the whole one.
+        folder: of the recipe.
+        stage: the stage's name.
+        folders: of earlier steps, by name.
+        unfinished: where checkpoints lie.
+        host, port: where the processes meet.
+        node, local: which machine this process is on, and which of the machine's processes it is.
+    """
+
+    recipe: Recipe
+    folder: Path
+    stage: str
+    folders: Mapping[str, Path]
+    unfinished: Path
+    host: str = "127.0.0.1"
+    port: int = 0
+    node: int = 0
+    local: int = 0
+
+    @property
+    def world(self) -> int:
+        """The number of processes."""
+        return self.recipe.train.devices * self.recipe.train.nodes
+
+    @property
+    def rank(self) -> int:
+        """The number of this process."""
+        return self.node * self.recipe.train.devices + self.local
+
+    def to_json(self) -> str:
+        """One line of text."""
+        content: dict[str, Any] = {
+            **self.__dict__,
+            # What was set alone: that a default was written out is an error for some keys.
+            "recipe": self.recipe.model_dump(mode="json", exclude_unset=True),
+            "folder": str(self.folder),
+            "folders": {name: str(path) for name, path in self.folders.items()},
+            "unfinished": str(self.unfinished),
+        }
+        return json.dumps(content)
+
+    @classmethod
+    def from_json(cls, text: str) -> Job:
+        """What `to_json` wrote."""
+        content = json.loads(text)
+        return cls(
+            **{
+                **content,
+                "recipe": Recipe.model_validate_json(json.dumps(content["recipe"])),
+                "folder": Path(content["folder"]),
+                "folders": {name: Path(path) for name, path in content["folders"].items()},
+                "unfinished": Path(content["unfinished"]),
+            }
+        )
+
+
+def used_accelerator(config: TrainConfig) -> str:
+    """`cpu` or `gpu`."""
+    if config.accelerator == "auto":
+        return "gpu" if torch.cuda.is_available() else "cpu"
+    return config.accelerator
+
+
+def is_plain(config: TrainConfig) -> bool:
+    """Whether one process on the CPU at 32 bit is asked for, which needs no Fabric."""
+    one = config.devices * config.nodes == 1
+    return one and used_accelerator(config) == "cpu" and config.precision == "32"
+
+
+def hardware_ingredients(config: TrainConfig) -> list[str | int]:
+    """What of the hardware a training's numbers hang on."""
+    if is_plain(config):
+        return ["cpu"]
+    try:
+        fabric = version("lightning-fabric")
+    except PackageNotFoundError:
+        fabric = "absent"
+    return [used_accelerator(config), config.devices, config.nodes, config.precision, fabric]
+
+
+def check_hardware(recipe: Recipe) -> None:
+    """Make sure, before any stage runs, that this machine has what `[train]` asks for.
+
+    Raises:
+        MissingExtraError: the recipe asks for more than one CPU process at 32 bit, and Fabric is missing.
+        StageError: there are too few GPUs, or a batch cannot be shared out.
+    """
+    config = recipe.train
+    if is_plain(config):
+        return
+    if find_spec("lightning_fabric") is None:
+        raise MissingExtraError("lightning_fabric", "train")
+    if used_accelerator(config) == "gpu":
+        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if found < config.devices:
+            raise StageError(
+                "train.devices" if found else "train.accelerator",
+                f"{config.devices} GPU(s) are asked for, PyTorch finds {found}",
+                'ask for fewer, set accelerator = "cpu", or install PyTorch for this GPU',
+            )
+    world = config.devices * config.nodes
+    for stage in recipe.stage:
+        size = getattr(getattr(stage, "gradual", None) or stage, "batch_size", 0)
+        if size % world and trains(stage):
+            raise StageError(
+                f"{stage.kind}.batch_size",
+                f"{size} samples cannot be shared out evenly among {world} processes",
+                f"make it a multiple of {world}",
+            )
+
+
+@contextlib.contextmanager
+def open_engine(job: Job) -> Iterator[Engine]:
+    """The engine of a build, with all further processes of this machine started; they end with it.
+
+    Raises:
+        StageError: a further process failed.
+    """
+    config = job.recipe.train
+    if is_plain(config):
+        yield ONE_CPU
+        return
+    if job.world == 1:
+        fabric = _fabric(job)
+        fabric.launch()
+        yield FabricEngine(fabric)
+        return
+    host, _, port = config.main.rpartition(":")
+    meeting = (
+        replace(job, host=host, port=int(port)) if config.nodes > 1 else replace(job, port=_free_port())
+    )
+    with _announced(meeting), processes(meeting, range(1, config.devices)) as others:
+        try:
+            with joined(meeting) as engine:
+                yield engine
+        except RuntimeError as error:  # what a broken connection raises
+            raise StageError(
+                job.stage,
+                f"the exchange between processes failed ({one_line(str(error), 200)})",
+                _why(others),
+            ) from error
+
+
+def follow(cache: Path, node: int, *, jobs: int | None = None) -> None:
+    """Work on the trainings of a build that runs on another machine.
+
+    Args:
+        cache: of the build, on a file system that both see under the same path.
+        node: which of the machines this is, from 1.
+        jobs: how many trainings to take part in before returning; None never returns.
+
+    Raises:
+        StageError: a process failed.
+    """
+    path, done = cache / UNFINISHED / JOB, ""
+    while jobs is None or jobs > 0:
+        text = path.read_text(encoding="utf-8") if path.is_file() else done
+        if text == done:
+            time.sleep(POLL_S)
+            continue
+        job = replace(Job.from_json(text), node=node)
+        with processes(job, range(job.recipe.train.devices)) as started:
+            for process in started:
+                if process.wait() != 0:
+                    raise StageError(job.stage, "a process failed", _why([process]))
+        done, jobs = text, None if jobs is None else jobs - 1
+
+
+@contextlib.contextmanager
+def joined(job: Job) -> Iterator[Engine]:
+    """The engine of one of several processes, after all have met."""
+    fabric = _fabric(job)
+    before = {name: os.environ.get(name) for name in ("MASTER_ADDR", "MASTER_PORT")}
+    fabric.launch()
+    try:
+        yield FabricEngine(fabric)
+    finally:
+        torch.distributed.destroy_process_group()
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def processes(job: Job, numbers: range) -> Iterator[list[subprocess.Popen[str]]]:
+    """Start processes of this machine, wait until they have read their data, and end them at last.
+
+    Raises:
+        StageError: one failed, with its last line.
+    """
+    line = [sys.executable, "-m", "exporter.follow"]
+    started: list[subprocess.Popen[str]] = []
+    try:
+        for local in numbers:
+            process = subprocess.Popen(
+                line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            )
+            started.append(process)
+            assert process.stdin is not None
+            process.stdin.write(replace(job, local=local).to_json() + "\n")
+            process.stdin.flush()
+        for process in started:
+            assert process.stdout is not None
+            if process.stdout.readline().strip() != READY:
+                raise StageError(job.stage, "a further process did not start", _why([process]))
+        yield started
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
+
+
+@contextlib.contextmanager
+def _announced(job: Job) -> Iterator[None]:
+    """The job where other machines look for it, while it lasts."""
+    if job.recipe.train.nodes == 1:
+        yield
+        return
+    path = job.unfinished.parent / JOB
+    write_text(path, job.to_json())
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _fabric(job: Job) -> Fabric:
+    from lightning_fabric import Fabric
+    from lightning_fabric.plugins.environments import ClusterEnvironment
+    from lightning_fabric.strategies import DDPStrategy
+
+    class Meeting(ClusterEnvironment):  # type: ignore[misc]
+        """Ranks as the job has them."""
+
+        creates_processes_externally = True
+        main_address = job.host
+        main_port = job.port
+
+        @staticmethod
+        def detect() -> bool:
+            return False
+
+        def world_size(self) -> int:
+            return job.world
+
+        def set_world_size(self, size: int) -> None:
+            pass
+
+        def global_rank(self) -> int:
+            return job.rank
+
+        def set_global_rank(self, rank: int) -> None:
+            pass
+
+        def local_rank(self) -> int:
+            return job.local
+
+        def node_rank(self) -> int:
+            return job.node
+
+    config = job.recipe.train
+    # cuBLAS is deterministic with a workspace of fixed size alone (PyTorch, "Reproducibility").
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    several = DDPStrategy(cluster_environment=Meeting(), timeout=TIMEOUT)
+    return Fabric(
+        accelerator=used_accelerator(config),
+        devices=config.devices,
+        num_nodes=config.nodes,
+        precision=config.precision,
+        strategy=several if job.world > 1 else "auto",
+    )
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _why(started: list[subprocess.Popen[str]]) -> str:
+    """The last lines of processes that have ended badly."""
+    lines = []
+    for process in started:
+        if process.poll() is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=5)
+        if process.poll() and process.stderr is not None:
+            lines += process.stderr.read().strip().splitlines()[-1:]
+    return one_line("; ".join(lines)) or "look at the other machines"

