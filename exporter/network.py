@@ -14,10 +14,12 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from bench.arrays import Array
+from exporter.calibration import Range
 from exporter.data import Split
 
 WEIGHTS = "weights.safetensors"
 MASKS = "masks.safetensors"
+RANGES = "ranges.safetensors"
 EVALUATION_BATCH = 64
 
 
@@ -29,10 +31,13 @@ class Network:
         module: the network; stages train it in place and hand it on.
         masks: parameter name -> bool tensor of its shape, False where the weight is pruned. Every
             stage that changes weights calls `apply_masks` afterwards.
+        ranges: tensor of the exported graph -> activation range that was learned with the weights; the
+            quantizer takes these as they are.
     """
 
     module: nn.Module
     masks: Mapping[str, Tensor] = field(default_factory=dict)
+    ranges: Mapping[str, Range] = field(default_factory=dict)
 
     def apply_masks(self) -> None:
         """Set pruned weights back to zero."""
@@ -50,7 +55,7 @@ class Network:
         return zeros / total if total else 0.0
 
     def save(self, folder: Path) -> None:
-        """Write weights and masks."""
+        """Write weights, masks and ranges."""
         state = {
             key: value.detach().contiguous().clone() for key, value in self.module.state_dict().items()
         }
@@ -59,13 +64,26 @@ class Network:
         if self.masks:
             masks = {name: mask.contiguous() for name, mask in self.masks.items()}
             (folder / MASKS).write_bytes(save(masks))
+        self.save_ranges(folder)
+
+    def save_ranges(self, folder: Path) -> None:
+        """Write the ranges alone, if there are any: they go with the exported model."""
+        if self.ranges:
+            ranges = {name: torch.tensor([r.lowest, r.highest]) for name, r in self.ranges.items()}
+            (folder / RANGES).write_bytes(save(ranges))
 
 
 def load_network(module: nn.Module, folder: Path) -> Network:
     """Fill `module` with what `Network.save` wrote."""
     module.load_state_dict(load_file(folder / WEIGHTS))
     masks = load_file(folder / MASKS) if (folder / MASKS).is_file() else {}
-    return Network(module, masks)
+    return Network(module, masks, load_ranges(folder))
+
+
+def load_ranges(folder: Path) -> dict[str, Range]:
+    """The learned ranges that `Network.save` wrote, if there were any."""
+    ranges = load_file(folder / RANGES) if (folder / RANGES).is_file() else {}
+    return {name: Range(*ends.tolist()) for name, ends in sorted(ranges.items())}
 
 
 def call(module: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:

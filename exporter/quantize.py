@@ -17,7 +17,7 @@ from bench.arrays import Array
 from bench.errors import DataError
 from bench.progress import Progress
 from exporter.cache import content_key
-from exporter.calibration import RangeStore, collect_ranges
+from exporter.calibration import Range, RangeStore, collect_ranges
 from exporter.choices import CalibrationMethod
 from exporter.data import Samples, Split, stratified_indices
 from exporter.onnx_files import carry_metadata, content_hash, infer_shapes, write_checked
@@ -46,6 +46,7 @@ def quantize(
     seed: int,
     progress: Progress,
     store: RangeStore | None = None,
+    learned: Mapping[str, Range] | None = None,
 ) -> dict[str, Any]:
     """Write the int8 twin of a float model, calibrated on a share of a split.
 
@@ -58,6 +59,7 @@ def quantize(
         seed: of the draw.
         progress: told of every batch.
         store: of ranges found before, or None to collect them anew.
+        learned: ranges that were learned with the weights, by tensor; these are taken as they are.
 
     Raises:
         DataError: too few samples.
@@ -75,6 +77,7 @@ def quantize(
         exclude=config.exclude,
         progress=progress,
         store=store,
+        learned=learned,
     )
 
 
@@ -90,6 +93,7 @@ def quantize_model(
     fixed_batch: int | None = None,
     store: RangeStore | None = None,
     reference: onnx.ModelProto | None = None,
+    learned: Mapping[str, Range] | None = None,
 ) -> dict[str, Any]:
     """Write the int8 twin of a float model, in QDQ form.
 
@@ -104,6 +108,7 @@ def quantize_model(
         fixed_batch: the batch size that the model insists on, or None.
         store: of ranges found before, or None to collect them anew.
         reference: the model that is calibrated, where `model` has weights that are bent for int8.
+        learned: ranges that were learned with the weights, by tensor; these are taken as they are.
 
     Raises:
         DataError: the samples cannot be read, hold NaN, or do not fill the fixed batches.
@@ -120,7 +125,8 @@ def quantize_model(
     network = plan.network if reference is None else infer_shapes(reference)
     key = "" if store is None else _ranges_key(network, store.data, method, batch_size)
     ranges = {} if store is None else store.find(key)
-    if missing := [name for name in plan.tensors if name not in ranges]:
+    learned = learned or {}
+    if missing := [name for name in plan.tensors if name not in ranges and name not in learned]:
         ranges |= collect_ranges(
             network,
             missing,
@@ -139,7 +145,7 @@ def quantize_model(
     ]
 
     def run(overrides: Overrides) -> onnx.ModelProto:
-        return make_twin(plan, ranges, overrides)
+        return make_twin(plan, {**ranges, **learned}, overrides)
 
     if target.saturates:
         quantized, reduced = without_saturation(run, lambda: samples.batches(batch_size))
@@ -158,6 +164,7 @@ def quantize_model(
         "reduced_channels": reduced,
         "method": method,
         "samples": samples.count,
+        "learned_ranges": sum(name in learned for name in plan.tensors),
         "tables": tables,
         "quantize_nodes": operators.count("QuantizeLinear"),
         "dequantize_nodes": operators.count("DequantizeLinear"),

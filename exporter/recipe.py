@@ -357,8 +357,28 @@ class ReestimateConfig(StageConfig):
     )
 
 
+class QatConfig(StageConfig, Training):
+    """`kind = "qat"`: train under the rounding to 8 bits of the recipe's target; the last stage."""
+
+    kind: Literal["qat"]
+    batch_size: int = Field(
+        64, ge=1, le=65_536, description="Samples per step; norms keep their statistics, so one will do."
+    )
+    learning_rate: float = Field(
+        1e-4, gt=0.0, le=10.0, description="Peak of the cosine schedule; far below that of fine-tuning."
+    )
+    weight_decay: float = Field(0.0, ge=0.0, le=1.0, description="AdamW's decoupled weight decay.")
+    temperature: float = Field(2.0, ge=1.0, le=100.0, description="Softness of both outputs.")
+    hard_weight: float = Field(
+        0.5, ge=0.0, le=1.0, description="Weight of the labels; the float network as teacher has the rest."
+    )
+    range_share: float = Field(
+        0.75, ge=0.0, le=1.0, description="Share of all steps in which activation ranges learn too."
+    )
+
+
 Stage = Annotated[
-    FineTuneConfig | PretrainConfig | PruneConfig | DistillConfig | ReestimateConfig,
+    FineTuneConfig | PretrainConfig | PruneConfig | DistillConfig | ReestimateConfig | QatConfig,
     Field(discriminator="kind"),
 ]
 
@@ -369,6 +389,7 @@ _STAGES: dict[object, type[StageConfig]] = {
     "prune": PruneConfig,
     "distill": DistillConfig,
     "reestimate": ReestimateConfig,
+    "qat": QatConfig,
 }
 
 
@@ -557,9 +578,21 @@ class Recipe(FrozenModel):
                         f"teacher {teacher!r} of stage {name!r} is no earlier stage; "
                         f"there are: {', '.join(earlier)}"
                     )
+            if isinstance(stage, QatConfig):
+                self._check_qat(index, name)
         if self.model.checkpoint is None and not any(trains(s) for s in self.stage):
             raise ValueError("nothing was ever trained: name model.checkpoint or add a stage that trains")
         return self
+
+    def _check_qat(self, index: int, name: str) -> None:
+        if index + 1 < len(self.stage):
+            raise ValueError(f"stage {name!r} must be the last: others would undo what it learned")
+        if self.quantize.repair or self.quantize.fallback is not None:
+            raise ValueError(
+                f"stage {name!r} trains the plain int8 model; remove quantize.repair and quantize.fallback"
+            )
+        if self.quantize.bits != 8:
+            raise ValueError(f"stage {name!r} trains for 8 bits; remove quantize.bits")
 
     def stage_names(self) -> list[str]:
         """The name of each stage: its own, or its kind, numbered from the second of a kind on."""

@@ -15,7 +15,7 @@ from bench.arrays import Array
 from bench.errors import DataError, UsageError
 from bench.parity import sqnr_db
 from bench.progress import Progress
-from exporter.calibration import RangeStore
+from exporter.calibration import Range, RangeStore
 from exporter.choices import PRESERVING_REPAIRS, CalibrationMethod, RepairName
 from exporter.data import ArraySamples, Split, stratified_indices
 from exporter.errors import ExportError
@@ -75,11 +75,13 @@ def quantize_split(
     seed: int,
     progress: Progress,
     store: RangeStore | None = None,
+    learned: Mapping[str, Range] | None = None,
 ) -> dict[str, Any]:
     """Quantize a float model as a recipe asks for it.
 
     `config.samples` of the calibration split, drawn with the classes in proportion, give the ranges. What
-    remains of the split judges repairs; if that is too little, a quarter of the drawn samples does.
+    remains of the split judges repairs; if that is too little, a quarter of the drawn samples does. Learned
+    ranges, by tensor, are taken as they are; a recipe has them or repairs.
 
     Raises:
         DataError: too few samples.
@@ -97,7 +99,15 @@ def quantize_split(
     repairing = Repairing(config.repair, config.fallback)
     if not repairing.asked:
         return quantize(
-            source, destination, calibration, config, target, seed=seed, progress=progress, store=store
+            source,
+            destination,
+            calibration,
+            config,
+            target,
+            seed=seed,
+            progress=progress,
+            store=store,
+            learned=learned,
         )
     count = sample_count(calibration, config)
     rest = min(calibration.count - count, MAX_HELD_OUT)

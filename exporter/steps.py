@@ -31,7 +31,7 @@ from exporter.errors import CheckpointError, ExportError
 from exporter.inference import run_model, run_scores
 from exporter.layers import LAYER_SAMPLES, layer_errors
 from exporter.lookup import find_file
-from exporter.network import Network, accuracy, deterministic, load_network, predict
+from exporter.network import Network, accuracy, deterministic, load_network, load_ranges, predict
 from exporter.operator_times import blamed, operator_times
 from exporter.pipeline import Run, Step
 from exporter.processing import as_shipped
@@ -40,6 +40,7 @@ from exporter.recipe import (
     DistillConfig,
     OnnxTeacherConfig,
     PretrainConfig,
+    QatConfig,
     Recipe,
     Stage,
     TeacherConfig,
@@ -99,7 +100,7 @@ def recipe_steps(shop: Workshop, *, ranges: Path | None = None) -> list[Step]:
                     **common,
                     "config": config.model_dump(mode="json"),
                     **_hardware(recipe, config),
-                    **_other_files(shop, config),
+                    **_others_read(shop, config),
                 },
                 tuple(parents),
                 _stage_runner(shop, name, config),
@@ -220,19 +221,27 @@ def run_stage(
         shop.load_unlabelled,
         engine,
         checkpoints,
+        shop.recipe.export,
+        shop.recipe.quantize,
     )
     network = load_network(shop.fresh_module(), folders[names[index - 1]])
     return STAGES[config.kind](network, config, shop.data, context)
 
 
-def _other_files(shop: Workshop, config: Stage) -> dict[str, Any]:
-    """Hashes of what a stage reads beside the recipe's own model and data."""
+def _others_read(shop: Workshop, config: Stage) -> dict[str, Any]:
+    """What a stage reads beside its own table and the recipe's model and data; files as hashes."""
     from exporter.data import fingerprint as data_fingerprint
 
     if isinstance(config, PretrainConfig):
         return {"source": data_fingerprint(shop.load_data(config.data, "stage.data"))}
     if isinstance(config, DistillConfig):
         return _distillation_files(shop, config)
+    if isinstance(config, QatConfig):
+        return {
+            "export": shop.recipe.export.model_dump(mode="json"),
+            "quantize": shop.recipe.quantize.model_dump(mode="json"),
+            "target": find_target(shop.recipe.quantize.target).name,
+        }
     return {}
 
 
@@ -266,6 +275,7 @@ def _export(shop: Workshop, trained: Path, out: Path) -> dict[str, Any]:
         "edgeproof.weights": sha256_of(trained / "weights.safetensors"),
     }
     nodes = export(network.module, shop.data.calibration, out / FLOAT_MODEL, shop.recipe.export, metadata)
+    network.save_ranges(out)
     return {
         "nodes": nodes,
         "opset": shop.recipe.export.opset,
@@ -289,6 +299,7 @@ def _quantize(shop: Workshop, exported: Path, out: Path, ranges: Path | None) ->
         seed=shop.recipe.seed,
         progress=shop.progress,
         store=None if ranges is None else RangeStore(ranges, content_key(drawn)),
+        learned=load_ranges(exported),
     )
     far = [
         f"calibration and evaluation samples of {drift.name!r} differ: distance {drift.distance:.2f}, "

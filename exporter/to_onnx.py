@@ -220,7 +220,9 @@ def _export_error(error: BaseException) -> ExportError:
         )
         where = f"{Path(line.group(1)).name}, line {line.group(2)}" if line else "the network's forward"
         return ExportError(
-            where, "decides by the values of a tensor", "use torch.where or torch.cond instead of if"
+            where,
+            "decides by the values of a tensor",
+            "use torch.where or torch.cond instead of if; until then, all stages but qat and export work",
         )
     fixed = re.search(r"inferred a static shape of (\d+) for dimension inputs(\S+?)\.shape\[(\d+)\]", text)
     if fixed:

@@ -13,6 +13,7 @@ from exporter.stages.distill import distill
 from exporter.stages.finetune import finetune
 from exporter.stages.pretrain import pretrain
 from exporter.stages.prune import prune
+from exporter.stages.qat import qat
 from exporter.stages.reestimate import reestimate
 
 STAGES: dict[str, StageFunction] = {
@@ -21,6 +22,7 @@ STAGES: dict[str, StageFunction] = {
     "prune": prune,
     "distill": distill,
     "reestimate": reestimate,
+    "qat": qat,
 }
 
 __all__ = ["STAGES", "Context", "Metrics", "StageFunction"]

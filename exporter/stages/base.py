@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import nn
@@ -11,7 +11,14 @@ from torch import nn
 from bench.progress import Progress
 from exporter.data import Splits
 from exporter.network import Network
-from exporter.recipe import DataConfig, OnnxTeacherConfig, TeacherConfig, Training
+from exporter.recipe import (
+    DataConfig,
+    ExportConfig,
+    OnnxTeacherConfig,
+    QuantizeConfig,
+    TeacherConfig,
+    Training,
+)
 from exporter.training import ONE_CPU, Checkpoints, Engine, Fitted, Hook, Loss, fit
 
 Metrics = dict[str, Any]
@@ -31,6 +38,8 @@ class Context:
         load_unlabelled: calls a factory of samples without labels.
         engine: the hardware to train on.
         checkpoints: where trainings are kept while they run; None keeps none.
+        export: how the recipe exports.
+        quantize: how it quantizes.
     """
 
     name: str
@@ -42,6 +51,8 @@ class Context:
     load_unlabelled: Callable[[DataConfig, str], object]
     engine: Engine = ONE_CPU
     checkpoints: Checkpoints | None = None
+    export: ExportConfig = field(default_factory=ExportConfig)
+    quantize: QuantizeConfig = field(default_factory=QuantizeConfig)
 
     def warned(self, lines: Sequence[str]) -> Metrics:
         """Metrics of what a person should look at, who is told of it at once."""

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from safetensors.torch import load_file
 
 from bench.artifact import check_hashes, read_manifest, self_test
 from bench.errors import ArtifactError, DataError, MissingExtraError, UsageError
@@ -110,6 +111,27 @@ def test_an_edited_stage_reruns_what_follows(built):
     outcome = built.build(until="parity")
     assert outcome.ran == ("prune", "export", "quantize", "parity")
     assert outcome.stages["prune"]["sparsity"] == pytest.approx(0.5, abs=1e-3)
+
+
+QAT = '[[stage]]\nkind = "qat"\nepochs = 1\nbatch_size = 10\n\n[quantize]\n'
+
+
+def test_what_qat_learns_reaches_the_int8_model(built):
+    built.edit("recipe.toml", "[quantize]\n", QAT)
+    outcome = built.build(until="parity")
+    assert outcome.ran == ("qat", "export", "quantize", "parity")
+    learned = outcome.stages["qat"]
+    assert outcome.stages["quantize"]["learned_ranges"] == learned["ranges"] > 3
+    assert learned["agreement_with_int8"] >= 0.99
+    assert outcome.stages["export"]["sparsity"] == learned["sparsity"] == pytest.approx(0.25, abs=1e-2)
+    model = onnx.load(built.entry("quantize") / "model.onnx")
+    constants = {i.name: onnx.numpy_helper.to_array(i) for i in model.graph.initializer}
+    assert (constants["body.weight_quantized"] == 0).mean() > 0.1
+    ends = built.entry("qat") / "ranges.safetensors"
+    low, high = load_file(ends)["image"].tolist()
+    assert constants["image_scale"] == np.float32((high - low) / 255)
+    # It trains the int8 model of this recipe, and not of another.
+    assert built.build(until="qat", overrides=["quantize.samples=20"]).ran == ("qat",)
 
 
 def test_an_edited_budget_judges_again_and_packages(measured):

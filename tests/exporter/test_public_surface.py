@@ -55,7 +55,7 @@ def test_every_module_says_what_it_is_for(path):
     assert ast.get_docstring(ast.parse(path.read_text()))
 
 
-@pytest.mark.parametrize("name", ["rewrites", "stages", "calibration", "repair"])
+@pytest.mark.parametrize("name", ["rewrites", "stages", "calibration", "repair", "qat"])
 def test_packages_list_what_they_offer(name):
     package = importlib.import_module(f"exporter.{name}")
     assert all(hasattr(package, public) for public in package.__all__)

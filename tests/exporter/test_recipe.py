@@ -191,6 +191,21 @@ def test_a_teacher_must_come_earlier(write, stages, teacher, known):
     assert error.fix == f"teacher {teacher!r} of stage 'distill' is no earlier stage; there are: {known}"
 
 
+@pytest.mark.parametrize(
+    ("after", "problem"),
+    [
+        (FINETUNE, "stage 'qat' must be the last: others would undo what it learned"),
+        ('[quantize]\nrepair = ["bias"]\n', "remove quantize.repair and quantize.fallback"),
+        ("[quantize.fallback]\n", "remove quantize.repair and quantize.fallback"),
+        ("[quantize]\nbits = 4\n", "stage 'qat' trains for 8 bits; remove quantize.bits"),
+    ],
+)
+def test_nothing_may_undo_what_qat_learned(write, after, problem):
+    text = FINETUNE + '[[stage]]\nkind = "qat"\n'
+    read_recipe(write(text))
+    assert problem in refusal(write(text + after)).fix
+
+
 @pytest.mark.parametrize("teacher", ["pretrained", "finetune"])
 def test_an_earlier_stage_may_teach(write, teacher):
     recipe = read_recipe(write(FINETUNE + f'[[stage]]\nkind = "distill"\nteacher = "{teacher}"\n'))

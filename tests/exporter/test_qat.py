@@ -1,0 +1,379 @@
+"""Quantization-aware training: what is learned in PyTorch is what the int8 file does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import nn
+from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import parametrizations
+
+from bench.parity import sqnr_db
+from bench.progress import SILENT
+from exporter.calibration import Range
+from exporter.errors import ExportError, StageError
+from exporter.inference import run_model, session_with_outputs
+from exporter.network import Network, accuracy, deterministic, load_network, predict
+from exporter.qat import Student, filled, find_sources, randomized
+from exporter.qat.rounding import activation_qparams, round_weight
+from exporter.quantize import quantize
+from exporter.recipe import ExportConfig, QatConfig, QuantizeConfig
+from exporter.stages.qat import qat
+from exporter.targets import TARGETS
+from exporter.to_onnx import export
+from exporter.twin import plan_twin
+
+CPU = TARGETS["x86-vnni"]
+TARGET_KINDS = {
+    "per channel": CPU,
+    "per tensor": replace(CPU, per_channel=False),
+    "signed": TARGETS["arm64"],
+    "saturating": TARGETS["portable"],
+}
+
+
+class Many(nn.Module):
+    """Folded and unfolded norms, a residual sum, gates, pools, joins and a head."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(1, 8, 3, padding=1, bias=False)
+        self.stem_norm = nn.BatchNorm2d(8)
+        self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.depthwise_norm = nn.BatchNorm2d(8)
+        self.squeeze, self.excite = nn.Conv2d(8, 4, 1), nn.Conv2d(4, 8, 1)
+        self.late_norm = nn.BatchNorm2d(8)
+        self.project = nn.Conv2d(16, 8, 1)
+        self.hidden, self.hidden_norm = nn.Linear(8, 12, bias=False), nn.BatchNorm1d(12)
+        self.head = nn.Linear(12, 3)
+
+    def forward(self, image):
+        x = functional.hardswish(self.stem_norm(self.stem(image)))
+        y = functional.silu(self.depthwise_norm(self.depthwise(x)))
+        gate = torch.sigmoid(self.excite(functional.relu(self.squeeze(y.mean((2, 3), keepdim=True)))))
+        x = x + y * gate
+        x = functional.relu(self.late_norm(functional.max_pool2d(x, 2)))
+        x = functional.relu6(self.project(torch.cat([x, functional.avg_pool2d(x, 3, 1, 1)], 1)))
+        x = functional.relu(self.hidden_norm(self.hidden(functional.adaptive_avg_pool2d(x, 1).flatten(1))))
+        return self.head(x)
+
+
+class Attention(nn.Module):
+    """Patches through one block of a transformer."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches = nn.Conv2d(1, 16, 4, 4)
+        self.norm = nn.LayerNorm(16)
+        self.query, self.key, self.value = nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 16)
+        self.up, self.down = nn.Linear(16, 32), nn.Linear(32, 16)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, image):
+        x = self.patches(image).flatten(2).transpose(1, 2)[:, None]
+        y = self.norm(x)
+        x = x + functional.scaled_dot_product_attention(self.query(y), self.key(y), self.value(y))
+        x = x + self.down(functional.gelu(self.up(self.norm(x))))
+        return self.head(x.mean((1, 2)))
+
+
+class Weighed(nn.Module):
+    """A layer whose weight is computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = parametrizations.weight_norm(nn.Linear(64, 3))
+
+    def forward(self, image):
+        return self.layer(image.flatten(1))
+
+
+class Branch(nn.Module):
+    """A decision by values."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(64, 3)
+
+    def forward(self, image):
+        x = image.flatten(1)
+        return self.layer(x) if x.sum() > 0 else self.layer(-x)
+
+
+def settings(**changes):
+    values = {"kind": "qat", "epochs": 1, "batch_size": 10, "learning_rate": 1e-3} | changes
+    return QatConfig(**values)
+
+
+def made(factory):
+    with deterministic(0, "qat"):
+        module = factory()
+        for child in module.modules():
+            if isinstance(child, _BatchNorm):  # statistics and factors as after a training
+                for tensor in (child.running_mean, child.running_var, child.weight.data, child.bias.data):
+                    tensor.uniform_(0.5, 1.5)
+    return module.eval()
+
+
+@pytest.fixture(scope="module")
+def exported(splits, tmp_path_factory):
+    """Of a factory: the graph, and where its weights come from; each is exported once."""
+    folder = tmp_path_factory.mktemp("exported")
+
+    @cache
+    def export_once(factory):
+        probe = randomized(made(factory))
+        export(probe, splits.calibration, folder / "probe.onnx", ExportConfig(), {})
+        graph = onnx.load(folder / "probe.onnx")
+        return graph, find_sources(graph, probe)
+
+    return export_once
+
+
+@pytest.fixture
+def traced(exported, splits, tmp_path):
+    """Makes a network of a factory, together with its graph."""
+
+    def trace(factory=Many, target=CPU, exclude=()):
+        options = {"splits": splits, "folder": tmp_path, "target": target, "exclude": exclude}
+        return Traced(made(factory), *exported(factory), **options)
+
+    return trace
+
+
+class Traced:
+    """A network, its graph, and the int8 files that its weights make."""
+
+    def __init__(self, module, graph, sources, *, splits, folder, target, exclude):
+        self.module, self.graph, self.sources = module, graph, sources
+        self.splits, self.folder, self.target, self.exclude = splits, folder, target, exclude
+        self.tensors = plan_twin(self.graph, target, exclude).tensors
+
+    def int8(self, learned=None):
+        onnx.save(filled(self.graph, self.sources, self.module), self.folder / "float.onnx")
+        path = self.folder / "int8.onnx"
+        config = QuantizeConfig(samples=16, exclude=self.exclude)
+        quantize(
+            self.folder / "float.onnx",
+            path,
+            self.splits.calibration,
+            config,
+            self.target,
+            seed=0,
+            progress=SILENT,
+            learned=learned,
+        )
+        return path
+
+    def student(self, **options):
+        return Student(
+            self.module,
+            onnx.load(self.int8()),
+            self.sources,
+            target=self.target,
+            learnable=self.tensors,
+            inputs=["image"],
+            place="qat",
+            **options,
+        )
+
+
+def as_written(path, split):
+    """Outputs of the file in float arithmetic between its roundings, node by node."""
+    session = session_with_outputs(onnx.load(path), [])
+    return session.run(None, split.inputs)[0]
+
+
+def moved(student, splits, steps=3):
+    """Let everything learn a little: weights, norms and ranges."""
+    student.train()
+    optimizer = torch.optim.Adam(student.parameters(), 2e-3)
+    images, labels = torch.from_numpy(splits.train.inputs["image"]), torch.from_numpy(splits.train.labels)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        functional.cross_entropy(student(images), labels).backward()
+        optimizer.step()
+    student.eval()
+
+
+@pytest.mark.parametrize(
+    ("factory", "kind", "exclude"),
+    [
+        *((Many, kind, ()) for kind in TARGET_KINDS),
+        (Many, "per channel", ("project", "excite")),
+        (Attention, "per channel", ()),
+    ],
+)
+def test_the_student_is_the_int8_model_before_and_after_learning(factory, kind, exclude, traced, splits):
+    traced = traced(factory, TARGET_KINDS[kind], exclude)
+    student = traced.student()
+    start = {name: value.clone() for name, value in student.named_parameters()}
+    assert sqnr_db(as_written(traced.int8(), splits.evaluation), predict(student, splits.evaluation)) > 40
+    moved(student, splits)
+    assert not [name for name, value in student.named_parameters() if torch.equal(value, start[name])]
+    path = traced.int8(student.ranges())
+    outputs = predict(student, splits.evaluation)
+    assert sqnr_db(as_written(path, splits.evaluation), outputs) > 40
+    agreement = (run_model(path, splits.evaluation).argmax(1) == outputs.argmax(1)).mean()
+    assert agreement >= 0.99
+
+
+def test_the_quantizer_takes_learned_ranges_and_weights_to_the_last_bit(traced, splits):
+    traced = traced()
+    student = traced.student()
+    moved(student, splits)
+    ranges = student.ranges()
+    model = onnx.load(traced.int8(ranges))
+    constants = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
+    assert len(ranges) > 10
+    assert set(ranges) <= set(traced.tensors)
+    for name, found in ranges.items():
+        ends = (torch.tensor(end, dtype=torch.float32) for end in (found.lowest, found.highest))
+        scale, zero_point = activation_qparams(*ends, (0, 255))
+        assert constants[f"{name}_scale"] == scale.numpy()
+        assert constants[f"{name}_zero_point"] == zero_point.numpy()
+    for name, source in traced.sources.items():
+        if f"{name}_quantized" in constants and constants[f"{name}_quantized"].dtype == np.int8:
+            stored, scale = constants[f"{name}_quantized"], constants[f"{name}_scale"]
+            axis = stored.shape.index(scale.size)
+            rounded = round_weight(source.value(traced.module), axis, torch.tensor(127.0).double())
+            shape = [-1 if i == axis else 1 for i in range(stored.ndim)]
+            wanted = stored.astype(np.float32) * scale.reshape(shape)
+            np.testing.assert_array_equal(rounded.detach().numpy(), wanted)
+
+
+def test_every_weight_is_traced_through_norms_and_transposes(traced):
+    sources = traced().sources
+    assert sources["stem.weight"].norm == sources["stem.bias"].norm == "stem_norm"
+    assert (sources["stem.bias"].parameter, sources["depthwise.bias"].parameter) == (None, "depthwise.bias")
+    assert sources["late_norm.running_var"].parameter == "late_norm.running_var"
+    sources = traced(Attention).sources
+    assert sum(source.transposed for source in sources.values()) == 5
+
+
+def test_ranges_learn_for_as_long_as_they_may(traced, splits):
+    student = traced().student(range_steps=1)
+    moved(student, splits, steps=1)
+    once = student.ranges()
+    moved(student, splits, steps=2)
+    assert student.ranges() == once
+    assert student.steps == 3
+
+
+def test_rounding_is_exact_under_bfloat16(traced, splits):
+    student = traced().student()
+    images = torch.from_numpy(splits.evaluation.inputs["image"])
+    wanted = student(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(student(images), wanted)
+
+
+def test_a_student_learns_the_graph_of_evaluation(traced, splits):
+    student = traced().student()
+    before = student.network.stem_norm.running_mean.clone()
+    student.train()
+    one = torch.from_numpy(splits.train.inputs["image"][:1])
+    assert torch.equal(student(one), student.eval()(one))
+    assert torch.equal(student.network.stem_norm.running_mean, before)
+
+
+@pytest.fixture
+def network(tiny, trained):
+    return load_network(tiny.net(), trained)
+
+
+def test_the_stage_agrees_with_the_int8_file_and_is_deterministic(network, splits, context, tiny, trained):
+    before = accuracy(network.module, splits.evaluation)
+    after, metrics = qat(network, settings(epochs=2), splits, context("qat"))
+    again, same = qat(load_network(tiny.net(), trained), settings(epochs=2), splits, context("qat"))
+    assert metrics == same
+    assert after.ranges == again.ranges
+    assert metrics["agreement_with_int8"] >= 0.99
+    assert metrics["float_accuracy"] == before
+    assert metrics["ranges"] == len(after.ranges) > 3
+    assert metrics["evaluation_accuracy"] >= metrics["accuracy_before"] - 0.01
+    assert len(metrics["curves"]) == 2
+
+
+def test_training_wins_back_what_rounding_took(network, splits, context):
+    with torch.no_grad():  # one channel a thousand times the others: it takes all steps of their tensor
+        network.module.norm.weight[0] *= 1000
+        network.module.norm.bias[0] *= 1000
+        network.module.body.weight[:, 0] /= 1000
+    config = settings(epochs=8, learning_rate=3e-3, hard_weight=0.2)
+    _, metrics = qat(network, config, splits, context("qat"))
+    assert metrics["float_accuracy"] > 0.95
+    assert metrics["accuracy_before"] < metrics["float_accuracy"] - 0.05
+    assert metrics["evaluation_accuracy"] > metrics["accuracy_before"] + 0.05
+
+
+def test_masks_and_frozen_modules_hold(network, splits, context):
+    mask = torch.rand(network.module.body.weight.shape, generator=torch.Generator().manual_seed(0)) > 0.5
+    network = replace(network, masks={"body.weight": mask})
+    network.apply_masks()
+    head = network.module.head.weight.clone()
+    body = network.module.body.weight.clone()
+    after, metrics = qat(network, settings(freeze=("head",)), splits, context("qat"))
+    assert torch.equal(after.module.body.weight == 0, ~mask)
+    assert not torch.equal(after.module.body.weight, body)
+    assert torch.equal(after.module.head.weight, head)
+    assert metrics["sparsity"] == after.sparsity() > 0.4
+
+
+def test_the_start_is_kept_where_no_epoch_comes_up_to_it(network, splits, context):
+    before = {name: value.clone() for name, value in network.module.state_dict().items()}
+    _, metrics = qat(network, settings(learning_rate=0.3, warmup=0.0), splits, context("qat"))
+    assert not metrics["improved"]
+    assert metrics["evaluation_accuracy"] == metrics["accuracy_before"]
+    assert all(torch.equal(value, before[name]) for name, value in network.module.state_dict().items())
+
+
+def test_batches_of_one_sample_will_do(network, splits, context):
+    few = replace(splits, train=splits.train.take(np.arange(12)))
+    _, metrics = qat(network, settings(batch_size=1, learning_rate=1e-4), few, context("qat"))
+    assert metrics["evaluation_accuracy"] > 0.9
+
+
+def test_ranges_are_saved_with_the_network(tiny, tmp_path):
+    ranges = {"image": Range(-1.5, 2.25), "body": Range(0.0, float(np.float32(0.1)))}
+    Network(tiny.net(), ranges=ranges).save(tmp_path)
+    loaded = load_network(tiny.net(), tmp_path)
+    assert (loaded.ranges, loaded.masks) == (ranges, {})
+
+
+def test_a_computed_weight_cannot_be_traced(splits, context):
+    with pytest.raises(StageError) as caught:
+        qat(Network(made(Weighed)), settings(), splits, context("qat"))
+    assert caught.value.place == "qat"
+    assert "cannot be traced to parameters" in caught.value.cause
+
+
+def test_a_decision_by_values_leaves_the_other_stages(splits, context):
+    with pytest.raises(ExportError) as caught:
+        qat(Network(made(Branch)), settings(), splits, context("qat"))
+    assert caught.value.cause == "decides by the values of a tensor"
+    assert "all stages but qat and export work" in caught.value.fix
+
+
+class Odd(nn.Module):
+    """A layer and an operator that is not in the table."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Conv2d(1, 4, 3)
+
+    def forward(self, image):
+        return torch.atan(self.layer(image)).mean((2, 3))
+
+
+def test_an_operator_that_cannot_be_trained_is_named(traced):
+    with pytest.raises(StageError) as caught:
+        traced(Odd).student()
+    assert "is a Atan in a form that cannot be trained" in caught.value.cause

