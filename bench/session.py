@@ -89,6 +89,15 @@ def model_error(path: Path, error: Exception) -> ModelError:
             f"wants {wanted}, which this ONNX Runtime lacks",
             "export with a lower opset or install a newer onnxruntime",
         )
+    unknown = re.search(r"(\S+:\w+)\(-?\d+\) is not a registered function/op", words) or re.search(
+        r"No Op registered for (\w+) with domain_version", words
+    )
+    if unknown:
+        return ModelError(
+            path,
+            f"uses the operator {unknown.group(1)}, which this ONNX Runtime does not know",
+            "export it with ONNX's own operators",
+        )
     if "ir version" in lowered or "ir_version" in lowered:
         return ModelError(
             path,

@@ -36,7 +36,7 @@ def run_scores(path: Path, split: Split) -> Array:
     model.graph.output.append(onnx.ValueInfoProto(name=name))
     options = onnxruntime.SessionOptions()
     options.log_severity_level = ERRORS_ONLY
-    return _run(_open(model, options), [name], split)
+    return _run(open_model(model, options), [name], split)
 
 
 def session_with_outputs(
@@ -64,10 +64,10 @@ def session_with_outputs(
     options.enable_mem_pattern = False
     if not optimized:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return _open(augmented, options)
+    return open_model(augmented, options)
 
 
-def _open(model: onnx.ModelProto, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+def open_model(model: onnx.ModelProto, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
     """A session on a model in memory; one too large for a message goes by way of two files."""
     if not is_large(model):
         return onnxruntime.InferenceSession(

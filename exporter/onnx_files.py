@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+import numpy as np
 import onnx
 import onnx_ir as ir
+from onnx import numpy_helper
 
 from bench.errors import ModelError
 from bench.files import (
@@ -29,6 +31,15 @@ from exporter.errors import ExportError
 DATA_SUFFIX = ".data"
 # Weights of more bytes go to a file of their own; 64 MiB of the message stay for the graph.
 MAX_WEIGHT_BYTES = 2**31 - 2**26
+_HALVES: dict[int, str] = {onnx.TensorProto.FLOAT16: "float16", onnx.TensorProto.BFLOAT16: "bfloat16"}
+_WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+# Beside QLinear*: operators that only a quantized model has.
+_INTEGER = frozenset(
+    {
+        "QuantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger", "MatMulIntegerToFloat",
+        "DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "QGemm", "QAttention", "MatMulNBits",
+    }
+)  # fmt: skip
 _SMALL_TENSOR_BYTES = 1024  # stays in the model: shape inference looks into it
 
 
@@ -122,23 +133,60 @@ def check_quantizable(model: onnx.ModelProto, path: Path) -> None:
     """Refuse what static quantization cannot take.
 
     Raises:
-        ModelError: the model is quantized already, decides by the values of tensors, or holds float16.
+        ModelError: the model is quantized already, decides by the values of tensors, holds float16, or has
+            inputs without a shape; or weights are not float32, or not finite.
     """
+    nodes = [node for part in (model.graph, *model.functions) for node in part.node]
+    _check_operators(nodes, model, path)
+    for tensor in _tensors(nodes, model.graph.initializer):
+        if tensor.data_type in _HALVES:
+            what = f"weight {tensor.name!r}" if tensor.name else "a constant"
+            kind = _HALVES[tensor.data_type]
+            raise ModelError(path, f"{what} is {kind}", "export the network in float32")
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    for value in model.graph.input:
+        if value.name in constants:
+            continue
+        if value.type.tensor_type.elem_type in _HALVES:
+            kind = _HALVES[value.type.tensor_type.elem_type]
+            raise ModelError(path, f"input {value.name!r} is {kind}", "export the network in float32")
+        if not value.type.tensor_type.HasField("shape"):
+            raise ModelError(
+                path, f"input {value.name!r} has no shape", "export it with sizes, or names for open ones"
+            )
+    for node in nodes:
+        if node.op_type in _WEIGHTED:
+            for name in node.input[1:3]:
+                if name in constants:
+                    _check_weight(constants[name], path)
+
+
+def _check_operators(nodes: Sequence[onnx.NodeProto], model: onnx.ModelProto, path: Path) -> None:
     constants = {initializer.name for initializer in model.graph.initializer}
-    for node in model.graph.node:
+    constants |= {node.output[0] for node in nodes if node.op_type == "Constant" and node.output}
+    for node in nodes:
+        label = repr(node.name or node.op_type)
         # Bytes that enter the graph may be dequantized there (`exporter.processing`); weights are not.
-        quantized = node.op_type == "DequantizeLinear" and node.input[0] in constants
-        if quantized or node.op_type in {"QuantizeLinear", "DynamicQuantizeLinear"}:
-            raise ModelError(path, f"is quantized already (node {node.name!r})", "give the float model")
+        dequantized = node.op_type == "DequantizeLinear" and bool(constants.intersection(node.input[:1]))
+        if dequantized or node.op_type in _INTEGER or node.op_type.startswith("QLinear"):
+            raise ModelError(path, f"is quantized already (node {label})", "give the float model")
         if node.op_type in {"If", "Loop", "Scan"}:
             raise ModelError(
                 path,
-                f"node {node.name!r} is a {node.op_type}, whose branches have no fixed ranges",
+                f"node {label} is a {node.op_type}, whose branches have no fixed ranges",
                 "export the network without control flow",
             )
-    halves = [i.name for i in model.graph.initializer if i.data_type == onnx.TensorProto.FLOAT16]
-    if halves:
-        raise ModelError(path, f"weight {halves[0]!r} is float16", "export the network in float32")
+
+
+def _check_weight(tensor: onnx.TensorProto, path: Path) -> None:
+    if tensor.data_type == onnx.TensorProto.DOUBLE:
+        raise ModelError(path, f"weight {tensor.name!r} is float64", "export the network in float32")
+    if tensor.data_type == onnx.TensorProto.FLOAT:
+        values = numpy_helper.to_array(tensor)
+        if values.size and not (np.isfinite(values.min()) and np.isfinite(values.max())):
+            raise ModelError(
+                path, f"weight {tensor.name!r} holds NaN or infinity", "train or export the network again"
+            )
 
 
 def _write_large(proto: onnx.ModelProto, path: Path, beside: Path) -> None:
@@ -172,7 +220,8 @@ def _check_locations(path: Path) -> None:
     except Exception as error:  # protobuf's own exceptions
         raise model_error(path, error) from error
     folder = path.parent.resolve()
-    for tensor in _tensors(model.graph):
+    inside = (tensor for function in model.functions for tensor in _tensors(function.node, ()))
+    for tensor in (*_graph_tensors(model.graph), *inside):
         for entry in tensor.external_data:
             if entry.key != "location":
                 continue
@@ -185,15 +234,25 @@ def _check_locations(path: Path) -> None:
                 )
 
 
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """All constants of a graph: initializers, attributes, and those of branches."""
-    yield from graph.initializer
-    for node in graph.node:
+def _tensors(
+    nodes: Iterable[onnx.NodeProto], initializers: Iterable[onnx.TensorProto]
+) -> Iterator[onnx.TensorProto]:
+    """All constants: initializers, attributes, and those of branches."""
+    yield from initializers
+    for node in nodes:
         for attribute in node.attribute:
             yield from (attribute.t, *attribute.tensors)
+            for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+                yield from (sparse.values, sparse.indices)
             for branch in (attribute.g, *attribute.graphs):
-                if branch.node or branch.initializer:
-                    yield from _tensors(branch)
+                if branch.node or branch.initializer or branch.sparse_initializer:
+                    yield from _graph_tensors(branch)
+
+
+def _graph_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    yield from _tensors(graph.node, graph.initializer)
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
 
 
 def _refused(path: Path, error: Exception) -> ExportError:

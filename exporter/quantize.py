@@ -10,10 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 
-from bench.arrays import Array
 from bench.errors import DataError
 from bench.progress import Progress
 from exporter.cache import content_key
@@ -138,12 +136,6 @@ def quantize_model(
         if store is not None:
             store.keep(key, ranges)
 
-    flat = [
-        f"calibration samples of {name!r} hold {value:g} and nothing else: "
-        "ranges found on them fit nothing else"
-        for name, value in constant_inputs(next(samples.batches(batch_size))).items()
-    ]
-
     def run(overrides: Overrides) -> onnx.ModelProto:
         return make_twin(plan, {**ranges, **learned}, overrides)
 
@@ -168,16 +160,6 @@ def quantize_model(
         "tables": tables,
         "quantize_nodes": operators.count("QuantizeLinear"),
         "dequantize_nodes": operators.count("DequantizeLinear"),
-        **warned(flat, progress),
-    }
-
-
-def constant_inputs(feeds: Mapping[str, Array]) -> dict[str, float]:
-    """Inputs of which a batch holds one value alone, and that value."""
-    return {
-        name: float(array.flat[0])
-        for name, array in feeds.items()
-        if array.size > 1 and np.issubdtype(array.dtype, np.floating) and np.ptp(array) == 0
     }
 
 

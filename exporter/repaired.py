@@ -177,7 +177,8 @@ def quantize_repaired(
         )
     check_repairs(repairing.repair)
     check_exclude(model, exclude)
-    model = onnx.ModelProto.FromString(model.SerializeToString())
+    source, model = model, onnx.ModelProto()
+    model.CopyFrom(source)
     name_nodes(model)
     if held_out is None:
         inputs, held_out = _hold_out(inputs, labels, fixed_batch)

@@ -7,7 +7,7 @@ in one step, runs batch by batch, and each batch is reduced while the next one r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Protocol
@@ -55,7 +55,8 @@ def collect_ranges(
         progress: told of every batch.
 
     Raises:
-        DataError: there are no samples, or a tensor holds NaN or infinity on one.
+        DataError: there are no samples, all their values are the same, the model cannot be run on one, or
+            a tensor holds NaN or infinity on one.
     """
     if method in {"minmax", "moving_average"}:
         weight = MOVING_AVERAGE if method == "moving_average" else None
@@ -89,22 +90,27 @@ def _observe(
 ) -> None:
     """Show every tensor's observer the tensor's values, batch by batch."""
     session = session_with_outputs(model, list(observers), optimized=optimized)
-    names = [output.name for output in session.get_outputs() if output.name in observers]
+    computed = {output.name for output in session.get_outputs()}
+    names = [name for name in observers if name in computed]  # in graph order: errors name the first
+    spread = _Spread()
+
+    def run(batch: Mapping[str, Array]) -> dict[str, Array]:
+        if not names:
+            return {}
+        try:
+            found = session.run(names, {n: np.ascontiguousarray(a) for n, a in batch.items()})
+        except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
+            raise DataError(
+                "calibration",
+                f"the model fails on a sample ({error})",
+                "check the samples against the model",
+            ) from error
+        return dict(zip(names, found, strict=True))
 
     def values() -> Iterator[dict[str, Array]]:
         for batch in feeds:
-            found = (
-                dict(
-                    zip(
-                        names,
-                        session.run(names, {n: np.ascontiguousarray(a) for n, a in batch.items()}),
-                        strict=True,
-                    )
-                )
-                if names
-                else {}
-            )
-            yield found | {name: array for name, array in batch.items() if name in observers}
+            spread.add(batch)
+            yield {name: array for name, array in batch.items() if name in observers} | run(batch)
 
     seen = False
     with progress.task("calibration", batches) as task, closing(_ahead(values())) as found_ahead:
@@ -115,15 +121,44 @@ def _observe(
                 try:
                     observers[name].add(array)
                 except ValueError as error:
-                    raise DataError(
-                        f"tensor {name}",
-                        "holds NaN or infinity on a calibration sample",
-                        "clean the data; if they are finite, look at the weights and operators before it",
-                    ) from error
+                    raise _no_range(name, model) from error
             seen = True
             task.advance()
     if observers and not seen:
         raise DataError("calibration", "there are no samples", "give some")
+    if observers and spread.constant is not None:
+        raise DataError(
+            "calibration",
+            f"every value of every sample is {spread.constant:g}",
+            "give samples such as the model will meet",
+        )
+
+
+class _Spread:
+    """Whether the samples differ in anything."""
+
+    def __init__(self) -> None:
+        self._values: set[float] = set()
+
+    def add(self, batch: Mapping[str, Array]) -> None:
+        if len(self._values) < 2:
+            for array in batch.values():
+                if array.dtype.kind in "biuf" and array.size:
+                    self._values |= {float(array.min()), float(array.max())}
+
+    @property
+    def constant(self) -> float | None:
+        """The one value that there is, or None."""
+        return next(iter(self._values)) if len(self._values) == 1 else None
+
+
+def _no_range(tensor: str, model: onnx.ModelProto) -> DataError:
+    """For a tensor that is not finite, though the feeds are."""
+    readers = [
+        node.name for node in model.graph.node if tensor in {*node.input, *node.output} and node.name
+    ]
+    fix = f"leave {', '.join(readers[:4])} in float, or clean the data" if readers else "clean the data"
+    return DataError(f"tensor {tensor}", "holds NaN or infinity on a calibration sample", fix)
 
 
 def _ahead(items: Iterator[dict[str, Array]]) -> Generator[dict[str, Array], None, None]:

@@ -11,7 +11,7 @@ from onnx import numpy_helper
 
 from bench.arrays import Array
 from bench.session import ERRORS_ONLY
-from exporter.inference import session_with_outputs
+from exporter.inference import open_model, session_with_outputs
 from exporter.repair.base import Metrics, RepairContext
 from exporter.repair.graph import Graph, Layer, with_constants, with_own_biases
 
@@ -88,9 +88,7 @@ def simulation(
     options = onnxruntime.SessionOptions()
     options.log_severity_level = ERRORS_ONLY
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    return onnxruntime.InferenceSession(
-        copy.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    return open_model(copy, options)
 
 
 def _input_of(bias: str) -> str:

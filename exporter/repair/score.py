@@ -14,6 +14,8 @@ import onnxruntime
 from bench.arrays import Array
 from bench.parity import EXACT_SQNR_DB, parity
 from bench.session import ERRORS_ONLY
+from exporter.inference import open_model
+from exporter.processing import score_tensor
 
 
 @dataclass(frozen=True)
@@ -66,13 +68,19 @@ class Judge:
 
 
 def outputs_of(model: onnx.ModelProto, inputs: Mapping[str, Array], batch_size: int) -> Array:
-    """The first output of a model on samples, [N, ...]."""
+    """The network's own first output on samples, [N, ...], before any postprocessing inside the graph."""
+    name = score_tensor(model)
+    if name not in {value.name for value in model.graph.output}:
+        copy = onnx.ModelProto()
+        copy.CopyFrom(model)
+        copy.graph.output.append(onnx.ValueInfoProto(name=name))
+        model = copy
     session = fast_session(model, os.cpu_count() or 1)
     count = len(next(iter(inputs.values())))
     return np.concatenate(
         [
             session.run(
-                None, {n: np.ascontiguousarray(a[start : start + batch_size]) for n, a in inputs.items()}
+                [name], {n: np.ascontiguousarray(a[start : start + batch_size]) for n, a in inputs.items()}
             )[0]
             for start in range(0, count, batch_size)
         ]
@@ -84,6 +92,4 @@ def fast_session(model: onnx.ModelProto, threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = ERRORS_ONLY
     options.intra_op_num_threads = threads
-    return onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    return open_model(model, options)

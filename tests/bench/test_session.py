@@ -70,7 +70,9 @@ def test_files_that_are_no_models(tmp_path, content):
     ("words", "cause"),
     [
         ("opset is under development", "wants an opset, which"),
-        ("No Op registered\nfor Foo", "ONNX Runtime cannot load it (No Op registered for Foo)"),
+        ("No kernel\nfor Foo", "ONNX Runtime cannot load it (No kernel for Foo)"),
+        ("Error No Op registered for Foo with domain_version of 18", "uses the operator Foo, which this"),
+        ("Fatal error: my.ops:Foo(-1) is not a registered function/op", "uses the operator my.ops:Foo, "),
     ],
 )
 def test_other_words_of_the_runtime(words, cause):

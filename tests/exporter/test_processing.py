@@ -19,7 +19,8 @@ from exporter.inference import run_model, run_scores
 from exporter.network import predict
 from exporter.processing import as_shipped, byte_ranges
 from exporter.quantize import quantize_model
-from exporter.recipe import ExportConfig, PostprocessConfig, PreprocessConfig
+from exporter.recipe import ExportConfig, FallbackConfig, PostprocessConfig, PreprocessConfig
+from exporter.repaired import Repairing, quantize_repaired
 from exporter.targets import TARGETS
 from exporter.to_onnx import export
 
@@ -208,6 +209,20 @@ def test_scores_before_the_postprocessing_can_be_read(made, pictures):
     assert np.allclose(run_scores(path, shipped), predict(module, split), atol=1e-5)
     *_, plain = made(pictures, None)
     assert np.allclose(run_scores(plain, split), run_model(plain, split))
+
+
+def test_repairs_are_judged_by_the_scores(made, pictures, tmp_path):
+    _, _, shipped, path, _ = made(pictures, AFFINE, PostprocessConfig(kind="argmax"))
+    out = tmp_path / "repaired.onnx"
+    found = quantize_repaired(
+        onnx.load(path), out, shipped.inputs, shipped.labels,
+        repairing=Repairing(("bias",), FallbackConfig(max_drop=0.9)),
+        target=TARGETS["x86-vnni"], method="minmax", exclude=(), progress=SILENT,
+    )  # fmt: skip
+    (report,) = found["repairs"]
+    assert 10 < report["sqnr_db_before"] < 80  # classes would agree to the last bit, or in nothing
+    assert run_model(out, shipped).dtype == np.int64
+    assert run_as(out, tmp_path)[0] == "QLinearConv"
 
 
 def test_more_classes_than_there_are(made, pictures):

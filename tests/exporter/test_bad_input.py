@@ -1,0 +1,318 @@
+"""Models and samples that cannot be quantized, each with one clear line; and odd ones that can."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from bench.errors import DataError, ModelError
+from exporter.choices import CalibrationMethod
+from exporter.errors import ExportError
+from exporter.standalone import quantize_file
+
+GENERATOR = np.random.default_rng(0)
+WEIGHT = GENERATOR.standard_normal((4, 3, 3, 3)).astype(np.float32)
+TABLE = GENERATOR.standard_normal((20, 16)).astype(np.float32)
+PRODUCT = GENERATOR.standard_normal((16, 5)).astype(np.float32)
+X = GENERATOR.standard_normal((12, 3, 8, 8)).astype(np.float32)
+CONV = helper.make_node("Conv", ["x", "w"], ["y"], name="conv")
+METHODS = CalibrationMethod.__args__
+FLOAT, HALF, DOUBLE, BYTES = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.UINT8
+
+
+@pytest.fixture
+def quantize(tmp_path):
+    """Write a model and samples, quantize, and return the int8 model with its first output."""
+
+    def run(model, feeds, **options):
+        data, out = tmp_path / "data.npz", tmp_path / "int8.onnx"
+        np.savez(data, **feeds)
+        path = tmp_path / "model.onnx"
+        path.write_bytes(model.SerializeToString())
+        quantize_file(path, data, out, **{"target": "x86-vnni", **options})
+        found = onnxruntime.InferenceSession(str(out)).run(None, dict(feeds))[0]
+        return onnx.load(out), found
+
+    return run
+
+
+def make(nodes, constants, x=(FLOAT, ("batch", 3, 8, 8)), y=(FLOAT, None), *, domains=(), functions=()):
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info("x", *x)],
+        [helper.make_tensor_value_info("y", *y)],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    imports = [helper.make_opsetid("", 18), *(helper.make_opsetid(domain, 1) for domain in domains)]
+    return helper.make_model(graph, opset_imports=imports, ir_version=9, functions=list(functions))
+
+
+def rows(kind=np.float32):
+    return X.reshape(12, 3, 64)[:, :, :16].astype(kind)
+
+
+def product(kind, weight=PRODUCT):
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"], name="product")]
+    return make(nodes, {"w": weight}, (kind, ("batch", 3, 16)), (kind, None))
+
+
+def choice():
+    branch = helper.make_graph(
+        [helper.make_node("Identity", ["w"], ["b"])], "branch", [],
+        [helper.make_tensor_value_info("b", FLOAT, None)],
+    )  # fmt: skip
+    return helper.make_node("If", ["flag"], ["v"], name="choice", then_branch=branch, else_branch=branch)
+
+
+def looped():
+    """A model whose control flow hides in a function of its own."""
+    branch = helper.make_graph(
+        [helper.make_node("Neg", ["a"], ["b"])],
+        "branch",
+        [],
+        [helper.make_tensor_value_info("b", FLOAT, None)],
+    )
+    body = [
+        helper.make_node("Constant", [], ["flag"], value=numpy_helper.from_array(np.array(True))),
+        helper.make_node("If", ["flag"], ["c"], name="hidden", then_branch=branch, else_branch=branch),
+    ]
+    function = helper.make_function("own", "F", ["a"], ["c"], body, [helper.make_opsetid("", 18)])
+    nodes = [helper.make_node("F", ["x"], ["v"], domain="own"), helper.make_node("Conv", ["v", "w"], ["y"])]
+    return make(nodes, {"w": WEIGHT}, domains=("own",), functions=(function,))
+
+
+def half_constant():
+    value = numpy_helper.from_array(WEIGHT.astype(np.float16))
+    return make(
+        [helper.make_node("Constant", [], ["w"], value=value), CONV],
+        {},
+        (HALF, ("batch", 3, 8, 8)),
+        (HALF, None),
+    )
+
+
+def integer_only():
+    weight = {"w": np.ones((16, 5), np.uint8)}
+    nodes = [helper.make_node("MatMulInteger", ["x", "w"], ["y"], name="product")]
+    return make(nodes, weight, (BYTES, ("batch", 3, 16)), (TensorProto.INT32, None))
+
+
+def linear_only():
+    constants = {
+        "s": np.float32(0.1),
+        "z": np.uint8(128),
+        "w": np.ones((4, 3, 3, 3), np.int8),
+        "wz": np.int8(0),
+    }
+    nodes = [helper.make_node("QLinearConv", ["x", "s", "z", "w", "s", "wz", "s", "z"], ["y"], name="conv")]
+    return make(nodes, constants, (BYTES, ("batch", 3, 8, 8)), (BYTES, None))
+
+
+def constants_dequantized():
+    weight = numpy_helper.from_array(np.ones((4, 3, 3, 3), np.int8))
+    nodes = [
+        helper.make_node("Constant", [], ["w8"], value=weight),
+        helper.make_node("DequantizeLinear", ["w8", "s"], ["w"], name="weight"),
+        CONV,
+    ]
+    return make(nodes, {"s": np.float32(0.1)})
+
+
+def spoiled(value):
+    weight = WEIGHT.copy()
+    weight[0, 0, 0, 0] = value
+    return make([CONV], {"w": weight})
+
+
+MODELS = {
+    "integer operators": (integer_only, rows(np.uint8), "is quantized already (node 'product')"),
+    "QLinearConv": (linear_only, X.astype(np.uint8), "is quantized already (node 'conv')"),
+    "weights in a Constant": (constants_dequantized, X, "is quantized already (node 'weight')"),
+    "If": (
+        lambda: make(
+            [choice(), helper.make_node("Conv", ["x", "v"], ["y"])], {"w": WEIGHT, "flag": np.array(True)}
+        ),
+        X,
+        "node 'choice' is a If, whose branches have no fixed ranges",
+    ),
+    "If in a function": (looped, X, "node 'hidden' is a If, whose branches have no fixed ranges"),
+    "own operator": (
+        lambda: make([helper.make_node("Magic", ["x"], ["y"], domain="my.ops")], {}, domains=("my.ops",)),
+        X,
+        "uses the operator my.ops:Magic, which this ONNX Runtime does not know",
+    ),
+    "unknown operator": (
+        lambda: make([helper.make_node("Magic", ["x"], ["y"])], {}),
+        X,
+        "uses the operator Magic, which this ONNX Runtime does not know",
+    ),
+    "float16 weights": (
+        lambda: product(HALF, PRODUCT.astype(np.float16)), rows(np.float16), "weight 'w' is float16"
+    ),
+    "float16 in a Constant": (half_constant, X.astype(np.float16), "a constant is float16"),
+    "float16 input": (
+        lambda: make(
+            [helper.make_node("Cast", ["x"], ["c"], to=FLOAT), helper.make_node("Conv", ["c", "w"], ["y"])],
+            {"w": WEIGHT}, (HALF, ("batch", 3, 8, 8)),
+        ),
+        X.astype(np.float16),
+        "input 'x' is float16",
+    ),
+    "float64 weights": (
+        lambda: product(DOUBLE, PRODUCT.astype(np.float64)), rows(np.float64), "weight 'w' is float64"
+    ),
+    "NaN weight": (lambda: spoiled(np.nan), X, "weight 'w' holds NaN or infinity"),
+    "infinite weight": (lambda: spoiled(-np.inf), X, "weight 'w' holds NaN or infinity"),
+    "no input shape": (lambda: make([CONV], {"w": WEIGHT}, (FLOAT, None)), X, "input 'x' has no shape"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", MODELS)
+def test_models_that_are_refused(case, quantize, tmp_path):
+    build, samples, cause = MODELS[case]
+    with pytest.raises(ModelError) as caught:
+        quantize(build(), {"x": samples})
+    assert caught.value.cause == cause
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "int8.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("samples", "line"),
+    [
+        (X[:0], "data.npz: holds no samples; add some"),
+        (np.where(X > 2, np.nan, X), "data.npz: feed 'x' holds NaN or infinity; clean the data"),
+        (np.where(X > 2, np.inf, X), "data.npz: feed 'x' holds NaN or infinity; clean the data"),
+        (np.full_like(X, 0.5), "calibration: every value of every sample is 0.5; give samples"),
+    ],
+)
+@pytest.mark.parametrize("method", ["minmax", "entropy"])
+def test_samples_that_are_refused(samples, line, method, quantize, tmp_path):
+    with pytest.raises(DataError) as caught:
+        quantize(make([CONV], {"w": WEIGHT}), {"x": samples.astype(np.float32)}, method=method)
+    assert line in str(caught.value)
+    assert not (tmp_path / "int8.onnx").exists()
+
+
+def test_a_constant_input_beside_one_that_varies_is_fine(quantize):
+    model = make(
+        [helper.make_node("Add", ["x", "m"], ["s"]), helper.make_node("Conv", ["s", "w"], ["y"])],
+        {"w": WEIGHT},
+    )
+    model.graph.input.append(helper.make_tensor_value_info("m", FLOAT, ("batch", 3, 8, 8)))
+    assert np.isfinite(quantize(model, {"x": X, "m": np.zeros_like(X)})[1]).all()
+
+
+@pytest.mark.parametrize("method", ["minmax", "entropy"])
+def test_a_tensor_of_infinite_range_names_the_nodes_to_leave_in_float(quantize, method):
+    nodes = [
+        helper.make_node("Relu", ["x"], ["r"], name="relu"),
+        helper.make_node("Log", ["r"], ["l"], name="log"),
+        helper.make_node("Conv", ["l", "w"], ["y"], name="conv"),
+    ]
+    with pytest.raises(DataError) as caught:
+        quantize(make(nodes, {"w": WEIGHT}), {"x": X}, method=method)
+    assert (caught.value.place, caught.value.fix) == (
+        "tensor l",
+        "leave log, conv in float, or clean the data",
+    )
+
+
+def test_infinite_bounds_of_a_clip_are_no_range(quantize):
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], name="conv"),
+        helper.make_node("Clip", ["c", "low", "high"], ["y"], name="clip"),
+    ]
+    bounds = {"low": np.float32(-np.inf), "high": np.float32(np.inf)}
+    assert_finite(*quantize(make(nodes, {"w": WEIGHT, **bounds}), {"x": X}))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("target", ["x86-vnni", "x86-avx2", "arm64", "portable"])
+def test_channels_of_zeros_have_finite_scales(quantize, method, target):
+    weight = WEIGHT.copy()
+    weight[[0, 2]] = 0
+    nodes = [helper.make_node("Conv", ["x", "w", "b"], ["y"], name="conv")]
+    bias = np.array([3, 0, -7, 1], np.float32)
+    model, found = quantize(make(nodes, {"w": weight, "b": bias}), {"x": X}, method=method, target=target)
+    assert_finite(model, found)
+    assert np.allclose(found[:, 0], 3, atol=0.2)
+    assert np.allclose(found[:, 2], -7, atol=0.2)
+
+
+def test_a_product_with_a_column_of_zeros_has_finite_scales(quantize):
+    weight = PRODUCT.copy()
+    weight[:, 1] = 0
+    model, found = quantize(product(FLOAT, weight), {"x": rows()})
+    assert_finite(model, found)
+    assert (found[..., 1] == 0).all()
+
+
+def test_integer_inputs_are_taken(quantize):
+    ids = GENERATOR.integers(0, 20, (12, 7))
+    model, found = quantize(embedding(), {"x": ids})
+    assert "QuantizeLinear" in {node.op_type for node in model.graph.node}
+    wanted = TABLE[ids] @ PRODUCT
+    assert np.corrcoef(found.ravel(), wanted.ravel())[0, 1] > 0.999
+
+
+def test_an_index_beyond_the_table_is_blamed_on_the_samples(quantize):
+    with pytest.raises(DataError, match=r"the model fails on a sample .*out of data bounds"):
+        quantize(embedding(), {"x": np.arange(12 * 7).reshape(12, 7)})
+
+
+def test_integer_feeds_of_another_type(quantize):
+    with pytest.raises(DataError, match="feed 'x' is int32; the model wants int64"):
+        quantize(embedding(), {"x": GENERATOR.integers(0, 20, (12, 7)).astype(np.int32)})
+
+
+def embedding():
+    nodes = [
+        helper.make_node("Gather", ["table", "x"], ["e"], name="gather"),
+        helper.make_node("MatMul", ["e", "w"], ["y"], name="product"),
+    ]
+    return make(nodes, {"table": TABLE, "w": PRODUCT}, (TensorProto.INT64, ("batch", "length")))
+
+
+@pytest.mark.parametrize(
+    "shape", [("batch", 3, 8, 8), ("batch", 3, "height", "width"), ("a", "b", "c", "d")]
+)
+def test_open_sizes_and_outputs_without_shape_are_taken(quantize, shape):
+    assert_finite(*quantize(make([CONV], {"w": WEIGHT}, (FLOAT, shape)), {"x": X}))
+
+
+def test_a_model_with_nothing_to_quantize(quantize):
+    nodes = [helper.make_node("Tanh", ["x"], ["y"], name="tanh")]
+    with pytest.raises(ExportError, match="holds nothing that runs in int8"):
+        quantize(make(nodes, {}), {"x": X})
+
+
+def test_a_contributed_operator_between_convolutions(quantize):
+    """Shape inference stops there; what lies before is quantized all the same."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], name="first"),
+        helper.make_node("Gelu", ["c"], ["g"], name="gelu", domain="com.microsoft"),
+        helper.make_node("Conv", ["g", "v"], ["y"], name="second"),
+    ]
+    constants = {"w": WEIGHT, "v": np.ones((2, 4, 1, 1), np.float32)}
+    y = (FLOAT, ("batch", 2, 6, 6))
+    model, found = quantize(make(nodes, constants, y=y, domains=("com.microsoft",)), {"x": X})
+    assert_finite(model, found)
+    first = next(node for node in model.graph.node if node.name == "first")
+    assert first.input[0] == "x_DequantizeLinear_Output"
+
+
+def assert_finite(model, output):
+    floats = [i for i in model.graph.initializer if i.data_type == FLOAT]
+    scales = {n.input[1] for n in model.graph.node if n.op_type in {"QuantizeLinear", "DequantizeLinear"}}
+    assert scales
+    for value in floats:
+        if value.name in scales:
+            scale = numpy_helper.to_array(value)
+            assert np.isfinite(scale).all()
+            assert (scale > 0).all()
+    assert np.isfinite(output).all()
