@@ -161,7 +161,7 @@ def self_test(folder: Path, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Parity:
     with worker_group(1, timeout_s) as (worker,):
         worker.ask("open", model=str(folder / MODEL), feeds=None, threads=1, arena=True, cores=None)
         answer = worker.ask("golden", golden=str(golden))
-    outcome = Parity.model_validate(answer)
+    outcome = Parity(**answer)
     if outcome.agreement < 1.0 or outcome.sqnr_db < GOLDEN_MIN_SQNR_DB:
         raise ArtifactError(
             folder / MODEL,

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -38,6 +39,12 @@ ThreadsOption = Annotated[int, typer.Option(min=1, max=1024, help="Threads of ea
 OutOption = Annotated[
     Path | None, typer.Option("--out", help="Write the result with its raw samples here.")
 ]
+PairsOption = Annotated[int, typer.Option(min=10, max=1000, help="Pairs of processes at the last look.")]
+LimitOption = Annotated[
+    float | None, typer.Option("--time-limit", min=1, help="Seconds, those of a repeat included.")
+]
+SameOption = Annotated[bool, typer.Option("--same", help="Both may be the same file: an A/A run.")]
+OrderOption = Annotated[bool, typer.Option("--any-order", help="The baseline may be the younger build.")]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON object; progress goes to standard error.")
 ]
@@ -68,8 +75,9 @@ def bench(
     warnings = warn_of_targets(subjects, progress)
     config = MeasureConfig(threads=threads)
     with Session(paths, evaluation, config, progress) as session:
-        session.predict()
-        session.add_blocks(blocks)
+        with _kept(out):
+            session.predict()
+            session.add_blocks(blocks)
         result = session.result()
     if out is not None:
         write_result(out, result)
@@ -82,23 +90,30 @@ def compare(
     candidate: Annotated[Path, typer.Argument(help="Artifact folder or .onnx file.")],
     data: DataOption = None,
     threads: ThreadsOption = 1,
+    pairs: PairsOption = 30,
+    time_limit: LimitOption = None,
+    same: SameOption = False,
+    any_order: OrderOption = False,
     out: OutOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure two models in interleaved pairs and judge the candidate by the default budgets."""
     from bench.files import check_writable
+    from bench.gate import GateOptions
     from bench.gate import compare as compare_models
     from bench.measure import MeasureConfig
 
     if out is not None:
         check_writable(out)
-    judgement = compare_models(
-        baseline,
-        candidate,
-        evaluation=data,
-        config=MeasureConfig(threads=threads),
-        progress=error_progress(),
-    )
+    with _kept(out):
+        judgement = compare_models(
+            baseline,
+            candidate,
+            evaluation=data,
+            options=GateOptions(pairs=pairs, same=same, any_order=any_order),
+            config=MeasureConfig(threads=threads, time_limit_s=time_limit),
+            progress=error_progress(),
+        )
     _report(judgement, out, as_json)
 
 
@@ -111,27 +126,67 @@ def gate(
     policy: Annotated[Path | None, typer.Option(help="Budgets in TOML; else those of the recipe.")] = None,
     data: DataOption = None,
     threads: ThreadsOption = 1,
+    pairs: PairsOption = 30,
+    time_limit: LimitOption = None,
+    same: SameOption = False,
+    any_order: OrderOption = False,
     out: OutOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Pass or fail a release: exit code 0 PASS, 1 FAIL, 3 INCONCLUSIVE, 4 INVALID."""
     from bench.artifact import own_policy
     from bench.files import check_writable
+    from bench.gate import GateOptions
     from bench.gate import gate as judge
     from bench.measure import MeasureConfig
     from bench.policy import read_policy
 
     if out is not None:
         check_writable(out)
-    judgement = judge(
-        candidate,
-        baseline=baseline,
-        policy=own_policy(candidate) if policy is None else read_policy(policy),
-        evaluation=data,
-        config=MeasureConfig(threads=threads),
+    with _kept(out):
+        judgement = judge(
+            candidate,
+            baseline=baseline,
+            policy=own_policy(candidate) if policy is None else read_policy(policy),
+            evaluation=data,
+            options=GateOptions(pairs=pairs, same=same, any_order=any_order),
+            config=MeasureConfig(threads=threads, time_limit_s=time_limit),
+            progress=error_progress(),
+        )
+    _report(judgement, out, as_json)
+
+
+@app.command()
+def certify(
+    model: Annotated[Path, typer.Argument(help="Artifact folder or .onnx to certify with.")],
+    data: DataOption = None,
+    threads: ThreadsOption = 1,
+    blocks: Annotated[int, typer.Option(min=10, max=10_000, help="Pairs of every condition.")] = 30,
+    budget: Annotated[float, typer.Option(min=0.001, max=1.0, help="Relative budget to certify.")] = 0.02,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Forget the pairs of earlier days.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure how often the gate cries wolf on this host, and which slowdowns it catches."""
+    from bench.artifact import subject
+    from bench.certificate import certificate_path
+    from bench.certify import CertifyConfig
+    from bench.certify import certify as measure_host
+    from bench.measure import MeasureConfig
+    from bench.render import certificate_rows
+
+    certificate = measure_host(
+        subject(model, data),
+        CertifyConfig(blocks=blocks, budget=budget, fresh=fresh),
+        measure=MeasureConfig(threads=threads),
         progress=error_progress(),
     )
-    _report(judgement, out, as_json)
+    if as_json:
+        print_json({"line": certificate.line(), **certificate.model_dump(mode="json")})
+        return
+    for label, share in certificate_rows(certificate):
+        print_rich(f"{label:<44} FAIL in {share}")
+    print_rich(certificate.line())
+    print_rich(f"kept in {certificate_path(certificate.host)}")
 
 
 @app.command()
@@ -174,6 +229,8 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Check an artifact's hashes, and that this CPU gives the outputs that the build saw."""
+    from dataclasses import asdict
+
     from rich.markup import escape
 
     from bench.artifact import check_hashes, self_test
@@ -188,7 +245,7 @@ def verify(
                 "artifact": str(artifact),
                 "name": manifest.name,
                 "files": len(manifest.files),
-                "golden": outcome.model_dump(mode="json"),
+                "golden": asdict(outcome),
             }
         )
         return
@@ -243,6 +300,20 @@ def error_progress() -> Any:
     from bench.console import progress_for
 
     return progress_for(Console(stderr=True))
+
+
+@contextmanager
+def _kept(out: Path | None) -> Iterator[None]:
+    """On Ctrl-C, write what was measured so far, marked so."""
+    from bench.measure import Interrupted
+    from bench.result import write_result
+
+    try:
+        yield
+    except Interrupted as stop:
+        if out is not None:
+            write_result(out, stop.result)
+        raise
 
 
 def _report(judgement: Judgement, out: Path | None, as_json: bool) -> None:

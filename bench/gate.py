@@ -2,26 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bench.artifact import Subject, subject, target_warnings
-from bench.errors import UsageError
+from bench.artifact import MANIFEST, MODEL, Manifest, Subject, read_manifest, subject, target_warnings
+from bench.certificate import Certificate, read_certificate
+from bench.errors import MeasurementError, PolicyError, UsageError
+from bench.evaluation import open_samples
+from bench.files import model_sha256
 from bench.host import fingerprint
 from bench.judge import (
+    ACCURACY_ALPHA,
+    TIMED,
+    Flip,
     Metric,
     Verdict,
+    confirmed,
+    doubts,
+    flips_of,
     joint_verdict,
+    judge_max_p99,
     judge_min_accuracy,
     judge_pair,
     reasons,
+    same_files,
 )
-from bench.measure import MeasureConfig, Session, WorkerGroup
-from bench.policy import Budgets, Criteria, Policy, ReleaseBudgets, criteria
+from bench.measure import TIME_LIMIT, Interrupted, MeasureConfig, Session, WorkerGroup
+from bench.policy import LOOKS, Budgets, Criteria, Policy, ReleaseBudgets, criteria
 from bench.process import worker_group
 from bench.progress import SILENT, Progress
 from bench.result import Result
+from bench.stats import sample_size_difference, sample_size_share
+
+# Of the repeat that a FAIL is held against: the same design, another order of turns.
+_REPEAT_SEED = 1_000_003
+# Settings that two results may differ in and still be held against each other.
+_MAY_DIFFER = {"seed", "path", "ids"}
+NOT_CERTIFIED = "error rates of this host: not measured; run `edgeproof certify MODEL`"
 
 
 @dataclass(frozen=True)
@@ -31,7 +50,8 @@ class Judgement:
     Attributes:
         metrics: against `baseline`, each judged by its budget.
         twin_metrics: against the artifact's float model, where there is one and `baseline` is another.
-        blocks: how many blocks were measured.
+        flips: samples whose prediction differs from the baseline's.
+        blocks: how many blocks were measured, without those of a repeat.
         warnings: what makes this host a poor one to measure on.
     """
 
@@ -41,9 +61,25 @@ class Judgement:
     baseline: str
     metrics: Mapping[str, Metric]
     twin_metrics: Mapping[str, Metric]
+    flips: tuple[Flip, ...]
     blocks: int
     result: Result
     warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class GateOptions:
+    """What a person may ask of a gate beside its budgets.
+
+    Attributes:
+        pairs: blocks at the last look; more of them resolve smaller budgets.
+        same: baseline and candidate may be the same file: an A/A run.
+        any_order: the baseline may be younger than the candidate.
+    """
+
+    pairs: int = LOOKS[-1]
+    same: bool = False
+    any_order: bool = False
 
 
 def compare(
@@ -52,6 +88,7 @@ def compare(
     *,
     evaluation: Path | None = None,
     budgets: Budgets | None = None,
+    options: GateOptions = GateOptions(),
     config: MeasureConfig | None = None,
     progress: Progress = SILENT,
     workers: WorkerGroup = worker_group,
@@ -65,10 +102,18 @@ def compare(
     budgets = budgets or ReleaseBudgets()
     if data is None:
         budgets = budgets.model_copy(update={"accuracy": None})
-    models = [first.model, second.model]
+    judged_by = criteria(Policy(), [budgets], pairs=options.pairs, same=options.same)
+    doubt = () if options.any_order else swaps(first, second)
     warnings = warn_of_targets([first, second], progress)
-    with Session(models, data, config or MeasureConfig(), progress, workers) as session:
-        return replace(_judge_in_looks(session, criteria(Policy(), [budgets])), warnings=warnings)
+    sitting = _Sitting(
+        [first.model, second.model],
+        data,
+        config or MeasureConfig(),
+        progress,
+        workers,
+        read_certificate(fingerprint()),
+    )
+    return replace(sitting.judge(judged_by, doubt), warnings=warnings)
 
 
 def gate(
@@ -77,6 +122,7 @@ def gate(
     baseline: Path | None = None,
     policy: Policy | None = None,
     evaluation: Path | None = None,
+    options: GateOptions = GateOptions(),
     config: MeasureConfig | None = None,
     progress: Progress = SILENT,
     workers: WorkerGroup = worker_group,
@@ -85,11 +131,14 @@ def gate(
 
     Raises:
         UsageError: the candidate is a lone .onnx and no baseline is given: nothing to judge by.
+        PolicyError: a budget that this data set or this host cannot resolve.
     """
     chosen = subject(candidate, evaluation)
     earlier = None if baseline is None else subject(baseline, evaluation)
+    policy = policy or Policy()
+    refuse_unresolvable(policy, chosen, earlier, options.pairs)
     return gate_subjects(
-        chosen, earlier, policy or Policy(), config=config, progress=progress, workers=workers
+        chosen, earlier, policy, options=options, config=config, progress=progress, workers=workers
     )
 
 
@@ -98,11 +147,12 @@ def gate_subjects(
     baseline: Subject | None,
     policy: Policy,
     *,
+    options: GateOptions = GateOptions(),
     config: MeasureConfig | None = None,
     progress: Progress = SILENT,
     workers: WorkerGroup = worker_group,
 ) -> Judgement:
-    """`gate` for files that need not lie in an artifact."""
+    """`gate` for files that need not lie in an artifact; refuses no budget, but may not resolve one."""
     models: list[Path] = []
     budgets: list[Budgets] = []
     if baseline is not None:
@@ -114,9 +164,18 @@ def gate_subjects(
     if not models:
         raise UsageError(candidate.model, "a lone model has nothing to be judged against", "add --baseline")
     models.append(candidate.model)
+    judged_by = criteria(policy, budgets, pairs=options.pairs, same=options.same)
+    doubt = () if baseline is None or options.any_order else swaps(baseline, candidate)
     warnings = warn_of_targets([s for s in (baseline, candidate) if s is not None], progress)
-    with Session(models, candidate.evaluation, config or MeasureConfig(), progress, workers) as session:
-        return replace(_judge_in_looks(session, criteria(policy, budgets)), warnings=warnings)
+    sitting = _Sitting(
+        models,
+        candidate.evaluation,
+        config or MeasureConfig(),
+        progress,
+        workers,
+        read_certificate(fingerprint()),
+    )
+    return replace(sitting.judge(judged_by, doubt), warnings=warnings)
 
 
 def warn_of_targets(subjects: Sequence[Subject], progress: Progress) -> tuple[str, ...]:
@@ -133,64 +192,266 @@ def judgement_from(result: Result, judged_by: Criteria) -> Judgement:
     What `result.criteria` holds gives the verdict that was given; other criteria give another.
     """
     *others, candidate = result.models
-    judged = [
-        judge_pair(other, candidate, budgets, looks=len(judged_by.looks))
-        for other, budgets in zip(others, judged_by.budgets, strict=True)
-    ]
+    doubt = [] if judged_by.same else same_files(result)
+    if result.stopped not in (None, TIME_LIMIT):
+        doubt.append(f"stopped after {len(candidate.runs)} blocks: {result.stopped}")
+    doubt += doubts(result)
+    judged = _metrics(result, judged_by) if candidate.runs else [{} for _ in others]
+    if (repeat := result.repeat) is not None:
+        doubt += [f"in the repeat: {reason}" for reason in doubts(repeat)] + mismatches(result, repeat)
+        again = _metrics(repeat, judged_by) if repeat.models[-1].runs else [{} for _ in others]
+        judged = [confirmed(first, second) for first, second in zip(judged, again, strict=True)]
     metrics, twin_metrics = judged[0], judged[1] if len(judged) > 1 else {}
-    if judged_by.min_accuracy is not None:
-        metrics["min_accuracy"] = judge_min_accuracy(candidate, judged_by.min_accuracy)
-    all_metrics = [*metrics.values(), *twin_metrics.values()]
+    verdict = joint_verdict(m.verdict for m in (*metrics.values(), *twin_metrics.values()))
     return Judgement(
-        verdict=joint_verdict(metric.verdict for metric in all_metrics),
+        verdict=Verdict.INVALID if doubt else verdict,
         reasons=(
+            *(f"INVALID: {reason}" for reason in dict.fromkeys(doubt)),
             *reasons(metrics),
             *(f"against float: {reason}" for reason in reasons(twin_metrics)),
+            *(
+                (f"only {len(candidate.runs)} blocks: {TIME_LIMIT}",)
+                if result.stopped == TIME_LIMIT
+                else ()
+            ),
         ),
         candidate=candidate.path,
         baseline=others[0].path,
         metrics=metrics,
         twin_metrics=twin_metrics,
+        flips=flips_of(others[0], candidate, result.data.ids),
         blocks=len(candidate.runs),
         result=result,
     )
 
 
-def _judge_in_looks(session: Session, judged_by: Criteria) -> Judgement:
-    """Measure until every metric that more blocks can sharpen is decided, or the last look is done."""
-    session.predict()
-    done = 0
-    for look in judged_by.looks:
-        session.add_blocks(look - done)
-        done = look
-        result = session.result().model_copy(update={"criteria": judged_by})
-        judgement = judgement_from(result, judged_by)
-        if not _more_blocks_may_tell(judgement):
-            break
-    return judgement
+def mismatches(first: Result, second: Result) -> list[str]:
+    """Why two results must not be held against each other: host, settings, data or models differ."""
+    found = []
+    for name in ("host", "settings", "data"):
+        one, other = (getattr(result, name).model_dump(exclude=_MAY_DIFFER) for result in (first, second))
+        found += [
+            f"{name}.{key} differs: {one[key]!r} and {other[key]!r}"
+            for key in one
+            if one[key] != other[key]
+        ]
+    if [model.sha256 for model in first.models] != [model.sha256 for model in second.models]:
+        found.append("the models differ")
+    return found
 
 
-def _more_blocks_may_tell(judgement: Judgement) -> bool:
-    """Whether a metric that grows sharper with more blocks is still open."""
-    sharpening = ("latency_p50", "latency_p90", "peak_rss")
+def swaps(baseline: Subject, candidate: Subject) -> tuple[str, ...]:
+    """Signs that baseline and candidate changed places, from their manifests and hashes."""
+    if baseline.float_twin is not None and _same_file(baseline.float_twin, candidate.model):
+        return ("the candidate is the float model of the baseline: they seem swapped",)
+    before, after = _manifest(baseline), _manifest(candidate)
+    if before is None or after is None or before.name != after.name:
+        return ()
+    if before.created_utc > after.created_utc:
+        return (
+            f"the baseline was built after the candidate ({before.created_utc}, {after.created_utc}): "
+            "they seem swapped; say --any-order if that is meant",
+        )
+    return ()
+
+
+def refuse_unresolvable(policy: Policy, candidate: Subject, baseline: Subject | None, pairs: int) -> None:
+    """Refuse budgets that could not pass whatever the candidate is, before anything is measured.
+
+    Raises:
+        PolicyError: says which budget, and what would resolve it: more samples, more pairs, or a budget
+            that this data set and this host can resolve.
+    """
+    judged: list[tuple[str, Budgets]] = []
+    if baseline is not None:
+        judged.append(("baseline", policy.baseline))
+    if candidate.float_twin is not None:
+        judged.append(("float_twin", policy.float_twin))
+    certificate = read_certificate(fingerprint())
+    if certificate is not None:
+        for name, budgets in judged:
+            _refuse_latency(name, budgets, certificate, pairs)
+    if candidate.evaluation is None:
+        return
+    count = open_samples(candidate.evaluation).count
+    for name, budgets in judged:
+        if budgets.accuracy is not None:
+            if budgets.accuracy == 0.0:
+                raise PolicyError(f"{name}.accuracy", "0 cannot be shown", "allow a loss above 0")
+            _refuse_few(
+                f"{name}.accuracy = {budgets.accuracy:g}",
+                count,
+                sample_size_difference(budgets.accuracy, ACCURACY_ALPHA),
+            )
+        _refuse_share(f"{name}.agreement", budgets.agreement, count)
+    _refuse_share("min_accuracy", policy.min_accuracy, count)
+
+
+def _refuse_share(name: str, floor: float | None, count: int) -> None:
+    if floor is None:
+        return
+    if floor == 1.0:
+        raise PolicyError(name, "1 cannot be shown", "ask for a share below 1")
+    _refuse_few(f"{name} = {floor:g}", count, sample_size_share(floor, ACCURACY_ALPHA))
+
+
+def _refuse_few(place: str, count: int, needed: int) -> None:
+    if count < needed:
+        raise PolicyError(
+            place,
+            f"{count} evaluation samples cannot resolve it, even if none is lost",
+            f"give at least {needed}, or a wider budget",
+        )
+
+
+def _refuse_latency(name: str, budgets: Budgets, certificate: Certificate, pairs: int) -> None:
+    for metric in ("latency_p50", "latency_p90"):
+        budget = getattr(budgets, metric)
+        needed = None if budget is None or budget <= 0 else certificate.pairs_for(metric, budget)
+        if needed is not None and needed > pairs:
+            raise PolicyError(
+                f"{name}.{metric} = {budget:g}",
+                f"on this host {pairs} pairs resolve {certificate.resolution(metric, pairs):.1%} at best",
+                f"measure {needed} pairs (--pairs), or allow more",
+            )
+
+
+@dataclass(frozen=True)
+class _Sitting:
+    """One gate run: the measurement, and its repeat where something fails."""
+
+    models: Sequence[Path]
+    evaluation: Path | None
+    config: MeasureConfig
+    progress: Progress
+    workers: WorkerGroup
+    certificate: Certificate | None
+    clock: Callable[[], float] = time.monotonic
+
+    def judge(self, judged_by: Criteria, doubt: Sequence[str]) -> Judgement:
+        """Measure in looks, repeat what fails, and judge; nothing is measured where doubts come first."""
+        begun = self.clock()
+        with self._session(self.config) as session:
+            empty = self._noted(session.result(), judged_by)
+            early = [*doubt, *([] if judged_by.same else same_files(empty))]
+            if early:
+                stopped = empty.model_copy(update={"stopped": "; ".join(early)})
+                return judgement_from(stopped, judged_by)
+            judgement = self._measure(session, judged_by)
+        if judgement.verdict is not Verdict.INVALID and _timed(judgement, Verdict.FAIL):
+            repeated = self._repeated(judgement.result, judged_by, self.clock() - begun)
+            judgement = judgement_from(repeated, judged_by)
+        return judgement
+
+    def _repeated(self, first: Result, judged_by: Criteria, spent_s: float) -> Result:
+        """A result with an independent repeat: fresh processes, another order, the time that is left."""
+        self.progress.say("a budget is broken: measuring once more, to confirm it")
+        limit = self.config.time_limit_s
+        again = replace(
+            self.config,
+            seed=self.config.seed + _REPEAT_SEED,
+            time_limit_s=None if limit is None else limit - spent_s,
+        )
+        try:
+            with self._session(again) as session:
+                repeat = self._measure(session, judged_by).result
+        except Interrupted as stop:
+            raise Interrupted(_with_repeat(first, stop.result)) from None
+        return _with_repeat(first, repeat)
+
+    def _session(self, config: MeasureConfig) -> Session:
+        return Session(self.models, self.evaluation, config, self.progress, self.workers)
+
+    def _measure(self, session: Session, judged_by: Criteria) -> Judgement:
+        """Measure until every metric that more blocks can sharpen is decided, or the last look is done."""
+
+        def judged() -> Judgement:
+            return judgement_from(self._noted(session.result(), judged_by), judged_by)
+
+        done = 0
+        try:
+            session.predict()
+            for look in judged_by.looks:
+                session.add_blocks(look - done)
+                done = look
+                judgement = judged()
+                if session.stopped is not None or not _more_blocks_may_tell(judgement):
+                    break
+        except MeasurementError:
+            return judged()
+        except Interrupted as stop:
+            raise Interrupted(self._noted(stop.result, judged_by)) from None
+        return judgement
+
+    def _noted(self, result: Result, judged_by: Criteria) -> Result:
+        """A result that also holds what it is judged by, and what is known of the host."""
+        line = NOT_CERTIFIED if self.certificate is None else self.certificate.line()
+        return result.model_copy(update={"criteria": judged_by, "certificate": line})
+
+
+def _with_repeat(first: Result, repeat: Result) -> Result:
+    """A FAIL and the measurement that was to confirm it; where that one is but a part, so is the whole."""
+    stopped = first.stopped
+    if repeat.stopped not in (None, TIME_LIMIT):
+        stopped = f"in the repeat: {repeat.stopped}"
+    return first.model_copy(update={"repeat": repeat, "stopped": stopped})
+
+
+def _metrics(result: Result, judged_by: Criteria) -> list[dict[str, Metric]]:
+    """Metrics of the candidate against each other model; absolute ones stand with the first."""
+    *others, candidate = result.models
+    looks = len(judged_by.looks)
+    judged = [
+        judge_pair(other, candidate, budgets, looks=looks)
+        for other, budgets in zip(others, judged_by.budgets, strict=True)
+    ]
+    if judged_by.max_p99_ms is not None:
+        judged[0]["latency_p99"] = judge_max_p99(candidate, judged_by.max_p99_ms, looks=looks)
+    if judged_by.min_accuracy is not None:
+        judged[0]["min_accuracy"] = judge_min_accuracy(candidate, judged_by.min_accuracy)
+    return judged
+
+
+def _timed(judgement: Judgement, verdict: Verdict) -> bool:
     return any(
-        metrics[name].verdict is Verdict.INCONCLUSIVE
+        metrics[name].verdict is verdict
         for metrics in (judgement.metrics, judgement.twin_metrics)
-        for name in sharpening
+        for name in TIMED
         if name in metrics
     )
 
 
+def _more_blocks_may_tell(judgement: Judgement) -> bool:
+    """Whether a metric that grows sharper with more blocks is still open."""
+    return judgement.verdict is not Verdict.INVALID and _timed(judgement, Verdict.INCONCLUSIVE)
+
+
+def _manifest(subject: Subject) -> Manifest | None:
+    """The manifest of an artifact's model; None of a lone file."""
+    folder = subject.model.parent
+    if subject.model.name != MODEL or not (folder / MANIFEST).is_file():
+        return None
+    return read_manifest(folder)
+
+
+def _same_file(first: Path, second: Path) -> bool:
+    return model_sha256(first) == model_sha256(second)
+
+
 def with_plain_paths(judgement: Judgement) -> Judgement:
     """The same judgement with bare file names: an artifact tells nothing of the builder's disk."""
-    result = judgement.result
-    models = tuple(m.model_copy(update={"path": Path(m.path).name}) for m in result.models)
-    data = result.data
-    if data.path is not None:
-        data = data.model_copy(update={"path": Path(data.path).name})
     return replace(
         judgement,
         candidate=Path(judgement.candidate).name,
         baseline=Path(judgement.baseline).name,
-        result=result.model_copy(update={"models": models, "data": data}),
+        result=_plain(judgement.result),
     )
+
+
+def _plain(result: Result) -> Result:
+    models = tuple(m.model_copy(update={"path": Path(m.path).name}) for m in result.models)
+    data = result.data
+    if data.path is not None:
+        data = data.model_copy(update={"path": Path(data.path).name})
+    repeat = None if result.repeat is None else _plain(result.repeat)
+    return result.model_copy(update={"models": models, "data": data, "repeat": repeat})

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from bench.arrays import Array
 from bench.evaluation import are_classes, predictions
-from bench.schema import FrozenModel
 
 # Reported for outputs that are equal to the last bit, whose true SQNR is infinite (and no JSON).
 EXACT_SQNR_DB = 999.0
 
 
-class Parity(FrozenModel):
+@dataclass(frozen=True)
+class Parity:
     """How near `other` comes to `reference`.
 
     Attributes:

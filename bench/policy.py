@@ -33,6 +33,7 @@ class Budgets(FrozenModel):
     peak_rss: Relative | None = Field(None, description="Relative change of peak memory.")
     size: Relative | None = Field(None, description="Relative change of the file's size.")
     accuracy: Share | None = Field(None, description="Accuracy that may be lost; 0.01 is one point.")
+    agreement: Share | None = Field(None, description="Share of predictions that must stay the same.")
 
 
 class TwinBudgets(Budgets):
@@ -60,6 +61,9 @@ class Policy(FrozenModel):
         None,
         description="The accuracy that the int8 model must reach, whatever the float one does.",
     )
+    max_p99_ms: Annotated[float, Field(gt=0.0)] | None = Field(
+        None, description="The 99th percentile of latency that must be kept, in milliseconds."
+    )
     float_twin: TwinBudgets = Field(
         default_factory=TwinBudgets, description="Budgets against the artifact's own float model."
     )
@@ -74,18 +78,34 @@ class Criteria(FrozenModel):
     Attributes:
         budgets: one for each model but the last, the candidate, in order.
         looks: after how many blocks the data are looked at; the error allowed is shared among them.
+        same: that baseline and candidate are the same file is meant: an A/A run.
     """
 
     budgets: tuple[Budgets, ...]
     min_accuracy: Share | None = None
+    max_p99_ms: float | None = None
     looks: tuple[int, ...] = Field(LOOKS, min_length=1, max_length=1000)
+    same: bool = False
 
 
-def criteria(policy: Policy, budgets: Sequence[Budgets]) -> Criteria:
-    """What to judge by: a policy, and the budgets of it that apply."""
-    # Subclasses differ in their defaults alone; what is kept are the values.
-    plain = tuple(Budgets.model_validate(one.model_dump()) for one in budgets)
-    return Criteria(budgets=plain, min_accuracy=policy.min_accuracy)
+def criteria(
+    policy: Policy, budgets: Sequence[Budgets], *, pairs: int = LOOKS[-1], same: bool = False
+) -> Criteria:
+    """What to judge by: a policy, the budgets of it that apply, and the number of pairs at the last look.
+
+    Raises:
+        PolicyError: fewer pairs than the first look needs.
+    """
+    if pairs < LOOKS[0]:
+        raise PolicyError("pairs", f"{pairs} allow no bound", f"take at least {LOOKS[0]}")
+    return Criteria(
+        # Subclasses differ in their defaults alone; what is kept are the values.
+        budgets=tuple(Budgets.model_validate(budget.model_dump()) for budget in budgets),
+        min_accuracy=policy.min_accuracy,
+        max_p99_ms=policy.max_p99_ms,
+        looks=(*(look for look in LOOKS[:-1] if look < pairs), pairs),
+        same=same,
+    )
 
 
 def read_policy(path: Path) -> Policy:

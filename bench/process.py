@@ -49,6 +49,7 @@ class WorkerProcess:
             env=os.environ | {"PYTHONPATH": _package_root()},
         )
         self._pending = b""
+        self._killed_for_memory = memory_kills()
 
     def ask(self, op: str, **arguments: Any) -> dict[str, Any]:
         """Send a request and wait for its answer.
@@ -127,7 +128,12 @@ class WorkerProcess:
             how = f"signal {signal.Signals(-code).name}"
         fix = "run the model alone to see why"
         if code == -signal.SIGKILL:
-            fix = "it was probably killed for memory: free some, or measure a smaller model"
+            now = memory_kills()
+            if now is not None and self._killed_for_memory is not None and now > self._killed_for_memory:
+                how = "killed by the system for memory"
+                fix = "free some memory, or measure a smaller model"
+            else:
+                fix = "it was probably killed for memory: free some, or measure a smaller model"
         return MeasurementError("worker", f"died during {op!r} ({how}){self._last_words()}", fix)
 
     def _last_words(self) -> str:
@@ -142,6 +148,25 @@ def worker_group(count: int, timeout_s: float) -> Iterator[list[WorkerHandle]]:
     """`count` fresh workers; all are ended on the way out, whatever happened."""
     with ExitStack() as stack:
         yield [stack.enter_context(WorkerProcess(timeout_s)) for _ in range(count)]
+
+
+def memory_kills(root: Path = Path("/")) -> int | None:
+    """How many processes the system has killed for memory, or None where it does not tell.
+
+    The control group counts those of a container, the kernel those of the whole machine
+    (cgroup-v2 memory.events; proc(5), vmstat).
+    """
+    found = None
+    for path in (root / "sys/fs/cgroup/memory.events", root / "proc/vmstat"):
+        try:
+            lines = path.read_text(encoding="ascii", errors="replace").splitlines()
+        except OSError:
+            continue
+        for line in lines:
+            name, _, count = line.partition(" ")
+            if name == "oom_kill":
+                found = (found or 0) + int(count)
+    return found
 
 
 def _package_root() -> str:

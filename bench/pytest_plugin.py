@@ -42,12 +42,13 @@ def pytest_configure(config: pytest.Config) -> None:
 def edgeproof_gate(request: pytest.FixtureRequest) -> Callable[..., Judgement]:
     """A function that measures a candidate and lets the test pass by the verdict PASS alone.
 
-    `edgeproof_gate(candidate, baseline=None, policy=None, *, data=None, threads=1, out=None,
+    `edgeproof_gate(candidate, baseline=None, policy=None, *, data=None, threads=1, same=False, out=None,
     inconclusive="fail")` measures what `edgeproof gate` does and returns the judgement. `policy` is a
     path, a table of budgets as TOML gives it, or a `Policy`; without one, that of the artifact's recipe
-    counts. `out` keeps the raw result for `edgeproof show`. With `inconclusive="skip"` the test is skipped
-    where the samples allow no verdict; INVALID always fails. The message starts with the verdict, which is
-    also recorded as the property `edgeproof_verdict` of the test.
+    counts. `same` lets candidate and baseline be one file, and `out` keeps the raw result for `edgeproof
+    show`. With `inconclusive="skip"` the test is skipped where the samples allow no verdict; INVALID
+    always fails. The message starts with the verdict, which is also recorded as the property
+    `edgeproof_verdict` of the test.
     """
 
     def gate(
@@ -57,9 +58,11 @@ def edgeproof_gate(request: pytest.FixtureRequest) -> Callable[..., Judgement]:
         *,
         data: AnyPath | None = None,
         threads: int = 1,
+        same: bool = False,
         out: AnyPath | None = None,
         inconclusive: Literal["fail", "skip"] = "fail",
     ) -> Judgement:
+        from bench.gate import GateOptions
         from bench.gate import gate as measure_and_judge
         from bench.measure import MeasureConfig
         from bench.render import judgement_view, plain_text
@@ -71,6 +74,7 @@ def edgeproof_gate(request: pytest.FixtureRequest) -> Callable[..., Judgement]:
                 baseline=_path(baseline),
                 policy=_policy(policy, Path(candidate)),
                 evaluation=_path(data),
+                options=GateOptions(same=same),
                 config=MeasureConfig(threads=threads),
             )
             if out is not None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from bench.certificate import LARGER, Certificate, fail_share, memory_fail_share
 from bench.gate import Judgement
 from bench.judge import Metric, Verdict
 from bench.result import ModelResult, Result
@@ -28,7 +32,8 @@ def model_json(model: ModelResult) -> dict[str, Any]:
     return {
         "path": model.path,
         "sha256": model.sha256,
-        "latency_ns": model.latency().model_dump(),
+        "latency_ns": model.latency().model_dump(mode="json"),
+        "memory": {name: phase.model_dump() for name, phase in model.memory_phases().items()},
         "session_ns": model.session_ns(),
         "first_run_ns": model.first_run_ns(),
         "throughput_per_s": model.throughput_per_s(),
@@ -41,6 +46,7 @@ def model_json(model: ModelResult) -> dict[str, Any]:
 def result_json(result: Result) -> dict[str, Any]:
     """What `bench --json` prints."""
     return {
+        "stopped": result.stopped,
         "models": [model_json(model) for model in result.models],
         "host": result.host.model_dump(mode="json"),
         "settings": result.settings.model_dump(mode="json"),
@@ -63,8 +69,11 @@ def judgement_json(judgement: Judgement) -> dict[str, Any]:
         "baseline": judgement.baseline,
         "metrics": metrics_json(judgement.metrics),
         "float_twin": metrics_json(judgement.twin_metrics),
+        "flips": [flip.model_dump() for flip in judgement.flips],
         "blocks": judgement.blocks,
-        "models": [model_json(model) for model in judgement.result.models],
+        "repeated": judgement.result.repeat is not None,
+        "certificate": judgement.result.certificate,
+        "models": [model_json(model) for model in judgement.result.models if model.runs],
     }
 
 
@@ -91,16 +100,16 @@ def judgement_view(judgement: Judgement) -> list[RenderableType]:
     """What `compare` and `gate` show of a judgement."""
     from rich.text import Text
 
-    names = short_names(judgement.result.models)
-    view: list[RenderableType] = [
-        figures_table(names, judgement.metrics),
-        "",
-        verdict_table(judgement.metrics),
-    ]
+    view: list[RenderableType] = []
+    if judgement.blocks:
+        names = short_names(judgement.result.models)
+        view += [figures_table(names, judgement.metrics), "", verdict_table(judgement.metrics)]
     if judgement.twin_metrics:
         view += ["\nagainst its own float model", verdict_table(judgement.twin_metrics)]
     view.append(f"\n{styled_verdict(judgement.verdict)}")
     view += [Text(f"  {_printable(reason)}") for reason in judgement.reasons]
+    view += [Text(_printable(line)) for line in flip_lines(judgement)]
+    view.append(Text(judgement.result.certificate))
     return view
 
 
@@ -198,11 +207,13 @@ def change_text(metric: Metric | None) -> str:
         return f"{metric.ratio:.3f} ×"
     if metric.difference is not None:
         return f"{metric.difference * 100:+.2f} points"
-    return _ABSENT
+    return _value_text(metric, metric.value)
 
 
 def bounds_text(metric: Metric) -> str:
     """The confidence bounds, on the scale of the estimate."""
+    if metric.value is not None:
+        return f"{_value_text(metric, metric.lower)} … {_value_text(metric, metric.upper)}"
     if metric.ratio is None and metric.difference is None:
         return _ABSENT
     scale, digits = (1.0, 3) if metric.ratio is not None else (100.0, 2)
@@ -219,7 +230,49 @@ def budget_text(metric: Metric) -> str:
         return _ABSENT
     if metric.ratio is not None:
         return f"≤ {1 + metric.budget:.3f} ×"
+    if metric.value is not None:
+        return f"{'≥' if metric.unit == 'share' else '≤'} {_value_text(metric, metric.budget)}"
     return f"≥ {0.0 - metric.budget * 100:+.2f} points"
+
+
+def _value_text(metric: Metric, value: float | None) -> str:
+    if value is None:
+        return _ABSENT
+    return f"{value:.2%}" if metric.unit == "share" else f"{value:.3f} {metric.unit}"
+
+
+def flip_lines(judgement: Judgement, most: int = 10) -> list[str]:
+    """The first samples whose prediction changed, one line each."""
+    if not judgement.flips:
+        return []
+    lines = [f"flips: {len(judgement.flips)}"] + [
+        f"  {flip.sample}: {flip.baseline} -> {flip.candidate}"
+        + ("" if flip.label is None else f" (is {flip.label})")
+        for flip in judgement.flips[:most]
+    ]
+    left = len(judgement.flips) - most
+    return [*lines, f"  and {left} more: see --json"] if left > 0 else lines
+
+
+def certificate_rows(certificate: Certificate) -> list[tuple[str, str]]:
+    """What `certify` prints: a condition, and how often the gate fails it."""
+    rows = []
+    for condition in certificate.conditions:
+        label = condition.kind if not condition.asked else f"{condition.kind} by {condition.asked:.1%}"
+        if condition.kind == LARGER:
+            share = (
+                memory_fail_share(condition.peak_rss, certificate.budget) if condition.peak_rss else None
+            )
+            rows.append((f"{label} (memory)", percent(share)))
+        else:
+            seen = math.expm1(float(np.median(condition.latency_p50)))
+            share = fail_share(condition.latency_p50, certificate.budget)
+            rows.append((f"{label} (measured {seen:+.1%})", percent(share)))
+    rows += [
+        (f"{flip.share:.1%} of predictions flipped", percent(flip.fail_share))
+        for flip in certificate.flipped
+    ]
+    return rows
 
 
 def milliseconds(nanoseconds: float | None) -> str:

@@ -34,7 +34,8 @@ def _misfit(result: Result) -> str | None:
             datetime.fromisoformat(moment)
         except ValueError:
             return f"{moment[:60]!r} is no time"
-    broken = [cause for model in result.models if (cause := _misfit_of_model(model))]
+    unfinished = result.stopped is not None
+    broken = [cause for model in result.models if (cause := _misfit_of_model(model, unfinished=unfinished))]
     if broken or result.criteria is None:
         return broken[0] if broken else None
     if len(result.criteria.budgets) != len(result.models) - 1:
@@ -46,8 +47,8 @@ def _misfit(result: Result) -> str | None:
     return None
 
 
-def _misfit_of_model(model: ModelResult) -> str | None:
-    if not model.runs:
+def _misfit_of_model(model: ModelResult, *, unfinished: bool) -> str | None:
+    if not model.runs and not unfinished:
         return f"holds no runs of {model.path!r}"
     if not all(run.samples_ns().all() for run in model.runs):
         return f"holds a sample of 0 ns of {model.path!r}"

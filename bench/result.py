@@ -14,13 +14,37 @@ from bench.files import write_text
 from bench.host import HostFingerprint
 from bench.policy import Criteria
 from bench.schema import FrozenModel, explain_validation
-from bench.stats import minimum_count
+from bench.state import HostState
+from bench.stats import minimum_count, quantile_interval
 
 # History of the format. A reader refuses a version it does not know.
 # 1 (0.1.0): models side by side, their runs paired by index, raw nanoseconds per round.
-# 2: what the verdict was judged by, so that it can be given again from the file alone.
+# 2: what the verdict was judged by, and its repeat; memory by phases; the host's state in every round;
+#    how near timed outputs come to those that accuracy rests on; sample names. All may be absent.
 SCHEMA_VERSION: Final = 2
 MAX_RESULT_BYTES = 512 * 2**20
+# Bounds of reported percentiles. Five processes, as `bench` starts, allow no smaller error.
+REPORT_ALPHA = 0.05
+
+
+class MemoryReading(FrozenModel):
+    """Memory of a process at one moment, in bytes; None where the system does not tell.
+
+    `pss_bytes` counts pages shared with others in part, `private_bytes` those of this process alone
+    (proc(5), smaps_rollup).
+    """
+
+    rss_bytes: int | None = None
+    pss_bytes: int | None = None
+    private_bytes: int | None = None
+
+
+class Round(FrozenModel):
+    """One round of a block: the order in which the models took their turns, and the host before it."""
+
+    order: tuple[int, ...]
+    state: HostState
+
 
 # What a clock or a file system can give; a file that was tampered with must not overflow the arithmetic.
 Nanoseconds = Annotated[int, Field(ge=0, le=2**62)]
@@ -32,6 +56,12 @@ class Run(FrozenModel):
     """One fresh process. Times in nanoseconds, memory in bytes; memory is None where unreadable.
 
     `rounds_ns` holds the timed samples, burst by burst; `warmup_ns` what was run and not counted.
+
+    Attributes:
+        memory: phase ("import", "session", "first_run", "steady") -> what the process took then.
+        switches: per round, how often the system took the core away (involuntary context switches).
+        outputs_sqnr_db: how near the outputs of the timed process come to those that accuracy was
+            computed from, on the timed feeds; None where no accuracy was measured.
     """
 
     session_ns: Nanoseconds
@@ -40,6 +70,9 @@ class Run(FrozenModel):
     rounds_ns: tuple[Annotated[tuple[Nanoseconds, ...], Field(min_length=1)], ...] = Field(min_length=1)
     import_rss_bytes: Bytes | None
     peak_rss_bytes: Bytes | None
+    memory: dict[str, MemoryReading] = Field(default_factory=dict)
+    switches: tuple[int, ...] | None = None
+    outputs_sqnr_db: float | None = None
 
     def samples_ns(self) -> npt.NDArray[np.int64]:
         """All timed samples of the process, in order."""
@@ -47,12 +80,16 @@ class Run(FrozenModel):
 
 
 class LatencySummary(FrozenModel):
-    """Percentiles in nanoseconds; None where there are too few samples for one to mean anything."""
+    """Percentiles in nanoseconds; None where there are too few samples for one to mean anything.
+
+    `bounds` gives one-sided 95 % bounds, percentile -> (lower, upper), of those that have any.
+    """
 
     p50: float
     p90: float | None
     p99: float | None
     count: int
+    bounds: dict[str, tuple[float, float]] = Field(default_factory=dict)
 
 
 class ModelResult(FrozenModel):
@@ -61,6 +98,7 @@ class ModelResult(FrozenModel):
     Attributes:
         predictions: predicted class of each evaluation sample, in order.
         labels: the classes they should be, or None without labels.
+        changed: whether the file was replaced while it was measured.
     """
 
     path: str
@@ -69,11 +107,18 @@ class ModelResult(FrozenModel):
     runs: tuple[Run, ...]
     predictions: tuple[ClassIndex, ...] | None = None
     labels: tuple[ClassIndex, ...] | None = None
+    changed: bool = False
 
     def latency(self) -> LatencySummary:
         """Percentiles over the samples of all processes."""
-        samples = np.concatenate([run.samples_ns() for run in self.runs])
+        groups = [run.samples_ns() for run in self.runs]
+        samples = np.concatenate(groups)
         count = len(samples)
+        bounds = {}
+        for name, quantile in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99)):
+            interval = quantile_interval(groups, quantile, REPORT_ALPHA)
+            if np.isfinite([interval.lower, interval.upper]).all() and count >= minimum_count(quantile):
+                bounds[name] = (interval.lower, interval.upper)
 
         def percentile(quantile: float) -> float | None:
             if count < minimum_count(quantile):
@@ -81,8 +126,25 @@ class ModelResult(FrozenModel):
             return float(np.quantile(samples, quantile))
 
         return LatencySummary(
-            p50=float(np.median(samples)), p90=percentile(0.9), p99=percentile(0.99), count=count
+            p50=float(np.median(samples)),
+            p90=percentile(0.9),
+            p99=percentile(0.99),
+            count=count,
+            bounds=bounds,
         )
+
+    def memory_phases(self) -> dict[str, MemoryReading]:
+        """Median over processes of every phase's memory; phases and fields that none tells are absent."""
+        names = dict.fromkeys(name for run in self.runs for name in run.memory)
+        return {
+            name: MemoryReading(
+                **{
+                    field: _median([getattr(r.memory[name], field) for r in self.runs if name in r.memory])
+                    for field in MemoryReading.model_fields
+                }
+            )
+            for name in names
+        }
 
     def peak_rss_bytes(self) -> int | None:
         """Median over processes of the peak resident memory."""
@@ -132,12 +194,18 @@ class DataSource(FrozenModel):
     sha256: str | None
     samples: int
     synthetic: bool
+    ids: tuple[str, ...] | None = None
 
 
 class Result(FrozenModel):
     """Several models measured side by side, in one sitting on one host.
 
-    `criteria` is what the verdict was judged by; None where nothing was, and in files of schema 1.
+    Attributes:
+        blocks: the rounds of every block, in order.
+        stopped: why the measurement is but a part of what was planned; None where it is whole.
+        criteria: what the verdict was judged by; None where nothing was judged.
+        repeat: the independent measurement that a FAIL was confirmed by, or was not.
+        certificate: what was known of this host's error rates when the verdict was given.
     """
 
     schema_version: Literal[1, 2] = SCHEMA_VERSION
@@ -148,7 +216,15 @@ class Result(FrozenModel):
     settings: Settings
     data: DataSource
     models: tuple[ModelResult, ...]
+    blocks: tuple[tuple[Round, ...], ...] = ()
+    stopped: str | None = None
     criteria: Criteria | None = None
+    repeat: Result | None = None
+    certificate: str = ""
+
+    def states(self) -> list[HostState]:
+        """Every reading of the host, in order."""
+        return [turn.state for block in self.blocks for turn in block]
 
 
 def write_result(path: Path, result: Result) -> None:

@@ -43,7 +43,7 @@ def signed_rank_interval(scores: Sequence[float], alpha: float) -> Interval:
         raise ValueError("no scores")
     rows, columns = np.triu_indices(len(values))
     averages = np.sort((values[rows] + values[columns]) / 2)
-    skipped = _largest_tail(_signed_rank_counts(len(values)), 2.0 ** len(values), alpha)
+    skipped = _largest_tail(_signed_rank_null(len(values)), alpha)
     return _interval_from_ordered(averages, skipped)
 
 
@@ -58,8 +58,7 @@ def rank_sum_interval(candidate: Sequence[float], baseline: Sequence[float], alp
     if not len(first) or not len(second):
         raise ValueError("no samples")
     differences = np.sort((first[:, None] - second[None, :]).ravel())
-    counts = _rank_sum_counts(len(first), len(second))
-    skipped = _largest_tail(counts, float(math.comb(len(first) + len(second), len(first))), alpha)
+    skipped = _largest_tail(_rank_sum_null(len(first), len(second)), alpha)
     return _interval_from_ordered(differences, skipped)
 
 
@@ -116,6 +115,66 @@ def proportion_interval(successes: int, count: int, alpha: float) -> Interval:
     return Interval(successes / count, lower, upper)
 
 
+def quantile_interval(groups: Sequence[Array], quantile: float, alpha: float) -> Interval:
+    """One-sided (1 - alpha) bounds of a percentile from samples that came in groups, one a process.
+
+    Order statistics of all samples bound the percentile where samples are independent (David & Nagaraja,
+    "Order Statistics", 3rd ed., section 7.1); those of one process are not. So the bounds are widened to
+    those of the groups' own percentiles, one value a process, by the sign test. No bound where either
+    has too few: 44 samples for p90 at 1 %, 459 for p99; 7 processes at 1 %, 5 at 5 %.
+
+    Args:
+        groups: samples of each process, [processes][any].
+        quantile: between 0 and 1.
+        alpha: error allowed on each side.
+    """
+    samples = np.sort(np.concatenate([np.asarray(group, dtype=np.float64) for group in groups]))
+    own = np.sort([float(np.quantile(group, quantile)) for group in groups])
+    pooled, processes = _order_bounds(samples, quantile, alpha), _order_bounds(own, 0.5, alpha)
+    return Interval(
+        float(np.quantile(samples, quantile)),
+        min(pooled[0], processes[0]),
+        max(pooled[1], processes[1]),
+    )
+
+
+def sample_size_share(floor: float, alpha: float) -> int:
+    """How many samples it takes before a share of `floor` can be shown at all: if all are hits.
+
+    With n hits of n the lower Clopper-Pearson bound is alpha**(1/n).
+    """
+    if floor >= 1.0:
+        raise ValueError("no number of samples shows a share of one")
+    return 1 if floor <= 0.0 else math.ceil(math.log(alpha) / math.log(floor))
+
+
+def sample_size_difference(budget: float, alpha: float) -> int:
+    """How many samples it takes before a loss of `budget` can be excluded at all: if none is discordant.
+
+    With no discordant sample Tango's bound is -z**2 / (n + z**2), whatever the models do.
+    """
+    if budget <= 0.0:
+        raise ValueError("no number of samples excludes every loss")
+    squared = NormalDist().inv_cdf(1 - alpha) ** 2
+    return math.floor(squared * (1 / budget - 1)) + 1
+
+
+def planned_count(spread: float, margin: float, alpha: float, power: float = 0.8) -> int:
+    """How many scores of a given standard deviation place a bound `margin` away from their centre.
+
+    n = ((z_(1-alpha) + z_power) * spread / margin)**2, the normal approximation; it plans, and never
+    judges.
+    """
+    normal = NormalDist()
+    return math.ceil(((normal.inv_cdf(1 - alpha) + normal.inv_cdf(power)) * spread / margin) ** 2)
+
+
+def robust_spread(scores: Sequence[float]) -> float:
+    """Standard deviation by the median absolute deviation, which a few wild scores leave alone."""
+    values = np.asarray(scores, dtype=np.float64)
+    return 1.4826 * float(np.median(np.abs(values - np.median(values))))
+
+
 def minimum_count(quantile: float, confidence: float = 0.99) -> int:
     """How many samples a percentile needs before any of them is an upper bound for it.
 
@@ -125,6 +184,28 @@ def minimum_count(quantile: float, confidence: float = 0.99) -> int:
     return math.ceil(math.log(1 - confidence) / math.log(quantile))
 
 
+def _order_bounds(ordered: Array, quantile: float, alpha: float) -> tuple[float, float]:
+    """Order statistics below and above a quantile, each with error at most alpha."""
+    n = len(ordered)
+    upper = _smallest_above(n, quantile, alpha)
+    lower = _smallest_above(n, 1 - quantile, alpha)
+    return (
+        -math.inf if lower is None else float(ordered[n - lower]),
+        math.inf if upper is None else float(ordered[upper - 1]),
+    )
+
+
+@lru_cache(maxsize=1024)
+def _smallest_above(n: int, quantile: float, alpha: float) -> int | None:
+    """The smallest r with P(Bin(n, quantile) <= r - 1) >= 1 - alpha: the r-th of n bounds from above."""
+    k = np.arange(n)
+    log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n + 1)))])
+    log_ways = log_factorial[n] - log_factorial[k] - log_factorial[n - k]
+    below = np.cumsum(np.exp(log_ways + k * math.log(quantile) + (n - k) * math.log1p(-quantile)))
+    rank = int(np.searchsorted(below, 1 - alpha * (1 + 1e-12))) + 1
+    return rank if rank <= n else None
+
+
 def _interval_from_ordered(ordered: Array, skipped: int | None) -> Interval:
     estimate = float(np.median(ordered))
     if skipped is None:
@@ -132,32 +213,30 @@ def _interval_from_ordered(ordered: Array, skipped: int | None) -> Interval:
     return Interval(estimate, float(ordered[skipped]), float(ordered[-1 - skipped]))
 
 
-def _largest_tail(counts: tuple[int, ...], total: float, alpha: float) -> int | None:
+def _largest_tail(null: Array, alpha: float) -> int | None:
     """The largest k with P(statistic <= k) <= alpha under the null, or None where there is none.
 
     With D_(1) <= D_(2) <= ... the sorted averages or differences, the centre lies below D_(k+1) exactly
     when the statistic, counted from below, is at most k.
     """
-    cumulative = np.cumsum(np.asarray(counts, dtype=np.float64)) / total
-    below = int(np.searchsorted(cumulative, alpha * (1 + 1e-12), side="right"))
+    below = int(np.searchsorted(np.cumsum(null), alpha * (1 + 1e-12), side="right"))
     return below - 1 if below else None
 
 
 @lru_cache(maxsize=256)
-def _signed_rank_counts(n: int) -> tuple[int, ...]:
-    """How many of the 2**n sign patterns give each value of the signed-rank statistic."""
-    counts = [1]
+def _signed_rank_null(n: int) -> Array:
+    """Probability of each value of the signed-rank statistic, 0 to n(n+1)/2: each rank counts or not."""
+    null = np.zeros(n * (n + 1) // 2 + 1)
+    null[0] = 1.0
     for rank in range(1, n + 1):
-        longer = counts + [0] * rank
-        for value, ways in enumerate(counts):
-            longer[value + rank] += ways
-        counts = longer
-    return tuple(counts)
+        null[rank:] = null[rank:] + null[:-rank]
+        null /= 2
+    return null
 
 
 @lru_cache(maxsize=256)
-def _rank_sum_counts(m: int, n: int) -> tuple[int, ...]:
-    """How many of the C(m+n, m) orders give each value of the Mann-Whitney statistic.
+def _rank_sum_null(m: int, n: int) -> Array:
+    """Probability of each value of the Mann-Whitney statistic, 0 to m * n.
 
     The counts are the coefficients of the Gaussian binomial, built factor by factor.
     """
@@ -168,7 +247,7 @@ def _rank_sum_counts(m: int, n: int) -> tuple[int, ...]:
             counts[value] -= counts[value - n - i]
         for value in range(i, size):  # divided by (1 - q**i)
             counts[value] += counts[value - i]
-    return tuple(counts)
+    return np.array([count / math.comb(m + n, m) for count in counts])
 
 
 def _tango_score(gained: int, lost: int, count: int, difference: float) -> float:

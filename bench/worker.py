@@ -9,7 +9,10 @@ prints goes to standard error. Requests, in order:
     {"op": "warm", "limit_ns": N}
     {"op": "burst", "count": N, "untimed": N}
     {"op": "memory"}
-    {"op": "predict", "evaluation": PATH}
+    {"op": "predict", "evaluation": PATH, "outputs": PATH}
+    {"op": "check", "outputs": PATH}
+    {"op": "streams", "count": N, "duration_ns": N}
+    {"op": "batch", "size": N, "duration_ns": N}
     {"op": "golden", "golden": PATH}
 """
 
@@ -18,22 +21,29 @@ from __future__ import annotations
 import gc
 import json
 import os
+import resource
+import signal
 import sys
+import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bench.arrays import Array
+from bench.arrays import Array, read_npz, write_npz
 from bench.errors import DataError, EdgeproofError, ModelError
 from bench.evaluation import LABELS, EvaluationSet, are_classes, predictions, read_evaluation
+from bench.parity import EXACT_SQNR_DB, parity
 from bench.session import RuntimeOptions, Signature, check_feeds, open_session, signature_of
 
 WARM_WINDOW = 10
 # Warm means: the last ten runs are no faster than the ten before them by more than this.
 WARM_TOLERANCE = 0.03
 PREDICT_BATCH = 32
+OUTPUTS = "outputs"
+CLASSES_AGREE = 0.75
 SYNTHETIC_SEED = 20_240_229
 
 
@@ -61,18 +71,27 @@ class Worker:
 
         gc.collect()
         clear_peak_memory()
-        import_rss = memory_bytes("VmRSS")
+        import_rss, imported = memory_bytes("VmRSS"), memory_reading()
         start = time.perf_counter_ns()
         options = RuntimeOptions(threads=request["threads"], arena=request["arena"])
         self._session = open_session(self._model, options)
         session_ns = time.perf_counter_ns() - start
         self._signature = signature_of(self._session)
-        return {"session_ns": session_ns, "import_rss_bytes": import_rss}
+        return {
+            "session_ns": session_ns,
+            "import_rss_bytes": import_rss,
+            "memory": {"import": imported, "session": memory_reading()},
+        }
 
     def first(self, _request: dict[str, Any]) -> dict[str, Any]:
         """Run for the first time, on the first feeds."""
         self._samples = self._split()
-        return {"first_run_ns": self._timed_run(), "samples": len(self._samples)}
+        first_run_ns = self._timed_run()
+        return {
+            "first_run_ns": first_run_ns,
+            "samples": len(self._samples),
+            "memory": {"first_run": memory_reading()},
+        }
 
     def warm(self, request: dict[str, Any]) -> dict[str, Any]:
         """Run until the times stop falling, or until the limit."""
@@ -94,14 +113,79 @@ class Worker:
         """Time `count` inferences after `untimed` ones that refill the caches."""
         for _ in range(request["untimed"]):
             self._timed_run()
-        return {"ns": [self._timed_run() for _ in range(request["count"])]}
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+        times = [self._timed_run() for _ in range(request["count"])]
+        return {"ns": times, "switches": resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw - before}
 
     def memory(self, _request: dict[str, Any]) -> dict[str, Any]:
         """Peak resident memory since just before the session was created."""
-        return {"peak_rss_bytes": memory_bytes("VmHWM")}
+        return {"peak_rss_bytes": memory_bytes("VmHWM"), "memory": {"steady": memory_reading()}}
+
+    def check(self, request: dict[str, Any]) -> dict[str, Any]:
+        """How near the outputs of the timed feeds come to those that accuracy rests on."""
+        (expected,) = read_npz(Path(request["outputs"])).values()
+        found = np.concatenate([np.asarray(self._run(feeds)[0]) for feeds in self._samples])
+        expected = expected[: len(found)]
+        if found.shape != expected.shape or not np.isfinite(found).all():
+            return {"sqnr_db": -EXACT_SQNR_DB}
+        near = parity(expected, found)
+        if are_classes(found):  # a tie falls this way or that, and numbers of classes are no amounts
+            return {"sqnr_db": EXACT_SQNR_DB if near.agreement >= CLASSES_AGREE else -EXACT_SQNR_DB}
+        return {"sqnr_db": near.sqnr_db}
+
+    def streams(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Run the session from `count` threads at once for a while: times of every stream."""
+        times: list[list[int]] = [[] for _ in range(request["count"])]
+        failures: list[EdgeproofError] = []
+        barrier = threading.Barrier(request["count"])
+
+        def stream(index: int) -> None:
+            barrier.wait()
+            turn, end = index, time.perf_counter_ns() + request["duration_ns"]
+            try:
+                while not times[index] or time.perf_counter_ns() < end:
+                    start = time.perf_counter_ns()
+                    self._run(self._samples[turn % len(self._samples)])
+                    times[index].append(time.perf_counter_ns() - start)
+                    turn += 1
+            except EdgeproofError as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=stream, args=(k,)) for k in range(request["count"])]
+        start = time.perf_counter_ns()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if failures:
+            raise failures[0]
+        return {"ns": times, "elapsed_ns": time.perf_counter_ns() - start}
+
+    def batch(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Run batches of `size` samples for a while; a model with a fixed batch takes that one alone."""
+        size = request["size"]
+        fixed = fixed_batch(self._signature)
+        if fixed is not None and fixed != size:
+            raise DataError(
+                self._model, f"has a fixed batch of {fixed}, not {size}", "export it with a dynamic batch"
+            )
+        step = len(next(iter(self._samples[0].values())))
+        parts = [self._samples[k % len(self._samples)] for k in range(max(size // step, 1))]
+        feeds = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        self._run(feeds)
+        times: list[int] = []
+        begin = time.perf_counter_ns()
+        while not times or time.perf_counter_ns() - begin < request["duration_ns"]:
+            start = time.perf_counter_ns()
+            self._run(feeds)
+            times.append(time.perf_counter_ns() - start)
+        return {"ns": times}
 
     def predict(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Classify a whole evaluation set by the first output: scores [N, classes], or integer classes."""
+        """Classify a whole evaluation set by the first output: scores [N, classes], or integer classes.
+
+        Outputs of the first samples go to a file, for the timed processes to compare theirs with.
+        """
         path = Path(request["evaluation"])
         evaluation = read_evaluation(path)
         check_feeds(path, self._signature, dict(evaluation.feeds))
@@ -118,6 +202,8 @@ class Worker:
                 )
             if not np.isfinite(output).all():
                 raise ModelError(self._model, "gives NaN or infinity", "look for overflow in it")
+            if not found:
+                write_npz(Path(request["outputs"]), {OUTPUTS: output})
             classes = None if chosen else output.shape[1]
             found.extend(int(index) for index in predictions(output))
         labels = evaluation.labels
@@ -130,6 +216,7 @@ class Worker:
         return {
             "predictions": found,
             "labels": None if labels is None else [int(label) for label in labels],
+            "ids": None if evaluation.ids is None else [str(name) for name in evaluation.ids],
         }
 
     def golden(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -144,7 +231,7 @@ class Worker:
         joined = {
             name: np.concatenate([part[index] for part in outputs]) for index, name in enumerate(names)
         }
-        return compare_golden(path, joined).model_dump()
+        return asdict(compare_golden(path, joined))
 
     def _split(self) -> list[dict[str, Array]]:
         if self._feeds is None:
@@ -248,8 +335,26 @@ def memory_bytes(field: str) -> int | None:
     return None
 
 
+def memory_reading() -> dict[str, int | None]:
+    """What this process takes now: resident, proportional and private bytes; None where untold."""
+    try:
+        lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    except OSError:
+        lines = []
+    fields = dict(line.split(":", 1) for line in lines[1:])
+    kib = {name: int(value.split()[0]) for name, value in fields.items()}
+    private = [kib[name] for name in ("Private_Clean", "Private_Dirty") if name in kib]
+    return {
+        "rss_bytes": memory_bytes("VmRSS"),
+        "pss_bytes": kib["Pss"] * 1024 if "Pss" in kib else None,
+        "private_bytes": sum(private) * 1024 if private else None,
+    }
+
+
 def main() -> None:
     """Answer requests until standard input closes."""
+    # Ctrl-C reaches the whole group of processes; the one that started this one ends it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     worker = Worker()
@@ -261,6 +366,9 @@ def main() -> None:
         "memory": worker.memory,
         "predict": worker.predict,
         "golden": worker.golden,
+        "check": worker.check,
+        "streams": worker.streams,
+        "batch": worker.batch,
     }
     for line in sys.stdin:
         request = json.loads(line)

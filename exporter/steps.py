@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import nn
 
 from bench.arrays import Array, write_npz
 from bench.artifact import EVALUATION, EXPECTED_PREFIX, FLOAT_MODEL, GOLDEN, MODEL, RESULT, Subject
-from bench.errors import DataError
+from bench.errors import MeasurementError
 from bench.evaluation import EvaluationSet, write_evaluation
 from bench.files import model_size, sha256_of
 from bench.gate import gate_subjects, with_plain_paths
@@ -350,8 +351,8 @@ def _parity(shop: Workshop, folders: Mapping[str, Path], trained: str, out: Path
     _write_golden(out / GOLDEN, sample, int8_model, int8_outputs)
     return {
         "torch_accuracy": accuracy(network.module, evaluation),
-        "export": exported.model_dump(),
-        "int8": parity(float_outputs, int8_outputs).model_dump(),
+        "export": asdict(exported),
+        "int8": asdict(parity(float_outputs, int8_outputs)),
         "layers": layer_errors(
             float_model, int8_model, sample.take(np.arange(min(LAYER_SAMPLES, sample.count)))
         ),
@@ -382,7 +383,8 @@ def _gate(shop: Workshop, folders: Mapping[str, Path], out: Path) -> dict[str, A
         )
     )
     if not judgement.result.models[-1].runs:
-        raise DataError("gate", "nothing was measured", "report this as a bug")
+        cause = "; ".join(judgement.reasons) or "nothing was measured"
+        raise MeasurementError("gate", cause, "mend it and run again")
     write_result(out / RESULT, judgement.result)
     latency = judgement.metrics.get("latency_p50")
     faster = latency is not None and latency.upper is not None and latency.upper < 1

@@ -36,8 +36,9 @@ def convert(result: Result, judgement: Judgement | None, target: Format) -> str:
         target: the format.
 
     Raises:
-        UsageError: the format needs a verdict and there is none.
+        UsageError: the format needs a verdict or figures, and there are none.
     """
+    from bench.errors import UsageError
     from bench.formats import (
         bencher,
         custom_smaller_is_better,
@@ -55,4 +56,6 @@ def convert(result: Result, judgement: Judgement | None, target: Format) -> str:
         Format.PYPERF: pyperf.render,
         Format.PYTEST_BENCHMARK: pytest_benchmark.render,
     }[target]
+    if target not in (Format.JUNIT, Format.MARKDOWN) and not all(model.runs for model in result.models):
+        raise UsageError(target.value, "the result holds no figures", "measure again")
     return render(result, judgement)

@@ -37,10 +37,9 @@ def render(result: Result, judgement: Judgement | None) -> str:
 def _judged(metrics: Mapping[str, Metric], other: str) -> Measures:
     measures = {}
     for name, metric in metrics.items():
-        kind, value = (
-            ("ratio", metric.ratio) if metric.ratio is not None else ("difference", metric.difference)
-        )
-        if value is None:
+        kinds = {"ratio": metric.ratio, "difference": metric.difference}
+        kind, value = next((item for item in kinds.items() if item[1] is not None), ("", None))
+        if value is None:  # absolute figures are among those of the model
             continue
         bounds = {"value": value, "lower_value": metric.lower, "upper_value": metric.upper}
         # A floor is no comparison: it is the distance from what the policy wants.

@@ -25,14 +25,18 @@ from bench.result import Result
 def render(result: Result, judgement: Judgement | None) -> str:
     """The result as GitHub-flavoured Markdown."""
     metrics = {} if judgement is None else judgement.metrics
-    parts = [_figures(result, metrics)]
+    measured = all(model.runs for model in result.models)
+    parts = [_figures(result, metrics)] if measured else []
     if judgement is not None:
         parts.insert(0, f"### edgeproof: {judgement.verdict}")
-        parts.append(_verdicts(judgement.metrics))
+        if measured:
+            parts.append(_verdicts(judgement.metrics))
         if judgement.twin_metrics:
             parts += ["Against its own float model:", _verdicts(judgement.twin_metrics)]
         if judgement.reasons:
             parts.append("\n".join(f"- {code(reason)}" for reason in judgement.reasons))
+    if result.certificate:
+        parts.append(code(result.certificate))
     if result.data.synthetic:
         parts.append("Feeds: synthetic, made from the input signature; no accuracy.")
     host, settings = result.host, result.settings

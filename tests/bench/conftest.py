@@ -205,6 +205,11 @@ def factory():
     return SimpleNamespace(run=make_run, model=make_model)
 
 
+def reading(mebibytes):
+    rss = None if mebibytes is None else mebibytes * 2**20
+    return {"rss_bytes": rss, "pss_bytes": rss, "private_bytes": rss}
+
+
 @dataclass
 class ScriptedWorkers:
     """Takes the place of `bench.process.worker_group`: times are drawn, never measured.
@@ -215,7 +220,9 @@ class ScriptedWorkers:
         noise: spread of every inference, log-normal.
         disturbed: share of processes that are half as fast throughout, as on a shared machine.
         rss: file name -> peak memory; None where the host does not tell.
-        predictions, labels: answers to `predict`, by file name.
+        predictions, labels, ids: answers to `predict`, by file name.
+        sqnr_db: file name -> how near its timed outputs come to those of `predict`.
+        fails: number of a request, counted from 0 -> what it raises.
     """
 
     seed: int = 0
@@ -226,6 +233,9 @@ class ScriptedWorkers:
     rss: dict[str, int | None] = field(default_factory=dict)
     predictions: dict[str, list[int]] = field(default_factory=dict)
     labels: list[int] | None = None
+    ids: list[str] | None = None
+    sqnr_db: dict[str, float] = field(default_factory=dict)
+    fails: dict[int, BaseException] = field(default_factory=dict)
     requests: list[tuple[str, str, dict[str, object]]] = field(default_factory=list)
     closed: int = 0
 
@@ -258,6 +268,8 @@ class _ScriptedWorker:
     def ask(self, op, **arguments):
         if op == "open":
             self.model = Path(arguments["model"]).name
+        if error := self.script.fails.get(len(self.script.requests)):
+            raise error
         self.script.requests.append((op, self.model, arguments))
         return getattr(self, f"_{op}")(**arguments)
 
@@ -265,24 +277,33 @@ class _ScriptedWorker:
         raise AssertionError("the group closes its workers")
 
     def _open(self, **_):
-        return {"session_ns": 3_000_000, "import_rss_bytes": 30_000_000}
+        return {
+            "session_ns": 3_000_000,
+            "import_rss_bytes": 30_000_000,
+            "memory": {"import": reading(30), "session": reading(40)},
+        }
 
     def _first(self):
-        return {"first_run_ns": 9_000_000, "samples": 16}
+        return {"first_run_ns": 9_000_000, "samples": 16, "memory": {"first_run": reading(45)}}
 
     def _warm(self, limit_ns):
         return {"ns": self._draw(20)}
 
     def _burst(self, count, untimed):
-        return {"ns": self._draw(count)}
+        return {"ns": self._draw(count), "switches": 1}
 
     def _memory(self):
         rss = self.script.rss.get(self.model, 50_000_000)
         jitter = int(self.script.random.integers(0, 20)) * 4096
-        return {"peak_rss_bytes": None if rss is None else rss + jitter}
+        steady = {"steady": reading(None if rss is None else 46)}
+        return {"peak_rss_bytes": None if rss is None else rss + jitter, "memory": steady}
 
-    def _predict(self, evaluation):
-        return {"predictions": self.script.predictions[self.model], "labels": self.script.labels}
+    def _predict(self, evaluation, outputs):
+        predictions = self.script.predictions[self.model]
+        return {"predictions": predictions, "labels": self.script.labels, "ids": self.script.ids}
+
+    def _check(self, outputs):
+        return {"sqnr_db": self.script.sqnr_db.get(self.model, 60.0)}
 
     def _draw(self, count):
         factor = self.script.typical_ns * self.state * self.script.slowdown.get(self.model, 1.0)
@@ -293,6 +314,12 @@ class _ScriptedWorker:
 def scripted():
     """The class of scripted workers; an instance goes where `workers=` is taken."""
     return ScriptedWorkers
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    """Certificates are read from, and written to, a folder of the test's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture

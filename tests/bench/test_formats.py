@@ -19,7 +19,7 @@ from bench.errors import UsageError
 from bench.formats import Format, convert
 from bench.formats.markdown import code
 from bench.formats.pytest_benchmark import pooled_statistics
-from bench.gate import compare
+from bench.gate import GateOptions, compare
 from bench.judge import Verdict
 from bench.measure import MeasureConfig
 from bench.policy import Budgets
@@ -45,6 +45,7 @@ def judge(tmp_path, models, scripted, evaluation):
             *paths,
             evaluation=evaluation,
             budgets=Budgets(**budgets or {"latency_p50": 0.02}),
+            options=GateOptions(same=True),
             config=MeasureConfig(rounds=3),
             workers=workers,
         )

@@ -34,7 +34,8 @@ def test_models_take_turns_in_every_round(three, scripted):
     rounds = [tuple(order[i : i + 3]) for i in range(0, len(order), 3)]
     assert len(rounds) == 16
     assert all(set(names) == {path.name for path in three} for names in rounds)
-    assert len(set(rounds)) > 1
+    assert all(second == first[::-1] for first, second in zip(rounds[::2], rounds[1::2], strict=True))
+    assert len(set(rounds)) > 2
     assert [len(model.runs) for model in result.models] == [2, 2, 2]
     assert all(len(run.rounds_ns) == 8 for model in result.models for run in model.runs)
 
@@ -48,6 +49,17 @@ def test_a_seed_fixes_the_order(three, scripted, seed, same):
             session.add_blocks(1)
         orders.append(turns(workers))
     assert (orders[0] == orders[1]) is same
+
+
+def test_processes_start_in_an_order_drawn_anew(three, scripted):
+    workers = scripted()
+    with Session(three, None, MeasureConfig(rounds=1), workers=workers) as session:
+        session.add_blocks(12)
+    started = turns(workers, "open")
+    orders = [tuple(started[i : i + 3]) for i in range(0, len(started), 3)]
+    assert all(set(order) == {path.name for path in three} for order in orders)
+    assert all(second == first[::-1] for first, second in zip(orders[::2], orders[1::2], strict=True))
+    assert len(set(orders)) > 2
 
 
 def test_every_block_has_fresh_processes_that_end(three, scripted):

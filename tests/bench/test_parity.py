@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 
@@ -12,7 +14,7 @@ from bench.parity import EXACT_SQNR_DB, decibels, parity, sqnr_db
 def test_equal_outputs():
     scores = np.array([[1.0, 2.0], [3.0, 0.0]])
     outcome = parity(scores, scores)
-    assert outcome.model_dump() == {
+    assert asdict(outcome) == {
         "max_error": 0.0,
         "sqnr_db": EXACT_SQNR_DB,
         "agreement": 1.0,

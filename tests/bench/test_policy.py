@@ -41,13 +41,18 @@ def test_an_empty_policy_is_the_default(toml):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("speed = 1", "policy.toml: speed: unknown key; known here: baseline, float_twin, min_accuracy"),
+        (
+            "speed = 1",
+            "policy.toml: speed: unknown key; known here: baseline, float_twin, max_p99_ms, min_accuracy",
+        ),
         ('"a\\nb" = 1', "policy.toml: a b: unknown key"),
         (
             "[baseline]\nlatency = 0.1",
-            "baseline.latency: unknown key; known here: accuracy, latency_p50, latency_p90, peak_rss, size",
+            "baseline.latency: unknown key; known here: accuracy, agreement, latency_p50, latency_p90",
         ),
         ("min_accuracy = 1.5", "min_accuracy: 1.5 is refused; input should be less than or equal to 1"),
+        ("max_p99_ms = 0", "max_p99_ms: 0 is refused; input should be greater than 0"),
+        ("[baseline]\nagreement = 2", "baseline.agreement: 2 is refused"),
         ("min_accuracy = nan", "min_accuracy: nan is refused"),
         ("[float_twin]\nsize = -1.0", "float_twin.size: -1.0 is refused"),
         ("[float_twin]\nsize = 11", "float_twin.size: 11 is refused"),

@@ -26,7 +26,7 @@ def project(pytester, request):
 
 GATE = """
 def test_release(edgeproof_gate):
-    edgeproof_gate({candidate!r}, {baseline!r}, {policy!r}, data={data!r}, out="result.json")
+    edgeproof_gate({candidate!r}, {baseline!r}, {policy!r}, data={data!r}, same=True, out="result.json")
 """
 BENCHMARK = """
 def test_speed(edgeproof_benchmark):

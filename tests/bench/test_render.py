@@ -29,6 +29,18 @@ from bench.render import (
     verdict_table,
 )
 
+METRIC_KEYS = {
+    "ratio",
+    "difference",
+    "value",
+    "unit",
+    "lower",
+    "upper",
+    "budget",
+    "verdict",
+    "reason",
+    "details",
+}
 RATIO = Metric(ratio=0.5, lower=0.48, upper=0.52, budget=0.02, verdict=Verdict.PASS)
 UNBOUNDED = Metric(ratio=1.0, budget=-0.4, verdict=Verdict.INCONCLUSIVE)
 DIFFERENCE = Metric(difference=-0.002, lower=-0.004, upper=0.0, budget=0.01, verdict=Verdict.FAIL)
@@ -124,15 +136,17 @@ def test_judgements_are_json(judgement):
     assert content["blocks"] == 10
     assert set(content["metrics"]) == {"latency_p50", "latency_p90", "peak_rss", "size"}
     for metric in content["metrics"].values():
-        assert set(metric) == {"ratio", "difference", "lower", "upper", "budget", "verdict", "reason"}
+        assert set(metric) == METRIC_KEYS
+    assert (content["repeated"], content["flips"]) == (False, [])
+    assert content["certificate"].startswith("error rates of this host: not measured")
     assert content["float_twin"] == {}
 
 
 def test_results_are_json(judgement):
     content = json.loads(json.dumps(result_json(judgement.result), allow_nan=False))
-    assert set(content) == {"models", "host", "settings", "data"}
+    assert set(content) == {"models", "host", "settings", "data", "stopped"}
     assert content["models"] == [model_json(model) for model in judgement.result.models]
-    assert content["models"][0]["latency_ns"].keys() == {"p50", "p90", "p99", "count"}
+    assert content["models"][0]["latency_ns"].keys() == {"p50", "p90", "p99", "count", "bounds"}
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 
 from bench.errors import ResultError
 from bench.formats import Format
-from bench.gate import compare
+from bench.gate import GateOptions, compare
 from bench.measure import MeasureConfig
 from bench.policy import Budgets
 from bench.render import judgement_json
@@ -28,6 +28,7 @@ def judged(tmp_path, models, scripted):
         judgement = compare(
             *paths,
             budgets=Budgets(latency_p50=0.02, size=0.0),
+            options=GateOptions(same=True),
             config=MeasureConfig(rounds=3),
             workers=scripted(slowdown={"new.onnx": slowdown}),
         )

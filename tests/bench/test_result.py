@@ -57,7 +57,7 @@ def edit(path, change):
         ),
         (
             lambda c: c.update(surprise=1),
-            "surprise: unknown key; known here: criteria, data, ended_utc",
+            "surprise: unknown key; known here: blocks, certificate, criteria",
         ),
         (
             lambda c: c["models"][1]["runs"][0].update(extra=1),

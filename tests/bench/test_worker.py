@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from bench import worker as worker_module
-from bench.arrays import write_npz
+from bench.arrays import read_npz, write_npz
 from bench.errors import ArtifactError, DataError, ModelError
 from bench.session import Signature, TensorSpec
 from bench.worker import (
@@ -24,6 +24,8 @@ from bench.worker import (
     memory_bytes,
     synthetic_feeds,
 )
+
+WEIGHT = np.random.default_rng(7).standard_normal((4, 3)).astype(np.float32)
 
 
 def opened(model, feeds=None, **changes):
@@ -128,8 +130,11 @@ def test_warming_ends_when_times_stop_falling(models, monkeypatch, durations, li
 
 
 def test_predictions_are_the_largest_outputs(models, evaluation, samples):
-    answer = opened(models.dynamic).predict({"evaluation": str(evaluation)})
+    outputs = evaluation.parent / "outputs.npz"
+    answer = opened(models.dynamic).predict({"evaluation": str(evaluation), "outputs": str(outputs)})
     assert answer["labels"] == samples.labels.tolist()
+    assert answer["ids"] is None
+    np.testing.assert_allclose(read_npz(outputs)["outputs"], samples.x[:PREDICT_BATCH] @ WEIGHT, rtol=1e-5)
     hits = np.equal(answer["predictions"], answer["labels"])
     assert hits.mean() == pytest.approx(samples.accuracy)
 
@@ -145,13 +150,18 @@ def test_classes_are_predictions_as_they_are(models, tmp_path, evaluation, class
         model.graph.node.append(helper.make_node("TopK", [scores, "k"], ["best", "classes"], axis=1))
     model.graph.output.append(helper.make_tensor_value_info("classes", TensorProto.INT64, None))
     onnx.save(model, tmp_path / "classes.onnx")
-    answer = opened(tmp_path / "classes.onnx").predict({"evaluation": str(evaluation)})
-    assert answer == opened(models.dynamic).predict({"evaluation": str(evaluation)})
+    request = {"evaluation": str(evaluation), "outputs": str(tmp_path / "outputs.npz")}
+    answer = opened(tmp_path / "classes.onnx").predict(request)
+    assert answer == opened(models.dynamic).predict(request)
 
 
 def test_predictions_without_labels(models, feeds_file, samples):
-    answer = opened(models.fixed).predict({"evaluation": str(feeds_file(x=samples.x))})
+    path = feeds_file(x=samples.x, ids=np.array([f"s{k}" for k in range(len(samples.x))]))
+    answer = opened(models.fixed).predict(
+        {"evaluation": str(path), "outputs": str(path.with_name("outputs.npz"))}
+    )
     assert answer["labels"] is None
+    assert answer["ids"][:2] == ["s0", "s1"]
     assert len(answer["predictions"]) == len(samples.x)
 
 
@@ -172,9 +182,9 @@ def test_predictions_without_labels(models, feeds_file, samples):
     ],
 )
 def test_what_cannot_be_predicted(models, feeds_file, *, model, arrays, error, words):
-    worker = opened(getattr(models, model))
+    worker, path = opened(getattr(models, model)), feeds_file(**arrays)
     with pytest.raises(error, match=words):
-        worker.predict({"evaluation": str(feeds_file(**arrays))})
+        worker.predict({"evaluation": str(path), "outputs": str(path.with_name("outputs.npz"))})
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import pytest
 from safetensors.torch import load_file
 
 from bench.artifact import check_hashes, read_manifest, self_test
-from bench.errors import ArtifactError, DataError, MissingExtraError, UsageError
+from bench.errors import ArtifactError, DataError, MeasurementError, MissingExtraError, UsageError
 from bench.evaluation import read_evaluation
 from bench.gate import judgement_from
 from bench.policy import criteria
@@ -586,7 +586,7 @@ def test_a_gate_that_measured_nothing_is_no_artifact(measured, monkeypatch):
         return replace(judgement, result=judgement.result.model_copy(update={"models": models}))
 
     monkeypatch.setattr(steps, "gate_subjects", empty)
-    with pytest.raises(DataError, match="nothing was measured"):
+    with pytest.raises(MeasurementError, match="nothing was measured"):
         measured.build(overrides=["gate.float_twin.accuracy=0.3"])
     with pytest.raises(ArtifactError):
         check_hashes(measured.folder / "nowhere")

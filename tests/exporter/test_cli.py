@@ -23,7 +23,18 @@ from exporter import steps
 
 pytestmark = pytest.mark.slow
 
-METRIC_KEYS = {"ratio", "difference", "lower", "upper", "budget", "verdict", "reason"}
+METRIC_KEYS = {
+    "ratio",
+    "difference",
+    "lower",
+    "upper",
+    "budget",
+    "verdict",
+    "reason",
+    "value",
+    "unit",
+    "details",
+}
 HEAVY = {
     "torch",
     "onnx",
