@@ -26,11 +26,17 @@ def exclusive(path: Path, on_wait: Callable[[str], None]) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "another process"
-            on_wait(f"waiting for the build of process {holder} to finish")
+            # The holder writes its number just after it got the lock: a moment earlier nobody can name it.
+            number = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
+            on_wait(
+                f"waiting for the build of {f'process {number}' if number else 'another process'} to finish"
+            )
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-        yield
+        try:
+            yield
+        finally:
+            os.ftruncate(descriptor, 0)
     finally:
         os.close(descriptor)

@@ -93,7 +93,11 @@ def test_own_names_do_not_count_among_the_numbered(write):
             "export.op",
             "known here: dynamic, min_sqnr_db, opset, postprocess, preprocess",
         ),
-        ("[gate.float_twin]\nspeed = 1.0\n", "gate.float_twin.speed", "known here: accuracy, latency_p50"),
+        (
+            "[gate.float_twin]\nspeed = 1.0\n",
+            "gate.float_twin.speed",
+            "known here: accuracy, agreement, latency",
+        ),
         (FINETUNE + "epoch = 3\n", "stage.0.finetune.epoch", "known here: batch_size, class_weights, ema"),
         (
             '[[stage]]\nkind = "prune"\ntarget = { sparsity = 0.5, macs = 1 }\n',

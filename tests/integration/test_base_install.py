@@ -89,7 +89,9 @@ def test_bench_measures_a_model(device: Path, model: Path) -> None:
 
 def test_compare_judges_a_model_against_itself(device: Path, model: Path) -> None:
     run = subprocess.run(
-        [device / "edgeproof", "compare", model, model, "--json"], capture_output=True, check=False
+        [device / "edgeproof", "compare", model, model, "--same", "--json"],
+        capture_output=True,
+        check=False,
     )
     answer = json.loads(run.stdout)
     assert answer["metrics"]["size"]["verdict"] == "PASS"
