@@ -141,11 +141,10 @@ def gate_runs(scores: Sequence[float], budget: float) -> list[Verdict]:
             return verdicts
         left = left[used:]
         if first is Verdict.FAIL:
-            second, used = _in_looks(left, budget)
-            if second is None:
+            if len(left) < used:
                 return verdicts
+            first = _at_once(left[:used], budget)
             left = left[used:]
-            first = Verdict.FAIL if second is Verdict.FAIL else Verdict.INCONCLUSIVE
         verdicts.append(first)
 
 
@@ -154,11 +153,12 @@ def fail_share(scores: Sequence[float], budget: float, draws: int = DRAWS) -> fl
     generator = np.random.default_rng(len(scores))
     values = np.asarray(scores, dtype=np.float64)
 
-    def once() -> bool:
-        drawn = generator.choice(values, LOOKS[-1])
-        return _in_looks(drawn.tolist(), budget)[0] is Verdict.FAIL
+    def fails() -> bool:
+        first, used = _in_looks(generator.choice(values, LOOKS[-1]).tolist(), budget)
+        repeat = generator.choice(values, used).tolist()
+        return first is Verdict.FAIL and _at_once(repeat, budget) is Verdict.FAIL
 
-    return sum(once() and once() for _ in range(draws)) / draws
+    return sum(fails() for _ in range(draws)) / draws
 
 
 def memory_fail_share(pairs: Sequence[tuple[int, int]], budget: float, draws: int = DRAWS) -> float:
@@ -167,12 +167,11 @@ def memory_fail_share(pairs: Sequence[tuple[int, int]], budget: float, draws: in
     before, after = (np.log(np.asarray(column, dtype=np.float64)) for column in zip(*pairs, strict=True))
     allowed = memory_budget(budget, float(np.exp(np.median(before))))
 
-    def once() -> bool:
+    def fails(alpha: float) -> bool:
         larger, smaller = (generator.choice(values, LOOKS[0]).tolist() for values in (after, before))
-        interval = rank_sum_interval(larger, smaller, MEMORY_ALPHA)
-        return judge_ratio(interval, allowed) is Verdict.FAIL
+        return judge_ratio(rank_sum_interval(larger, smaller, alpha), allowed) is Verdict.FAIL
 
-    return sum(once() and once() for _ in range(draws)) / draws
+    return sum(fails(MEMORY_ALPHA / len(LOOKS)) and fails(MEMORY_ALPHA) for _ in range(draws)) / draws
 
 
 def detectable(scores: Sequence[float], budget: float) -> float | None:
@@ -187,7 +186,7 @@ def detectable(scores: Sequence[float], budget: float) -> float | None:
         return None
     while high - low > 5e-4:
         middle = (low + high) / 2
-        if fail_share((values + middle).tolist(), budget, 100) >= POWER:
+        if fail_share((values + middle).tolist(), budget) >= POWER:
             high = middle
         else:
             low = middle
@@ -239,3 +238,9 @@ def _in_looks(scores: Sequence[float], budget: float) -> tuple[Verdict | None, i
         if verdict is not Verdict.INCONCLUSIVE:
             return verdict, look
     return Verdict.INCONCLUSIVE, LOOKS[-1]
+
+
+def _at_once(scores: Sequence[float], budget: float) -> Verdict:
+    """What a repeat makes of a FAIL: it is looked at once (`bench.gate.for_repeat`)."""
+    failed = judge_ratio(signed_rank_interval(scores, LATENCY_ALPHA), budget) is Verdict.FAIL
+    return Verdict.FAIL if failed else Verdict.INCONCLUSIVE

@@ -257,8 +257,11 @@ def verify(
 
 def run(application: typer.Typer) -> None:
     """Run a command line: what a user can mend becomes one line and an exit code, never a traceback."""
+    from bench.interrupt import interruptible
+
     try:
-        application()
+        with interruptible():
+            application()
     except EdgeproofError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None

@@ -15,6 +15,7 @@ from bench.files import model_sha256
 from bench.host import fingerprint
 from bench.judge import (
     ACCURACY_ALPHA,
+    PAIRS_WANTED,
     TIMED,
     Flip,
     Metric,
@@ -38,6 +39,8 @@ from bench.stats import sample_size_difference, sample_size_share
 
 # Of the repeat that a FAIL is held against: the same design, another order of turns.
 _REPEAT_SEED = 1_000_003
+# A metric that by plan wants this many times the pairs of the last look is not waited for.
+_HOPELESS = 4
 # Settings that two results may differ in and still be held against each other.
 _MAY_DIFFER = {"seed", "path", "ids"}
 NOT_CERTIFIED = "error rates of this host: not measured; run `edgeproof certify MODEL`"
@@ -199,7 +202,8 @@ def judgement_from(result: Result, judged_by: Criteria) -> Judgement:
     judged = _metrics(result, judged_by) if candidate.runs else [{} for _ in others]
     if (repeat := result.repeat) is not None:
         doubt += [f"in the repeat: {reason}" for reason in doubts(repeat)] + mismatches(result, repeat)
-        again = _metrics(repeat, judged_by) if repeat.models[-1].runs else [{} for _ in others]
+        once = for_repeat(judged_by, len(candidate.runs))
+        again = _metrics(repeat, once) if repeat.models[-1].runs else [{} for _ in others]
         judged = [confirmed(first, second) for first, second in zip(judged, again, strict=True)]
     metrics, twin_metrics = judged[0], judged[1] if len(judged) > 1 else {}
     verdict = joint_verdict(m.verdict for m in (*metrics.values(), *twin_metrics.values()))
@@ -223,6 +227,14 @@ def judgement_from(result: Result, judged_by: Criteria) -> Judgement:
         blocks=len(candidate.runs),
         result=result,
     )
+
+
+def for_repeat(judged_by: Criteria, blocks: int) -> Criteria:
+    """What a repeat is judged by: as many blocks as failed, looked at once, so that no error is shared.
+
+    The first measurement alone bounds the false alarms; from 7 blocks on the repeat can confirm one.
+    """
+    return judged_by.model_copy(update={"looks": (blocks,)})
 
 
 def mismatches(first: Result, second: Result) -> list[str]:
@@ -354,7 +366,7 @@ class _Sitting:
         )
         try:
             with self._session(again) as session:
-                repeat = self._measure(session, judged_by).result
+                repeat = self._measure(session, for_repeat(judged_by, len(first.models[-1].runs))).result
         except Interrupted as stop:
             raise Interrupted(_with_repeat(first, stop.result)) from None
         return _with_repeat(first, repeat)
@@ -375,7 +387,7 @@ class _Sitting:
                 session.add_blocks(look - done)
                 done = look
                 judgement = judged()
-                if session.stopped is not None or not _more_blocks_may_tell(judgement):
+                if session.stopped is not None or not _more_blocks_may_tell(judgement, judged_by.looks[-1]):
                     break
         except MeasurementError:
             return judged()
@@ -421,9 +433,18 @@ def _timed(judgement: Judgement, verdict: Verdict) -> bool:
     )
 
 
-def _more_blocks_may_tell(judgement: Judgement) -> bool:
-    """Whether a metric that grows sharper with more blocks is still open."""
-    return judgement.verdict is not Verdict.INVALID and _timed(judgement, Verdict.INCONCLUSIVE)
+def _more_blocks_may_tell(judgement: Judgement, last: int) -> bool:
+    """Whether a metric that grows sharper with more blocks is still open, and not hopelessly so.
+
+    Giving up early raises neither error: it says INCONCLUSIVE, as the last look would have.
+    """
+    return judgement.verdict is not Verdict.INVALID and any(
+        metrics[name].verdict is Verdict.INCONCLUSIVE
+        and metrics[name].details.get(PAIRS_WANTED, 0) <= _HOPELESS * last
+        for metrics in (judgement.metrics, judgement.twin_metrics)
+        for name in TIMED
+        if name in metrics
+    )
 
 
 def _manifest(subject: Subject) -> Manifest | None:

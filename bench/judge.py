@@ -48,6 +48,7 @@ ROUNDING = 1e-12
 # differently: by one step of 8 bits here and there. Another model, or a kernel that races, is far below.
 OUTPUTS_MIN_SQNR_DB = 25.0
 # Metrics whose every measurement differs; the others are exact, and a repeat cannot change them.
+PAIRS_WANTED = "pairs_wanted"
 TIMED = ("latency_p50", "latency_p90", "latency_p99", "peak_rss")
 
 
@@ -420,9 +421,14 @@ def _with_plan(metric: Metric, scores: Sequence[float], alpha: float) -> Metric:
     spread = robust_spread(scores)
     if spread == 0.0 or margin < spread / 30:  # a thousand pairs and more: nobody waits for them
         advice = "the change is too near the budget for any number of pairs"
-    else:
-        advice = f"about {max(planned_count(spread, margin, alpha), len(scores) + 1)} pairs would tell"
-    return metric.model_copy(update={"reason": f"{metric.reason}; {advice}"})
+        return metric.model_copy(update={"reason": f"{metric.reason}; {advice}"})
+    wanted = max(planned_count(spread, margin, alpha), len(scores) + 1)
+    return metric.model_copy(
+        update={
+            "reason": f"{metric.reason}; about {wanted} pairs would tell",
+            "details": {**metric.details, PAIRS_WANTED: wanted},
+        }
+    )
 
 
 def _samples_wanted(discordant: int, count: int, budget: float) -> str:

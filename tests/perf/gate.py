@@ -1,22 +1,26 @@
-"""How often the gate is wrong: unchanged and really slower models, while another process disturbs.
+"""How often the gate cries wolf, and how often it catches a real slowdown of 5 %; by hand, about an hour.
 
-    python tests/perf/gate.py run --same 150 --slower 40      some two hours; stop and resume as you like
-    python tests/perf/gate.py table                            what came out, and what other tools would say
+    python tests/perf/gate.py run --same 150 --slower 40 --busy
+    python tests/perf/gate.py table
 
-The model is EfficientNet-Lite0 with its ImageNet weights, quantized by `edgeproof quantize`, on digits at
-64 px, batch 1, one thread. Its labels are what the float model says. Every run is the command that a user
-would give, `edgeproof gate`, with a budget of 2 % on p50. Unchanged candidates are in turn the file itself
-and the same network in other bytes; the slower one carries an extra matrix product, sized until the model
-takes 5 % longer. Meanwhile a child process spins on a core that it draws at random, again and again.
+EfficientNet-Lite0 with its ImageNet weights, int8, 96 px, batch 1, one thread; evaluated on 300 pictures of
+digits whose labels are what the float model takes them for. `run` measures whole gate runs by `gate.toml`
+and appends the raw samples of each to `gate.jsonl.gz`, so that it can be stopped and run again over several
+sittings.
 
-Every run is appended to the results file with its raw samples, so that nothing is lost by stopping. Models
-and the size of the product are kept in the work folder; delete it to start from nothing.
+- same: the candidate is the same file, or (every other run) the same network in other bytes.
+- slower: the candidate has one more operator, a product of matrices, sized to cost 5 % of the latency.
+
+With `--busy`, another process keeps one core busy, in stretches of random length.
+
+`table` judges by the raw samples: what the gate said, and what other tools would have said. Those run the
+baseline first and the candidate afterwards; so each is given the first half of the blocks for the baseline
+and the second half for the candidate, and, more kindly, all blocks, interleaved as ours are.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import gzip
 import json
 import math
@@ -24,323 +28,319 @@ import os
 import random
 import subprocess
 import sys
-import tempfile
 import time
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
+from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "perf")]
-
-from bench.fragment import rebuilt  # noqa: E402
-from bench.judge import pair_scores  # noqa: E402
-from bench.measure import MeasureConfig, Session  # noqa: E402
-from bench.result import Result, read_result  # noqa: E402
-from bench.stats import proportion_interval, signed_rank_interval  # noqa: E402
-
-RESULTS = Path(__file__).with_name("gate_results.jsonl.gz")
-WORK = Path(tempfile.gettempdir()) / "edgeproof-perf-gate"
-SIDE, SAMPLES = 64, 512
+RESULTS = Path(__file__).with_name("gate.jsonl.gz")
+MODELS = ROOT / "build" / "gate"
+POLICY = Path(__file__).with_name("gate.toml")
+SIDE, SAMPLES = 96, 300
 SLOWDOWN = 0.05
-TIME_LIMIT_S = 85
-POLICY = "[baseline]\nlatency_p50 = 0.02\n"
-# Samples are kept in tenths of a microsecond, a few thousandths of an inference.
-UNIT_NS = 100
-SAME, REBUILT, SLOWER = "same", "rebuilt", "slower"
-
-Bursts = list[list[list[int]]]
-Record = dict[str, Any]
+TIME_LIMIT_S = 85.0
+WIDTH, PROBE_ROWS = 64, (128, 640)
+# Raw samples are kept in tenths of a microsecond: a thousandth of what is timed.
+TICK_NS = 100
+Side = list[list[int]]  # the samples of each process
 
 
 def main() -> None:
-    """Run gates, or show what came of them."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run")
-    run.add_argument("--same", type=int, default=150, help="runs on unchanged models, in all sittings")
-    run.add_argument("--slower", type=int, default=40, help="runs on the slower model, in all sittings")
-    run.add_argument("--quiet", action="store_true", help="do not disturb")
-    run.add_argument("--max-load", type=float, default=math.inf, help="wait while others load the machine")
-    run.add_argument("--work", type=Path, default=WORK)
-    table = commands.add_parser("table")
-    for one in (run, table):
-        one.add_argument("--results", type=Path, default=RESULTS)
+    """Measure, or print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=["run", "table", "keep-busy"])
+    parser.add_argument("--same", type=int, default=150, help="runs on an unchanged model, in all")
+    parser.add_argument("--slower", type=int, default=40, help="runs on a slower model, in all")
+    parser.add_argument("--busy", action="store_true", help="keep one core busy at random")
+    parser.add_argument("--max-load", type=float, help="begin no run while the load of a minute is above")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--models", type=Path, default=MODELS, help="kept from one sitting to the next")
     arguments = parser.parse_args()
-    if arguments.command == "run":
-        models = prepare(arguments.work)
-        wanted = Counter({SAME: arguments.same - arguments.same // 2, REBUILT: arguments.same // 2})
-        wanted[SLOWER] = arguments.slower
-        with contextlib.nullcontext() if arguments.quiet else disturbance():
-            run_all(models, wanted, arguments.results, arguments.max_load, disturbed=not arguments.quiet)
-    show(read_records(arguments.results))
+    sys.path.insert(0, str(ROOT))
+    if arguments.what == "keep-busy":
+        keep_busy()
+    elif arguments.what == "table":
+        table(list(read(arguments.results)))
+    else:
+        if not (arguments.models / "slower.onnx").is_file():
+            build(arguments.models)
+        wanted = {"same": arguments.same, "slower": arguments.slower}
+        done = Counter(entry["kind"] for entry in read(arguments.results))
+        with neighbour(arguments.busy):
+            for kind in plan(wanted, done):
+                calm_down(arguments.max_load)
+                about = {"kind": kind, "busy": arguments.busy, "load": os.getloadavg()[0]}
+                entry = about | gate_run(arguments.models, kind, sum(done.values()))
+                append(arguments.results, entry)
+                done[kind] += 1
+                print(f"{sum(done.values())}: {line(entry)}", flush=True)
 
 
-# What is measured
+def plan(wanted: dict[str, int], done: Counter[str]) -> Iterator[str]:
+    """What to measure next, kinds evenly mixed, until nothing is lacking; `done` is counted elsewhere."""
+    while left := {kind: count - done[kind] for kind, count in wanted.items() if done[kind] < count}:
+        yield max(left, key=lambda kind: left[kind] / wanted[kind])
 
 
-def prepare(work: Path) -> dict[str, Path]:
-    """Make the models, the data and the policy, where they are not there yet."""
-    from calibration import child_export, digits
-
-    from bench.evaluation import EvaluationSet, write_evaluation
-    from exporter.data import Split
-    from exporter.inference import run_model
-    from exporter.standalone import quantize_file
-
-    work.mkdir(parents=True, exist_ok=True)
-    names = ("float", "int8", REBUILT, SLOWER)
-    paths = {name: work / f"{name}.onnx" for name in names}
-    paths |= {SAME: paths["int8"], "data": work / "evaluation.npz", "policy": work / "policy.toml"}
-    paths["policy"].write_text(POLICY)
-    if not paths["data"].is_file():
-        child_export(str(paths["float"]), str(SIDE))
-        with np.load(digits(work, SAMPLES, SIDE)) as arrays:
-            feeds = {"image": arrays["image"]}
-        labels = run_model(paths["float"], Split(feeds, np.zeros(SAMPLES, np.int64))).argmax(axis=1)
-        write_evaluation(paths["data"], EvaluationSet(feeds, labels.astype(np.int64), None))
-    if not paths["int8"].is_file():
-        quantize_file(paths["float"], digits(work, 128, SIDE), paths["int8"], target="auto")
-        paths[REBUILT].write_bytes(rebuilt(paths["int8"].read_bytes()))
-    if not paths[SLOWER].is_file():
-        make_slower(paths["int8"], paths[SLOWER], paths["data"])
-    return paths
+def calm_down(max_load: float | None) -> None:
+    """Wait until others leave the machine alone; what a run says plays no part in it."""
+    while max_load is not None and os.getloadavg()[0] > max_load:
+        time.sleep(5)
 
 
-def make_slower(model: Path, slower: Path, data: Path) -> None:
-    """Write a twin that takes `SLOWDOWN` longer: draw a line through two sizes, then through three."""
-    rows, seen = [16, 128], []
-    while len(seen) < 3:
-        twin = write_twin(model, slower.with_suffix(".try"), rows[len(seen)])
-        seen.append(slowdown_of(model, twin, data, blocks=16))
-        if len(seen) > 1:
-            slope, rest = np.polyfit(rows[: len(seen)], seen, 1)
-            rows.append(max(1, round((math.log1p(SLOWDOWN) - rest) / slope)))
-    write_twin(model, slower, rows[-1])
-    costs = [f"{size} rows cost {math.expm1(cost):.1%}" for size, cost in zip(rows, seen, strict=False)]
-    print(f"{', '.join(costs)}: {rows[-1]} taken", flush=True)
+def line(entry: dict[str, Any]) -> str:
+    """A run in one line."""
+    return (
+        f"{entry['candidate']}: {entry['verdict']}, {entry['blocks']} + {entry['repeat_blocks']} pairs, "
+        f"{entry['p50']:.3f} x, {entry['seconds']:.0f} s; {'; '.join(entry['reasons'])}"
+    )
 
 
-def write_twin(model: Path, twin: Path, rows: int) -> Path:
-    """A copy of a model that also multiplies its input, [N, 3, H, W], by [rows, H] from the left."""
-    import onnx
-    from onnx import helper, numpy_helper
+def gate_run(folder: Path, kind: str, index: int) -> dict[str, Any]:
+    """One gate run, as a user's pipeline would do it, in a fresh order."""
+    from bench.artifact import Subject
+    from bench.gate import GateOptions, gate_subjects
+    from bench.measure import MeasureConfig
+    from bench.policy import read_policy
 
-    proto = onnx.load(model)
-    source = proto.graph.input[0]
-    height, width = (axis.dim_value for axis in source.type.tensor_type.shape.dim[2:])
-    weight = np.random.default_rng(0).standard_normal((rows, height)).astype(np.float32)
-    proto.graph.initializer.append(numpy_helper.from_array(weight, "slower_weight"))
-    proto.graph.node.append(helper.make_node("MatMul", ["slower_weight", source.name], ["slower"]))
-    shape = ["N", 3, rows, width]
-    proto.graph.output.append(helper.make_tensor_value_info("slower", onnx.TensorProto.FLOAT, shape))
-    onnx.save(proto, twin)
-    return twin
-
-
-def slowdown_of(model: Path, twin: Path, data: Path, blocks: int) -> float:
-    """log(twin / model) of the median latency."""
-    with Session([model, twin], data, MeasureConfig()) as session:
-        session.add_blocks(blocks)
-        first, second = session.result().models
-    return signed_rank_interval(pair_scores(first.runs, second.runs, 0.5), 0.05).estimate
-
-
-@contextlib.contextmanager
-def disturbance() -> Iterator[None]:
-    """A child process that keeps a core busy, another one every half second or so."""
-    child = subprocess.Popen([sys.executable, __file__, "disturb", str(os.getpid())])
-    try:
-        yield
-    finally:
-        child.kill()
-        child.wait()
-
-
-def disturb(parent: int) -> None:
-    """Spin on a core drawn at random, rest, and again, for as long as the parent lives."""
-    cores = sorted(os.sched_getaffinity(0))
-    while os.getppid() == parent:
-        os.sched_setaffinity(0, [random.choice(cores)])
-        end = time.monotonic() + random.expovariate(1 / 0.5)
-        while time.monotonic() < end:
-            pass
-        time.sleep(random.expovariate(1 / 0.25))
-
-
-# Running
-
-
-def run_all(
-    models: dict[str, Path], wanted: Counter[str], results: Path, max_load: float, *, disturbed: bool
-) -> None:
-    """Run what is still missing, kinds mixed, and append every run to the results."""
-    done = Counter(record["kind"] for record in read_records(results))
-    left = [kind for kind in wanted for _ in range(wanted[kind] - done[kind])]
-    random.shuffle(left)
-    for number, kind in enumerate(left, 1):
-        while os.getloadavg()[0] > max_load:
-            time.sleep(10)
-        record = run_gate(models, kind) | {"disturbed": disturbed}
-        with results.open("ab") as stream:  # a member of its own: what is written stays readable
-            stream.write(gzip.compress(json.dumps(record, separators=(",", ":")).encode() + b"\n", 9))
-        shown = {name: metric.get("verdict") for name, metric in record["metrics"].items()}
-        print(
-            f"{number}/{len(left)} {kind}: {record['verdict']} in {record['seconds']:.1f} s, "
-            f"{record['blocks']} blocks, {shown}",
-            flush=True,
-        )
-
-
-def run_gate(models: dict[str, Path], kind: str) -> Record:
-    """One run of the command, as a user gives it."""
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "result.json"
-        arguments = [models[kind], "--baseline", models["int8"], "--data", models["data"]]
-        arguments += ["--policy", models["policy"], "--time-limit", TIME_LIMIT_S, "--out", out, "--json"]
-        start = time.monotonic()
-        ran = subprocess.run(
-            [sys.executable, "-m", "bench", "gate", *map(str, arguments), *["--same"] * (kind == SAME)],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            check=False,
-        )
-        seconds = time.monotonic() - start
-        said, result = json.loads(ran.stdout), read_result(out)
-    keys = ("ratio", "difference", "value", "lower", "upper", "budget", "verdict")
-    loads = [state.load_1min for state in result.states() if state.load_1min is not None]
+    baseline = folder / "model.onnx"
+    candidate = (
+        folder / "slower.onnx" if kind == "slower" else (baseline, folder / "rebuilt.onnx")[index % 2]
+    )
+    start = time.monotonic()
+    judgement = gate_subjects(
+        Subject(candidate, None, folder / "evaluation.npz"),
+        Subject(baseline, None, None),
+        read_policy(POLICY),
+        options=GateOptions(same=True),
+        config=MeasureConfig(seed=index, time_limit_s=TIME_LIMIT_S),
+    )
+    first, second = judgement.result.models
+    repeat = judgement.result.repeat
     return {
-        "kind": kind,
-        "started_utc": result.started_utc,
-        "seconds": seconds,
-        "verdict": said["verdict"],
-        "reasons": said["reasons"],
-        "metrics": {
-            name: {key: metric[key] for key in keys if metric[key] is not None}
-            for name, metric in said["metrics"].items()
-        },
-        "blocks": said["blocks"],
-        "load_1min": max(loads, default=None),
-        "cpu": result.host.cpu_model,
-        "onnxruntime": result.host.onnxruntime,
-        "samples": [bursts(result, model) for model in (0, -1)],
-        "repeat": [] if result.repeat is None else [bursts(result.repeat, model) for model in (0, -1)],
+        "candidate": candidate.stem,
+        "verdict": judgement.verdict.value,
+        "metrics": {name: metric.verdict for name, metric in judgement.metrics.items()},
+        "reasons": list(judgement.reasons),
+        "p50": judgement.metrics["latency_p50"].ratio if judgement.metrics else math.nan,
+        "blocks": judgement.blocks,
+        "repeat_blocks": 0 if repeat is None else len(repeat.models[0].runs),
+        "seconds": time.monotonic() - start,
+        "started": judgement.result.started_utc,
+        "rounds_ticks": [
+            [[[ns // TICK_NS for ns in burst] for burst in run.rounds_ns] for run in model.runs]
+            for model in (first, second)
+        ],
     }
 
 
-def bursts(result: Result, model: int) -> Bursts:
-    """Timed samples of a model, [blocks][rounds][inferences], in units of `UNIT_NS`."""
-    return [
-        [[round(ns / UNIT_NS) for ns in burst] for burst in run.rounds_ns]
-        for run in result.models[model].runs
-    ]
+def build(folder: Path) -> None:
+    """The int8 model, the same in other bytes, the slower one, and samples to evaluate by."""
+    from bench.arrays import write_npz
+    from bench.fragment import rebuilt
+    from bench.session import open_session
+    from exporter.standalone import quantize_file
+    from models.digits import load
+    from tests.perf.calibration import child_export
+
+    folder.mkdir(parents=True, exist_ok=True)
+    float_model, model = folder / "float.onnx", folder / "model.onnx"
+    child_export(str(float_model), str(SIDE))
+    splits = load(size=SIDE, train=10, calibration=128, evaluation=SAMPLES)
+    write_npz(folder / "calibration.npz", {"image": splits.calibration.inputs["image"]})
+    quantize_file(float_model, folder / "calibration.npz", model)
+    images = splits.evaluation.inputs["image"]
+    labels = open_session(float_model).run(None, {"image": images})[0].argmax(axis=1)
+    write_npz(folder / "evaluation.npz", {"image": images, "labels": labels})
+    (folder / "rebuilt.onnx").write_bytes(rebuilt(model.read_bytes()))
+    slow_down(model, folder / "slower.onnx", rows_for(model, folder))
 
 
-def read_records(results: Path) -> list[Record]:
-    """All runs so far."""
-    if not results.is_file():
-        return []
-    with gzip.open(results, "rt") as lines:
-        return [json.loads(line) for line in lines]
+def rows_for(model: Path, folder: Path) -> int:
+    """How many rows of the product cost `SLOWDOWN`, on the line through the costs of two probes.
+
+    By the fastest tenth of every burst, which neighbours disturb least.
+    """
+    from bench.judge import pair_scores
+    from bench.measure import MeasureConfig, Session
+
+    paths = [folder / f"probe-{rows}.onnx" for rows in PROBE_ROWS]
+    for rows, path in zip(PROBE_ROWS, paths, strict=True):
+        slow_down(model, path, rows)
+    with Session([model, *paths], None, MeasureConfig()) as session:
+        session.add_blocks(12)
+        plain, *others = session.result().models
+    costs = [math.expm1(np.median(pair_scores(plain.runs, other.runs, 0.1))) for other in others]
+    slope, base = np.polyfit(PROBE_ROWS, costs, 1)
+    rows = max(1, round((SLOWDOWN - base) / slope))
+    print(
+        f"{PROBE_ROWS} rows cost {[f'{cost:.1%}' for cost in costs]}: {rows} for {SLOWDOWN:.0%}", flush=True
+    )
+    return rows
 
 
-# What came out
+def slow_down(model: Path, out: Path, rows: int) -> None:
+    """A copy that multiplies two matrices more; the product hangs on the input, and is an output."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
 
-
-def show(records: Sequence[Record]) -> None:
-    """Print both tables."""
-    for kinds, title in (((SAME, REBUILT), "unchanged"), ((SLOWER,), "slower")):
-        chosen = [record for record in records if record["kind"] in kinds]
-        if not chosen:
-            continue
-        seconds = [record["seconds"] for record in chosen]
-        print(
-            f"\n{title}: {len(chosen)} runs, {np.median(seconds):.1f} s each (at most {max(seconds):.1f}), "
-            f"load {min(r['load_1min'] for r in chosen):.1f} to {max(r['load_1min'] for r in chosen):.1f}"
-        )
-        verdicts = Counter(record["verdict"] for record in chosen)
-        for verdict in ("PASS", "FAIL", "INCONCLUSIVE", "INVALID"):
-            print(f"  edgeproof gate: {verdict:<13}{rate(verdicts[verdict], len(chosen))}")
-        for name, alarms in PEERS.items():
-            print(f"  {name + ':':<42}{rate(sum(map(alarms, chosen)), len(chosen))}")
-        scores = [score for record in chosen for score in (pair_scores_of(record["samples"]))]
-        interval = signed_rank_interval(scores[:400], 0.005)
-        print(
-            f"  all pairs: {math.expm1(interval.estimate):+.2%} "
-            f"({math.expm1(interval.lower):+.2%} ... {math.expm1(interval.upper):+.2%})"
-        )
-
-
-def rate(count: int, total: int) -> str:
-    """A count, its share, and the Clopper-Pearson bounds of 95 % on either side."""
-    interval = proportion_interval(count, total, 0.05)
-    return f"{count:>4} of {total}  {count / total:6.1%}  ({interval.lower:.1%} ... {interval.upper:.1%})"
-
-
-def pair_scores_of(samples: Sequence[Bursts]) -> list[float]:
-    """Scores of all pairs, as the gate computes them."""
-    return [
-        float(np.median([math.log(np.median(b) / np.median(a)) for a, b in zip(one, two, strict=True)]))
-        for one, two in zip(*samples, strict=True)
-    ]
-
-
-def pytest_benchmark_fails(record: Record) -> bool:
-    """`--benchmark-compare-fail=mean:5%`: one process stored, one measured later: first and last block."""
-    from pytest_benchmark.utils import parse_compare_fail
-
-    before, after = record["samples"][0][0], record["samples"][1][-1]
-    stored, current = ({"mean": float(np.mean(np.concatenate(one)))} for one in (before, after))
-    return bool(parse_compare_fail("mean:5%").fails(current, stored))
-
-
-def pyperf_says_slower(record: Record) -> bool:
-    """`pyperf compare_to`: all processes of both, three values each, by its own test of significance."""
-    import pyperf
-    from pyperf._compare import is_significant_benchs
-
-    def benchmark(model: Bursts) -> Any:
-        runs = [
-            pyperf.Run(
-                [float(np.mean(np.concatenate(part))) * UNIT_NS / 1e9 for part in thirds(run)],
-                metadata={"name": "model"},
-                collect_metadata=False,
-            )
-            for run in model
+    proto = onnx.load(model)
+    weight = np.random.default_rng(0).standard_normal((WIDTH, WIDTH)).astype(np.float32)
+    proto.graph.node.extend(
+        [
+            helper.make_node(
+                "Slice", [proto.graph.input[0].name, "slow_0", "slow_1", "slow_axis"], ["slow_row"]
+            ),
+            helper.make_node("Reshape", ["slow_row", "slow_flat"], ["slow_flatrow"]),
+            helper.make_node("Slice", ["slow_flatrow", "slow_0", "slow_1"], ["slow_one"]),
+            helper.make_node("Expand", ["slow_one", "slow_shape"], ["slow_left"]),
+            helper.make_node("MatMul", ["slow_left", "slow_weight"], ["slow_product"]),
+            helper.make_node("ReduceMax", ["slow_product"], ["slow_out"], keepdims=0),
         ]
-        return pyperf.Benchmark(runs)
+    )
+    constants = {
+        "slow_0": np.array([0]),
+        "slow_1": np.array([1]),
+        "slow_axis": np.array([2]),
+        "slow_flat": np.array([-1]),
+        "slow_shape": np.array([rows, WIDTH]),
+        "slow_weight": weight,
+    }
+    proto.graph.initializer.extend(
+        numpy_helper.from_array(value, name) for name, value in constants.items()
+    )
+    proto.graph.output.append(helper.make_tensor_value_info("slow_out", TensorProto.FLOAT, []))
+    onnx.checker.check_model(proto)
+    onnx.save(proto, out)
 
-    before, after = (benchmark(model) for model in record["samples"])
-    return bool(is_significant_benchs(before, after)[0] and after.mean() > before.mean())
+
+@contextmanager
+def neighbour(busy: bool) -> Iterator[None]:
+    """Another process that keeps one core busy at random, as long as this lasts."""
+    if not busy:
+        yield
+        return
+    process = subprocess.Popen([sys.executable, __file__, "keep-busy"], stdin=subprocess.PIPE)
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
 
 
-def thirds(rounds: Sequence[list[int]]) -> list[Sequence[list[int]]]:
-    """Rounds of a process in three parts."""
-    cuts = [len(rounds) * k // 3 for k in range(4)]
-    return [rounds[start:end] for start, end in pairwise(cuts)]
+def keep_busy() -> None:
+    """Work and rest in turns of 0.05 to 2 s, until the process that started this one is gone."""
+    parent, draw = os.getppid(), random.Random()
+    while os.getppid() == parent:
+        time.sleep(draw.uniform(0.05, 2))
+        end = time.monotonic() + draw.uniform(0.05, 2)
+        while time.monotonic() < end:
+            pass
 
 
-def mann_whitney_says_slower(record: Record) -> bool:
-    """Mann-Whitney U of all iterations pooled, as if each were independent: p < 0.05, and slower."""
+def append(path: Path, entry: dict[str, Any]) -> None:
+    """Add a run; each is a gzip member of its own, so that a kill can harm none but the last."""
+    with path.open("ab") as stream:
+        stream.write(gzip.compress(json.dumps(entry, separators=(",", ":")).encode() + b"\n", 9))
+
+
+def read(path: Path) -> Iterator[dict[str, Any]]:
+    """All runs of all sittings."""
+    if not path.is_file():
+        return
+    try:
+        with gzip.open(path, "rt", encoding="ascii") as stream:
+            for line in stream:
+                yield json.loads(line)
+    except (EOFError, zlib.error, json.JSONDecodeError) as error:
+        print(f"{path}: the last run is cut off ({error})", file=sys.stderr)
+
+
+def table(entries: Sequence[dict[str, Any]]) -> None:
+    """What was said how often, with 95 % bounds (Clopper-Pearson)."""
+    for kind in ("same", "slower"):
+        runs = [entry for entry in entries if entry["kind"] == kind]
+        if not runs:
+            continue
+        seconds = [entry["seconds"] for entry in runs]
+        change = np.median([entry["p50"] for entry in runs])
+        pairs = np.median([entry["blocks"] for entry in runs])
+        print(
+            f"\n{kind}: {len(runs)} gate runs, {sum(e['busy'] for e in runs)} beside a busy neighbour; "
+            f"median change of p50 {change - 1:+.2%}; seconds a run: median {np.median(seconds):.0f}, "
+            f"at most {max(seconds):.0f}; pairs: median {pairs:.0f}"
+        )
+        for verdict in ("PASS", "INCONCLUSIVE", "FAIL", "INVALID"):
+            show(f"gate: {verdict}", [entry["verdict"] == verdict for entry in runs])
+        show("gate: FAIL of latency_p50", [entry["metrics"].get("latency_p50") == "FAIL" for entry in runs])
+        whole = [entry for entry in runs if entry["blocks"] >= 2]
+        for name, alarm in PEERS.items():
+            show(f"{name}, one after the other", [alarm(*halves(entry)) for entry in whole])
+            show(f"{name}, interleaved", [alarm(*sides(entry)) for entry in whole])
+
+
+def show(label: str, hits: Sequence[bool]) -> None:
+    """One row: how many of how many, and what share that stands for."""
+    from bench.stats import proportion_interval
+
+    share = proportion_interval(sum(hits), len(hits), 0.025)
+    print(
+        f"  {label:<64} {sum(hits):>4} of {len(hits):<4} {share.estimate:>7.1%} "
+        f"[{share.lower:.1%}, {share.upper:.1%}]"
+    )
+
+
+def sides(entry: dict[str, Any]) -> tuple[Side, Side]:
+    """All processes of the baseline, and all of the candidate."""
+    first, second = entry["rounds_ticks"]
+    return [list(chain(*process)) for process in first], [list(chain(*process)) for process in second]
+
+
+def halves(entry: dict[str, Any]) -> tuple[Side, Side]:
+    """The baseline's processes of the first half of the time, as many of the candidate's of the second."""
+    first, second = sides(entry)
+    count = len(first) // 2
+    return first[:count], second[-count:]
+
+
+def mean_of_one_process(baseline: Side, candidate: Side) -> bool:
+    """pytest-benchmark: one process each; an alarm where the mean is 5 % higher."""
+    return bool(np.mean(candidate[-1]) > 1.05 * np.mean(baseline[0]))
+
+
+def pyperf_compare(baseline: Side, candidate: Side) -> bool:
+    """pyperf's own test on its own kind of value: three a process, each the mean of a loop."""
+    from pyperf._utils import is_significant
+
+    values = [
+        [float(np.mean(part)) for process in side for part in np.array_split(process, 3)]
+        for side in (baseline, candidate)
+    ]
+    return bool(is_significant(*values)[0])
+
+
+def mann_whitney(baseline: Side, candidate: Side) -> bool:
+    """The usual test on all iterations of all processes in one heap."""
     from scipy.stats import mannwhitneyu
 
-    before, after = (np.concatenate([np.concatenate(run) for run in model]) for model in record["samples"])
-    return bool(mannwhitneyu(before, after).pvalue < 0.05 and np.median(after) > np.median(before))
+    return bool(mannwhitneyu(np.concatenate(baseline), np.concatenate(candidate)).pvalue < 0.05)
 
 
-PEERS: dict[str, Callable[[Record], bool]] = {
-    "pytest-benchmark, compare-fail=mean:5%": pytest_benchmark_fails,
-    "pyperf compare_to, significant and slower": pyperf_says_slower,
-    "Mann-Whitney, pooled, p < 0.05, slower": mann_whitney_says_slower,
+PEERS: dict[str, Callable[[Side, Side], bool]] = {
+    "pytest-benchmark --benchmark-compare-fail=mean:5%": mean_of_one_process,
+    "pyperf compare_to": pyperf_compare,
+    "Mann-Whitney on pooled iterations, p < 0.05": mann_whitney,
 }
 
+
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["disturb"]:
-        disturb(int(sys.argv[2]))
-    else:
-        main()
+    main()
