@@ -7,6 +7,7 @@ from bench.errors import DataError, EdgeproofError
 from exporter.data import Split, Splits, stratified_indices
 from exporter.images import load_image_folder, resize_images
 from exporter.lookup import package_file
+from exporter.trained import load_trained
 
 __all__ = [
     "DataError",
@@ -14,6 +15,7 @@ __all__ = [
     "Split",
     "Splits",
     "load_image_folder",
+    "load_trained",
     "package_file",
     "resize_images",
     "stratified_indices",

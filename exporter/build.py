@@ -38,7 +38,7 @@ from bench.gate import Judgement, judgement_from
 from bench.policy import criteria
 from bench.progress import SILENT, Progress
 from bench.result import read_result
-from exporter.cache import Cache
+from exporter.cache import RECORD, Cache
 from exporter.lock import exclusive
 from exporter.pipeline import Trail, run_steps
 from exporter.recipe import Recipe, read_recipe
@@ -54,6 +54,7 @@ _NEEDED = {
     "onnx_ir": "export",
     "onnxscript": "export",
     "safetensors": "export",
+    "torch_pruning": "export",
     "jinja2": "report",
     "matplotlib": "report",
 }
@@ -92,7 +93,7 @@ def build(
     Args:
         recipe_path: a TOML file.
         out: the artifact's folder; by default `artifacts/NAME` in the working directory.
-        until: the last step to run; then no artifact is written.
+        until: the last step to run; then no artifact is written, but that step's files to `out` if given.
         overrides: `table.key=value` texts.
         fresh: run every step, whatever the cache holds.
         progress: told how far the build is.
@@ -105,7 +106,8 @@ def build(
     recipe = read_recipe(recipe_path, overrides)
     folder = recipe_path.resolve().parent
     destination = (out or Path(ARTIFACTS_FOLDER) / recipe.name).absolute()
-    _check_destination(destination)
+    if until is None or out is not None:
+        _check_destination(destination, MANIFEST if until is None else RECORD)
     _check_until(until, recipe)
     root = cache_root(recipe_path)
     with exclusive(root / "lock", progress.say):
@@ -116,6 +118,9 @@ def build(
         trail = _run(recipe, folder, cache, log, until=until, fresh=fresh, progress=progress)
         stages = {name: entry.metrics for name, entry in trail.entries.items()}
         if until is not None:
+            if out is not None:
+                with storage_errors(destination), atomic_directory(destination) as staging:
+                    shutil.copytree(trail.entries[until].folder, staging, dirs_exist_ok=True)
             return BuildOutcome(None, None, stages, trail.ran, packaged=False)
         judgement = _judgement(recipe, trail)
         packaged = not _is_current(destination, trail)
@@ -144,7 +149,7 @@ def _run(
     from exporter.workshop import open_workshop
 
     shop = open_workshop(recipe, folder, progress)
-    steps = recipe_steps(shop, ranges=None if fresh else cache.root)
+    steps = recipe_steps(shop, kept=None if fresh else cache.root)
     return run_steps(steps, cache, until=until, fresh=fresh, progress=progress, log=log)
 
 
@@ -158,9 +163,9 @@ def require(module: str, extra: str) -> None:
         raise MissingExtraError(module, extra)
 
 
-def _check_destination(destination: Path) -> None:
-    """Refuse to replace a folder that is no artifact: it may be somebody's work."""
-    if destination.is_dir() and any(destination.iterdir()) and not (destination / MANIFEST).is_file():
+def _check_destination(destination: Path, mark: str) -> None:
+    """Refuse to replace a folder that no build like this one wrote: it may be somebody's work."""
+    if destination.is_dir() and any(destination.iterdir()) and not (destination / mark).is_file():
         raise UsageError(destination, "is a folder with other content", "choose another --out")
     if destination.exists() and not destination.is_dir():
         raise UsageError(destination, "is a file", "choose another --out")

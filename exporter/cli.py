@@ -53,7 +53,7 @@ def build(
         typer.Option(help="The artifact's folder.", show_default="artifacts/NAME"),
     ] = None,
     until: Annotated[
-        str | None, typer.Option(metavar="STAGE", help="Stop after this stage; no artifact is written.")
+        str | None, typer.Option(metavar="STAGE", help="Stop after this stage; --out takes its files.")
     ] = None,
     overrides: Annotated[
         list[str] | None,

@@ -4,6 +4,7 @@ EdgeproofError
 ├── RecipeError        a recipe that cannot be read, or asks for what cannot be
 ├── LookupFailed       a dotted path, `pkg://` address or file that leads nowhere
 ├── CheckpointError    weights that are missing, damaged, foreign, or a program in disguise
+├── PlanError          a plan that is damaged, or belongs to another network
 ├── StageError         a stage that cannot do what it was asked
 └── ExportError        a network that does not survive the way to ONNX
 """
@@ -23,6 +24,10 @@ class LookupFailed(EdgeproofError):  # noqa: N818 (LookupError is a builtin)
 
 class CheckpointError(EdgeproofError):
     """Weights that are missing, damaged, of another network, or a program in disguise."""
+
+
+class PlanError(EdgeproofError):
+    """A plan that is damaged, or belongs to another network."""
 
 
 class StageError(EdgeproofError):

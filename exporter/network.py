@@ -1,4 +1,4 @@
-"""A network on its way through the stages: a module, and the masks that hold its pruned weights."""
+"""A network on its way through the stages: a module, the masks of its pruned weights, and its plan."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from bench.arrays import Array
 from exporter.calibration import Range
 from exporter.data import Split
+from exporter.shrinking.plan import PLAN, Plan, read_plan
+from exporter.shrinking.rebuild import rebuild
 
 WEIGHTS = "weights.safetensors"
 MASKS = "masks.safetensors"
@@ -25,7 +27,7 @@ EVALUATION_BATCH = 64
 
 @dataclass(frozen=True)
 class Network:
-    """A module and its masks.
+    """A module and what belongs to it.
 
     Attributes:
         module: the network; stages train it in place and hand it on.
@@ -33,11 +35,13 @@ class Network:
             stage that changes weights calls `apply_masks` afterwards.
         ranges: tensor of the exported graph -> activation range that was learned with the weights; the
             quantizer takes these as they are.
+        plan: how the module differs from what its factory builds; None where it does not.
     """
 
     module: nn.Module
     masks: Mapping[str, Tensor] = field(default_factory=dict)
     ranges: Mapping[str, Range] = field(default_factory=dict)
+    plan: Plan | None = None
 
     def apply_masks(self) -> None:
         """Set pruned weights back to zero."""
@@ -55,7 +59,7 @@ class Network:
         return zeros / total if total else 0.0
 
     def save(self, folder: Path) -> None:
-        """Write weights, masks and ranges."""
+        """Write weights, plan, masks and ranges."""
         state = {
             key: value.detach().contiguous().clone() for key, value in self.module.state_dict().items()
         }
@@ -64,6 +68,8 @@ class Network:
         if self.masks:
             masks = {name: mask.contiguous() for name, mask in self.masks.items()}
             (folder / MASKS).write_bytes(save(masks))
+        if self.plan is not None:
+            (folder / PLAN).write_text(self.plan.model_dump_json(exclude_none=True), encoding="utf-8")
         self.save_ranges(folder)
 
     def save_ranges(self, folder: Path) -> None:
@@ -74,10 +80,13 @@ class Network:
 
 
 def load_network(module: nn.Module, folder: Path) -> Network:
-    """Fill `module` with what `Network.save` wrote."""
+    """Fill `module`, fresh from its factory, with what `Network.save` wrote."""
+    plan = read_plan(folder / PLAN) if (folder / PLAN).is_file() else None
+    if plan is not None:
+        rebuild(module, plan)
     module.load_state_dict(load_file(folder / WEIGHTS))
     masks = load_file(folder / MASKS) if (folder / MASKS).is_file() else {}
-    return Network(module, masks, load_ranges(folder))
+    return Network(module, masks, load_ranges(folder), plan)
 
 
 def load_ranges(folder: Path) -> dict[str, Range]:

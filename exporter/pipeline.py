@@ -111,6 +111,8 @@ def _headline(metrics: Mapping[str, Any]) -> str:
             parts.append(f"{label} {metrics[name]:.2%}")
     if metrics.get("sparsity"):
         parts.append(f"sparsity {metrics['sparsity']:.0%}")
+    if "after" in metrics:
+        parts.append(f"{metrics['before']['latency_ms']:.3g} to {metrics['after']['latency_ms']:.3g} ms")
     if "int8" in metrics:
         parts.append(f"int8 agrees on {metrics['int8']['agreement']:.2%}")
     if "target" in metrics:

@@ -20,6 +20,7 @@ LIBRARIES = (
     "pydantic",
     "safetensors",
     "torch",
+    "torch-pruning",
 )
 _OWN_PACKAGES = ("bench", "exporter")
 

@@ -16,7 +16,15 @@ from pydantic import AfterValidator, Field, JsonValue, ValidationError, field_va
 
 from bench.policy import Policy
 from bench.schema import FrozenModel, explain_validation
-from exporter.choices import PRESERVING_REPAIRS, CalibrationMethod, RepairName, TargetName
+from exporter.choices import (
+    PRESERVING_REPAIRS,
+    AllocationMethod,
+    CalibrationMethod,
+    Importance,
+    Precision,
+    RepairName,
+    TargetName,
+)
 from exporter.errors import RecipeError
 
 MAX_RECIPE_BYTES = 1 << 20
@@ -114,7 +122,7 @@ class Training(FrozenModel):
 
     @model_validator(mode="after")
     def _epochs_fit_together(self) -> Training:
-        if self.probe_epochs >= self.epochs:
+        if 0 < self.epochs <= self.probe_epochs:
             raise ValueError(
                 f"probe_epochs ({self.probe_epochs}) leaves no epoch of {self.epochs} to train the rest; "
                 "raise epochs"
@@ -342,9 +350,93 @@ class DistillConfig(StageConfig, Training):
         return self.teacher if isinstance(self.teacher, tuple) else (self.teacher,)
 
 
+class ShrinkTarget(FrozenModel):
+    """How small or fast the network shall become; one of these. Ratios are to the network as it came in."""
+
+    latency_ms: float | None = Field(None, gt=0.0, description="Median time of one sample on this CPU.")
+    latency_ratio: Fraction | None = Field(None, description="Of that time.")
+    macs_ratio: Fraction | None = Field(None, description="Of the multiply-adds.")
+    params_ratio: Fraction | None = Field(None, description="Of the parameters.")
+    size_ratio: Fraction | None = Field(None, description="Of the bytes of the exported model.")
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> ShrinkTarget:
+        given = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give one of {', '.join(type(self).model_fields)}; there are {len(given)}")
+        return self
+
+    def chosen(self) -> tuple[str, float]:
+        """Which one, and how much."""
+        return next((name, value) for name in type(self).model_fields if (value := getattr(self, name)))
+
+
+class ShrinkConfig(StageConfig, Training):
+    """`kind = "shrink"`: structured pruning. Cut channels, blocks and pixels, and recover."""
+
+    kind: Literal["shrink"]
+    target: ShrinkTarget | None = Field(
+        None, description="How far to narrow; without one, only `drop` and `resolution` act."
+    )
+    allocation: AllocationMethod = Field(
+        "latency",
+        description="What decides which channels go: measured time, multiply-adds, or an equal share.",
+    )
+    importance: Importance = Field("taylor", description="What decides which channels of a layer stay.")
+    precision: Precision = Field("int8", description="The numbers whose time and size count.")
+    epochs: int = Field(2, ge=0, le=10_000, description="Passes over the training data after each round.")
+    rounds: int = Field(1, ge=1, le=100, description="Narrow in so many steps, and recover after each.")
+    multiple: int = Field(
+        16,
+        ge=1,
+        le=1024,
+        description="Widths are multiples of this. ONNX Runtime's int8 depthwise kernel is 3 to 4 times "
+        "slower at other widths than multiples of 16.",
+    )
+    min_kept: Fraction = Field(0.1, description="Share of a layer's channels that always stays.")
+    depth: int = Field(0, ge=0, le=1000, description="Blocks that may be dropped to meet the target.")
+    drop: tuple[str, ...] = Field((), description="Blocks to drop, by name.")
+    resolution: int | None = Field(
+        None, ge=8, le=8192, description="Side that pictures are scaled to inside the network."
+    )
+    samples: int = Field(256, ge=2, description="Held-out training samples that damage is judged on.")
+    exclude: tuple[str, ...] = Field((), description="Modules that keep their channels and stay.")
+    teacher: Teacher | None = Field(None, description="Recover by distillation from this one.")
+    temperature: float = Field(4.0, ge=1.0, le=100.0, description="Softness of both outputs.")
+    hard_weight: float = Field(
+        0.5, ge=0.0, le=1.0, description="Weight of the labels; the teacher has the rest."
+    )
+
+    @model_validator(mode="after")
+    def _something_to_do(self) -> ShrinkConfig:
+        if self.target is None and not self.drop and self.resolution is None:
+            raise ValueError("nothing to do: give target, drop or resolution")
+        return self
+
+    def distillation(self) -> DistillConfig | None:
+        """How it recovers from a teacher, if it has one."""
+        if self.teacher is None:
+            return None
+        return DistillConfig(
+            kind="distill",
+            teacher=self.teacher,
+            temperature=self.temperature,
+            hard_weight=self.hard_weight,
+        )
+
+
 def trains(stage: object) -> bool:
     """Whether a stage fits weights to data."""
-    return isinstance(stage, Training) or getattr(stage, "gradual", None) is not None
+    if isinstance(stage, Training):
+        return stage.epochs > 0
+    return getattr(stage, "gradual", None) is not None
+
+
+def teachers_of(stage: object) -> tuple[str | TeacherConfig | OnnxTeacherConfig, ...]:
+    """Whom a stage learns from; most learn from none."""
+    if isinstance(stage, ShrinkConfig):
+        stage = stage.distillation()
+    return stage.teachers() if isinstance(stage, DistillConfig) else ()
 
 
 class ReestimateConfig(StageConfig):
@@ -378,7 +470,13 @@ class QatConfig(StageConfig, Training):
 
 
 Stage = Annotated[
-    FineTuneConfig | PretrainConfig | PruneConfig | DistillConfig | ReestimateConfig | QatConfig,
+    FineTuneConfig
+    | PretrainConfig
+    | PruneConfig
+    | ShrinkConfig
+    | DistillConfig
+    | ReestimateConfig
+    | QatConfig,
     Field(discriminator="kind"),
 ]
 
@@ -387,6 +485,7 @@ _STAGES: dict[object, type[StageConfig]] = {
     "finetune": FineTuneConfig,
     "pretrain": PretrainConfig,
     "prune": PruneConfig,
+    "shrink": ShrinkConfig,
     "distill": DistillConfig,
     "reestimate": ReestimateConfig,
     "qat": QatConfig,
@@ -572,7 +671,7 @@ class Recipe(FrozenModel):
                 raise ValueError(f"stage name {name!r} is taken; give the stage another name")
             stage = self.stage[index]
             earlier = ["pretrained", *names[:index]]
-            for teacher in stage.teachers() if isinstance(stage, DistillConfig) else ():
+            for teacher in teachers_of(stage):
                 if isinstance(teacher, str) and teacher not in earlier:
                     raise ValueError(
                         f"teacher {teacher!r} of stage {name!r} is no earlier stage; "
@@ -580,6 +679,8 @@ class Recipe(FrozenModel):
                     )
             if isinstance(stage, QatConfig):
                 self._check_qat(index, name)
+            if isinstance(stage, ShrinkConfig) and stage.precision == "int8" and self.quantize.bits != 8:
+                raise ValueError(f'stage {name!r} measures 8 bits; set its precision = "fp32"')
         if self.model.checkpoint is None and not any(trains(s) for s in self.stage):
             raise ValueError("nothing was ever trained: name model.checkpoint or add a stage that trains")
         return self

@@ -43,8 +43,10 @@ from exporter.recipe import (
     PretrainConfig,
     QatConfig,
     Recipe,
+    ShrinkConfig,
     Stage,
     TeacherConfig,
+    teachers_of,
     trains,
 )
 from exporter.repaired import quantize_split
@@ -60,10 +62,10 @@ PARITY_SAMPLES = 256
 GOLDEN_SAMPLES = 8
 
 
-def recipe_steps(shop: Workshop, *, ranges: Path | None = None) -> list[Step]:
+def recipe_steps(shop: Workshop, *, kept: Path | None = None) -> list[Step]:
     """All steps of a recipe, in order; what cannot work at the end is refused before the start.
 
-    `ranges` is the folder where activation ranges are kept from one build to the next.
+    `kept` is the folder where activation ranges and times of layers go from one build to the next.
     """
     recipe = shop.recipe
     check_hardware(recipe)
@@ -90,7 +92,7 @@ def recipe_steps(shop: Workshop, *, ranges: Path | None = None) -> list[Step]:
     names = ["pretrained"]
     for name, config in zip(recipe.stage_names(), recipe.stage, strict=True):
         parents = [names[-1]]
-        for teacher in config.teachers() if isinstance(config, DistillConfig) else ():
+        for teacher in teachers_of(config):
             if isinstance(teacher, str) and teacher not in parents:
                 parents.append(teacher)
         steps.append(
@@ -104,7 +106,7 @@ def recipe_steps(shop: Workshop, *, ranges: Path | None = None) -> list[Step]:
                     **_others_read(shop, config),
                 },
                 tuple(parents),
-                _stage_runner(shop, name, config),
+                _stage_runner(shop, name, config, kept),
             )
         )
         names.append(name)
@@ -123,7 +125,7 @@ def recipe_steps(shop: Workshop, *, ranges: Path | None = None) -> list[Step]:
             "quantize",
             {**common, "config": recipe.quantize.model_dump(mode="json"), "target": target.name},
             ("export",),
-            lambda folders, out, _unfinished: _quantize(shop, folders["export"], out, ranges),
+            lambda folders, out, _unfinished: _quantize(shop, folders["export"], out, kept),
         ),
         Step(
             "parity",
@@ -171,14 +173,16 @@ def _trains(recipe: Recipe) -> bool:
     return any(trains(stage) for stage in recipe.stage)
 
 
-def _stage_runner(shop: Workshop, name: str, config: Stage) -> Run:
+def _stage_runner(shop: Workshop, name: str, config: Stage, kept: Path | None) -> Run:
     def run(folders: Mapping[str, Path], out: Path, unfinished: Path) -> dict[str, Any]:
         if not trains(config):
-            network, metrics = run_stage(shop, name, folders, ONE_CPU, None)
+            network, metrics = run_stage(shop, name, folders, ONE_CPU, None, kept=kept)
         else:
             job = Job(shop.recipe, shop.folder, name, folders, unfinished)
             with open_engine(job) as engine:
-                network, metrics = run_stage(shop, name, folders, engine, Checkpoints(unfinished))
+                network, metrics = run_stage(
+                    shop, name, folders, engine, Checkpoints(unfinished), kept=kept
+                )
         network.save(out)
         return metrics
 
@@ -191,6 +195,8 @@ def run_stage(
     folders: Mapping[str, Path],
     engine: Engine,
     checkpoints: Checkpoints | None,
+    *,
+    kept: Path | None = None,
 ) -> tuple[Network, dict[str, Any]]:
     """Run one stage of a recipe on the network of the one before it.
 
@@ -200,6 +206,7 @@ def run_stage(
         folders: of all earlier steps, by name.
         engine: the hardware.
         checkpoints: where trainings are kept while they run.
+        kept: folder of what was timed before.
     """
     names = ["pretrained", *shop.recipe.stage_names()]
     index = names.index(name)
@@ -224,6 +231,8 @@ def run_stage(
         checkpoints,
         shop.recipe.export,
         shop.recipe.quantize,
+        shop.recipe.bench.threads,
+        None if kept is None else kept / "tables",
     )
     network = load_network(shop.fresh_module(), folders[names[index - 1]])
     return STAGES[config.kind](network, config, shop.data, context)
@@ -235,30 +244,36 @@ def _others_read(shop: Workshop, config: Stage) -> dict[str, Any]:
 
     if isinstance(config, PretrainConfig):
         return {"source": data_fingerprint(shop.load_data(config.data, "stage.data"))}
-    if isinstance(config, DistillConfig):
-        return _distillation_files(shop, config)
+    found = _teacher_files(shop, config)
+    if isinstance(config, DistillConfig) and config.unlabelled is not None:
+        extra = shop.load_unlabelled(config.unlabelled, "stage.unlabelled")
+        both = with_unlabelled(shop.data, extra, "stage.unlabelled")
+        found["unlabelled"] = fingerprint_arrays(sorted(both.inputs.items()))
+    if isinstance(config, ShrinkConfig):  # what it cuts hangs on times measured here
+        found |= {
+            "export": shop.recipe.export.model_dump(mode="json"),
+            "exclude": shop.recipe.quantize.exclude,
+            "target": find_target(shop.recipe.quantize.target).name,
+            "threads": shop.recipe.bench.threads,
+            "host": fingerprint().model_dump(mode="json"),
+        }
     if isinstance(config, QatConfig):
         return {
             "export": shop.recipe.export.model_dump(mode="json"),
             "quantize": shop.recipe.quantize.model_dump(mode="json"),
             "target": find_target(shop.recipe.quantize.target).name,
         }
-    return {}
-
-
-def _distillation_files(shop: Workshop, config: DistillConfig) -> dict[str, Any]:
-    found: dict[str, Any] = {"teachers": []}
-    for teacher in config.teachers():
-        if isinstance(teacher, TeacherConfig):
-            path = find_file(teacher.checkpoint, shop.folder, "stage.teacher.checkpoint")
-            found["teachers"].append(sha256_of(path))
-        elif isinstance(teacher, OnnxTeacherConfig):
-            found["teachers"].append(sha256_of(shop.model_file(teacher, "stage.teacher.model")))
-    if config.unlabelled is not None:
-        extra = shop.load_unlabelled(config.unlabelled, "stage.unlabelled")
-        both = with_unlabelled(shop.data, extra, "stage.unlabelled")
-        found["unlabelled"] = fingerprint_arrays(sorted(both.inputs.items()))
     return found
+
+
+def _teacher_files(shop: Workshop, config: Stage) -> dict[str, Any]:
+    hashes = []
+    for teacher in teachers_of(config):
+        if isinstance(teacher, TeacherConfig):
+            hashes.append(sha256_of(find_file(teacher.checkpoint, shop.folder, "stage.teacher.checkpoint")))
+        elif isinstance(teacher, OnnxTeacherConfig):
+            hashes.append(sha256_of(shop.model_file(teacher, "stage.teacher.model")))
+    return {"teachers": hashes} if hashes else {}
 
 
 def _hardware(recipe: Recipe, config: Stage) -> dict[str, Any]:
@@ -285,7 +300,7 @@ def _export(shop: Workshop, trained: Path, out: Path) -> dict[str, Any]:
     }
 
 
-def _quantize(shop: Workshop, exported: Path, out: Path, ranges: Path | None) -> dict[str, Any]:
+def _quantize(shop: Workshop, exported: Path, out: Path, kept: Path | None) -> dict[str, Any]:
     drawn = {
         "data": shop.data_fingerprint,
         "seed": shop.recipe.seed,
@@ -299,7 +314,7 @@ def _quantize(shop: Workshop, exported: Path, out: Path, ranges: Path | None) ->
         find_target(shop.recipe.quantize.target),
         seed=shop.recipe.seed,
         progress=shop.progress,
-        store=None if ranges is None else RangeStore(ranges, content_key(drawn)),
+        store=None if kept is None else RangeStore(kept, content_key(drawn)),
         learned=load_ranges(exported),
     )
     far = [

@@ -222,7 +222,8 @@ def _export_error(error: BaseException) -> ExportError:
         return ExportError(
             where,
             "decides by the values of a tensor",
-            "use torch.where or torch.cond instead of if; until then, all stages but qat and export work",
+            "use torch.where or torch.cond instead of if; until then, all stages but shrink, qat and export"
+            " work",
         )
     fixed = re.search(r"inferred a static shape of (\d+) for dimension inputs(\S+?)\.shape\[(\d+)\]", text)
     if fixed:

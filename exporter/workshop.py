@@ -21,6 +21,7 @@ from exporter.recipe import (
     PretrainConfig,
     Recipe,
     TeacherConfig,
+    teachers_of,
 )
 
 if TYPE_CHECKING:
@@ -110,9 +111,9 @@ def open_workshop(recipe: Recipe, folder: Path, progress: Progress) -> Workshop:
     for stage in recipe.stage:
         if isinstance(stage, PretrainConfig):
             references.append(stage.data.factory)
-        if isinstance(stage, DistillConfig):
-            references += [t.factory for t in stage.teachers() if isinstance(t, TeacherConfig)]
-            references += [stage.unlabelled.factory] if stage.unlabelled is not None else []
+        references += [t.factory for t in teachers_of(stage) if isinstance(t, TeacherConfig)]
+        if isinstance(stage, DistillConfig) and stage.unlabelled is not None:
+            references.append(stage.unlabelled.factory)
     for reference in references:
         find_factory(reference, reference)
     # A factory may import more of the user's modules when it is called: they must be hashed too.

@@ -15,11 +15,13 @@ from exporter.stages.pretrain import pretrain
 from exporter.stages.prune import prune
 from exporter.stages.qat import qat
 from exporter.stages.reestimate import reestimate
+from exporter.stages.shrink import shrink
 
 STAGES: dict[str, StageFunction] = {
     "finetune": finetune,
     "pretrain": pretrain,
     "prune": prune,
+    "shrink": shrink,
     "distill": distill,
     "reestimate": reestimate,
     "qat": qat,

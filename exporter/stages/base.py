@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from torch import nn
@@ -40,6 +41,8 @@ class Context:
         checkpoints: where trainings are kept while they run; None keeps none.
         export: how the recipe exports.
         quantize: how it quantizes.
+        threads: of sessions that are timed.
+        tables: folder where what was timed is kept between builds; None keeps nothing.
     """
 
     name: str
@@ -53,6 +56,8 @@ class Context:
     checkpoints: Checkpoints | None = None
     export: ExportConfig = field(default_factory=ExportConfig)
     quantize: QuantizeConfig = field(default_factory=QuantizeConfig)
+    threads: int = 1
+    tables: Path | None = None
 
     def warned(self, lines: Sequence[str]) -> Metrics:
         """Metrics of what a person should look at, who is told of it at once."""

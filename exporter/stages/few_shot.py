@@ -13,6 +13,7 @@ from exporter.errors import StageError
 from exporter.network import Network, accuracy, deterministic
 from exporter.recipe import FewShotConfig, FineTuneConfig
 from exporter.seeds import mean_interval
+from exporter.shrinking.rebuild import rebuild
 from exporter.stages.base import Context, Metrics
 from exporter.training import Loss
 
@@ -55,7 +56,7 @@ def few_shot_curve(
             chosen = replace(data, train=few_of_each(data.train, images, context.seed + seed, context.name))
             starts = {
                 "transfer": (prepared(network, config, name, context), config),
-                "from_scratch": (random_network(name, context), unfrozen(config)),
+                "from_scratch": (random_network(network, name, context), unfrozen(config)),
             }
             for kind, (start, training) in starts.items():
                 short = training.model_copy(update={"epochs": few.epochs or config.epochs})
@@ -87,10 +88,11 @@ def few_of_each(split: Split, images: int, seed: int, place: str) -> Split:
     return split.take(np.sort(np.concatenate(chosen)))
 
 
-def random_network(name: str, context: Context) -> Network:
-    """The recipe's network with random weights that hang on `name`."""
+def random_network(network: Network, name: str, context: Context) -> Network:
+    """The same network with random weights that hang on `name`."""
     with deterministic(context.seed, name):
-        return Network(context.fresh_module())
+        module = context.fresh_module()
+    return Network(module if network.plan is None else rebuild(module, network.plan))
 
 
 def prepared(network: Network, config: FineTuneConfig, name: str, context: Context) -> Network:

@@ -39,7 +39,7 @@ def finetune(
         **fitted.as_json(),
     }
     if config.from_scratch:
-        metrics["from_scratch"] = _train_from_scratch(config, data, loss, context)
+        metrics["from_scratch"] = _train_from_scratch(network, config, data, loss, context)
     if curve is not None:
         metrics["few_shot"] = curve
     return network, metrics
@@ -91,9 +91,11 @@ def reset_head(module: nn.Module, name: str, context: Context) -> None:
             reset()
 
 
-def _train_from_scratch(config: FineTuneConfig, data: Splits, loss: Loss, context: Context) -> Metrics:
+def _train_from_scratch(
+    start: Network, config: FineTuneConfig, data: Splits, loss: Loss, context: Context
+) -> Metrics:
     """The same network, budget and data without the pretrained weights, and so nothing frozen."""
     name = f"{context.name} from scratch"
-    network = random_network(name, context)
+    network = random_network(start, name, context)
     fitted = context.fit(network, data, unfrozen(config), loss, name=name)
     return {"evaluation_accuracy": accuracy(network.module, data.evaluation), **fitted.as_json()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -43,12 +44,12 @@ def prune(network: Network, config: PruneConfig, data: Splits, context: Context)
         masks = dict(network.masks)  # which the hook changes
         hook = Gradual(list(weights), config.target.sparsity, config.scope, config.method, config.gradual)
         fitted = context.fit(
-            Network(network.module, masks), data, config.gradual, cross_entropy(), hooks=[hook]
+            replace(network, masks=masks), data, config.gradual, cross_entropy(), hooks=[hook]
         )
-        pruned = Network(network.module, {name: mask.cpu() for name, mask in masks.items()})
+        pruned = replace(network, masks={name: mask.cpu() for name, mask in masks.items()})
         training = fitted.as_json()
     else:
-        pruned = Network(network.module, joined(chosen_masks(weights, config), network.masks))
+        pruned = replace(network, masks=joined(chosen_masks(weights, config), network.masks))
         pruned.apply_masks()
     sparse_bytes = compressed_bytes(weights)
     empty = [name for name, mask in pruned.masks.items() if not mask.any()]

@@ -28,7 +28,7 @@ from bench.errors import MissingExtraError, one_line
 from bench.files import write_text
 from exporter.cache import UNFINISHED
 from exporter.errors import StageError
-from exporter.recipe import Recipe, TrainConfig, trains
+from exporter.recipe import Recipe, ShrinkConfig, TrainConfig, trains
 from exporter.training.engine import ONE_CPU, Engine, FabricEngine
 
 if TYPE_CHECKING:
@@ -148,6 +148,12 @@ def check_hardware(recipe: Recipe) -> None:
             )
     world = config.devices * config.nodes
     for stage in recipe.stage:
+        if isinstance(stage, ShrinkConfig) and trains(stage) and world > 1:
+            raise StageError(
+                "shrink.epochs",
+                f"each of {world} processes would cut by what it measures itself",
+                "set it to 0, and let a finetune or distill stage recover what was lost",
+            )
         size = getattr(getattr(stage, "gradual", None) or stage, "batch_size", 0)
         if size % world and trains(stage):
             raise StageError(

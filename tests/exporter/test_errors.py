@@ -16,7 +16,7 @@ OWN = [
 
 
 def test_the_tree_is_drawn():
-    assert len(OWN) == 5
+    assert len(OWN) == 6
     for kind in OWN:
         assert f"── {kind.__name__} " in errors.__doc__
 

@@ -130,7 +130,7 @@ def test_an_unknown_key_is_named_with_the_known_ones(write, extra, key, fix):
         (FINETUNE + "learning_rate = 0.0\n", "stage.0.finetune.learning_rate", "0.0 is refused"),
         (FINETUNE + "validation = 1.0\n", "stage.0.finetune.validation", "1.0 is refused"),
         (FINETUNE + 'name = "a b"\n', "stage.0.finetune.name", "'a b' is refused"),
-        ('[[stage]]\nkind = "shrink"\n', "stage.0", "{'kind': 'shrink'} is refused"),
+        ('[[stage]]\nkind = "distil"\n', "stage.0", "{'kind': 'distil'} is refused"),
         ("[[stage]]\nepochs = 1\n", "stage.0", "{'epochs': 1} is refused"),
         ('[stage]\nkind = "finetune"\n', "stage", "{'kind': 'finetune'} is refused"),
         (

@@ -1,0 +1,159 @@
+"""What can be cut from a network: groups of channels that must go together, and blocks.
+
+What is offered was tried: the network runs without it, its outputs keep their shape, and without channels
+it computes what it would if they were zero.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from exporter.network import call, matches
+from exporter.shrinking.groups import Group, find_groups
+from exporter.shrinking.plan import KeptChannels, KeptParameter, Plan
+from exporter.shrinking.rebuild import rebuild
+from exporter.shrinking.watch import has_weights, watch
+
+_OVER_CHANNELS = (nn.LayerNorm, nn.GroupNorm)
+# Sums in another order differ by far less, another function by far more.
+_RTOL = 1e-3
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What can be cut, and why the rest cannot: layer name -> reason."""
+
+    groups: tuple[Group, ...]
+    blocks: tuple[str, ...]
+    fixed: Mapping[str, str]
+
+
+def find_structure(
+    module: nn.Module, inputs: Mapping[str, Tensor], exclude: tuple[str, ...], place: str
+) -> Structure:
+    """Find groups and blocks, in the order of the network's modules.
+
+    Args:
+        module: the network.
+        inputs: two samples.
+        exclude: modules that keep their channels, by name or dotted prefix.
+        place: for errors.
+
+    Raises:
+        StageError: the network cannot be traced.
+    """
+    module = copy.deepcopy(module).eval().requires_grad_(True)
+    groups: dict[str, Group] = {}
+    fixed: dict[str, str] = {}
+    for group, reason in find_groups(module, inputs, exclude, place):
+        if group.name in groups:
+            continue
+        problem = (
+            reason or failure(module, inputs, removal({group: [0]})) or _inexact(module, inputs, group)
+        )
+        if problem is None:
+            groups[group.name] = group
+            fixed.pop(group.name, None)
+        else:
+            fixed[group.name] = problem
+    order = [name for name, _ in module.named_modules()]
+    blocks = [
+        name
+        for name in _same_shape_blocks(module, inputs)
+        if not matches(name, exclude)
+        and not any(matches(other, (name,)) for other in exclude)
+        and failure(module, inputs, Plan(dropped=(name,))) is None
+    ]
+    return Structure(tuple(groups[name] for name in order if name in groups), tuple(blocks), fixed)
+
+
+def removal(removed: Mapping[Group, Iterable[int]], dropped: tuple[str, ...] = ()) -> Plan:
+    """The plan that takes units, by index, from groups of one network, and drops blocks of it."""
+    lost: dict[tuple[str, str | int], set[int]] = {}
+    sizes: dict[tuple[str, str | int], int] = {}
+    attributes: dict[str, int] = {}
+    for group, units in removed.items():
+        gone = set(units)
+        roots = {channel for unit in gone for channel in group.units[unit]}
+        for member in group.members:
+            side = (member.name, member.axis)
+            sizes[side] = member.size
+            lost.setdefault(side, set()).update(
+                p for p, root in zip(member.positions, member.roots, strict=True) if root in roots
+            )
+        attributes |= {name: len(group.units) - len(gone) for name in group.heads}
+    modules: dict[str, dict[str, tuple[int, ...]]] = {}
+    parameters = {}
+    for (name, axis), positions in lost.items():
+        kept = tuple(index for index in range(sizes[name, axis]) if index not in positions)
+        if isinstance(axis, int):
+            parameters[name] = KeptParameter(axis=axis, kept=kept)
+        else:
+            modules.setdefault(name, {})[axis] = kept
+    return Plan(
+        modules={name: KeptChannels(**sides) for name, sides in modules.items()},
+        parameters=parameters,
+        attributes=attributes,
+        dropped=dropped,
+    )
+
+
+def failure(module: nn.Module, inputs: Mapping[str, Tensor], plan: Plan) -> str | None:
+    """Why a network cannot do with a plan, or None if it runs and its outputs keep their shape."""
+    trial = copy.deepcopy(module).eval()
+    try:
+        with torch.no_grad():
+            shape = call(trial, inputs).shape
+            after = call(rebuild(trial, plan), inputs).shape
+    except Exception as error:  # noqa: BLE001 (a user's forward may raise anything when its channels change)
+        return f"the network does not run then ({str(error).splitlines()[0][:120]})"
+    return None if after == shape else "the network's outputs would change their shape"
+
+
+def _inexact(module: nn.Module, inputs: Mapping[str, Tensor], group: Group) -> str | None:
+    """Whether a network without its first unit errs from one whose layers see zeros in its place.
+
+    Not asked where a norm takes its statistics over the channels: fewer channels have others.
+    """
+    zeroed = copy.deepcopy(module)
+    gone = set(group.units[0])
+    for member in group.members:
+        layer = None if isinstance(member.axis, int) else zeroed.get_submodule(member.name)
+        if isinstance(layer, _OVER_CHANNELS):
+            return None
+        if member.axis == "inputs" and layer is not None:
+            lost = [p for p, root in zip(member.positions, member.roots, strict=True) if root in gone]
+            layer.register_forward_pre_hook(_without(lost, -1 if isinstance(layer, nn.Linear) else 1))
+    with torch.no_grad():
+        expected = call(zeroed, inputs)
+        found = call(rebuild(copy.deepcopy(module), removal({group: [0]})), inputs)
+    close = torch.allclose(found, expected, rtol=_RTOL, atol=_RTOL * float(expected.abs().max()))
+    return None if close else "what belongs to one of its channels cannot be told"
+
+
+def _without(lost: Sequence[int], axis: int) -> Callable[..., tuple[Tensor, ...]]:
+    """A hook that sets channels of a layer's input to zero."""
+    return lambda _layer, args: (*(value.index_fill(axis, torch.tensor(lost), 0.0) for value in args),)
+
+
+def _same_shape_blocks(module: nn.Module, inputs: Mapping[str, Tensor]) -> list[str]:
+    """Outermost modules with layers inside that give back the shape that they were given."""
+    fits: dict[str, bool] = {}
+
+    def look(
+        name: str, child: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
+        if sum(map(has_weights, child.modules())) < 2:
+            return
+        alike = len(args) == 1 and not kwargs and isinstance(args[0], Tensor) and isinstance(output, Tensor)
+        fits[name] = alike and args[0].shape == output.shape and name not in fits
+
+    watch(module, inputs, look)
+    good = [name for name, _ in module.named_modules() if fits.get(name)]
+    return [name for name in good if not any(name != other and matches(name, (other,)) for other in good)]

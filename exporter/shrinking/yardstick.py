@@ -1,0 +1,75 @@
+"""How far a network is from the one that it was: in time, bytes, multiply-adds and parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from exporter.shrinking.layer_costs import count_macs, count_parameters
+from exporter.shrinking.meter import Meter
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A target: `latency_ms`, or the share of a quantity that may be left, such as `macs_ratio`."""
+
+    name: str
+    limit: float
+
+    @property
+    def quantity(self) -> str:
+        """`latency`, `macs`, `params` or `size`."""
+        return self.name.partition("_")[0]
+
+    def reached(self, before: Seen, after: Seen) -> float:
+        """How far a network is, in the unit of the limit."""
+        if self.name == "latency_ms":
+            return after.latency_ms
+        return after.of(self.quantity) / before.of(self.quantity)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a network costs."""
+
+    latency_ms: float
+    size_bytes: int
+    macs: int
+    params: int
+
+    def of(self, quantity: str) -> float:
+        """One of them, in its own unit."""
+        return {
+            "latency": self.latency_ms,
+            "size": self.size_bytes,
+            "macs": self.macs,
+            "params": self.params,
+        }[quantity]
+
+
+class Yardstick:
+    """Compares networks with the one that it was made with, and times both by turns."""
+
+    def __init__(self, meter: Meter, module: nn.Module, inputs: Mapping[str, Tensor]) -> None:
+        self._meter, self._inputs = meter, inputs
+        self._whole = meter.export(module)
+        self._counts = self._count(module)
+
+    def compare(self, module: nn.Module) -> tuple[Seen, Seen]:
+        """What the first network costs, and what this one costs."""
+        before, after = self._meter.measure([self._whole, self._meter.export(module)])
+        return (
+            Seen(before.latency_ms, before.size_bytes, **self._counts),
+            Seen(after.latency_ms, after.size_bytes, **self._count(module)),
+        )
+
+    def reached(self, goal: Goal, module: nn.Module) -> float:
+        """How far a network is, in the unit of the goal's limit."""
+        if goal.quantity in self._counts:  # which need no measurement
+            return self._count(module)[goal.quantity] / self._counts[goal.quantity]
+        return goal.reached(*self.compare(module))
+
+    def _count(self, module: nn.Module) -> dict[str, int]:
+        return {"macs": count_macs(module, self._inputs), "params": count_parameters(module)}

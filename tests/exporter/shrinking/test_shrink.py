@@ -1,0 +1,447 @@
+"""The stage: targets are met, what is left is recovered, and a killed stage goes on as it began.
+
+Times are made up: a multiply-add takes a nanosecond, and each layer fifty more.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from bench.errors import UsageError
+from exporter.data import Split, Splits
+from exporter.errors import ExportError, RecipeError, StageError
+from exporter.network import Network, accuracy, load_network
+from exporter.recipe import ShrinkConfig, read_recipe
+from exporter.shrinking.allocation import Allocation
+from exporter.shrinking.kernel_table import KernelTable
+from exporter.shrinking.layer_costs import State, count_macs, count_parameters, find_layers
+from exporter.shrinking.meter import Measured
+from exporter.shrinking.narrowing import search
+from exporter.stages.shrink import cut, shrink, shrink_with
+from exporter.training import Checkpoints
+from exporter.training.hardware import check_hardware
+
+OVERHEAD_NS = 50
+
+
+class Meter:
+    """Knows what a network takes."""
+
+    def __init__(self, inputs, factor=1.0):
+        self.inputs, self.factor = inputs, factor
+
+    def table(self):
+        return KernelTable(lambda kernels: [float(kernel.macs) for kernel in kernels])
+
+    def export(self, module):
+        layers = find_layers(module, self.inputs, ())
+        ns = count_macs(module, self.inputs) + OVERHEAD_NS * len(layers)
+        return Measured(self.factor * ns / 1e6, 1000 + count_parameters(module))
+
+    def measure(self, exported):
+        return list(exported)
+
+
+@pytest.fixture
+def data(shapes):
+    images = shapes.pictures(90)["image"].numpy()
+    labels = np.arange(90) % 5
+    images[np.arange(90), 0] += labels[:, None, None]
+    split = Split({"image": images}, labels)
+    return Splits(split.take(np.arange(60)), split.take(np.arange(60, 70)), split.take(np.arange(60, 90)))
+
+
+@pytest.fixture
+def run(shapes, data, context):
+    """Run the stage on one of the networks, or on one that a test made."""
+
+    def stage(which, config, made=None, meter=None):
+        network = Network(shapes.build(which)) if isinstance(which, str) else which
+        return shrink_with(meter or Meter(shapes.pictures()), network, config, data, made or context())
+
+    return stage
+
+
+def settings(**config):
+    target = (
+        {} if "target" in config or "drop" in config or "resolution" in config else {"latency_ratio": 0.5}
+    )
+    content = {"epochs": 0, "multiple": 1, "samples": 6, "validation": 0.2} | config
+    content |= {"target": target} if target else {}
+    return ShrinkConfig.model_validate_json(json.dumps({"kind": "shrink", **content}))
+
+
+@pytest.mark.parametrize("allocation", ["latency", "macs", "uniform"])
+@pytest.mark.parametrize(
+    "target",
+    [
+        {"latency_ms": 0.1},
+        {"latency_ratio": 0.4},
+        {"macs_ratio": 0.5},
+        {"params_ratio": 0.3},
+        {"size_ratio": 0.6},
+    ],
+    ids=lambda target: next(iter(target)),
+)
+def test_targets_are_met(run, shapes, data, target, allocation):
+    module = shapes.build("residual")
+    dense = copy.deepcopy(module)
+    config = settings(target=target, allocation=allocation)
+    network, metrics = run(Network(module), config)
+    (name, limit), before, after = *target.items(), metrics["before"], metrics["after"]
+    reached = {
+        "latency_ms": after["latency_ms"],
+        "latency_ratio": after["latency_ms"] / before["latency_ms"],
+        "macs_ratio": after["macs"] / before["macs"],
+        "params_ratio": after["params"] / before["params"],
+        "size_ratio": after["size_bytes"] / before["size_bytes"],
+    }[name]
+    assert reached <= 1.05 * limit
+    assert reached >= 0.8 * limit
+    assert after["macs"] == count_macs(network.module, shapes.pictures())
+    assert before["params"] == count_parameters(dense)
+    assert metrics["goal"] == target
+    assert metrics["accuracy_before"] == accuracy(dense, data.evaluation)
+    assert metrics["evaluation_accuracy"] == accuracy(network.module, data.evaluation)
+    assert metrics["rounds"][0]["measured"] == pytest.approx(reached)
+
+
+def test_a_prediction_that_errs_is_corrected(run, shapes):
+    """The layers' times say nothing of what a network costs here: its bytes."""
+
+    class Other(Meter):
+        def export(self, module):
+            return Measured(count_parameters(module) ** 0.5, 1)
+
+    _, metrics = run("residual", settings(), meter=Other(shapes.pictures()))
+    (line,) = metrics["rounds"]
+    assert len(line["tries"]) > 1
+    assert abs(line["measured"] / 0.5 - 1) <= 0.05
+
+
+def closing_in(truth, limit, least=0.0):
+    """Tries of a search where a budget is kept exactly, and the truth is another than predicted."""
+    return search(
+        lambda budget: Allocation(State({"a": max(budget, least)}), met=budget >= least, damage=0.0),
+        lambda state: state.kept["a"],
+        lambda state: truth(state.kept["a"]),
+        limit,
+    )
+
+
+def test_a_search_closes_in_from_both_sides():
+    tries = closing_in(lambda budget: budget**2, 0.5)
+    assert [found.predicted for found in tries] == pytest.approx([0.5, 1.0, 2 / 3, 0.7])
+    assert [found.miss(0.5) <= 0.03 for found in tries] == [False, False, False, True]
+    assert len(closing_in(lambda budget: 1.02 * budget, 0.5)) == 1
+
+
+def test_a_search_ends_where_nothing_new_can_be_tried():
+    assert len(closing_in(lambda _budget: 0.9, 0.5, least=0.9)) == 1
+    two = search(
+        lambda budget: Allocation(State({"a": 1 + (budget > 0.7)}), met=True, damage=0.0),
+        lambda state: state.kept["a"],
+        lambda state: {1: 0.4, 2: 0.9}[state.kept["a"]],
+        0.5,
+    )
+    assert [found.measured for found in two] == [0.4, 0.9]
+
+
+def test_a_try_within_the_tolerance_is_taken_before_one_beyond_it(run):
+    """Of 0.4 and 0.55 the second is nearer to 0.5, and too slow."""
+
+    class Coarse(Meter):
+        def export(self, module):
+            full = (
+                module.stem.out_channels
+                + module.first.widen.out_channels
+                + module.second.widen.out_channels
+            )
+            return Measured(1.0 if full == 72 else 0.55 if full > 40 else 0.4, 1)
+
+    _, metrics = run("residual", settings(), meter=Coarse({"image": torch.zeros(2, 3, 16, 16)}))
+    (line,) = metrics["rounds"]
+    assert {measured for _, measured in line["tries"]} == {0.4, 0.55}
+    assert line["measured"] == 0.4
+
+
+def test_a_target_that_cannot_be_met_says_how_near_it_came(run, shapes):
+    network = Network(shapes.build("residual"))
+    with pytest.raises(StageError) as caught:
+        run(network, settings(target={"latency_ratio": 0.01}, min_kept=0.5))
+    assert caught.value.place == "stage.target"
+    assert caught.value.cause.startswith("latency_ratio 0.01 cannot be met; the best reached is 0.26")
+    assert "min_kept" in caught.value.fix
+
+
+def test_widths_are_rounded(run):
+    config = settings(multiple=8, target={"macs_ratio": 0.6})
+    network, metrics = run("residual", config)
+    assert metrics["widths"]
+    assert all(width % 8 == 0 for width in metrics["widths"].values())
+    assert network.module.second.widen.out_channels == metrics["widths"]["second.widen"]
+
+
+def test_heads_are_no_channels_to_round(run):
+    """Four channels each: heads go in fours under a multiple of sixteen, and one by one under four."""
+    config = settings(multiple=4, target={"macs_ratio": 0.7}, exclude=("patch", "up"))
+    network, _ = run("attention", config)
+    assert network.module.attention.num_heads in {1, 2, 3}
+    with pytest.raises(StageError, match="cannot be met; the best reached is 1"):
+        run("attention", settings(multiple=16, target={"macs_ratio": 0.7}, exclude=("patch", "up")))
+
+
+def test_rounds_share_the_way(run, shapes):
+    config = settings(rounds=2, target={"macs_ratio": 0.25}, epochs=1, batch_size=16)
+    network, metrics = run("residual", config)
+    first, second = metrics["rounds"]
+    assert first["limit"] == 0.5
+    assert second["limit"] == pytest.approx(0.25)
+    assert second["measured"] == metrics["after"]["macs"] / metrics["before"]["macs"]
+    assert len(first["curves"]) == len(second["curves"]) == 1
+    assert metrics["curves"] == second["curves"]
+    again = load_built(shapes, network)
+    assert torch.equal(again.head.weight, network.module.head.weight)
+
+
+def load_built(shapes, network):
+    from exporter.shrinking.rebuild import rebuild
+
+    module = rebuild(shapes.build("residual"), network.plan)
+    module.load_state_dict(network.module.state_dict())
+    return module
+
+
+def test_blocks_go_to_meet_a_target(run):
+    config = settings(depth=1, multiple=64, target={"latency_ratio": 0.9})
+    network, metrics = run("residual", config)
+    assert len(metrics["dropped"]) == 1
+    assert isinstance(network.module.get_submodule(metrics["dropped"][0]), nn.Identity)
+
+
+def test_what_a_person_chooses_goes(run):
+    config = settings(drop=["first"], resolution=8)
+    network, metrics = run("residual", config)
+    assert metrics["dropped"] == ["first"]
+    assert metrics["goal"] is None
+    assert metrics["after"]["macs"] < metrics["before"]["macs"] / 4
+    assert network.plan.resolution == (8, 8)
+
+
+@pytest.mark.parametrize(
+    ("config", "line"),
+    [
+        ({"drop": ["third"]}, "stage: the network has no module 'third'"),
+        (
+            {"drop": ["head"]},
+            "stage.drop: 'head' cannot go: the network's outputs would change their shape",
+        ),
+        ({"drop": ["first.widen"]}, "stage.drop: 'first.widen' cannot go: the network does not run then"),
+        ({"exclude": ["neck"]}, "stage: the network has no module 'neck'"),
+        (
+            {"exclude": ["stem", "first", "second"]},
+            "no channels of the network can go (head: the network's outputs would change their",
+        ),
+        ({"epochs": 1, "batch_size": 1}, "a batch of one sample has no statistics for 'norm'"),
+    ],
+)
+def test_what_cannot_be_done(run, config, line):
+    with pytest.raises(StageError) as caught:
+        run("residual", settings(**config))
+    assert line in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_pictures_can_be_too_small(run):
+    with pytest.raises(StageError, match=r"stage.resolution: 8 cannot be: the network does not run then"):
+        run("attention", settings(resolution=8))
+
+
+def test_single_samples_recover_with_frozen_statistics(run):
+    config = settings(epochs=1, batch_size=1, norm_statistics="frozen", learning_rate=1e-4)
+    _, metrics = run("residual", config)
+    assert len(metrics["curves"]) == 1
+
+
+def test_masks_are_cut_with_their_weights(run, shapes):
+    module = shapes.build("residual")
+    generator = torch.Generator().manual_seed(0)
+    masks = {
+        name: torch.rand(p.shape, generator=generator) > 0.5
+        for name, p in module.named_parameters()
+        if name in ("first.widen.weight", "second.narrow.weight", "head.weight")
+    }
+    network = Network(module, masks)
+    network.apply_masks()
+    config = settings(target={"macs_ratio": 0.4}, drop=["first"], epochs=1, batch_size=16)
+    network, metrics = run(network, config)
+    assert set(network.masks) == {"second.narrow.weight", "head.weight"}
+    for name, mask in network.masks.items():
+        assert mask.dtype == torch.bool
+        assert torch.equal(network.module.get_parameter(name) != 0, mask)
+    assert 0.4 < metrics["sparsity"] < 0.6
+
+
+def test_a_cut_keeps_what_it_does_not_name(shapes):
+    network = Network(shapes.build("residual"), ranges={"x": None})
+    assert cut(network, settings_plan(network, shapes)).ranges == {"x": None}
+
+
+def settings_plan(network, shapes):
+    from exporter.shrinking.structure import find_structure, removal
+
+    group = find_structure(network.module, shapes.pictures(), (), "stage").groups[0]
+    return removal({group: [0]})
+
+
+def test_it_recovers_from_a_teacher(run, shapes, context):
+    asked = []
+
+    class Teacher(nn.Module):
+        def __init__(self, net):
+            super().__init__()
+            self.net = net
+
+        def forward(self, image):
+            asked.append(len(image))
+            return self.net(image)
+
+    config = settings(epochs=1, batch_size=16, teacher="finetune", hard_weight=0.0)
+    made = context(teacher={"finetune": Teacher(shapes.build("residual"))})
+    _, metrics = run("residual", config, made)
+    assert sum(asked) >= 48
+    assert len(metrics["curves"]) == 1
+    other = shapes.build("residual")
+    other.head = nn.Linear(16, 7)
+    with pytest.raises(StageError, match="the teacher tells 7 classes apart, the student 5"):
+        run("residual", config, context(teacher={"finetune": other}))
+
+
+def test_a_killed_stage_goes_on_with_the_same_cuts(run, shapes, context, tmp_path):
+    """Killed in its second round; when it is started again, everything takes another time than before."""
+    config = settings(rounds=2, target={"latency_ms": 0.1}, epochs=1, batch_size=16)
+
+    def started(folder, meter):
+        made = replace(context(), checkpoints=Checkpoints(folder, interval_s=0.0))
+        return run("residual", config, made, meter)
+
+    class Killed(Meter):
+        def measure(self, exported):
+            if (tmp_path / "killed" / "stage-round-2-cut.safetensors").is_file():
+                raise KeyboardInterrupt
+            return super().measure(exported)
+
+    whole, expected = started(tmp_path / "whole", Meter(shapes.pictures()))
+    with pytest.raises(KeyboardInterrupt):
+        started(tmp_path / "killed", Killed(shapes.pictures()))
+    network, metrics = started(tmp_path / "killed", Meter(shapes.pictures(), factor=1.5))
+    assert network.plan == whole.plan
+    state = whole.module.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in network.module.state_dict().items())
+    assert [line["measured"] for line in metrics["rounds"]] == [
+        line["measured"] for line in expected["rounds"]
+    ]
+
+
+def test_control_flow_that_hangs_on_values_is_named_with_what_still_works(shapes, data, context):
+    class Dynamic(shapes.Residual):
+        def forward(self, image):
+            return super().forward(image if image.sum() > 0 else -image)
+
+    with pytest.raises(ExportError) as caught:
+        shrink(Network(shapes.build(Dynamic)), settings(), data, context())
+    assert caught.value.cause == "decides by the values of a tensor"
+    assert "all stages but shrink, qat and export work" in caught.value.fix
+
+
+def test_a_shrunk_network_comes_back_from_its_folder(run, shapes, data, tmp_path):
+    network, _ = run("depthwise", settings())
+    network.save(tmp_path)
+    again = load_network(shapes.build("depthwise"), tmp_path)
+    assert again.plan == network.plan
+    assert accuracy(again.module, data.evaluation) == accuracy(network.module, data.evaluation)
+
+
+def test_a_recipe_asks_for_one_thing_at_least_and_one_target_at_most():
+    with pytest.raises(ValueError, match="nothing to do: give target, drop or resolution"):
+        ShrinkConfig(kind="shrink")
+    with pytest.raises(ValueError, match=r"give one of latency_ms, .*; there are 2"):
+        settings(target={"latency_ms": 1.0, "macs_ratio": 0.5})
+    with pytest.raises(ValueError, match="there are 0"):
+        settings(target={})
+    with pytest.raises(ValueError, match="less than 1"):
+        settings(target={"macs_ratio": 1.0})
+
+
+STAGE = """
+
+[[stage]]
+kind = "shrink"
+target = { macs_ratio = 0.5 }
+multiple = 1
+epochs = 2
+batch_size = 10
+teacher = "finetune"
+
+[[stage]]
+kind = "qat"
+epochs = 1
+batch_size = 10
+"""
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("stage.shrink.teacher=nobody", "teacher 'nobody' of stage 'shrink' is no earlier stage"),
+        ("quantize={ bits = 4 }", "stage 'shrink' measures 8 bits; set its precision = \"fp32\""),
+        ("stage.shrink.target={ latency = 0.5 }", "unknown key"),
+        ("stage.shrink.importance=luck", "'luck' is refused"),
+    ],
+)
+def test_recipes_that_cannot_be(project, override, line):
+    project.edit("recipe.toml", "target = { sparsity = 0.25 }\n", f"target = {{ sparsity = 0.25 }}{STAGE}")
+    with pytest.raises(RecipeError) as caught:
+        read_recipe(project.recipe, [override])
+    assert line in str(caught.value)
+
+
+def test_several_processes_would_each_cut_otherwise(project):
+    project.edit("recipe.toml", "target = { sparsity = 0.25 }\n", f"target = {{ sparsity = 0.25 }}{STAGE}")
+    pytest.importorskip("lightning_fabric")
+    for overrides in (["train.devices=2"], ["train.nodes=2"]):
+        with pytest.raises(StageError, match=r"shrink.epochs: each of 2 processes would cut by what it"):
+            check_hardware(read_recipe(project.recipe, overrides))
+    check_hardware(read_recipe(project.recipe, ["train.devices=2", "stage.shrink.epochs=0"]))
+
+
+@pytest.mark.slow
+def test_a_recipe_that_shrinks_ends_in_a_gated_artifact(project, tiny, tmp_path):
+    """From weights to int8 by way of zeros, fewer channels and training under rounding."""
+    from exporter import load_trained
+
+    project.edit("recipe.toml", "target = { sparsity = 0.25 }\n", f"target = {{ sparsity = 0.25 }}{STAGE}")
+    outcome = project.build()
+    assert outcome.artifact is not None
+    found = outcome.stages["shrink"]
+    assert found["after"]["macs"] <= 0.525 * found["before"]["macs"]
+    assert outcome.stages["qat"]["agreement_with_int8"] > 0.9
+    assert outcome.stages["quantize"]["size_bytes"] < outcome.stages["export"]["size_bytes"] * 2
+    assert list((project.cache / "tables").glob("*.json"))
+    assert project.build().ran == ()
+    outcome = project.build(until="shrink", out=tmp_path / "shrunk")
+    assert outcome.ran == ()
+    network = load_trained(tiny.net(), tmp_path / "shrunk")
+    assert network.stem.out_channels < 8
+    assert project.build(until="shrink", out=tmp_path / "shrunk").ran == ()
+    with pytest.raises(UsageError, match="is a folder with other content"):
+        project.build(out=tmp_path / "shrunk")
+    with pytest.raises(UsageError, match="is a folder with other content"):
+        project.build(until="shrink", out=project.artifact)

@@ -1,0 +1,298 @@
+"""What latency-driven pruning is worth: a target met, and less time at equal accuracy. By hand, for hours.
+
+    python tests/perf/shrink.py FOLDER [--out WORK] [--ratio 0.5] [--epochs 6] [--quick]
+
+FOLDER holds pictures as `tests/perf/pictures.py` says. EfficientNet-Lite0 is fine-tuned from ImageNet
+weights, then shrunk and healed by its dense self, always with the same training:
+
+1. With channels and blocks chosen by measured time, to `--ratio` of the dense int8 model's time. What the
+   finished int8 model takes is measured against the dense one anew: it must lie within 5 % of the target.
+2. With channels chosen by multiply-adds, and with equal shares. Their targets are moved, over at most
+   `--trials` trainings each, until the int8 models are as accurate as the first one to 0.3 points on the
+   evaluation pictures. Then `compare` judges, with no slowdown allowed: PASS is "measurably faster".
+
+Every finished training stays in WORK, and one that was cut short goes on from its last checkpoint: start
+the script again with the same arguments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from time import monotonic
+
+import pictures
+
+from bench.evaluation import EvaluationSet, write_evaluation
+from bench.files import write_json
+from bench.gate import GateOptions, compare
+from bench.policy import Budgets
+from exporter.errors import StageError
+from exporter.inference import run_model
+from exporter.network import Network, load_network
+from exporter.quantize import quantize
+from exporter.recipe import ExportConfig, FineTuneConfig, QuantizeConfig, ShrinkConfig, ShrinkTarget
+from exporter.stages.finetune import finetune
+from exporter.stages.shrink import shrink
+from exporter.targets import find_target
+from exporter.to_onnx import export
+from exporter.training import Checkpoints
+from models.efficientnet_lite import efficientnet_lite0
+
+TOLERANCE = 0.05
+EQUAL = 0.003
+RECORD = "record.json"
+QUICK = {
+    "size": 32,
+    "train": 200,
+    "evaluation": 60,
+    "dense_epochs": 1,
+    "epochs": 1,
+    "ratio": 0.8,
+    "trials": 1,
+    "pairs": 10,
+}
+
+
+class Work:
+    """The trainings: each in a folder of its own, which appears when it is finished."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.arguments, self.folder = arguments, arguments.out
+        data = pictures.load(arguments.folder, arguments.size, train=arguments.train)
+        few = slice(None, None, max(1, data.evaluation.count // arguments.evaluation))
+        self.data = replace(data, evaluation=data.evaluation.take(range(data.evaluation.count)[few]))
+        self.classes = pictures.classes_of(data)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.samples = self.folder / "evaluation.npz"
+        judged = self.data.evaluation
+        write_evaluation(self.samples, EvaluationSet(judged.inputs, judged.labels, judged.ids))
+        self._keep_arguments()
+
+    def dense(self) -> dict:
+        """The fine-tuned network."""
+        config = FineTuneConfig(kind="finetune", epochs=self.arguments.dense_epochs, **self._training())
+        return self._finished(
+            "dense", lambda context: finetune(self._pretrained(), config, self.data, context)
+        )
+
+    def shrunk(self, allocation: str, ratio: float) -> dict:
+        """The network at a share of the dense one's time, and healed."""
+        config = ShrinkConfig(
+            kind="shrink",
+            target=ShrinkTarget(latency_ratio=ratio),
+            allocation=allocation,
+            epochs=self.arguments.epochs,
+            rounds=self.arguments.rounds,
+            depth=self.arguments.depth,
+            multiple=self.arguments.multiple,
+            teacher="finetune",
+            **self._training(),
+        )
+        name = f"{allocation}-{ratio:.4f}"
+        return self._finished(name, lambda context: shrink(self._load("dense"), config, self.data, context))
+
+    def _training(self) -> dict:
+        return {"batch_size": self.arguments.batch_size, "learning_rate": self.arguments.learning_rate}
+
+    def _keep_arguments(self) -> None:
+        """Refuse to mix trainings of different arguments in one folder."""
+        kept = {
+            name: value
+            for name, value in vars(self.arguments).items()
+            if name not in ("folder", "out", "ratio", "trials", "pairs", "quick")
+        }
+        path = self.folder / "arguments.json"
+        if path.is_file() and json.loads(path.read_text()) != kept:
+            raise SystemExit(f"{self.folder} holds trainings of other arguments; choose another --out")
+        write_json(path, kept)
+
+    def _pretrained(self) -> Network:
+        return pictures.pretrained(self.classes)
+
+    def _load(self, name: str) -> Network:
+        return load_network(efficientnet_lite0(self.classes), self.folder / name)
+
+    def _finished(self, name: str, train) -> dict:
+        """What became of a training: read from its folder, or done now."""
+        folder = self.folder / name
+        if not (folder / RECORD).is_file():
+            folder.mkdir(exist_ok=True)
+            teacher = None if name == "dense" else self._load("dense")
+            context = replace(
+                pictures.context(name, self.arguments.seed, self.classes, teacher),
+                progress=Lines(),
+                checkpoints=Checkpoints(folder / "unfinished"),
+                tables=self.folder / "tables",
+            )
+            start = monotonic()
+            network, metrics = train(context)
+            network.save(folder)
+            write_json(folder / "metrics.json", metrics)
+            accuracy = self._int8(network, folder, context)
+            shutil.rmtree(folder / "unfinished", ignore_errors=True)
+            write_json(
+                folder / RECORD,
+                {
+                    "name": name,
+                    "model": str(folder / "model.onnx"),
+                    "float": metrics["evaluation_accuracy"],
+                    "int8": accuracy,
+                    "seconds": monotonic() - start,
+                },
+            )
+        record = json.loads((folder / RECORD).read_text())
+        print(
+            f"{name}: float {record['float']:.2%}, int8 {record['int8']:.2%}, {record['seconds']:.0f} s",
+            flush=True,
+        )
+        return record
+
+    def _int8(self, network: Network, folder: Path, context) -> float:
+        source, out = folder / "model.fp32.onnx", folder / "model.onnx"
+        export(network.module, self.data.calibration, source, ExportConfig(), {})
+        quantize(
+            source,
+            out,
+            self.data.calibration,
+            QuantizeConfig(),
+            find_target("auto"),
+            seed=context.seed,
+            progress=context.progress,
+        )
+        outputs = run_model(out, self.data.evaluation)
+        return float((outputs.argmax(axis=1) == self.data.evaluation.labels).mean())
+
+
+class Lines:
+    """Progress as lines: one whenever a tenth of a task is done."""
+
+    @contextmanager
+    def task(self, description: str, total: int):
+        """Begin a piece of work."""
+        yield _Tenths(description, total)
+
+    def say(self, line: str) -> None:
+        """One line."""
+        print(f"  {line}", flush=True)
+
+
+class _Tenths:
+    def __init__(self, description: str, total: int) -> None:
+        self.description, self.total, self.done = description, max(1, total), 0
+
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        before, self.done = self.done, self.done + steps
+        if 10 * before // self.total != 10 * self.done // self.total:
+            print(f"  {self.description}: {self.done} of {self.total} {note}", flush=True)
+
+
+def main() -> None:
+    """Train, judge and print."""
+    arguments = parse()
+    work = Work(arguments)
+    dense, first = work.dense(), work.shrunk("latency", arguments.ratio)
+    metric = judged(work, dense, first, pairs=arguments.pairs)["latency_p50"]
+    miss = metric.ratio / arguments.ratio - 1
+    print(
+        f"target {arguments.ratio:.3f} of the dense int8 time, measured {metric.ratio:.3f} "
+        f"({bounds(metric)}): {miss:+.1%}, {'met' if abs(miss) <= TOLERANCE else 'MISSED'}"
+    )
+    for allocation in ("macs", "uniform"):
+        other = as_accurate(work, allocation, first["int8"], arguments.ratio, arguments.trials)
+        if other is None:
+            continue
+        metrics = judged(work, other, first, pairs=arguments.pairs)
+        gap = first["int8"] - other["int8"]
+        print(
+            f"latency against {allocation}: accuracy {gap:+.2%} "
+            f"({'equal' if abs(gap) <= EQUAL else 'NOT EQUAL'} to 0.3 points), "
+            f"time {metrics['latency_p50'].ratio:.3f} ({bounds(metrics['latency_p50'])}): "
+            f"{metrics['latency_p50'].verdict.value}",
+            flush=True,
+        )
+
+
+def as_accurate(work: Work, allocation: str, wanted: float, ratio: float, trials: int) -> dict | None:
+    """The training of another allocation whose int8 accuracy comes nearest to what is wanted.
+
+    Accuracy rises with the share of time that is left: the target is moved by an eighth until it is
+    passed, then by the line between the nearest on either side.
+    """
+    found: dict[float, dict] = {}
+    nearest = None
+    for _ in range(trials):
+        try:
+            found[ratio] = work.shrunk(allocation, ratio)
+        except StageError as error:  # no widths lie near the target
+            print(f"{allocation}-{ratio:.4f}: {error}", flush=True)
+            break
+        nearest = min(found.values(), key=lambda record: abs(record["int8"] - wanted))
+        if abs(nearest["int8"] - wanted) <= EQUAL:
+            break
+        under = max((r for r, record in found.items() if record["int8"] < wanted), default=None)
+        over = min((r for r, record in found.items() if record["int8"] >= wanted), default=None)
+        if under is None or over is None:
+            ratio = min(0.97, ratio * 1.125) if over is None else ratio / 1.125
+        else:
+            low, high = found[under]["int8"], found[over]["int8"]
+            share = (wanted - low) / (high - low)
+            ratio = under + min(0.9, max(0.1, share)) * (over - under)
+        ratio = round(ratio, 4)
+        if ratio in found:
+            break
+    return nearest
+
+
+def judged(work: Work, baseline: dict, candidate: dict, *, pairs: int) -> dict:
+    """The metrics of `compare`, with no slowdown allowed."""
+    judgement = compare(
+        Path(baseline["model"]),
+        Path(candidate["model"]),
+        evaluation=work.samples,
+        budgets=Budgets(latency_p50=0.0),
+        options=GateOptions(pairs=pairs, any_order=True),
+        progress=Lines(),
+    )
+    return dict(judgement.metrics)
+
+
+def bounds(metric) -> str:
+    """Both ends of the interval."""
+    return " … ".join("?" if end is None else f"{end:.3f}" for end in (metric.lower, metric.upper))
+
+
+def parse() -> argparse.Namespace:
+    """The arguments; `--quick` replaces the defaults."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("shrink-work"))
+    parser.add_argument("--size", type=int, default=128, help="side of the pictures")
+    parser.add_argument("--train", type=int, default=10_000, help="training pictures")
+    parser.add_argument("--evaluation", type=int, default=10_000, help="evaluation pictures at most")
+    parser.add_argument("--dense-epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=6, help="after each round")
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--depth", type=int, default=0, help="blocks that may go, but for equal shares")
+    parser.add_argument("--multiple", type=int, default=16, help="of which widths are whole multiples")
+    parser.add_argument("--ratio", type=float, default=0.5, help="share of the dense int8 time")
+    parser.add_argument("--trials", type=int, default=5, help="trainings of each other allocation at most")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--pairs", type=int, default=30, help="blocks of the last look of `compare`")
+    parser.add_argument("--quick", action="store_true", help="tiny: only to see that it works")
+    given, _ = parser.parse_known_args()
+    if given.quick:
+        parser.set_defaults(**QUICK)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
