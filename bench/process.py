@@ -30,6 +30,12 @@ class WorkerHandle(Protocol):
     def ask(self, op: str, **arguments: Any) -> dict[str, Any]:
         """Send a request and wait for its answer."""
 
+    def begin(self, op: str, **arguments: Any) -> None:
+        """Send a request, whose answer `finish` waits for."""
+
+    def finish(self) -> dict[str, Any]:
+        """Wait for the answer to the request that was begun."""
+
     def close(self) -> None:
         """End the process."""
 
@@ -49,6 +55,7 @@ class WorkerProcess:
             env=os.environ | {"PYTHONPATH": _package_root()},
         )
         self._pending = b""
+        self._op = ""
         self._killed_for_memory = memory_kills()
 
     def ask(self, op: str, **arguments: Any) -> dict[str, Any]:
@@ -58,14 +65,32 @@ class WorkerProcess:
             EdgeproofError: what the worker found wrong with its input.
             MeasurementError: the worker died or did not answer in time.
         """
+        self.begin(op, **arguments)
+        return self.finish()
+
+    def begin(self, op: str, **arguments: Any) -> None:
+        """Send a request, whose answer `finish` waits for.
+
+        Raises:
+            MeasurementError: the worker died.
+        """
         assert self._process.stdin is not None
+        self._op = op
         request = json.dumps({"op": op, **arguments}).encode() + b"\n"
         try:
             self._process.stdin.write(request)
             self._process.stdin.flush()
         except BrokenPipeError:
             raise self._death(op) from None
-        answer: dict[str, Any] = json.loads(self._read_line(op))
+
+    def finish(self) -> dict[str, Any]:
+        """Wait for the answer to the request that was begun.
+
+        Raises:
+            EdgeproofError: what the worker found wrong with its input.
+            MeasurementError: the worker died or did not answer in time.
+        """
+        answer: dict[str, Any] = json.loads(self._read_line(self._op))
         if "error" in answer:
             name, place, cause, fix = answer["error"]
             kind = getattr(errors, name, EdgeproofError)

@@ -55,7 +55,8 @@ ClassIndex = Annotated[int, Field(ge=0, le=2**62)]
 class Run(FrozenModel):
     """One fresh process. Times in nanoseconds, memory in bytes; memory is None where unreadable.
 
-    `rounds_ns` holds the timed samples, burst by burst; `warmup_ns` what was run and not counted.
+    `rounds_ns` holds the timed samples, burst by burst; `warmup_ns` what was run and not counted;
+    `session_ns` the processor's time for creating the session.
 
     Attributes:
         memory: phase ("import", "session", "first_run", "steady") -> what the process took then.
@@ -151,7 +152,7 @@ class ModelResult(FrozenModel):
         return _median([run.peak_rss_bytes for run in self.runs])
 
     def session_ns(self) -> int:
-        """Median over processes of the time to create the session."""
+        """Median over processes of the processor's time to create the session."""
         return int(np.median([run.session_ns for run in self.runs]))
 
     def first_run_ns(self) -> int:

@@ -223,6 +223,7 @@ class ScriptedWorkers:
         predictions, labels, ids: answers to `predict`, by file name.
         sqnr_db: file name -> how near its timed outputs come to those of `predict`.
         fails: number of a request, counted from 0 -> what it raises.
+        events: in which order requests were begun and finished apart, as those to open a model are.
     """
 
     seed: int = 0
@@ -237,6 +238,7 @@ class ScriptedWorkers:
     sqnr_db: dict[str, float] = field(default_factory=dict)
     fails: dict[int, BaseException] = field(default_factory=dict)
     requests: list[tuple[str, str, dict[str, object]]] = field(default_factory=list)
+    events: list[str] = field(default_factory=list)
     closed: int = 0
 
     def __post_init__(self):
@@ -272,6 +274,15 @@ class _ScriptedWorker:
             raise error
         self.script.requests.append((op, self.model, arguments))
         return getattr(self, f"_{op}")(**arguments)
+
+    def begin(self, op, **arguments):
+        self.script.events.append("begin")
+        self.begun = op, arguments
+
+    def finish(self):
+        op, arguments = self.begun
+        self.script.events.append("finish")
+        return self.ask(op, **arguments)
 
     def close(self):
         raise AssertionError("the group closes its workers")

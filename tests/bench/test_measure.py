@@ -62,6 +62,13 @@ def test_processes_start_in_an_order_drawn_anew(three, scripted):
     assert len(set(orders)) > 2
 
 
+def test_no_session_is_created_before_another_in_a_block(three, scripted):
+    workers = scripted()
+    with Session(three, None, MeasureConfig(rounds=1), workers=workers) as session:
+        session.add_blocks(2)
+    assert workers.events == (["begin"] * 3 + ["finish"] * 3) * 2
+
+
 def test_every_block_has_fresh_processes_that_end(three, scripted):
     workers = scripted()
     with Session(three, None, MeasureConfig(rounds=1), workers=workers) as session:
