@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -375,7 +376,14 @@ def test_the_schema_describes_every_key():
 
 
 def test_shipped_recipes_are_valid():
-    found = [*ROOT.glob("models/*/*.toml"), ROOT / "exporter" / "templates" / "new" / "recipe.toml"]
-    assert len(found) >= 3
+    found = [*ROOT.glob("models/**/*.toml"), ROOT / "exporter" / "templates" / "new" / "recipe.toml"]
+    assert len(found) >= 11
     for path in found:
         assert read_recipe(path).stage
+
+
+def test_the_recipes_that_the_techniques_name_are_shipped():
+    named = set(re.findall(r"[\w/-]+\.toml", (ROOT / "docs" / "techniques.md").read_text(encoding="utf-8")))
+    assert len(named) >= 8
+    shipped = [path.relative_to(ROOT).as_posix() for path in ROOT.glob("models/simplenet/**/*.toml")]
+    assert [name for name in named if not any(f"/{path}".endswith(f"/{name}") for path in shipped)] == []
