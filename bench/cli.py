@@ -17,10 +17,12 @@ import typer
 
 from bench.errors import EdgeproofError, UsageError
 from bench.formats import Format
+from bench.scenario import DEFAULT_BATCHES, Scenario, check_options, parse_batches
 
 if TYPE_CHECKING:
     from bench.gate import Judgement
     from bench.result import Result
+    from bench.scenario_result import ScenarioResult
 
 EXIT_INTERRUPTED = 130
 
@@ -55,7 +57,20 @@ def bench(
     models: Annotated[list[Path], typer.Argument(help="Artifact folders or .onnx files.")],
     data: DataOption = None,
     threads: ThreadsOption = 1,
-    blocks: Annotated[int, typer.Option(min=1, max=1000, help="Fresh processes per model.")] = 5,
+    blocks: Annotated[
+        int | None, typer.Option(min=1, max=1000, help="Fresh processes per model; 5 unless told.")
+    ] = None,
+    scenario: Annotated[Scenario, typer.Option(help="How the models are asked.")] = Scenario.SINGLE_STREAM,
+    streams: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="Concurrent streams; one a core unless told.")
+    ] = None,
+    batches: Annotated[
+        str | None, typer.Option(help="Offline: sizes of batches, such as 1,4,16.", show_default=False)
+    ] = None,
+    duration: Annotated[
+        float | None, typer.Option(min=0.1, max=86_400, help="Seconds of each load.", show_default=False)
+    ] = None,
+    arena: Annotated[bool, typer.Option(help="ONNX Runtime's memory arena.")] = True,
     out: OutOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -65,7 +80,11 @@ def bench(
     from bench.gate import warn_of_targets
     from bench.measure import MeasureConfig, Session
     from bench.result import write_result
+    from bench.scenario_result import write_scenario
+    from bench.scenario_run import ScenarioConfig, run_scenario
 
+    check_options(scenario, streams=streams, batches=batches, duration=duration, blocks=blocks)
+    sizes = DEFAULT_BATCHES if batches is None else parse_batches(batches)
     if out is not None:
         check_writable(out)
     subjects = [subject(path, data) for path in models]
@@ -73,11 +92,27 @@ def bench(
     evaluation = data or next((s.evaluation for s in subjects if s.evaluation is not None), None)
     progress = error_progress()
     warnings = warn_of_targets(subjects, progress)
-    config = MeasureConfig(threads=threads)
+    if scenario is not Scenario.SINGLE_STREAM:
+        load = ScenarioConfig(
+            scenario,
+            streams,
+            sizes,
+            duration_s=duration,
+            processes=blocks or 5,
+            threads=threads,
+            arena=arena,
+        )
+        with _kept(out):
+            loaded = run_scenario(paths, evaluation, load, progress=progress)
+        if out is not None:
+            write_scenario(out, loaded)
+        _show_scenario(loaded, as_json, warnings)
+        return
+    config = MeasureConfig(threads=threads, arena=arena)
     with Session(paths, evaluation, config, progress) as session:
         with _kept(out):
             session.predict()
-            session.add_blocks(blocks)
+            session.add_blocks(blocks or 5)
         result = session.result()
     if out is not None:
         write_result(out, result)
@@ -205,11 +240,17 @@ def show(
     from bench.files import write_text
     from bench.formats import convert
     from bench.replay import replay
+    from bench.scenario_result import holds_scenario, read_scenario
 
     if out is not None and as_format is None:
         raise UsageError("--out", "wants to know the format", "add --format")
     if as_json and as_format is not None and out is None:
         raise UsageError("--json", "and --format both want standard output", "add --out")
+    if holds_scenario(result):
+        if as_format is not None:
+            raise UsageError("--format", "no other tool's format holds a scenario", "use --json")
+        _show_scenario(read_scenario(result), as_json)
+        return
     measured, judgement = replay(result)
     if as_format is not None:
         text = convert(measured, judgement, as_format)
@@ -310,12 +351,18 @@ def _kept(out: Path | None) -> Iterator[None]:
     """On Ctrl-C, write what was measured so far, marked so."""
     from bench.measure import Interrupted
     from bench.result import write_result
+    from bench.scenario_result import write_scenario
+    from bench.scenario_run import ScenarioInterrupted
 
     try:
         yield
     except Interrupted as stop:
         if out is not None:
             write_result(out, stop.result)
+        raise
+    except ScenarioInterrupted as stop:
+        if out is not None:
+            write_scenario(out, stop.result)
         raise
 
 
@@ -334,6 +381,16 @@ def _show_result(result: Result, as_json: bool, warnings: Sequence[str] = ()) ->
         print_json({**result_json(result), "warnings": list(warnings)})
         return
     for part in result_view(result):
+        print_rich(part)
+
+
+def _show_scenario(result: ScenarioResult, as_json: bool, warnings: Sequence[str] = ()) -> None:
+    from bench.scenario_view import scenario_json, scenario_view
+
+    if as_json:
+        print_json({**scenario_json(result), "warnings": list(warnings)})
+        return
+    for part in scenario_view(result):
         print_rich(part)
 
 

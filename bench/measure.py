@@ -115,11 +115,9 @@ class Session:
         self._feeds: Path | None = None
         self._samples = 1
         if self.evaluation is not None:
-            sample = read_evaluation(self.evaluation, rows=TIMED_FEEDS)
             with ExitStack() as stack:
                 self._folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgeproof-")))
-                self._feeds = self._folder / "feeds.npz"
-                write_evaluation(self._feeds, EvaluationSet(sample.feeds, None, None))
+                self._feeds = write_timed_feeds(self.evaluation, self._folder)
                 self._stack = stack.pop_all()
         return self
 
@@ -330,6 +328,18 @@ class Session:
             self._bursts[k] = max(MIN_BURST, min(MAX_BURST, config.burst_target_ns // typical))
             round_ns += (self._bursts[k] + config.untimed_per_burst) * typical
         self._rounds = min(config.rounds, max(MIN_ROUNDS, BLOCK_TARGET_NS // round_ns))
+
+
+def write_timed_feeds(evaluation: Path, folder: Path) -> Path:
+    """The first samples of an evaluation set without labels, in a small file for timed processes.
+
+    Raises:
+        DataError: the set cannot be read.
+    """
+    sample = read_evaluation(evaluation, rows=TIMED_FEEDS)
+    path = folder / "feeds.npz"
+    write_evaluation(path, EvaluationSet(sample.feeds, None, None))
+    return path
 
 
 def tool_version() -> str:

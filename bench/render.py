@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -13,10 +13,13 @@ from bench.certificate import LARGER, Certificate, fail_share, memory_fail_share
 from bench.gate import Judgement
 from bench.judge import Metric, Verdict
 from bench.result import ModelResult, Result
+from bench.scenario_result import ScenarioModel
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
+
+Measured = TypeVar("Measured", ModelResult, ScenarioModel)
 
 _STYLES = {
     Verdict.PASS: "bold green",
@@ -77,7 +80,7 @@ def judgement_json(judgement: Judgement) -> dict[str, Any]:
     }
 
 
-def short_names(models: Sequence[ModelResult]) -> dict[str, ModelResult]:
+def short_names(models: Sequence[Measured]) -> dict[str, Measured]:
     """Models by as little of their paths as tells them apart, fit to be printed."""
     paths = [Path(_printable(model.path)) for model in models]
     short = [path.name for path in paths]

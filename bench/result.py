@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,8 @@ SCHEMA_VERSION: Final = 2
 MAX_RESULT_BYTES = 512 * 2**20
 # Bounds of reported percentiles. Five processes, as `bench` starts, allow no smaller error.
 REPORT_ALPHA = 0.05
+
+Versioned = TypeVar("Versioned", bound=FrozenModel)
 
 
 class MemoryReading(FrozenModel):
@@ -93,6 +96,26 @@ class LatencySummary(FrozenModel):
     bounds: dict[str, tuple[float, float]] = Field(default_factory=dict)
 
 
+def latency_summary(groups: Sequence[npt.NDArray[np.int64]]) -> LatencySummary:
+    """Percentiles of samples in ns that came in groups, one a process."""
+    samples = np.concatenate(groups)
+    found: dict[str, float | None] = {}
+    bounds = {}
+    for name, quantile in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99)):
+        enough = len(samples) >= minimum_count(quantile)
+        found[name] = float(np.quantile(samples, quantile)) if enough else None
+        interval = quantile_interval(groups, quantile, REPORT_ALPHA)
+        if enough and np.isfinite([interval.lower, interval.upper]).all():
+            bounds[name] = (interval.lower, interval.upper)
+    return LatencySummary(
+        p50=float(np.median(samples)),
+        p90=found["p90"],
+        p99=found["p99"],
+        count=len(samples),
+        bounds=bounds,
+    )
+
+
 class ModelResult(FrozenModel):
     """One model's part of a result.
 
@@ -112,27 +135,7 @@ class ModelResult(FrozenModel):
 
     def latency(self) -> LatencySummary:
         """Percentiles over the samples of all processes."""
-        groups = [run.samples_ns() for run in self.runs]
-        samples = np.concatenate(groups)
-        count = len(samples)
-        bounds = {}
-        for name, quantile in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99)):
-            interval = quantile_interval(groups, quantile, REPORT_ALPHA)
-            if np.isfinite([interval.lower, interval.upper]).all() and count >= minimum_count(quantile):
-                bounds[name] = (interval.lower, interval.upper)
-
-        def percentile(quantile: float) -> float | None:
-            if count < minimum_count(quantile):
-                return None
-            return float(np.quantile(samples, quantile))
-
-        return LatencySummary(
-            p50=float(np.median(samples)),
-            p90=percentile(0.9),
-            p99=percentile(0.99),
-            count=count,
-            bounds=bounds,
-        )
+        return latency_summary([run.samples_ns() for run in self.runs])
 
     def memory_phases(self) -> dict[str, MemoryReading]:
         """Median over processes of every phase's memory; phases and fields that none tells are absent."""
@@ -239,6 +242,15 @@ def read_result(path: Path) -> Result:
     Raises:
         ResultError: the file is missing, damaged, or of a schema that this version does not know.
     """
+    return read_versioned(path, Result, f"schemas 1 to {SCHEMA_VERSION}")
+
+
+def read_versioned(path: Path, kind: type[Versioned], known: str) -> Versioned:
+    """Read a file that has a `schema_version`; `known` says which this version reads.
+
+    Raises:
+        ResultError: the file is missing, damaged, or of a schema that this version does not know.
+    """
     try:
         if path.stat().st_size > MAX_RESULT_BYTES:
             raise ResultError(path, f"is larger than {MAX_RESULT_BYTES} bytes", "check the path")
@@ -246,11 +258,11 @@ def read_result(path: Path) -> Result:
     except OSError as error:
         raise ResultError(path, f"cannot be read ({error.strerror})", "check the path") from error
     try:
-        return Result.model_validate_json(content)
+        return kind.model_validate_json(content)
     except ValidationError as error:
-        place, cause, fix = explain_validation(error, Result)
+        place, cause, fix = explain_validation(error, kind)
         if place == "schema_version":
-            fix = f"this version reads schemas 1 to {SCHEMA_VERSION}; install a newer edgeproof"
+            fix = f"this version reads {known}; install a newer edgeproof"
         raise ResultError(f"{path}: {place}", cause, fix) from error
 
 

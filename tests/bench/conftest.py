@@ -303,6 +303,13 @@ class _ScriptedWorker:
     def _burst(self, count, untimed):
         return {"ns": self._draw(count), "switches": 1}
 
+    def _streams(self, count, duration_ns):
+        times = [self._draw(50) for _ in range(count)]
+        return {"ns": times, "elapsed_ns": max(sum(part) for part in times)}
+
+    def _batch(self, size, duration_ns):
+        return {"ns": [size * time for time in self._draw(10)]}
+
     def _memory(self):
         rss = self.script.rss.get(self.model, 50_000_000)
         jitter = int(self.script.random.integers(0, 20)) * 4096
