@@ -14,7 +14,7 @@ import onnxruntime
 from bench.arrays import Array
 from bench.parity import EXACT_SQNR_DB, parity
 from bench.session import ERRORS_ONLY
-from exporter.inference import open_model
+from exporter.inference import exact_options, open_model
 from exporter.processing import score_tensor
 
 
@@ -93,9 +93,7 @@ def outputs_of(model: onnx.ModelProto, inputs: Mapping[str, Array], batch_size: 
 
 def fast_session(model: onnx.ModelProto, threads: int, *, exact: bool = False) -> Any:
     """A session with all optimizations, as a device would open it; `exact`: where no sum saturates."""
-    options = onnxruntime.SessionOptions()
-    if exact:  # makes the weights unsigned where sums of 16 bits could overflow, and does nothing elsewhere
-        options.add_session_config_entry("session.x64quantprecision", "1")
+    options = exact_options() if exact else onnxruntime.SessionOptions()
     options.log_severity_level = ERRORS_ONLY
     options.intra_op_num_threads = threads
     return open_model(model, options)
