@@ -101,8 +101,7 @@ def build(
     Raises:
         EdgeproofError: whatever a user can mend.
     """
-    for module, extra in _NEEDED.items():
-        require(module, extra)
+    require_all()
     recipe = read_recipe(recipe_path, overrides)
     folder = recipe_path.resolve().parent
     destination = (out or Path(ARTIFACTS_FOLDER) / recipe.name).absolute()
@@ -151,6 +150,16 @@ def _run(
     shop = open_workshop(recipe, folder, progress)
     steps = recipe_steps(shop, kept=None if fresh else cache.root)
     return run_steps(steps, cache, until=until, fresh=fresh, progress=progress, log=log)
+
+
+def require_all() -> None:
+    """Make sure that all is there that a build needs.
+
+    Raises:
+        MissingExtraError: with the line that installs it.
+    """
+    for module, extra in _NEEDED.items():
+        require(module, extra)
 
 
 def require(module: str, extra: str) -> None:

@@ -77,6 +77,36 @@ def build(
 
 
 @app.command()
+def ablate(
+    recipe: Annotated[Path, typer.Argument(help="The recipe, a TOML file.")],
+    blocks: Annotated[int, typer.Option(min=1, max=1000, help="Fresh processes a model.")] = 10,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Replace a value of the recipe; repeatable."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Write the measurement with its raw samples here.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Build every prefix of a recipe and table what each stage gave: accuracy, time, size and memory."""
+    from bench.files import check_writable
+    from bench.result import write_result
+    from exporter.ablation import ablate as ablate_recipe
+    from exporter.ablation import ablation_json, ablation_table
+
+    if out is not None:
+        check_writable(out)
+    found = ablate_recipe(recipe, blocks=blocks, overrides=overrides or (), progress=error_progress())
+    if out is not None:
+        write_result(out, found.result)
+    if as_json:
+        print_json(ablation_json(found))
+    else:
+        print_rich(ablation_table(found))
+
+
+@app.command()
 def follow(
     recipe: Annotated[Path, typer.Argument(help="The recipe, on a file system that all machines share.")],
     node: Annotated[int, typer.Option(min=1, help="Which of train.nodes this machine is, from 1.")],

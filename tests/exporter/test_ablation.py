@@ -1,0 +1,114 @@
+"""Every prefix of a recipe: which there are, what is trained for them, and what is told of them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from bench.render import plain_text
+from bench.replay import replay
+from bench.result import write_result
+from exporter.ablation import ablate, ablation_json, ablation_table, prefixes
+from exporter.cache import RECORD
+from exporter.errors import RecipeError
+from exporter.recipe import read_recipe
+
+EARLY = """
+[[stage]]
+kind = "prune"
+name = "early"
+target = { sparsity = 0.1 }
+
+"""
+QAT = """
+[[stage]]
+kind = "qat"
+epochs = 1
+batch_size = 10
+
+[quantize]"""
+
+
+def test_the_first_prefix_is_the_shortest_that_trains(project):
+    project.edit(
+        "recipe.toml",
+        '[[stage]]\nkind = "finetune"',
+        EARLY + '[[stage]]\nkind = "finetune"',
+    )
+    found = prefixes(read_recipe(project.recipe))
+    assert [prefix.stage_names() for prefix in found] == [
+        ["early", "finetune"],
+        ["early", "finetune", "prune"],
+    ]
+
+
+def test_a_recipe_that_trains_nothing_has_its_checkpoint(project):
+    recipe = read_recipe(project.recipe)
+    model = recipe.model.model_copy(update={"checkpoint": "weights.safetensors"})
+    bare = recipe.model_copy(update={"stage": recipe.stage[1:], "model": model})
+    assert [prefix.stage_names() for prefix in prefixes(bare)] == [[], ["prune"]]
+
+
+@pytest.fixture(scope="module")
+def ablated(tmp_path_factory):
+    """An ablation of the tiny project with a last stage of QAT, and its project."""
+    from tests.exporter.conftest import Project, forget_modules_below
+
+    project = Project.make(tmp_path_factory.mktemp("ablation") / "project")
+    project.edit("recipe.toml", "\n[quantize]", QAT)
+    forget_modules_below(project.folder)
+    yield project, ablate(project.recipe, blocks=7)
+    forget_modules_below(project.folder)
+
+
+@pytest.mark.slow
+def test_every_prefix_is_measured_in_both_precisions(ablated):
+    variants = ablated[1].variants()
+    assert [(v.after, v.precision) for v in variants] == [
+        (stage, precision) for stage in ("finetune", "prune", "qat") for precision in ("float", "int8")
+    ]
+    assert variants[0].time_ratio[0] == 1.0
+    for variant in variants:
+        estimate, low, high = variant.time_ratio
+        assert low <= estimate <= high
+        assert variant.model.accuracy() > 0.5
+
+
+@pytest.mark.slow
+def test_nothing_is_trained_twice_and_build_goes_on_from_there(ablated):
+    project, _ = ablated
+    done = [line["step"] for line in project.events("done")]
+    assert sorted(done) == sorted(["pretrained", "finetune", "prune", "qat"] + ["export", "quantize"] * 3)
+    outcome = project.build(out=project.artifact)
+    assert outcome.ran == ("parity", "gate")
+
+
+@pytest.mark.slow
+def test_learned_ranges_are_those_of_the_last_prefix_alone(ablated):
+    project, _ = ablated
+    entries = [project.cache / line["key"][:2] / line["key"] for line in project.events("done")]
+    found = [json.loads((entry / RECORD).read_text()) for entry in entries]
+    learned = [entry["metrics"]["learned_ranges"] for entry in found if entry["name"] == "quantize"]
+    assert learned[:2] == [0, 0]
+    assert learned[2] > 0
+
+
+@pytest.mark.slow
+def test_what_is_told_can_be_computed_again(ablated, tmp_path):
+    _, found = ablated
+    content = json.loads(json.dumps(ablation_json(found), allow_nan=False))
+    assert [entry["after"] for entry in content["variants"][::2]] == ["finetune", "prune", "qat"]
+    assert content["variants"][1]["time_ratio"].keys() == {"estimate", "lower", "upper"}
+    table = plain_text([ablation_table(found)])
+    assert table.count("int8") == table.count("float") == 3
+    write_result(tmp_path / "out.json", found.result)
+    again, judgement = replay(tmp_path / "out.json")
+    assert (again, judgement) == (found.result, None)
+
+
+def test_bad_input_is_one_line(project, tmp_path):
+    with pytest.raises(RecipeError):
+        ablate(tmp_path / "missing.toml")
+    with pytest.raises(RecipeError):
+        ablate(project.recipe, overrides=["stage.finetune.epoch=1"])
