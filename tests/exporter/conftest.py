@@ -130,7 +130,7 @@ kind = "prune"
 target = { sparsity = 0.25 }
 
 [quantize]
-target = "x86-vnni"
+target = "portable"
 samples = 16
 
 [gate.float_twin]
@@ -166,10 +166,10 @@ class Project:
         forget_modules_below(self.folder)
         return build(self.recipe, **options)
 
-    def start(self, *arguments, **options):
-        """`edgeproof build` in a process of its own."""
+    def start(self, *arguments, command="build", **options):
+        """`edgeproof build`, or another command, in a process of its own."""
         return subprocess.Popen(
-            [sys.executable, "-m", "exporter", "build", str(self.recipe), *map(str, arguments)],
+            [sys.executable, "-m", "exporter", command, str(self.recipe), *map(str, arguments)],
             cwd=self.folder,
             env=os.environ | ONE_THREAD,
             stdout=subprocess.PIPE,
@@ -217,6 +217,12 @@ def project(tmp_path, monkeypatch):
     made = Project.make(tmp_path / "project")
     monkeypatch.chdir(made.folder)
     return made
+
+
+@pytest.fixture(scope="session")
+def make_project():
+    """Makes a project in a folder that does not exist yet."""
+    return Project.make
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,8 @@ import pytest
 
 from bench.render import plain_text
 from bench.replay import replay
-from bench.result import write_result
-from exporter.ablation import ablate, ablation_json, ablation_table, prefixes
+from bench.result import read_result
+from exporter.ablation import Ablation, ablate, ablation_json, ablation_table, prefixes
 from exporter.cache import RECORD
 from exporter.errors import RecipeError
 from exporter.recipe import read_recipe
@@ -51,15 +51,15 @@ def test_a_recipe_that_trains_nothing_has_its_checkpoint(project):
 
 
 @pytest.fixture(scope="module")
-def ablated(tmp_path_factory):
-    """An ablation of the tiny project with a last stage of QAT, and its project."""
-    from tests.exporter.conftest import Project, forget_modules_below
-
-    project = Project.make(tmp_path_factory.mktemp("ablation") / "project")
+def ablated(make_project, tmp_path_factory):
+    """The tiny project with a last stage of QAT, what the command wrote, and what it printed."""
+    project = make_project(tmp_path_factory.mktemp("ablation") / "project")
     project.edit("recipe.toml", "\n[quantize]", QAT)
-    forget_modules_below(project.folder)
-    yield project, ablate(project.recipe, blocks=7)
-    forget_modules_below(project.folder)
+    out = project.folder / "out.json"
+    process = project.start("--blocks", 7, "--json", "--out", out, command="ablate")
+    printed, err = process.communicate()
+    assert process.returncode == 0, err
+    return project, Ablation("tiny", read_result(out)), printed
 
 
 @pytest.mark.slow
@@ -76,8 +76,9 @@ def test_every_prefix_is_measured_in_both_precisions(ablated):
 
 
 @pytest.mark.slow
-def test_nothing_is_trained_twice_and_build_goes_on_from_there(ablated):
-    project, _ = ablated
+def test_nothing_is_trained_twice_and_build_goes_on_from_there(ablated, monkeypatch):
+    project = ablated[0]
+    monkeypatch.chdir(project.folder)
     done = [line["step"] for line in project.events("done")]
     assert sorted(done) == sorted(["pretrained", "finetune", "prune", "qat"] + ["export", "quantize"] * 3)
     outcome = project.build(out=project.artifact)
@@ -86,7 +87,7 @@ def test_nothing_is_trained_twice_and_build_goes_on_from_there(ablated):
 
 @pytest.mark.slow
 def test_learned_ranges_are_those_of_the_last_prefix_alone(ablated):
-    project, _ = ablated
+    project = ablated[0]
     entries = [project.cache / line["key"][:2] / line["key"] for line in project.events("done")]
     found = [json.loads((entry / RECORD).read_text()) for entry in entries]
     learned = [entry["metrics"]["learned_ranges"] for entry in found if entry["name"] == "quantize"]
@@ -95,16 +96,15 @@ def test_learned_ranges_are_those_of_the_last_prefix_alone(ablated):
 
 
 @pytest.mark.slow
-def test_what_is_told_can_be_computed_again(ablated, tmp_path):
-    _, found = ablated
-    content = json.loads(json.dumps(ablation_json(found), allow_nan=False))
+def test_what_is_told_can_be_computed_again(ablated):
+    project, found, printed = ablated
+    content = json.loads(printed)
+    assert content == json.loads(json.dumps(ablation_json(found), allow_nan=False))
     assert [entry["after"] for entry in content["variants"][::2]] == ["finetune", "prune", "qat"]
     assert content["variants"][1]["time_ratio"].keys() == {"estimate", "lower", "upper"}
     table = plain_text([ablation_table(found)])
     assert table.count("int8") == table.count("float") == 3
-    write_result(tmp_path / "out.json", found.result)
-    again, judgement = replay(tmp_path / "out.json")
-    assert (again, judgement) == (found.result, None)
+    assert replay(project.folder / "out.json") == (found.result, None)
 
 
 def test_bad_input_is_one_line(project, tmp_path):
