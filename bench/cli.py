@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from bench.scenario_result import ScenarioResult
 
 EXIT_INTERRUPTED = 130
+DEFAULT_BLOCKS = 5
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -58,7 +59,8 @@ def bench(
     data: DataOption = None,
     threads: ThreadsOption = 1,
     blocks: Annotated[
-        int | None, typer.Option(min=1, max=1000, help="Fresh processes per model; 5 unless told.")
+        int | None,
+        typer.Option(min=1, max=1000, help=f"Fresh processes per model; {DEFAULT_BLOCKS} unless told."),
     ] = None,
     scenario: Annotated[Scenario, typer.Option(help="How the models are asked.")] = Scenario.SINGLE_STREAM,
     streams: Annotated[
@@ -80,8 +82,6 @@ def bench(
     from bench.gate import warn_of_targets
     from bench.measure import MeasureConfig, Session
     from bench.result import write_result
-    from bench.scenario_result import write_scenario
-    from bench.scenario_run import ScenarioConfig, run_scenario
 
     check_options(scenario, streams=streams, batches=batches, duration=duration, blocks=blocks)
     sizes = DEFAULT_BATCHES if batches is None else parse_batches(batches)
@@ -92,27 +92,30 @@ def bench(
     evaluation = data or next((s.evaluation for s in subjects if s.evaluation is not None), None)
     progress = error_progress()
     warnings = warn_of_targets(subjects, progress)
+    blocks = blocks or DEFAULT_BLOCKS
     if scenario is not Scenario.SINGLE_STREAM:
+        from bench.scenario_run import ScenarioConfig, run_scenario
+
         load = ScenarioConfig(
             scenario,
             streams,
             sizes,
             duration_s=duration,
-            processes=blocks or 5,
+            processes=blocks,
             threads=threads,
             arena=arena,
         )
         with _kept(out):
             loaded = run_scenario(paths, evaluation, load, progress=progress)
         if out is not None:
-            write_scenario(out, loaded)
+            write_result(out, loaded)
         _show_scenario(loaded, as_json, warnings)
         return
     config = MeasureConfig(threads=threads, arena=arena)
     with Session(paths, evaluation, config, progress) as session:
         with _kept(out):
             session.predict()
-            session.add_blocks(blocks or 5)
+            session.add_blocks(blocks)
         result = session.result()
     if out is not None:
         write_result(out, result)
@@ -351,18 +354,12 @@ def _kept(out: Path | None) -> Iterator[None]:
     """On Ctrl-C, write what was measured so far, marked so."""
     from bench.measure import Interrupted
     from bench.result import write_result
-    from bench.scenario_result import write_scenario
-    from bench.scenario_run import ScenarioInterrupted
 
     try:
         yield
     except Interrupted as stop:
         if out is not None:
             write_result(out, stop.result)
-        raise
-    except ScenarioInterrupted as stop:
-        if out is not None:
-            write_scenario(out, stop.result)
         raise
 
 

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from bench.errors import MeasurementError
 from bench.evaluation import EvaluationSet, read_evaluation, write_evaluation
@@ -28,6 +28,7 @@ from bench.interrupt import check_interrupt
 from bench.process import DEFAULT_TIMEOUT_S, WorkerHandle, worker_group
 from bench.progress import SILENT, Progress
 from bench.result import DataSource, ModelResult, Result, Round, Run, Settings
+from bench.schema import FrozenModel
 from bench.state import HostState, read_state
 
 TIMED_FEEDS = 16
@@ -39,6 +40,7 @@ INTERRUPTED = "interrupted"
 TIME_LIMIT = "the time limit came first"
 OTHER_HOST = "the host is not the one that it was at the start"
 
+Kept = TypeVar("Kept", bound=FrozenModel)
 WorkerGroup = Callable[[int, float], AbstractContextManager[Sequence[WorkerHandle]]]
 
 
@@ -71,10 +73,10 @@ class MeasureConfig:
     time_limit_s: float | None = None
 
 
-class Interrupted(KeyboardInterrupt):
+class Interrupted(KeyboardInterrupt, Generic[Kept]):
     """Somebody pressed Ctrl-C; `result` is what was measured until then, and says so."""
 
-    def __init__(self, result: Result) -> None:
+    def __init__(self, result: Kept) -> None:
         super().__init__()
         self.result = result
 
@@ -106,7 +108,7 @@ class Session:
         self._runs = [[] for _ in self.models]
         self._order = random.Random(self.config.seed)
         self._starts = self._orders()
-        self._started = _now()
+        self._started = utc_now()
         self._begun = self.clock()
         self._host = self.host()
 
@@ -213,7 +215,7 @@ class Session:
         return Result(
             tool_version=tool_version(),
             started_utc=self._started,
-            ended_utc=_now(),
+            ended_utc=utc_now(),
             host=self._host,
             settings=Settings(
                 threads=config.threads,
@@ -224,13 +226,7 @@ class Session:
                 seed=config.seed,
                 cores=self.cores,
             ),
-            data=DataSource(
-                path=None if self.evaluation is None else str(self.evaluation),
-                sha256=None if self.evaluation is None else sha256_of(self.evaluation),
-                samples=self._samples,
-                synthetic=self.evaluation is None,
-                ids=self._ids(),
-            ),
+            data=data_source(self.evaluation, self._samples, self._ids()),
             models=tuple(models),
             blocks=tuple(self._blocks),
             stopped=self._stopped,
@@ -311,13 +307,9 @@ class Session:
         return None if ids is None else tuple(ids)
 
     def _opening(self, model: Path, cores: tuple[int, ...] | None) -> dict[str, Any]:
-        return {
-            "model": str(model),
-            "feeds": None if self._feeds is None else str(self._feeds),
-            "threads": self.config.threads,
-            "arena": self.config.arena,
-            "cores": None if cores is None else list(cores),
-        }
+        return opening(
+            model, self._feeds, threads=self.config.threads, arena=self.config.arena, cores=cores
+        )
 
     def _plan_bursts(self, warmups_ns: Mapping[int, Sequence[int]]) -> None:
         """How many inferences fill a burst, and how many rounds a block; once, so that all are alike."""
@@ -328,6 +320,30 @@ class Session:
             self._bursts[k] = max(MIN_BURST, min(MAX_BURST, config.burst_target_ns // typical))
             round_ns += (self._bursts[k] + config.untimed_per_burst) * typical
         self._rounds = min(config.rounds, max(MIN_ROUNDS, BLOCK_TARGET_NS // round_ns))
+
+
+def opening(
+    model: Path, feeds: Path | None, *, threads: int, arena: bool, cores: Sequence[int] | None
+) -> dict[str, Any]:
+    """The arguments of a worker's `open`."""
+    return {
+        "model": str(model),
+        "feeds": None if feeds is None else str(feeds),
+        "threads": threads,
+        "arena": arena,
+        "cores": None if cores is None else list(cores),
+    }
+
+
+def data_source(evaluation: Path | None, samples: int, ids: tuple[str, ...] | None = None) -> DataSource:
+    """Where the feeds of a measurement came from: a file, or the input signature."""
+    return DataSource(
+        path=None if evaluation is None else str(evaluation),
+        sha256=None if evaluation is None else sha256_of(evaluation),
+        samples=samples,
+        synthetic=evaluation is None,
+        ids=ids,
+    )
 
 
 def write_timed_feeds(evaluation: Path, folder: Path) -> Path:
@@ -350,5 +366,6 @@ def tool_version() -> str:
         return "unknown"
 
 
-def _now() -> str:
+def utc_now() -> str:
+    """The time, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")

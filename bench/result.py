@@ -143,7 +143,9 @@ class ModelResult(FrozenModel):
         return {
             name: MemoryReading(
                 **{
-                    field: _median([getattr(r.memory[name], field) for r in self.runs if name in r.memory])
+                    field: median_known(
+                        [getattr(r.memory[name], field) for r in self.runs if name in r.memory]
+                    )
                     for field in MemoryReading.model_fields
                 }
             )
@@ -152,7 +154,7 @@ class ModelResult(FrozenModel):
 
     def peak_rss_bytes(self) -> int | None:
         """Median over processes of the peak resident memory."""
-        return _median([run.peak_rss_bytes for run in self.runs])
+        return median_known([run.peak_rss_bytes for run in self.runs])
 
     def session_ns(self) -> int:
         """Median over processes of the processor's time to create the session."""
@@ -231,8 +233,8 @@ class Result(FrozenModel):
         return [turn.state for block in self.blocks for turn in block]
 
 
-def write_result(path: Path, result: Result) -> None:
-    """Write a result as JSON."""
+def write_result(path: Path, result: FrozenModel) -> None:
+    """Write a result, of whatever scenario, as JSON."""
     write_text(path, result.model_dump_json(indent=1) + "\n")
 
 
@@ -266,6 +268,7 @@ def read_versioned(path: Path, kind: type[Versioned], known: str) -> Versioned:
         raise ResultError(f"{path}: {place}", cause, fix) from error
 
 
-def _median(values: list[int | None]) -> int | None:
+def median_known(values: list[int | None]) -> int | None:
+    """The median of what is known; None where nothing is."""
     known = [value for value in values if value is not None]
     return int(np.median(known)) if known else None

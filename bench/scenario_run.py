@@ -10,17 +10,25 @@ import random
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 
 from bench.errors import MeasurementError
-from bench.files import model_sha256, model_size, sha256_of
+from bench.files import model_sha256, model_size
 from bench.host import HostFingerprint, available_cores, fingerprint
 from bench.interrupt import check_interrupt
-from bench.measure import INTERRUPTED, WARM_LIMIT_NS, WorkerGroup, tool_version, write_timed_feeds
+from bench.measure import (
+    INTERRUPTED,
+    WARM_LIMIT_NS,
+    Interrupted,
+    WorkerGroup,
+    data_source,
+    opening,
+    tool_version,
+    utc_now,
+    write_timed_feeds,
+)
 from bench.process import DEFAULT_TIMEOUT_S, WorkerHandle, worker_group
 from bench.progress import SILENT, Progress
-from bench.result import DataSource
 from bench.scenario import DEFAULT_BATCHES, Scenario
 from bench.scenario_result import LoadedProcess, ScenarioModel, ScenarioResult, Spell
 from bench.state import HostState, read_state
@@ -80,14 +88,6 @@ class ScenarioConfig:
         return cores[-self.threads :]
 
 
-class ScenarioInterrupted(KeyboardInterrupt):
-    """Somebody pressed Ctrl-C; `result` is what was measured until then, and says so."""
-
-    def __init__(self, result: ScenarioResult) -> None:
-        super().__init__()
-        self.result = result
-
-
 def run_scenario(
     models: Sequence[Path],
     evaluation: Path | None,
@@ -101,7 +101,7 @@ def run_scenario(
     """Measure models under a scenario.
 
     Raises:
-        ScenarioInterrupted: by Ctrl-C, with the processes that were finished.
+        Interrupted: by Ctrl-C, with the processes that were finished.
         MeasurementError: a worker died or hung.
         DataError: feeds do not fit, or a model with a fixed batch is asked for another.
     """
@@ -114,7 +114,7 @@ def run_scenario(
                     check_interrupt()
                     task.advance(note=model.name)
             except KeyboardInterrupt:
-                raise ScenarioInterrupted(sitting.result(INTERRUPTED)) from None
+                raise Interrupted(sitting.result(INTERRUPTED)) from None
         return sitting.result(None)
 
 
@@ -133,7 +133,7 @@ class _Sitting:
     def __post_init__(self) -> None:
         self.found = [[] for _ in self.models]
         self.hashes = [model_sha256(path) for path in self.models]
-        self.started = _now()
+        self.started = utc_now()
         self.random = random.Random(self.config.seed)
 
     def turns(self) -> Iterator[Path]:
@@ -148,14 +148,8 @@ class _Sitting:
         cores, loads = config.cores(), list(config.loads())
         self.random.shuffle(loads)
         with self.workers(1, config.timeout_s + config.lasts_s) as (worker,):
-            worker.ask(
-                "open",
-                model=str(model),
-                feeds=None if self.feeds is None else str(self.feeds),
-                threads=config.threads,
-                arena=config.arena,
-                cores=None if cores is None else list(cores),
-            )
+            request = opening(model, self.feeds, threads=config.threads, arena=config.arena, cores=cores)
+            worker.ask("open", **request)
             self.samples = worker.ask("first")["samples"]
             worker.ask("warm", limit_ns=WARM_LIMIT_NS)
             spells = tuple(self._spell(worker, load, cores) for load in loads)
@@ -184,23 +178,18 @@ class _Sitting:
 
     def result(self, stopped: str | None) -> ScenarioResult:
         """What was measured so far."""
-        config, evaluation = self.config, self.evaluation
+        config = self.config
         return ScenarioResult(
             scenario=config.scenario,  # type: ignore[arg-type]
             tool_version=tool_version(),
             started_utc=self.started,
-            ended_utc=_now(),
+            ended_utc=utc_now(),
             host=self.host,
             threads=config.threads,
             arena=config.arena,
             cores=config.cores(),
             duration_s=config.lasts_s,
-            data=DataSource(
-                path=None if evaluation is None else str(evaluation),
-                sha256=None if evaluation is None else sha256_of(evaluation),
-                samples=self.samples,
-                synthetic=evaluation is None,
-            ),
+            data=data_source(self.evaluation, self.samples),
             models=tuple(
                 ScenarioModel(
                     path=str(path),
@@ -225,7 +214,3 @@ def _spelled(
         elapsed_ns=tuple(elapsed),
         states=tuple(states),
     )
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

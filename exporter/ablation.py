@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
 from bench.artifact import EVALUATION, FLOAT_MODEL, MODEL
-from bench.evaluation import EvaluationSet, write_evaluation
-from bench.judge import pair_scores
+from bench.evaluation import write_evaluation
+from bench.judge import Metric, judge_pair
 from bench.measure import MeasureConfig, Session
+from bench.policy import Budgets
 from bench.progress import SILENT, Progress
 from bench.render import mebibytes, milliseconds, percent
 from bench.result import ModelResult, Result
-from bench.stats import signed_rank_interval
 from exporter.build import cache_root, require_all
 from exporter.cache import Cache
 from exporter.lock import exclusive
@@ -33,7 +30,6 @@ if TYPE_CHECKING:
     from exporter.workshop import Workshop
 
 Precision = Literal["float", "int8"]
-ALPHA = 0.01  # of each bound of a ratio of times, as the gate has it
 
 
 @dataclass(frozen=True)
@@ -43,14 +39,13 @@ class Variant:
     Attributes:
         after: the last stage of the prefix.
         model: what was measured of it.
-        time_ratio: its p50 by that of the first float model: estimate, lower and upper 99 % bound; a bound
-            that too few blocks leave open is None.
+        time: its p50 by that of the first float model, with 99 % bounds where there are blocks enough.
     """
 
     after: str
     precision: Precision
     model: ModelResult
-    time_ratio: tuple[float, float | None, float | None]
+    time: Metric
 
 
 @dataclass(frozen=True)
@@ -70,7 +65,7 @@ class Ablation:
                     after,
                     "int8" if precision == "int8" else "float",
                     model,
-                    _time_ratio(self.result.models[0], model),
+                    judge_pair(self.result.models[0], model, Budgets())["latency_p50"],
                 )
             )
         return found
@@ -148,19 +143,12 @@ def _build(shop: Workshop, root: Path) -> dict[str, Path]:
 
 def _evaluation(shop: Workshop, folder: Path) -> Path:
     from exporter.processing import as_shipped
+    from exporter.steps import evaluation_set
 
-    split = as_shipped(shop.data.evaluation, shop.recipe.export.preprocess)
     path = folder / EVALUATION
-    write_evaluation(path, EvaluationSet(split.inputs, split.labels.astype(np.int64), split.ids))
+    shipped = as_shipped(shop.data.evaluation, shop.recipe.export.preprocess)
+    write_evaluation(path, evaluation_set(shipped))
     return path
-
-
-def _time_ratio(first: ModelResult, model: ModelResult) -> tuple[float, float | None, float | None]:
-    interval = signed_rank_interval(pair_scores(first.runs, model.runs, 0.5), ALPHA)
-    low, high = (
-        math.exp(bound) if math.isfinite(bound) else None for bound in (interval.lower, interval.upper)
-    )
-    return math.exp(interval.estimate), low, high
 
 
 def ablation_json(ablation: Ablation) -> dict[str, Any]:
@@ -173,7 +161,11 @@ def ablation_json(ablation: Ablation) -> dict[str, Any]:
                 "precision": variant.precision,
                 "accuracy": variant.model.accuracy(),
                 "latency_ns": variant.model.latency().model_dump(mode="json"),
-                "time_ratio": dict(zip(("estimate", "lower", "upper"), variant.time_ratio, strict=True)),
+                "time_ratio": {
+                    "estimate": variant.time.ratio,
+                    "lower": variant.time.lower,
+                    "upper": variant.time.upper,
+                },
                 "size_bytes": variant.model.size_bytes,
                 "peak_rss_bytes": variant.model.peak_rss_bytes(),
             }
@@ -194,15 +186,14 @@ def ablation_table(ablation: Ablation) -> Table:
     for heading in ("accuracy", "latency p50", "times the first (99 %)", "file size", "peak memory"):
         table.add_column(heading, justify="right")
     for variant in ablation.variants():
-        estimate, low, high = variant.time_ratio
-        bounds = "" if low is None or high is None else f" ({low:.3f} … {high:.3f})"
-        model = variant.model
+        model, time = variant.model, variant.time
+        bounds = "" if None in (time.lower, time.upper) else f" ({time.lower:.3f} … {time.upper:.3f})"
         table.add_row(
             escape(variant.after) if variant.precision == "float" else "",
             variant.precision,
             percent(model.accuracy()),
             milliseconds(model.latency().p50),
-            f"{estimate:.3f}{bounds}",
+            f"{time.ratio:.3f}{bounds}",
             mebibytes(model.size_bytes),
             mebibytes(model.peak_rss_bytes()),
         )

@@ -11,13 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bench.cli import JsonOption, error_progress, print_json, print_rich, run
+from bench.cli import JsonOption, OutOption, error_progress, print_json, print_rich, run
 from bench.cli import app as device_app
 from bench.errors import UsageError
 from exporter.choices import CalibrationMethod, TargetName
 
 if TYPE_CHECKING:
     from bench.artifact import Subject
+
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Replace a value of the recipe; repeatable."),
+]
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -55,10 +60,7 @@ def build(
     until: Annotated[
         str | None, typer.Option(metavar="STAGE", help="Stop after this stage; --out takes its files.")
     ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Replace a value of the recipe; repeatable."),
-    ] = None,
+    overrides: SetOption = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Run every stage, whatever is cached.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -80,13 +82,8 @@ def build(
 def ablate(
     recipe: Annotated[Path, typer.Argument(help="The recipe, a TOML file.")],
     blocks: Annotated[int, typer.Option(min=1, max=1000, help="Fresh processes a model.")] = 10,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Replace a value of the recipe; repeatable."),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Write the measurement with its raw samples here.")
-    ] = None,
+    overrides: SetOption = None,
+    out: OutOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Build every prefix of a recipe and table what each stage gave: accuracy, time, size and memory."""

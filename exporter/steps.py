@@ -356,8 +356,7 @@ def _parity(shop: Workshop, folders: Mapping[str, Path], trained: str, out: Path
         )
     if not np.isfinite(int8_outputs).all():
         raise ExportError(MODEL, "gives NaN or infinity", "look at the calibration data")
-    labels = evaluation.labels.astype(np.int64)
-    write_evaluation(out / EVALUATION, EvaluationSet(shipped.inputs, labels, evaluation.ids))
+    write_evaluation(out / EVALUATION, evaluation_set(shipped))
     found = audit(int8_model, out / EVALUATION)
     if failure := coverage_failure(found, shop.recipe.quantize.min_int8_ratio):
         raise ExportError(
@@ -373,6 +372,11 @@ def _parity(shop: Workshop, folders: Mapping[str, Path], trained: str, out: Path
         ),
         "audit": found.model_dump(mode="json"),
     }
+
+
+def evaluation_set(split: Split) -> EvaluationSet:
+    """A split as a device reads it."""
+    return EvaluationSet(split.inputs, split.labels.astype(np.int64), split.ids)
 
 
 def _write_golden(path: Path, sample: Split, model: Path, scores: Array) -> None:

@@ -9,17 +9,12 @@ import pytest
 
 from bench import scenario_run
 from bench.errors import DataError, MeasurementError, ResultError, UsageError
+from bench.measure import Interrupted
 from bench.render import plain_text
+from bench.result import write_result
 from bench.scenario import Scenario, check_options, parse_batches
-from bench.scenario_result import (
-    WINDOW_NS,
-    Spell,
-    drift,
-    holds_scenario,
-    read_scenario,
-    write_scenario,
-)
-from bench.scenario_run import ScenarioConfig, ScenarioInterrupted, run_scenario
+from bench.scenario_result import WINDOW_NS, Spell, drift, holds_scenario, read_scenario
+from bench.scenario_run import ScenarioConfig, run_scenario
 from bench.scenario_view import scenario_json, scenario_view
 from bench.state import HostState
 
@@ -110,7 +105,7 @@ def test_too_few_samples_give_no_percentile():
 @pytest.mark.parametrize("config", [MULTI, OFFLINE, SUSTAINED], ids=lambda config: config.scenario)
 def test_a_file_gives_every_figure_again(models_of, tmp_path, config):
     result, path = models_of(config), tmp_path / "result.json"
-    write_scenario(path, result)
+    write_result(path, result)
     assert holds_scenario(path)
     again = read_scenario(path)
     assert scenario_json(again) == scenario_json(result)
@@ -158,11 +153,11 @@ def test_other_files_hold_no_scenario(tmp_path, factory):
 
 def test_ctrl_c_keeps_the_processes_that_were_finished(models, scripted, tmp_path):
     workers = scripted(fails={5: KeyboardInterrupt()})
-    with pytest.raises(ScenarioInterrupted) as caught:
+    with pytest.raises(Interrupted) as caught:
         run_scenario([models.dynamic], None, OFFLINE, workers=workers)
     result = caught.value.result
     assert (result.stopped, len(result.models[0].processes)) == ("interrupted", 0)
-    write_scenario(tmp_path / "part.json", result)
+    write_result(tmp_path / "part.json", result)
     assert "not whole: interrupted" in plain_text(scenario_view(read_scenario(tmp_path / "part.json")))
 
 

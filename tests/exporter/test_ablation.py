@@ -68,10 +68,9 @@ def test_every_prefix_is_measured_in_both_precisions(ablated):
     assert [(v.after, v.precision) for v in variants] == [
         (stage, precision) for stage in ("finetune", "prune", "qat") for precision in ("float", "int8")
     ]
-    assert variants[0].time_ratio[0] == 1.0
+    assert variants[0].time.ratio == 1.0
     for variant in variants:
-        estimate, low, high = variant.time_ratio
-        assert low <= estimate <= high
+        assert variant.time.lower <= variant.time.ratio <= variant.time.upper
         assert variant.model.accuracy() > 0.5
 
 
