@@ -28,6 +28,13 @@ _DTYPES = {
 _CONVOLUTIONS = {3: functional.conv1d, 4: functional.conv2d, 5: functional.conv3d}
 _MAX_POOLS = {3: functional.max_pool1d, 4: functional.max_pool2d, 5: functional.max_pool3d}
 _AVERAGE_POOLS = {3: functional.avg_pool1d, 4: functional.avg_pool2d, 5: functional.avg_pool3d}
+_PLAIN_RESIZE = {
+    "antialias": 0,
+    "coordinate_transformation_mode": "half_pixel",
+    "exclude_outside": 0,
+    "keep_aspect_ratio_policy": "stretch",
+}
+_LINEAR_MODES = {3: "linear", 4: "bilinear", 5: "trilinear"}
 _PAD_MODES = {"edge": "replicate", "wrap": "circular"}
 
 
@@ -47,6 +54,14 @@ def is_known(node: onnx.NodeProto) -> bool:
     if node.op_type == "AveragePool":  # PyTorch pads both sides alike, and leaves no gaps
         pads = attributes.get("pads", [])
         return pads[: len(pads) // 2] == pads[len(pads) // 2 :] and not attributes.get("dilations")
+    if node.op_type == "Resize":  # to a size, by the four nearest, half pixels apart: what PyTorch exports
+        plain = all(attributes.get(name, value) == value for name, value in _PLAIN_RESIZE.items())
+        return (
+            plain
+            and attributes.get("mode") == "linear"
+            and len(node.input) == 4
+            and "axes" not in attributes
+        )
     return True
 
 
@@ -119,6 +134,12 @@ def _reduce_mean(attributes: Attributes, x: Tensor, axes: Tensor | None = None) 
 def _reshape(attributes: Attributes, x: Tensor, shape: Tensor) -> Tensor:
     copied = not attributes.get("allowzero")
     return x.reshape([x.shape[i] if not s and copied else s for i, s in enumerate(shape.tolist())])
+
+
+def _resize(_: Attributes, x: Tensor, *roi_scales_sizes: Tensor | None) -> Tensor:
+    sizes = roi_scales_sizes[-1]
+    assert sizes is not None  # `is_known` sees to it
+    return functional.interpolate(x, sizes[2:].tolist(), mode=_LINEAR_MODES[x.ndim], align_corners=False)
 
 
 def _flatten(attributes: Attributes, x: Tensor) -> Tensor:
@@ -219,6 +240,7 @@ OPERATORS: dict[str, Operator] = {
     "ReduceMean": _reduce_mean,
     "Relu": lambda _, x: x.relu(),
     "Reshape": _reshape,
+    "Resize": _resize,
     "Shape": _shape,
     "Sigmoid": lambda _, x: x.sigmoid(),
     "Slice": _slice,

@@ -65,6 +65,13 @@ class Many(nn.Module):
         return self.head(x)
 
 
+class Smaller(Many):
+    """Pictures scaled inside the network, by no whole ratio, as `shrink` may."""
+
+    def forward(self, image):
+        return super().forward(functional.interpolate(image, (6, 6), mode="bilinear"))
+
+
 class Attention(nn.Module):
     """Patches through one block of a transformer."""
 
@@ -208,6 +215,7 @@ def moved(student, splits, steps=3):
     [
         *((Many, kind, ()) for kind in TARGET_KINDS),
         (Many, "per channel", ("project", "excite")),
+        (Smaller, "per channel", ()),
         (Attention, "per channel", ()),
     ],
 )

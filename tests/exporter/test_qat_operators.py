@@ -74,6 +74,9 @@ CASES = [
     ("ReduceMean", {"keepdims": 0}, [numbers(2, 3)]),
     ("Relu", {}, [numbers(5)]),
     ("Reshape", {}, [IMAGE, ints(0, -1, 7)]),
+    ("Resize", {"mode": "linear"}, [IMAGE, None, None, ints(2, 4, 5, 5)]),
+    ("Resize", {"mode": "linear"}, [IMAGE, None, None, ints(2, 4, 9, 16)]),
+    ("Resize", {"mode": "linear"}, [numbers(2, 3, 9), None, None, ints(2, 3, 4)]),
     ("Shape", {"start": 1, "end": -1}, [IMAGE]),
     ("Sigmoid", {}, [numbers(5)]),
     ("Slice", {}, [IMAGE, ints(1, 0), ints(3, 2**62), ints(1, -1), ints(1, 2)]),
@@ -147,3 +150,22 @@ def test_the_result_is_that_of_onnx_runtime(case):
 )
 def test_what_would_come_out_otherwise_is_not_known(operator, attributes):
     assert not is_known(helper.make_node(operator, ["x"], ["y"], **attributes))
+
+
+@pytest.mark.parametrize(
+    ("change", "inputs"),
+    [
+        ({"mode": "nearest"}, None),
+        ({"antialias": 1}, None),
+        ({"axes": [2, 3]}, None),
+        ({"coordinate_transformation_mode": "align_corners"}, None),
+        ({"keep_aspect_ratio_policy": "not_larger"}, None),
+        ({}, ["x", "", "scales"]),
+    ],
+)
+def test_only_a_plain_resize_to_a_size_is_known(change, inputs):
+    assert is_known(helper.make_node("Resize", ["x", "", "", "sizes"], ["y"], mode="linear"))
+    node = helper.make_node(
+        "Resize", inputs or ["x", "", "", "sizes"], ["y"], **{"mode": "linear"} | change
+    )
+    assert not is_known(node)

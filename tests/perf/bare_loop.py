@@ -2,12 +2,12 @@
 
     python tests/perf/bare_loop.py MODEL.onnx [--pairs 20]
 
-- p50: a fresh process of `bench` and a fresh process with a bare loop take turns, each pinned to the same
-  core, one thread, one feed, the same number of inferences. The ratio of their medians is that of the pair;
-  printed are the Hodges-Lehmann estimate and the exact signed-rank bounds at 99 %.
+- p50: a fresh process of `bench` and a fresh process with a bare loop, pinned to the same core, one thread,
+  one feed, take turns of as many inferences, so that a slow minute of the machine meets both. The ratio of
+  their p50 is that of the pair; printed are the Hodges-Lehmann estimate and the exact signed-rank bounds at
+  99 %. One after the other instead, pairs differed by up to 60 % on a shared machine.
 - Peak memory: what the measured process says of itself, against what this process reads of it from outside
-  (VmHWM in /proc/PID/status). Beside it, what the system counted of the bare processes when they had ended
-  (ru_maxrss of wait4): the rest is what the measured process has to read requests and feeds with.
+  (VmHWM in /proc/PID/status). Beside it, the same of the bare process, which imports less.
 """
 
 from __future__ import annotations
@@ -28,24 +28,26 @@ from bench.measure import WARM_LIMIT_NS  # noqa: E402
 from bench.process import WorkerProcess  # noqa: E402
 from bench.stats import signed_rank_interval  # noqa: E402
 
-INFERENCES, WARM = 400, 100
+ROUNDS, INFERENCES, UNTIMED, WARM = 16, 25, 2, 100
 ALPHA = 0.01
 BARE = """
 import os, sys, time
-os.sched_setaffinity(0, [int(sys.argv[5])])
+os.sched_setaffinity(0, [int(sys.argv[3])])
 import numpy as np, onnxruntime as ort
 options = ort.SessionOptions()
 options.intra_op_num_threads = options.inter_op_num_threads = 1
 session = ort.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
 feeds = dict(np.load(sys.argv[2]))
-for _ in range(int(sys.argv[4])):
-    session.run(None, feeds)
-times = []
-for _ in range(int(sys.argv[3])):
-    start = time.perf_counter_ns()
-    session.run(None, feeds)
-    times.append(time.perf_counter_ns() - start)
-print(sorted(times)[len(times) // 2])
+for line in sys.stdin:
+    untimed, count = map(int, line.split())
+    for _ in range(untimed):
+        session.run(None, feeds)
+    times = []
+    for _ in range(count):
+        start = time.perf_counter_ns()
+        session.run(None, feeds)
+        times.append(time.perf_counter_ns() - start)
+    print(*times, flush=True)
 """
 
 
@@ -59,18 +61,13 @@ def main() -> None:
     arguments = parser.parse_args()
     core = max(os.sched_getaffinity(0))
     feeds = write_feeds(arguments.model)
-    scores, inside, outside, ended = [], [], [], []
+    scores, inside, outside, barely = [], [], [], []
     for index in range(arguments.pairs):
-        if index % 2:
-            theirs, maximum = bare(arguments.model, feeds, core)
-            ours, own, read = benched(arguments.model, feeds, core)
-        else:
-            ours, own, read = benched(arguments.model, feeds, core)
-            theirs, maximum = bare(arguments.model, feeds, core)
+        (ours, theirs), (own, read, other) = pair(arguments.model, feeds, core, first=index % 2)
         scores.append(math.log(ours / theirs))
         inside.append(own)
         outside.append(read)
-        ended.append(maximum)
+        barely.append(other)
         print(f"{index + 1}: {ours / 1e6:.3f} ms by bench, {theirs / 1e6:.3f} ms bare", flush=True)
     found = signed_rank_interval(scores, ALPHA)
     low, middle, high = (math.exp(x) for x in (found.lower, found.estimate, found.upper))
@@ -80,7 +77,7 @@ def main() -> None:
         f"peak memory: {np.median(inside) / 2**20:.2f} MiB by bench; from outside at most "
         f"{gap / 2**20:.3f} MiB away"
     )
-    print(f"bare processes, when they had ended: {np.median(ended) / 2**20:.2f} MiB")
+    print(f"bare processes: {np.median(barely) / 2**20:.2f} MiB")
 
 
 def write_feeds(model: Path) -> Path:
@@ -95,29 +92,45 @@ def write_feeds(model: Path) -> Path:
     return path
 
 
-def benched(model: Path, feeds: Path, core: int) -> tuple[float, int, int]:
-    """Median in ns, peak memory by the process itself, and as read from outside."""
-    with WorkerProcess() as worker:
+def pair(
+    model: Path, feeds: Path, core: int, first: int
+) -> tuple[tuple[float, float], tuple[int, int, int]]:
+    """The p50 of both in ns; our peak memory by itself and as read from outside, and the bare one's."""
+    command = [sys.executable, "-c", BARE, str(model), str(feeds), str(core)]
+    with (
+        WorkerProcess() as worker,
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as bare,
+    ):
         worker.ask("open", model=str(model), feeds=str(feeds), threads=1, arena=True, cores=[core])
         worker.ask("first")
         worker.ask("warm", limit_ns=WARM_LIMIT_NS)
-        times = worker.ask("burst", count=INFERENCES, untimed=WARM)["ns"]
+        loop(bare, WARM, 0)
+        ours: list[int] = []
+        theirs: list[int] = []
+        for index in range(ROUNDS):
+            for turn in (0, 1):
+                if (index + turn + first) % 2:
+                    theirs += loop(bare, UNTIMED, INFERENCES)
+                else:
+                    ours += worker.ask("burst", count=INFERENCES, untimed=UNTIMED)["ns"]
         own = worker.ask("memory")["peak_rss_bytes"]
-        status = Path(f"/proc/{worker._process.pid}/status").read_text()
-    outside = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
-    return float(np.median(times)), own, outside * 1024
+        peaks = own, peak_bytes(worker._process.pid), peak_bytes(bare.pid)
+    return (float(np.median(ours)), float(np.median(theirs))), peaks
 
 
-def bare(model: Path, feeds: Path, core: int) -> tuple[float, int]:
-    """Median in ns of the bare loop, and the peak that the system counted."""
-    command = [sys.executable, "-c", BARE, str(model), str(feeds), str(INFERENCES), str(WARM), str(core)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    answer = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit("the bare loop failed")
-    return float(answer), usage.ru_maxrss * 1024
+def loop(bare: subprocess.Popen[str], untimed: int, count: int) -> list[int]:
+    """One turn of the bare loop, in ns."""
+    assert bare.stdin is not None
+    assert bare.stdout is not None
+    bare.stdin.write(f"{untimed} {count}\n")
+    bare.stdin.flush()
+    return [int(ns) for ns in bare.stdout.readline().split()]
+
+
+def peak_bytes(pid: int) -> int:
+    """The peak of a process's resident memory, as the system tells others."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
 
 
 if __name__ == "__main__":
