@@ -115,13 +115,23 @@ def takes_names(module: nn.Module, names: Mapping[str, object]) -> bool:
     return set(names) <= {parameter.name for parameter in parameters if parameter.kind not in variable}
 
 
-def predict(module: nn.Module, split: Split, batch_size: int = EVALUATION_BATCH) -> Array:
-    """Outputs of a network in evaluation mode, [N, classes]."""
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode; afterwards each part is in the mode it was in."""
     # Not by `eval` and `train` alone: a part that was frozen in evaluation mode must stay so afterwards.
     modes = {child: child.training for child in module.modules()}
     module.eval()
+    try:
+        yield
+    finally:
+        for child, training in modes.items():
+            child.training = training
+
+
+def predict(module: nn.Module, split: Split, batch_size: int = EVALUATION_BATCH) -> Array:
+    """Outputs of a network in evaluation mode, [N, classes]."""
     device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
-    with torch.inference_mode():
+    with evaluating(module), torch.inference_mode():
         outputs = [
             call(
                 module,
@@ -134,8 +144,6 @@ def predict(module: nn.Module, split: Split, batch_size: int = EVALUATION_BATCH)
             .numpy()
             for feeds in split.batches(batch_size)
         ]
-    for child, training in modes.items():
-        child.training = training
     return np.concatenate(outputs)
 
 

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from exporter.data import UNLABELLED
 from exporter.distillation.features import Transfer
+from exporter.layout import laid_out, layout_for
 from exporter.network import call
 from exporter.recipe import DistillConfig
 
@@ -32,12 +33,17 @@ class Distillation(nn.Module):
         self.teachers = nn.ModuleList(teachers).eval().requires_grad_(False)
         self.transfers = nn.ModuleList(transfers)
         self.config = config
+        self._layouts: tuple[torch.memory_format, ...] = ()
 
     def forward(self, inputs: Mapping[str, Tensor], outputs: Tensor, labels: Tensor) -> Tensor:
         """The loss of a batch: outputs [N, classes], labels int64 [N] or float [N, classes]."""
         config = self.config
         with torch.no_grad():
-            given = [call(teacher, inputs).float() for teacher in self.teachers]
+            self._layouts = self._layouts or tuple(layout_for(t, inputs) for t in self.teachers)
+            given = [
+                call(teacher, laid_out(inputs, layout)).float()
+                for teacher, layout in zip(self.teachers, self._layouts, strict=True)
+            ]
             targets = soft_targets(given, config.temperature)
         if config.method == "logits":
             soft = hinton(outputs, targets, config.temperature)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from bench.progress import Progress, Task
 from exporter.data import UNLABELLED, Split, Splits
 from exporter.errors import StageError
+from exporter.layout import laid_out, layout_for
 from exporter.network import Network, accuracy, call, deterministic, predict
 from exporter.recipe import Training
 from exporter.training.average import Average
@@ -179,9 +180,12 @@ class _Run:
             own = self.generator.initial_seed() + 1 + self.engine.rank
             self.draws = torch.Generator().manual_seed(own)
         self.mixing = np.random.default_rng(seed + self.engine.rank)
-        self.classes = predict(module, self.training.take(np.arange(1))).shape[-1]
+        first = self.training.take(np.arange(1))
+        self.classes = predict(module, first).shape[-1]
         for hook in self.hooks:
             hook.begin(self.network, self.steps, self.steps_per_epoch)
+        inputs = {name: torch.from_numpy(array).to(device) for name, array in first.inputs.items()}
+        self.layout = layout_for(module, inputs)
 
     def train(self, task: Task) -> None:
         """All steps that are left."""
@@ -267,7 +271,8 @@ class _Run:
                 place=self.name,
             )
         device = self.engine.device
-        return {name: tensor.to(device) for name, tensor in inputs.items()}, labels.to(device)
+        on_device = {name: tensor.to(device) for name, tensor in inputs.items()}
+        return laid_out(on_device, self.layout), labels.to(device)
 
     def _end_epoch(self, epoch: int) -> None:
         """A line of the curves; the weights, if they are the best of their kind so far."""

@@ -434,3 +434,33 @@ def test_thin_data_are_named(counts, notes):
     found = class_notes(np.repeat(np.arange(3), counts), 3, 0.1)
     assert len(found) == len(notes)
     assert all(line.startswith(start) for line, start in zip(found, notes, strict=True))
+
+
+class TwoChannels(nn.Module):
+    """A network that flattens as it is told."""
+
+    def __init__(self, flatten):
+        super().__init__()
+        self.stem, self.head, self.flatten = nn.Conv2d(2, 3, 3, padding=1), nn.Linear(192, 3), flatten
+
+    def forward(self, image):
+        return self.head(self.flatten(self.stem(image)))
+
+
+@pytest.mark.parametrize(
+    ("flatten", "last"), [(lambda x: x.flatten(1), True), (lambda x: x.view(len(x), -1), False)]
+)
+def test_pictures_lie_with_their_channels_last_where_the_network_takes_that(splits, flatten, last):
+    # With a single channel, both layouts are the same.
+    twice = {"image": splits.train.inputs["image"].repeat(2, axis=1)}
+    data = replace(splits, train=replace(splits.train, inputs=twice))
+    seen = set()
+
+    def loss(inputs, outputs, labels):
+        if outputs.requires_grad:
+            seen.add(inputs["image"].is_contiguous(memory_format=torch.channels_last))
+        return cross_entropy()(inputs, outputs, labels)
+
+    network = Network(TwoChannels(flatten))
+    train(network, data, loss=loss, epochs=1)
+    assert seen == {last}

