@@ -20,10 +20,9 @@ from bench.errors import ResultError
 from bench.files import write_text
 from bench.host import HostFingerprint
 from bench.judge import LATENCY_ALPHA, MEMORY_ALPHA, Verdict, judge_ratio, memory_budget
-from bench.policy import LOOKS, log_budget
+from bench.policy import LOOKS, log_budget, repeat_looks
 from bench.schema import FrozenModel, explain_validation
 from bench.stats import (
-    Interval,
     planned_count,
     proportion_interval,
     rank_sum_interval,
@@ -137,14 +136,12 @@ def gate_runs(scores: Sequence[float], budget: float) -> list[Verdict]:
     left = list(scores)
     while True:
         first, used = _in_looks(left, budget)
-        if first is None:
-            return verdicts
         left = left[used:]
         if first is Verdict.FAIL:
-            if len(left) < used:
-                return verdicts
-            first = _at_once(left[:used], budget)
-            left = left[used:]
+            first, again = _repeated(left, budget, used)
+            left = left[again:]
+        if first is None:
+            return verdicts
         verdicts.append(first)
 
 
@@ -155,8 +152,8 @@ def fail_share(scores: Sequence[float], budget: float, draws: int = DRAWS) -> fl
 
     def fails() -> bool:
         first, used = _in_looks(generator.choice(values, LOOKS[-1]).tolist(), budget)
-        repeat = generator.choice(values, used).tolist()
-        return first is Verdict.FAIL and _at_once(repeat, budget) is Verdict.FAIL
+        repeat = generator.choice(values, LOOKS[-1]).tolist()
+        return first is Verdict.FAIL and _repeated(repeat, budget, used)[0] is Verdict.FAIL
 
     return sum(fails() for _ in range(draws)) / draws
 
@@ -228,19 +225,23 @@ def write_certificate(certificate: Certificate) -> Path:
     return path
 
 
-def _in_looks(scores: Sequence[float], budget: float) -> tuple[Verdict | None, int]:
+def _in_looks(
+    scores: Sequence[float],
+    budget: float,
+    looks: Sequence[int] = LOOKS,
+    alpha: float = LATENCY_ALPHA / len(LOOKS),
+) -> tuple[Verdict | None, int]:
     """The verdict of one gate run, and how many pairs it took; None where the pairs run out."""
-    for look in LOOKS:
+    for look in looks:
         if len(scores) < look:
             return None, 0
-        interval: Interval = signed_rank_interval(scores[:look], LATENCY_ALPHA / len(LOOKS))
-        verdict = judge_ratio(interval, budget)
+        verdict = judge_ratio(signed_rank_interval(scores[:look], alpha), budget)
         if verdict is not Verdict.INCONCLUSIVE:
             return verdict, look
-    return Verdict.INCONCLUSIVE, LOOKS[-1]
+    return Verdict.INCONCLUSIVE, looks[-1]
 
 
-def _at_once(scores: Sequence[float], budget: float) -> Verdict:
-    """What a repeat makes of a FAIL: it is looked at once (`bench.gate.for_repeat`)."""
-    failed = judge_ratio(signed_rank_interval(scores, LATENCY_ALPHA), budget) is Verdict.FAIL
-    return Verdict.FAIL if failed else Verdict.INCONCLUSIVE
+def _repeated(scores: Sequence[float], budget: float, used: int) -> tuple[Verdict | None, int]:
+    """What a repeat makes of a FAIL that took `used` pairs, by the rule of `bench.gate.for_repeat`."""
+    verdict, taken = _in_looks(scores, budget, repeat_looks(LOOKS, used), LATENCY_ALPHA)
+    return Verdict.INCONCLUSIVE if verdict is Verdict.PASS else verdict, taken

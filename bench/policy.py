@@ -88,6 +88,11 @@ class Criteria(FrozenModel):
     same: bool = False
 
 
+def repeat_looks(looks: Sequence[int], blocks: int) -> tuple[int, ...]:
+    """After how many blocks a repeat is looked at: as many as the FAIL took, then as the first one was."""
+    return (blocks, *(look for look in looks if look > blocks))
+
+
 def criteria(
     policy: Policy, budgets: Sequence[Budgets], *, pairs: int = LOOKS[-1], same: bool = False
 ) -> Criteria:

@@ -9,6 +9,7 @@ import pytest
 
 from bench import certificate
 from bench.certificate import (
+    POWER,
     Certificate,
     Condition,
     certificate_path,
@@ -60,6 +61,10 @@ def test_runs_take_pairs_of_their_own():
     # A FAIL takes as many pairs again, for its repeat.
     assert gate_runs([0.1] * 25, 0.02) == [Verdict.FAIL]
     assert gate_runs([0.1] * 10 + [0.0] * 10, 0.02) == [Verdict.INCONCLUSIVE]
+    # A repeat that cannot tell goes on.
+    doubtful = [0.1] * 10 + [0.03] * 8 + [-0.1] * 2
+    assert gate_runs([*doubtful, *[0.03] * 10], 0.02) == [Verdict.FAIL]
+    assert gate_runs([*doubtful, *[0.03] * 5], 0.02) == []
     assert gate_runs([0.0] * 9, 0.02) == []
 
 
@@ -74,8 +79,10 @@ def test_power_grows_with_the_change():
 def test_what_is_detectable_is_caught_8_times_in_10(budget):
     found = detectable(scores(), budget)
     assert found > budget
-    assert fail_share(scores(np.log1p(found)), budget) >= 0.75
-    assert fail_share(scores(np.log1p(budget) + (np.log1p(found) - np.log1p(budget)) / 4), budget) < 0.75
+    still = np.array(scores()) - np.median(scores())
+    assert fail_share((still + np.log1p(found)).tolist(), budget) >= POWER
+    less = np.log1p(budget) + (np.log1p(found) - np.log1p(budget)) / 4
+    assert fail_share((still + less).tolist(), budget) < 0.75
 
 
 def test_nothing_is_detectable_in_chaos():

@@ -221,6 +221,33 @@ def test_a_fail_that_the_repeat_does_not_share_is_inconclusive(two_files, script
     assert len(judgement.result.repeat.models[0].runs) == LOOKS[0]
 
 
+def test_a_repeat_that_cannot_tell_goes_on(two_files, scripted):
+    class Doubtful(scripted):
+        """Far too slow in ten blocks; then too slow by little, but for two blocks of the next ten."""
+
+        def __call__(self, count, timeout_s):
+            block = self.closed // 2 - LOOKS[0]
+            self.slowdown = {"new.onnx": 1.2 if block < 0 else 1.0 if block in {2, 7} else 1.035}
+            return super().__call__(count, timeout_s)
+
+    judgement = compare(*two_files, budgets=LATENCY_ONLY, config=QUICK, workers=Doubtful())
+    assert judgement.verdict is Verdict.FAIL
+    assert (judgement.blocks, len(judgement.result.repeat.models[0].runs)) == (LOOKS[0], LOOKS[1])
+    assert judgement.result.repeat.criteria.looks == LOOKS[-1:]
+    again = judgement_from(judgement.result, judgement.result.criteria)
+    assert (again.verdict, again.metrics) == (judgement.verdict, judgement.metrics)
+
+
+def test_a_repeat_waits_for_nothing_but_what_failed(two_files, scripted):
+    budgets = ReleaseBudgets(latency_p50=0.02, latency_p90=0.2, peak_rss=None, size=None, accuracy=None)
+    judgement = compare(
+        *two_files, budgets=budgets, config=QUICK, workers=scripted(slowdown={"new.onnx": 1.2})
+    )
+    assert judgement.metrics["latency_p90"].verdict is Verdict.INCONCLUSIVE
+    assert judgement.metrics["latency_p50"].verdict is Verdict.FAIL
+    assert len(judgement.result.repeat.models[0].runs) == judgement.blocks
+
+
 def test_exact_metrics_fail_without_a_repeat(two_files, scripted):
     two_files[1].write_bytes(two_files[1].read_bytes() * 2)
     judgement = compare(*two_files, config=QUICK, workers=scripted())
