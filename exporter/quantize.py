@@ -22,6 +22,7 @@ from exporter.onnx_files import carry_metadata, content_hash, infer_shapes, writ
 from exporter.provenance import library_versions, own_code
 from exporter.recipe import QuantizeConfig
 from exporter.saturation import NO_OVERRIDES, Overrides, without_saturation
+from exporter.stem import fold_stem
 from exporter.tables import quantize_tables
 from exporter.targets import Target
 from exporter.twin import make_twin, plan_twin
@@ -144,6 +145,7 @@ def quantize_model(
     else:
         quantized, reduced = run(NO_OVERRIDES), {}
     tables = quantize_tables(quantized)
+    stem_on_blocks = target.stem_on_blocks and fold_stem(quantized)
     carry_metadata(model, quantized, {"edgeproof.target": target.name})
     write_checked(quantized, destination)
     operators = [node.op_type for node in quantized.graph.node]
@@ -158,6 +160,7 @@ def quantize_model(
         "samples": samples.count,
         "learned_ranges": sum(name in learned for name in plan.tensors),
         "tables": tables,
+        "stem_on_blocks": stem_on_blocks,
         "quantize_nodes": operators.count("QuantizeLinear"),
         "dequantize_nodes": operators.count("DequantizeLinear"),
     }

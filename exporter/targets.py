@@ -37,6 +37,7 @@ class Target:
         signed_activations: int8 rather than uint8 activations; weights are always int8.
         per_channel: one weight scale per output channel.
         saturates: 16-bit sums may overflow, so that some channels need weights of 7 bits.
+        stem_on_blocks: the first convolution of pictures is faster on blocks of pixels (`exporter.stem`).
         operators: types that its kernels run in int8.
     """
 
@@ -44,11 +45,14 @@ class Target:
     signed_activations: bool
     per_channel: bool
     saturates: bool
+    stem_on_blocks: bool = False
     operators: frozenset[str] = _INT8_OPERATORS
 
 
 TARGETS: dict[ConcreteTarget, Target] = {
-    "x86-vnni": Target("x86-vnni", signed_activations=False, per_channel=True, saturates=False),
+    "x86-vnni": Target(
+        "x86-vnni", signed_activations=False, per_channel=True, saturates=False, stem_on_blocks=True
+    ),
     "x86-avx2": Target("x86-avx2", signed_activations=False, per_channel=True, saturates=True),
     "arm64": Target("arm64", signed_activations=True, per_channel=True, saturates=False),
     # Right everywhere and fast on x86: U8S8 whose sums fit in 16 bits.

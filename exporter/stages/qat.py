@@ -125,7 +125,9 @@ def _trace(module: nn.Module, data: Splits, context: Context, folder: Path) -> _
     plain = context.export.model_copy(update={"preprocess": None, "postprocess": None})
     export(probe, data.calibration, path, plain, {})
     model = onnx.load(path)
-    graph = _Graph(model, find_sources(model, probe), find_target(context.quantize.target), folder)
+    # On blocks the stem has the same sums, but weights in another order than the network's.
+    target = replace(find_target(context.quantize.target), stem_on_blocks=False)
+    graph = _Graph(model, find_sources(model, probe), target, folder)
     sample = data.train.take(np.arange(min(_CHECK_SAMPLES, data.train.count)))
     if sqnr_db(predict(module, sample), run_model(graph.float(module), sample)) < _MIN_SQNR_DB:
         untraced = [i.name for i in model.graph.initializer if i.dims and i.name not in graph.sources]

@@ -322,6 +322,15 @@ def test_training_wins_back_what_rounding_took(network, splits, context):
     assert metrics["evaluation_accuracy"] > metrics["accuracy_before"] + 0.05
 
 
+def test_a_stem_that_ships_on_blocks_learns_as_it_is(splits, context):
+    stem, head = nn.Conv2d(1, 8, 3, 2, 1), nn.Linear(8, 3)
+    module = nn.Sequential(stem, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
+    place = replace(context("qat"), quantize=QuantizeConfig(target="x86-vnni"))
+    trained, metrics = qat(Network(module), settings(epochs=1), splits, place)
+    assert metrics["agreement_with_int8"] >= 0.99
+    assert trained.module[0].weight.shape == (8, 1, 3, 3)
+
+
 def test_masks_and_frozen_modules_hold(network, splits, context):
     mask = torch.rand(network.module.body.weight.shape, generator=torch.Generator().manual_seed(0)) > 0.5
     network = replace(network, masks={"body.weight": mask})
