@@ -1,4 +1,4 @@
-"""How often the gate cries wolf, and how often it catches a real slowdown of 5 %; by hand, about an hour.
+"""How often the gate cries wolf, and how often it catches a real slowdown of 5 %; by hand, two hours.
 
     python tests/perf/gate.py run --same 150 --slower 40 --busy
     python tests/perf/gate.py table
@@ -137,11 +137,14 @@ def gate_run(folder: Path, kind: str, index: int) -> dict[str, Any]:
         "repeat_blocks": 0 if repeat is None else len(repeat.models[0].runs),
         "seconds": time.monotonic() - start,
         "started": judgement.result.started_utc,
-        "rounds_ticks": [
-            [[[ns // TICK_NS for ns in burst] for burst in run.rounds_ns] for run in model.runs]
-            for model in (first, second)
-        ],
+        "rounds_ticks": [ticks(first), ticks(second)],
+        "repeat_ticks": [] if repeat is None else [ticks(model) for model in repeat.models],
     }
+
+
+def ticks(model: Any) -> list[list[list[int]]]:
+    """The samples of a model: process by process, round by round."""
+    return [[[ns // TICK_NS for ns in burst] for burst in run.rounds_ns] for run in model.runs]
 
 
 def build(folder: Path) -> None:
