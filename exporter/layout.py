@@ -13,7 +13,7 @@ from exporter.network import call, evaluating
 def layout_for(module: nn.Module, inputs: Mapping[str, Tensor]) -> torch.memory_format:
     """Channels last, where the network takes that; tried on the first sample, with nothing learned.
 
-    EfficientNet-Lite0 trains 1.4 to 1.6 times as fast by it on an x86 CPU, for PyTorch's kernels would
+    EfficientNet-Lite0 trains 1.3 to 1.6 times as fast by it on an x86 CPU, for PyTorch's kernels would
     otherwise reorder each tensor. It changes results by rounding alone; a `view` that joins axes, though,
     is refused on such a tensor, and then the layout is the usual one.
     """
