@@ -22,6 +22,7 @@ from bench.host import fingerprint, has_vnni, host_target
 from bench.schema import FrozenModel
 from bench.session import ERRORS_ONLY, Signature, check_feeds, model_error, open_session, signature_of
 from bench.worker import fixed_batch, synthetic_feeds
+from exporter.attributes import attributes_of
 from exporter.fusion import Graph, NeedlessPair, float_reason, needless_pairs, plain_name
 from exporter.inference import session_with_outputs
 from exporter.saturation import observe_saturation
@@ -261,7 +262,7 @@ def _macs(node: onnx.NodeProto, weights: Mapping[str, Array], shapes: Mapping[st
     """Multiply-adds of a node: outputs times the products that each sums."""
     outputs = math.prod(shapes.get(node.output[0], ()))
     if node.op_type == "MatMulNBits":  # its weights are packed
-        return outputs * next(int(a.i) for a in node.attribute if a.name == "K")
+        return outputs * int(attributes_of(node)["K"])
     position = {**_FLOAT_WEIGHTS, **_INT8_WEIGHTS}[node.op_type]
     weight = weights.get(node.input[position])
     if node.op_type in _CONVOLUTIONS and weight is not None:
@@ -269,8 +270,8 @@ def _macs(node: onnx.NodeProto, weights: Mapping[str, Array], shapes: Mapping[st
     if node.op_type == "ConvTranspose" and weight is not None:
         return math.prod(shapes.get(node.input[0], ())) * math.prod(weight.shape[1:])
     if weight is not None:
-        transposed = any(a.name == "transB" and a.i for a in node.attribute)
+        transposed = attributes_of(node).get("transB", 0)
         return outputs * int(weight.shape[-1 if transposed else -2 if weight.ndim > 1 else 0])
     inner = shapes.get(node.input[0], (0,))
-    turned = len(inner) > 1 and any(a.name == "transA" and a.i for a in node.attribute)
+    turned = len(inner) > 1 and attributes_of(node).get("transA", 0)
     return outputs * (inner[-2 if turned else -1] if inner else 0)

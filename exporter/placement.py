@@ -13,6 +13,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from exporter.attributes import attributes_of
+
 # Operators that do the arithmetic; they are worth a conversion of what goes in.
 _WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
 # Without a quantized output a convolution stays in float; the products have kernels for float results.
@@ -180,9 +182,9 @@ def keep_in_float(model: onnx.ModelProto, placement: Placement) -> None:
 
 def _channels(node: onnx.NodeProto, weight: onnx.TensorProto) -> int:
     """Channels of the input, by the shape of the weights."""
-    numbers = {attribute.name: attribute.i for attribute in node.attribute}
+    attributes = attributes_of(node)
     if node.op_type == "Conv":
-        return int(weight.dims[1]) * (numbers.get("group") or 1)
+        return int(weight.dims[1]) * int(attributes.get("group", 1))
     if node.op_type == "ConvTranspose":
         return int(weight.dims[0])
-    return int(weight.dims[1 if numbers.get("transB") else 0])
+    return int(weight.dims[1 if attributes.get("transB") else 0])

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
 from bench.arrays import Array
+from exporter.attributes import attributes_of
 from exporter.onnx_files import infer_shapes
 
 # Pictures have 1 to 4 channels. Of many channels each tap is a long copy already.
@@ -54,7 +54,7 @@ def fold_stem(model: onnx.ModelProto) -> bool:
     if stem is None or size is None:
         return False
     weight = numpy_helper.to_array(stem.weight)
-    pads = _attributes(stem.convolution).get("pads", [0, 0, 0, 0])
+    pads = attributes_of(stem.convolution).get("pads", [0, 0, 0, 0])
     taps, offsets = [], []
     for axis in (0, 1):
         kernel, begin, end = weight.shape[2 + axis], pads[axis], pads[axis + 2]
@@ -116,7 +116,7 @@ def _find_stem(model: onnx.ModelProto) -> _Stem | None:
 
 
 def _strides_by_two(node: onnx.NodeProto) -> bool:
-    found = _attributes(node)
+    found = attributes_of(node)
     return (
         found.get("strides") == [2, 2]
         and found.get("dilations", [1, 1]) == [1, 1]
@@ -133,10 +133,6 @@ def _even_size(model: onnx.ModelProto, tensor: str) -> tuple[int, int] | None:
         return None
     height, width = (dim.dim_value for dim in values[tensor].type.tensor_type.shape.dim[2:])
     return (height, width) if height and width and height % 2 == width % 2 == 0 else None
-
-
-def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
-    return {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
 
 
 def _set_attributes(node: onnx.NodeProto, **values: list[int]) -> None:

@@ -7,6 +7,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from bench.arrays import Array
+from exporter.attributes import attributes_of
 
 # Below this, the further nodes weigh more than the table.
 MIN_ELEMENTS = 1 << 16
@@ -61,7 +62,7 @@ def quantize_tables(model: onnx.ModelProto) -> int:
 
 
 def _looks_up(node: onnx.NodeProto, table: str) -> bool:
-    axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
+    axis = attributes_of(node).get("axis", 0)
     return node.op_type == "Gather" and axis == 0 and node.input[0] == table and node.input[1] != table
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from exporter.attributes import attributes_of
 from exporter.errors import ExportError
 from exporter.onnx_files import carry_metadata, write_checked
 from exporter.tables import quantize_tables
@@ -99,7 +100,7 @@ def _split_gemms(graph: onnx.GraphProto, exclude: Collection[str]) -> None:
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:
         weight = constants.get(node.input[1]) if node.op_type == "Gemm" else None
-        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        attributes = attributes_of(node)
         plain = attributes.get("alpha", 1.0) == attributes.get("beta", 1.0) == 1.0
         if weight is None or weight.data_type != TensorProto.FLOAT or not plain:
             nodes.append(node)

@@ -12,9 +12,10 @@ from typing import Any
 
 import onnx
 import torch
-from onnx import helper
 from torch import Tensor
 from torch.nn import functional
+
+from exporter.attributes import attributes_of
 
 Attributes = Mapping[str, Any]
 Operator = Callable[..., Tensor | tuple[Tensor, ...]]
@@ -36,12 +37,6 @@ _PLAIN_RESIZE = {
 }
 _LINEAR_MODES = {3: "linear", 4: "bilinear", 5: "trilinear"}
 _PAD_MODES = {"edge": "replicate", "wrap": "circular"}
-
-
-def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:
-    """A node's attributes as Python values, text for bytes."""
-    found = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-    return {name: v.decode() if isinstance(v, bytes) else v for name, v in found.items()}
 
 
 def is_known(node: onnx.NodeProto) -> bool:

@@ -15,9 +15,10 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
+from exporter.attributes import attributes_of
 from exporter.calibration import Range
 from exporter.errors import StageError
-from exporter.qat.operators import OPERATORS, attributes_of, is_known
+from exporter.qat.operators import OPERATORS, is_known
 from exporter.qat.rounding import Limits, channel_maxima, fake_quantize, round_weight
 from exporter.qat.sources import WeightSource
 from exporter.targets import Target

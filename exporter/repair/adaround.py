@@ -12,9 +12,10 @@ import onnx
 from onnx import numpy_helper
 
 from bench.arrays import Array
+from exporter.attributes import attributes_of
 from exporter.inference import session_with_outputs
 from exporter.repair.base import Metrics, RepairContext
-from exporter.repair.graph import Graph, Layer, from_rows, integers, rows, with_constants
+from exporter.repair.graph import Graph, Layer, from_rows, rows, with_constants
 
 MAX_SAMPLES = 128
 # Positions of a convolution that are looked at in each sample: neighbours say nearly the same.
@@ -158,8 +159,7 @@ def _find_work(model: onnx.ModelProto, twin: onnx.ModelProto) -> Iterator[_Work]
 
 
 def _plain_padding(node: onnx.NodeProto) -> bool:
-    found = [entry.s for entry in node.attribute if entry.name == "auto_pad"]
-    return node.op_type != "Conv" or found in ([], [b"NOTSET"])
+    return node.op_type != "Conv" or attributes_of(node).get("auto_pad", "NOTSET") == "NOTSET"
 
 
 def _chunks(work: Sequence[_Work]) -> Iterator[list[_Work]]:
@@ -199,8 +199,9 @@ def observed_products(node: onnx.NodeProto, value: Array, shape: Sequence[int], 
         return value.reshape(1, -1, value.shape[-1])
     kernel = list(shape[2:])
     axes = len(kernel)
-    pads = integers(node, "pads", [0] * 2 * axes)
-    dilations, strides = integers(node, "dilations", [1] * axes), integers(node, "strides", [1] * axes)
+    attributes = attributes_of(node)
+    pads = attributes.get("pads", [0] * 2 * axes)
+    dilations, strides = (attributes.get(name, [1] * axes) for name in ("dilations", "strides"))
     padded = np.pad(value, [(0, 0), (0, 0), *zip(pads[:axes], pads[axes:], strict=True)])
     sizes = [
         (size - d * (k - 1) - 1) // s + 1

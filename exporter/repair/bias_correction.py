@@ -11,6 +11,7 @@ from onnx import numpy_helper
 
 from bench.arrays import Array
 from bench.session import ERRORS_ONLY
+from exporter.attributes import attributes_of
 from exporter.inference import open_model, session_with_outputs
 from exporter.repair.base import Metrics, RepairContext
 from exporter.repair.graph import Graph, Layer, with_constants, with_own_biases
@@ -99,7 +100,7 @@ def _dequantized(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -
     values, scale = (numpy_helper.to_array(constants[name]) for name in node.input[:2])
     zero = numpy_helper.to_array(constants[node.input[2]]) if len(node.input) > 2 else np.zeros_like(scale)
     if scale.size > 1:
-        axis = next((entry.i for entry in node.attribute if entry.name == "axis"), 1)
+        axis = attributes_of(node).get("axis", 1)
         shape = [1] * values.ndim
         shape[axis] = -1
         scale, zero = scale.reshape(shape), zero.reshape(shape)

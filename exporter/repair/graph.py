@@ -10,6 +10,7 @@ import onnx
 from onnx import numpy_helper
 
 from bench.arrays import Array
+from exporter.attributes import attributes_of
 from exporter.twin import unused_name
 
 
@@ -73,10 +74,10 @@ class Graph:
     def _layer(self, node: onnx.NodeProto) -> Layer | None:
         if node.op_type not in {"Conv", "Gemm", "MatMul"} or not self._multiplies_by_own_constant(node):
             return None
-        weight = self.constants[node.input[1]]
+        weight, attributes = self.constants[node.input[1]], attributes_of(node)
         if node.op_type == "MatMul":
             return self._matmul(node, weight)
-        transposed = node.op_type == "Conv" or bool(attribute(node, "transB", 0))
+        transposed = node.op_type == "Conv" or bool(attributes.get("transB", 0))
         bias = node.input[2] if len(node.input) > 2 and node.input[2] else None
         if bias is not None and not self._is_bias(bias, weight.dims[0 if transposed else 1]):
             return None
@@ -86,15 +87,15 @@ class Graph:
             node.input[0],
             weight.name,
             transposed=transposed,
-            groups=attribute(node, "group", 1),
+            groups=attributes.get("group", 1),
             bias_node=node.name,
             bias=bias,
             output=node.output[0],
         )
 
     def _multiplies_by_own_constant(self, node: onnx.NodeProto) -> bool:
-        weight = self.constants.get(node.input[1])
-        plain = attribute(node, "alpha", 1.0) == attribute(node, "beta", 1.0) == 1.0
+        weight, attributes = self.constants.get(node.input[1]), attributes_of(node)
+        plain = attributes.get("alpha", 1.0) == attributes.get("beta", 1.0) == 1.0
         return (
             node.domain in {"", "ai.onnx"}
             and weight is not None
@@ -103,7 +104,7 @@ class Graph:
             and len(self.readers[weight.name]) == 1
             and node.input[0] not in self.constants
             and plain
-            and not attribute(node, "transA", 0)
+            and not attributes.get("transA", 0)
         )
 
     def _matmul(self, node: onnx.NodeProto, weight: onnx.TensorProto) -> Layer | None:
@@ -132,20 +133,6 @@ class Graph:
         return (
             found is not None and list(found.dims) == [width] and found.data_type == onnx.TensorProto.FLOAT
         )
-
-
-def attribute(node: onnx.NodeProto, name: str, default: int | float) -> int:
-    """A number among a node's attributes."""
-    for entry in node.attribute:
-        if entry.name == name:
-            value: int = onnx.helper.get_attribute_value(entry)
-            return value
-    return default  # type: ignore[return-value]
-
-
-def integers(node: onnx.NodeProto, name: str, default: Sequence[int]) -> list[int]:
-    """A list of integers among a node's attributes."""
-    return next((list(entry.ints) for entry in node.attribute if entry.name == name), list(default))
 
 
 def rows(layer: Layer, weight: Array) -> Array:

@@ -13,13 +13,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
 
 from bench.arrays import Array
+from exporter.attributes import attributes_of
 
 # Static operators: activation, scale, zero point, weight, scale, zero point.
 _STATIC = {"QLinearConv", "QLinearMatMul", "QGemm"}
@@ -166,9 +166,9 @@ def _operands(node: onnx.NodeProto, producers: Mapping[str, onnx.NodeProto]) -> 
         if left is None or right is None or {left.op_type, right.op_type} != {"DequantizeLinear"}:
             return None
         activation, _, zero_point = _three(left)
-        return _Operands(activation, zero_point, *_three(right), _attribute(right, "axis", 1))
+        return _Operands(activation, zero_point, *_three(right), attributes_of(right).get("axis", 1))
     if node.op_type in _STATIC:
-        axis = 0 if node.op_type == "QLinearConv" or _attribute(node, "transB", 0) else 1
+        axis = 0 if node.op_type == "QLinearConv" or attributes_of(node).get("transB", 0) else 1
         activation, _, zero_point, weight, scale, weight_zero_point = node.input[:6]
         return _Operands(activation, zero_point, weight, scale, weight_zero_point, axis)
     if node.op_type in _DYNAMIC:
@@ -192,7 +192,8 @@ def _layer(
     convolution = node.op_type in _CONVOLUTIONS
     if weight.ndim < (3 if convolution else 1):
         return None
-    groups = int(_attribute(node, "group", 1)) if convolution else 1
+    attributes = attributes_of(node)
+    groups = int(attributes.get("group", 1)) if convolution else 1
     if convolution and weight.shape[1] == 1 and weight.shape[0] == groups:
         return None  # depthwise
     filters = _filters(weight, groups) if convolution else (_matrix(node, weight),)
@@ -201,9 +202,10 @@ def _layer(
     if zero_point is not None and zero_point.data_type not in _BYTES:
         return None  # activations of 16 bits have kernels of their own
     scale = constants.get(operands.scale)
-    unusual = weight.ndim > 2 or _attribute(node, "transA", 0)  # stacked or turned: bounded, not observed
+    # Stacked or turned: bounded, not observed.
+    unusual = weight.ndim > 2 or attributes.get("transA", 0)
     if convolution:
-        unusual = _attribute(node, "channels_last", 0)
+        unusual = attributes.get("channels_last", 0)
     known = operands.activation is not None and zero_point is not None and not unusual
     return Int8Layer(
         name=node.name,
@@ -226,7 +228,7 @@ def _filters(weight: Array, groups: int) -> tuple[Array, ...]:
 
 
 def _matrix(node: onnx.NodeProto, weight: Array) -> Array:
-    if _attribute(node, "transB", 0):
+    if attributes_of(node).get("transB", 0):
         return weight.T
     if weight.ndim < 2:
         return weight.reshape(-1, 1)
@@ -235,13 +237,13 @@ def _matrix(node: onnx.NodeProto, weight: Array) -> Array:
 
 
 def _geometry(node: onnx.NodeProto, kernel: tuple[int, ...]) -> Geometry:
-    ones = (1,) * len(kernel)
-    auto_pad = _attribute(node, "auto_pad", b"NOTSET").decode()
-    pads = tuple(_attribute(node, "pads", (0,) * (2 * len(kernel))))
+    ones, attributes = (1,) * len(kernel), attributes_of(node)
+    auto_pad = attributes.get("auto_pad", "NOTSET")
+    pads = tuple(attributes.get("pads", (0,) * (2 * len(kernel))))
     return Geometry(
         kernel=kernel,
-        strides=tuple(_attribute(node, "strides", ones)),
-        dilations=tuple(_attribute(node, "dilations", ones)),
+        strides=tuple(attributes.get("strides", ones)),
+        dilations=tuple(attributes.get("dilations", ones)),
         pads=None if auto_pad.startswith("SAME") else pads,
         auto_pad=auto_pad,
     )
@@ -280,10 +282,3 @@ def _even(count: int, limit: int) -> Array:
 def _per_channel(tensor: onnx.TensorProto | None, channels: int, default: float) -> Array:
     value = np.asarray(default) if tensor is None else numpy_helper.to_array(tensor)
     return np.broadcast_to(value.ravel(), channels) if value.size in (1, channels) else np.ones(channels)
-
-
-def _attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
-    for attribute in node.attribute:
-        if attribute.name == name:
-            return helper.get_attribute_value(attribute)
-    return default

@@ -9,7 +9,8 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from exporter.qat.operators import OPERATORS, attributes_of, is_known
+from exporter.attributes import attributes_of
+from exporter.qat.operators import OPERATORS, is_known
 
 F = np.float32
 
