@@ -42,10 +42,17 @@ class Lever:
 
 @dataclass(frozen=True)
 class Block:
-    """A block that may go, and what that is expected to cost in quality."""
+    """A block that may go.
+
+    Attributes:
+        name: of its module.
+        damage: what that is expected to cost in quality.
+        levers: names of the groups that lie wholly inside; how narrow they are, no longer matters then.
+    """
 
     name: str
     damage: float
+    levers: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -128,8 +135,12 @@ def _best_step(
     if len(state.dropped) < depth:
         for block in blocks:
             if block.name not in state.dropped:
-                trial = replace(state, dropped=state.dropped | {block.name})
-                rate = (now - pay(trial)) / max(block.damage, _NO_DAMAGE)
+                # What narrowing inside it has cost is not paid twice: a block that is worth little is
+                # narrowed first, and then what is left of it goes.
+                whole = {lever.name: lever.widths[0] for lever in levers if lever.name in block.levers}
+                trial = State({**state.kept, **whole}, state.dropped | {block.name})
+                more = _damage(levers, blocks, trial) - _damage(levers, blocks, state)
+                rate = (now - pay(trial)) / max(more, _NO_DAMAGE)
                 if rate > best_rate:
                     best, best_rate = trial, rate
     return best

@@ -157,7 +157,7 @@ class Narrower:
                 task.advance(note=group.name)
             for name in candidates:
                 curves[name] = {0: damage.of(Plan(dropped=(name,)))}
-                blocks.append(Block(name, curves[name][0][0]))
+                blocks.append(Block(name, curves[name][0][0], structure.inside(name)))
                 task.advance(note=name)
         return levers, blocks, curves
 

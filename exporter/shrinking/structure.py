@@ -33,6 +33,14 @@ class Structure:
     blocks: tuple[str, ...]
     fixed: Mapping[str, str]
 
+    def inside(self, block: str) -> frozenset[str]:
+        """Names of the groups that lie wholly in a block, and go with it."""
+        return frozenset(
+            group.name
+            for group in self.groups
+            if all(matches(member.name, (block,)) for member in group.members)
+        )
+
 
 def find_structure(
     module: nn.Module, inputs: Mapping[str, Tensor], exclude: tuple[str, ...], place: str

@@ -64,6 +64,20 @@ def test_blocks_go_where_they_are_worth_it_up_to_the_depth():
     assert pick[2].state.kept == {"a": 4}
 
 
+def test_a_narrowed_block_goes_for_what_its_loss_adds():
+    """3.1, of which 0.75 are paid: 12 saved for 2.35 beat what `outside` offers, 4 for each 0.9."""
+    levers = [lever("inside", 0.0, 0.75), lever("outside", 0.0, 0.9, 1.8, 2.7)]
+    block = Block("one", 3.1, frozenset({"inside"}))
+
+    def cost(state):
+        inside = 0 if "one" in state.dropped else 4 * state.kept["inside"]
+        return inside + 4 * state.kept["outside"]
+
+    found = greedy(levers, [block], depth=1, budget=16, cost=cost, pay=cost)
+    assert found.state == State({"inside": 4, "outside": 4}, frozenset({"one"}))
+    assert found.damage == 3.1
+
+
 def test_what_the_budget_still_allows_is_given_back():
     """The step that meets the budget is a large one; the first lever need not have been touched."""
     levers = [lever("small", 0.0, 0.1), lever("large", 0.0, 50.0, 50.5)]

@@ -105,6 +105,10 @@ def test_blocks_that_keep_their_shape_can_go_outermost_first(shapes, structure, 
     module = shapes.build("residual")
     found = structure(module)
     assert found.blocks == ("first", "second")
+    assert {name: found.inside(name) for name in found.blocks} == {
+        "first": {"first.widen"},
+        "second": {"second.widen"},
+    }
     assert structure(module, ("second.widen",)).blocks == ("first",)
     x = module.norm(module.stem(pictures["image"]))
     plan = removal({}, ("first",))
