@@ -11,4 +11,5 @@ from onnx import helper
 def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:
     """What the node itself states, by name, text for bytes; without its operator's defaults."""
     found = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
-    return {name: v.decode() if isinstance(v, bytes) else v for name, v in found.items()}
+    # No custom operator need hold to UTF-8.
+    return {name: v.decode(errors="replace") if isinstance(v, bytes) else v for name, v in found.items()}

@@ -62,8 +62,9 @@ def quantize_tables(model: onnx.ModelProto) -> int:
 
 
 def _looks_up(node: onnx.NodeProto, table: str) -> bool:
-    axis = attributes_of(node).get("axis", 0)
-    return node.op_type == "Gather" and axis == 0 and node.input[0] == table and node.input[1] != table
+    if node.op_type != "Gather" or node.input[0] != table or node.input[1] == table:
+        return False
+    return int(attributes_of(node).get("axis", 0)) == 0
 
 
 def _rounded_rows(content: Array) -> tuple[Array, Array]:

@@ -74,9 +74,10 @@ class Graph:
     def _layer(self, node: onnx.NodeProto) -> Layer | None:
         if node.op_type not in {"Conv", "Gemm", "MatMul"} or not self._multiplies_by_own_constant(node):
             return None
-        weight, attributes = self.constants[node.input[1]], attributes_of(node)
+        weight = self.constants[node.input[1]]
         if node.op_type == "MatMul":
             return self._matmul(node, weight)
+        attributes = attributes_of(node)
         transposed = node.op_type == "Conv" or bool(attributes.get("transB", 0))
         bias = node.input[2] if len(node.input) > 2 and node.input[2] else None
         if bias is not None and not self._is_bias(bias, weight.dims[0 if transposed else 1]):

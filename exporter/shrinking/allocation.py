@@ -47,7 +47,7 @@ class Block:
     Attributes:
         name: of its module.
         damage: what that is expected to cost in quality.
-        levers: names of the groups that lie wholly inside; how narrow they are, no longer matters then.
+        levers: names of the groups that lie wholly inside; once it is gone, their widths do not count.
     """
 
     name: str
@@ -123,7 +123,7 @@ def uniform(levers: Sequence[Lever], budget: float, cost: Cost) -> Allocation:
 def _best_step(
     levers: Sequence[Lever], blocks: Sequence[Block], depth: int, state: State, pay: Cost
 ) -> State | None:
-    now = pay(state)
+    now, hurt = pay(state), _damage(levers, blocks, state)
     best, best_rate = None, 0.0
     for lever in levers:
         at = lever.widths.index(state.kept[lever.name])
@@ -139,7 +139,7 @@ def _best_step(
                 # narrowed first, and then what is left of it goes.
                 whole = {lever.name: lever.widths[0] for lever in levers if lever.name in block.levers}
                 trial = State({**state.kept, **whole}, state.dropped | {block.name})
-                more = _damage(levers, blocks, trial) - _damage(levers, blocks, state)
+                more = _damage(levers, blocks, trial) - hurt
                 rate = (now - pay(trial)) / max(more, _NO_DAMAGE)
                 if rate > best_rate:
                     best, best_rate = trial, rate
