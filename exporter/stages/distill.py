@@ -13,12 +13,14 @@ from torch import nn
 from exporter.data import Splits, with_unlabelled
 from exporter.distillation.features import Transfer, transfers
 from exporter.distillation.losses import Distillation
-from exporter.distillation.onnx_teacher import OnnxTeacher
+from exporter.distillation.onnx_teacher import OnnxTeacher, as_graph
 from exporter.errors import StageError
 from exporter.network import Network, accuracy, deterministic
 from exporter.recipe import DistillConfig
 from exporter.stages.base import Context, Metrics
 from exporter.training import check_classes
+
+_SAMPLES = 32
 
 
 def distill(
@@ -58,12 +60,12 @@ def distill(
 
 
 def load_teachers(config: DistillConfig, data: Splits, context: Context, classes: int) -> list[nn.Module]:
-    """All teachers, ready to be asked.
+    """All teachers, ready to be asked; on a CPU as graphs, but for the first if features are asked of it.
 
     Raises:
         StageError: one does not take the data, or knows another number of classes.
     """
-    teachers = []
+    teachers: list[nn.Module] = []
     for which in config.teachers():
         teacher = context.teacher(which, data).eval().requires_grad_(False)
         known = check_classes(teacher, data, f"{context.name}.teacher")
@@ -73,8 +75,17 @@ def load_teachers(config: DistillConfig, data: Splits, context: Context, classes
                 f"the teacher tells {known} classes apart, the student {classes}",
                 "choose a teacher with the same classes",
             )
-        teachers.append(teacher)
+        shown = bool(config.features) and not teachers
+        teachers.append(teacher if shown else frozen(teacher, data, context))
     return teachers
+
+
+def frozen(teacher: nn.Module, data: Splits, context: Context) -> nn.Module:
+    """A teacher in evaluation mode whose outputs alone are asked for, in the form that is fastest."""
+    if context.engine.device.type != "cpu" or isinstance(teacher, OnnxTeacher):
+        return teacher
+    sample = data.train.take(np.arange(min(_SAMPLES, data.train.count)))
+    return as_graph(teacher, sample, context.export, f"{context.name}.teacher")
 
 
 @contextmanager

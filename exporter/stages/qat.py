@@ -23,6 +23,7 @@ from exporter.qat import Student, WeightSource, filled, find_sources, randomized
 from exporter.quantize import quantize
 from exporter.recipe import DistillConfig, QatConfig
 from exporter.stages.base import Context, Metrics
+from exporter.stages.distill import frozen
 from exporter.targets import Target, find_target
 from exporter.to_onnx import export
 from exporter.training import Fitted, check_classes, check_modules, hold_out
@@ -143,7 +144,7 @@ def _train(
     masks: Mapping[str, Tensor], student: Student, config: QatConfig, data: Splits, context: Context
 ) -> tuple[Fitted, bool]:
     """Fit the student in place; the curves, and whether an epoch was kept."""
-    teacher = copy.deepcopy(student.network).eval().requires_grad_(False)
+    teacher = frozen(copy.deepcopy(student.network).eval().requires_grad_(False), data, context)
     training, validation = hold_out(data.train, config.validation, context.seed, context.name)
     steps = config.epochs * max(1, training.count // config.batch_size)
     student.range_steps = round(config.range_share * steps)

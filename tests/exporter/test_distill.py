@@ -22,11 +22,11 @@ from exporter.distillation.losses import (
     labelled_cross_entropy,
     soft_targets,
 )
-from exporter.distillation.onnx_teacher import OnnxTeacher
+from exporter.distillation.onnx_teacher import OnnxTeacher, as_graph
 from exporter.errors import StageError
 from exporter.network import Network
-from exporter.recipe import DataConfig, DistillConfig, TransferConfig
-from exporter.stages.distill import distill
+from exporter.recipe import DataConfig, DistillConfig, ExportConfig, TransferConfig
+from exporter.stages.distill import distill, load_teachers
 
 
 def settings(**changes):
@@ -301,6 +301,45 @@ def test_an_onnx_teacher_says_what_its_network_says(tiny, splits, context, teach
     _, metrics = distill(Network(tiny.net()), config, splits, context(teacher=onnx_teacher()))
     assert metrics["teacher_accuracy"] == accuracy(teacher, splits.evaluation)
     assert metrics["evaluation_accuracy"] > 0.8
+
+
+class Moody(nn.Module):
+    """Says the same, by way of what no graph can hold."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, image):
+        return self.net(image * 1.0) if image.mean().item() > 0 else self.net(image)
+
+
+def test_on_a_cpu_a_teacher_is_a_graph_where_it_can_be_one(splits, context, teacher):
+    from exporter.network import predict
+
+    given = context(teacher={"one": teacher, "other": Moody(deepcopy(teacher))})
+    graph, itself = load_teachers(settings(teacher=("one", "other")), splits, given, classes=3)
+    assert isinstance(graph, OnnxTeacher)
+    assert isinstance(itself, Moody)
+    wanted = predict(teacher, splits.evaluation)
+    assert np.allclose(predict(graph, splits.evaluation), wanted, atol=1e-4)
+    config = settings(teacher=("one", "one"), features=(TransferConfig(student="body"),))
+    first, second = load_teachers(config, splits, given, classes=3)
+    assert first is teacher
+    assert isinstance(second, OnnxTeacher)
+
+
+def test_a_graph_that_says_something_else_does_not_teach(splits, teacher):
+    class Fickle(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = teacher
+
+        def forward(self, image):
+            return self.net(image) * (2.0 if torch.compiler.is_exporting() else 1.0)
+
+    fickle = Fickle().eval()
+    assert as_graph(fickle, splits.train, ExportConfig(), "stage.teacher") is fickle
 
 
 def test_onnx_teachers_that_do_not_fit(tiny, splits, context, onnx_teacher, tmp_path):
