@@ -70,7 +70,11 @@ def test_blocks_are_dropped_over_two_plans(shapes):
 
 @pytest.mark.parametrize(
     ("side", "scaled"),
-    [(8, lambda x: nn.functional.avg_pool2d(x, 2)), (16, lambda x: x)],
+    [
+        (4, lambda x: nn.functional.avg_pool2d(x, 4)),
+        (8, lambda x: nn.functional.avg_pool2d(x, 2)),
+        (16, lambda x: x),
+    ],
 )
 def test_pictures_are_scaled_inside(shapes, side, scaled):
     module, inputs = shapes.build("residual"), shapes.pictures()
