@@ -538,6 +538,10 @@ class ExportConfig(FrozenModel):
         50.0, ge=0.0, le=200.0, description="Parity of torch and ONNX below which the build stops."
     )
 
+    def network_alone(self) -> ExportConfig:
+        """The same, with nothing done before and after the network: it takes what the data hold."""
+        return self.model_copy(update={"preprocess": None, "postprocess": None})
+
 
 class FallbackConfig(FrozenModel):
     """`[quantize.fallback]`: leave layers in float until a budget holds on held-out calibration samples."""

@@ -20,8 +20,6 @@ from exporter.recipe import DistillConfig
 from exporter.stages.base import Context, Metrics
 from exporter.training import check_classes
 
-_SAMPLES = 32
-
 
 def distill(
     network: Network, config: DistillConfig, data: Splits, context: Context
@@ -76,16 +74,10 @@ def load_teachers(config: DistillConfig, data: Splits, context: Context, classes
                 "choose a teacher with the same classes",
             )
         shown = bool(config.features) and not teachers
-        teachers.append(teacher if shown else frozen(teacher, data, context))
+        if context.engine.device.type == "cpu" and not shown and not isinstance(teacher, OnnxTeacher):
+            teacher = as_graph(teacher, data.train, context.export, f"{context.name}.teacher")
+        teachers.append(teacher)
     return teachers
-
-
-def frozen(teacher: nn.Module, data: Splits, context: Context) -> nn.Module:
-    """A teacher in evaluation mode whose outputs alone are asked for, in the form that is fastest."""
-    if context.engine.device.type != "cpu" or isinstance(teacher, OnnxTeacher):
-        return teacher
-    sample = data.train.take(np.arange(min(_SAMPLES, data.train.count)))
-    return as_graph(teacher, sample, context.export, f"{context.name}.teacher")
 
 
 @contextmanager
