@@ -114,7 +114,7 @@ def _quantizer(
         quantizer = kind(
             copy,
             target.per_channel,
-            False,  # 7-bit weights only where the overrides say so
+            False,  # the overrides say where weights have fewer steps
             QuantType.QInt8,
             QuantType.QInt8 if target.signed_activations else QuantType.QUInt8,
             TensorsData(

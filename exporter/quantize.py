@@ -21,7 +21,7 @@ from exporter.data import Samples, Split, stratified_indices
 from exporter.onnx_files import carry_metadata, content_hash, infer_shapes, write_checked
 from exporter.provenance import library_versions, own_code
 from exporter.recipe import QuantizeConfig
-from exporter.saturation import NO_OVERRIDES, Overrides, without_saturation
+from exporter.saturation import NO_OVERRIDES, NO_REDUCTION, Overrides, Reduction, without_saturation
 from exporter.stem import fold_stem
 from exporter.tables import quantize_tables
 from exporter.targets import Target
@@ -93,6 +93,7 @@ def quantize_model(
     store: RangeStore | None = None,
     reference: onnx.ModelProto | None = None,
     learned: Mapping[str, Range] | None = None,
+    reduction: Reduction = NO_REDUCTION,
 ) -> dict[str, Any]:
     """Write the int8 twin of a float model, in QDQ form.
 
@@ -108,6 +109,7 @@ def quantize_model(
         store: of ranges found before, or None to collect them anew.
         reference: the model that is calibrated, where `model` has weights that are bent for int8.
         learned: ranges that were learned with the weights, by tensor; these are taken as they are.
+        reduction: of channels that saturate, where the weights of `model` have been rounded to it.
 
     Raises:
         DataError: the samples cannot be read, hold NaN, or do not fill the fixed batches.
@@ -141,9 +143,9 @@ def quantize_model(
         return make_twin(plan, {**ranges, **learned}, overrides)
 
     if target.saturates:
-        quantized, reduced = without_saturation(run, lambda: samples.batches(batch_size))
+        quantized, reduction = without_saturation(run, lambda: samples.batches(batch_size), reduction)
     else:
-        quantized, reduced = run(NO_OVERRIDES), {}
+        quantized = run(NO_OVERRIDES)
     tables = quantize_tables(quantized)
     stem_on_blocks = target.stem_on_blocks and fold_stem(quantized)
     carry_metadata(model, quantized, {"edgeproof.target": target.name})
@@ -155,7 +157,7 @@ def quantize_model(
         "weight_type": "int8",
         "bits": 8,
         "per_channel": target.per_channel,
-        "reduced_channels": reduced,
+        "reduced_channels": reduction.channels(),
         "method": method,
         "samples": samples.count,
         "learned_ranges": sum(name in learned for name in plan.tensors),

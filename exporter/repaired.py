@@ -200,6 +200,7 @@ def quantize_repaired(
         progress=progress,
         fixed_batch=fixed_batch,
         reference=reference,
+        reduction=twins.reduction,
     )
     extra: dict[str, Any] = {"held_out_samples": len(next(iter(judge.inputs.values()))), "repairs": reports}
     return {**metrics, **extra, **({"fallback": left} if left else {})}

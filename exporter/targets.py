@@ -6,7 +6,7 @@ A target is a decision about three facts of ONNX Runtime's CPU kernels:
    rewritten to that only where a Quantize node has one consumer, so that residual networks stay in
    float for half of their convolutions.
 2. Without VNNI, x86 adds pairs of products in 16 bits (`vpmaddubsw`) and saturates: channels that can
-   reach that get 7-bit weights (`exporter.saturation`). With VNNI the sums have 32 bits.
+   reach that get weights of fewer steps (`exporter.saturation`). With VNNI the sums have 32 bits.
 3. Arm multiplies signed by signed.
 """
 
@@ -36,7 +36,7 @@ class Target:
     Attributes:
         signed_activations: int8 rather than uint8 activations; weights are always int8.
         per_channel: one weight scale per output channel.
-        saturates: 16-bit sums may overflow, so that some channels need weights of 7 bits.
+        saturates: 16-bit sums may overflow, so that some channels get weights of fewer than 127 steps.
         stem_on_blocks: the first convolution of pictures is faster on blocks of pixels (`exporter.stem`).
         operators: types that its kernels run in int8.
     """

@@ -106,8 +106,8 @@ def round_weight(weight: Tensor, axis: int | None, limits: Tensor) -> Tensor:
     Args:
         weight: float32 of any shape.
         axis: of the channels, each of which has a scale, or None for one scale.
-        limits: what the largest weight becomes: float64 [channels], or a scalar. It is 127, and half of
-            that in channels that must not saturate.
+        limits: what the largest weight becomes: float64 [channels], or a scalar. It is 127, and less
+            in channels that must not saturate.
 
     Returns:
         The rounded weights, with the gradient of the identity.

@@ -237,7 +237,7 @@ class Student(nn.Module):
 
 
 def _limits(weight: Tensor, axis: int | None, scale: Tensor) -> Tensor:
-    """What the quantizer made the largest weight of each channel: 127, or half as much in some."""
+    """What the quantizer made the largest weight of each channel: 127, and less in some."""
     limits = channel_maxima(weight, axis).double() / scale.double()
     return torch.where(limits > 0, (2 * limits).round().clamp(min=1.0) / 2, 127.0)
 

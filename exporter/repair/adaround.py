@@ -28,14 +28,17 @@ _SWEEPS = 8
 
 @dataclass(frozen=True)
 class _Work:
-    """A layer, its weights as [groups, out per group, products], and the grid they are rounded to."""
+    """A layer, its weights as [groups, out per group, products], and the grid they are rounded to.
+
+    Scales and largest integers are those of each output channel, [groups, out per group, 1].
+    """
 
     layer: Layer
     node: onnx.NodeProto
     shape: tuple[int, ...]
     weight: Array
     scale: Array
-    highest: int
+    highest: Array
 
     @property
     def gram_bytes(self) -> int:
@@ -84,14 +87,14 @@ def adaround(model: onnx.ModelProto, context: RepairContext) -> tuple[onnx.Model
 
 
 def choose_rounding(
-    weight: Array, scale: Array, highest: int, nearest: Array, gram: Array
+    weight: Array, scale: Array, highest: Array, nearest: Array, gram: Array
 ) -> tuple[float, Array]:
     """Integers for weights [groups, out, products] that make the layer's output err least.
 
     Args:
         weight: the float weights.
         scale: of each output channel, [groups, out, 1].
-        highest: the largest integer; the smallest is its negative.
+        highest: the largest integer of each, [groups, out, 1]; the smallest is its negative.
         nearest: where to start: the integers of nearest rounding.
         gram: E[x x^T] of each group, [groups, products, products].
 
@@ -154,7 +157,7 @@ def _find_work(model: onnx.ModelProto, twin: onnx.ModelProto) -> Iterator[_Work]
             weight.shape,
             grouped,
             scales.reshape(layer.groups, -1, 1),
-            highest=max(1, int(np.abs(integers_.astype(int)).max())),
+            np.abs(rows(layer, integers_).astype(np.float64)).max(axis=1).reshape(layer.groups, -1, 1),
         )
 
 

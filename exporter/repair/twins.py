@@ -15,13 +15,14 @@ from exporter.data import ArraySamples
 from exporter.onnx_files import infer_shapes
 from exporter.ort_quantizer import float_tensors
 from exporter.quantize import calibration_batch_size
+from exporter.saturation import NO_REDUCTION, Reduction, without_saturation
 from exporter.targets import Target
 from exporter.twin import TwinPlan, make_twin, plan_twin
 
 
 @dataclass
 class Twins:
-    """Makes int8 twins as the build would, but for the 7-bit channels of targets that saturate.
+    """Makes int8 twins as the build would.
 
     Attributes:
         inputs: calibration samples.
@@ -29,6 +30,9 @@ class Twins:
         method: how ranges are chosen.
         exclude: nodes that stay in float in every twin.
         fixed_batch: the batch size that the model insists on, or None.
+        progress: told of every batch.
+        reduction: the channels of the calibrated model that get fewer steps lest they saturate. Repairs
+            round to these steps, so that all twins have them and the build starts from them.
     """
 
     inputs: Mapping[str, Array]
@@ -37,6 +41,7 @@ class Twins:
     exclude: tuple[str, ...]
     fixed_batch: int | None
     progress: Progress
+    reduction: Reduction = NO_REDUCTION
     _ranges: dict[str, Range] = field(default_factory=dict)
 
     def calibrate(self, reference: onnx.ModelProto) -> None:
@@ -55,6 +60,11 @@ class Twins:
             method=self.method,
             progress=self.progress,
         )
+        if self.target.saturates:
+            plan = self.plan(reference)
+            _, self.reduction = without_saturation(
+                lambda overrides: make_twin(plan, self._ranges, overrides), lambda: samples.batches(size)
+            )
 
     def plan(self, model: onnx.ModelProto, exclude: tuple[str, ...] = ()) -> TwinPlan:
         """What of a model would run in int8."""
@@ -62,7 +72,7 @@ class Twins:
 
     def make(self, model: onnx.ModelProto, exclude: tuple[str, ...] = ()) -> onnx.ModelProto:
         """The int8 twin of a model whose activations are those of the calibrated one."""
-        return make_twin(self.plan(model, exclude), self._ranges)
+        return make_twin(self.plan(model, exclude), self._ranges, self.reduction.overrides())
 
     def batch_size(self, model: onnx.ModelProto) -> int:
         """Samples per run when all tensors are looked at."""

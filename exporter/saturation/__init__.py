@@ -5,13 +5,21 @@ from __future__ import annotations
 from exporter.saturation.dot import pair_sums, saturation_excess, vpmaddubsw_dot
 from exporter.saturation.layers import Int8Layer, int8_layers
 from exporter.saturation.observe import LayerSaturation, observe_saturation
-from exporter.saturation.reduce import NO_OVERRIDES, Overrides, without_saturation
+from exporter.saturation.reduce import (
+    NO_OVERRIDES,
+    NO_REDUCTION,
+    Overrides,
+    Reduction,
+    without_saturation,
+)
 
 __all__ = [
     "NO_OVERRIDES",
+    "NO_REDUCTION",
     "Int8Layer",
     "LayerSaturation",
     "Overrides",
+    "Reduction",
     "int8_layers",
     "observe_saturation",
     "pair_sums",

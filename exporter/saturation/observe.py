@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -45,15 +45,37 @@ class LayerSaturation:
             Bool [N].
         """
         found = []
-        for group, filters in enumerate(self.layer.filters):
-            if self.bounds is None:
-                lowest, highest = np.zeros(len(filters), np.uint8), np.full(len(filters), 255, np.uint8)
-            else:
-                low, high = (self.layer.along_k(bound, group).astype(np.int32) for bound in self.bounds)
-                lowest, highest = np.maximum(low - slack, 0), np.minimum(high + slack, 255)
+        for filters, lowest, highest in self._groups(slack):
             least, most = pair_sums(filters, lowest, highest)
             found.append(((least < LEAST) | (most > MOST)).any(axis=0))
         return np.concatenate(found)
+
+    def safe_share(self, slack: int = 0) -> Array:
+        """To what share of itself each output channel must shrink, so that none of its pairs can overflow.
+
+        Activations are bounded as in `risky`. Rounding the smaller weights anew may move each of them
+        outward by a whole step, for which there is room.
+
+        Returns:
+            Float [N], at most 1.
+        """
+        found = []
+        for filters, lowest, highest in self._groups(slack):
+            outward = filters.astype(np.int32) + np.sign(filters)
+            least, most = pair_sums(outward, lowest, highest)
+            found.append(np.maximum(least / LEAST, most / MOST).max(axis=0))
+        share: Array = 1 / np.maximum(np.concatenate(found), 1.0)
+        return share
+
+    def _groups(self, slack: int) -> Iterator[tuple[Array, Array, Array]]:
+        """Weights [K, N] of each group, and bounds of the activations at each k, widened."""
+        for group, filters in enumerate(self.layer.filters):
+            if self.bounds is None:
+                lowest, highest = np.zeros(len(filters), np.int32), np.full(len(filters), 255, np.int32)
+            else:
+                low, high = (self.layer.along_k(bound, group).astype(np.int32) for bound in self.bounds)
+                lowest, highest = np.maximum(low - slack, 0), np.minimum(high + slack, 255)
+            yield filters, lowest, highest
 
     @cached_property
     def channels(self) -> int:

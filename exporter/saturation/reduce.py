@@ -1,8 +1,9 @@
-"""Weights of 7 bits for the channels that could saturate without VNNI, and only for those."""
+"""Smaller integers for the weights of channels that could saturate without VNNI, and only for those."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -11,7 +12,7 @@ import onnx
 
 from bench.arrays import Array
 from exporter.saturation.layers import Int8Layer
-from exporter.saturation.observe import observe_saturation
+from exporter.saturation.observe import LayerSaturation, observe_saturation
 
 # What the quantizer is told of single tensors: its option TensorQuantOverrides.
 Overrides = Mapping[str, list[dict[str, Any]]]
@@ -20,51 +21,90 @@ NO_OVERRIDES: Overrides = MappingProxyType({})
 
 _QUANTIZED = "_quantized"
 _LARGEST = 127
-# Steps by which activations may shift once weights before them are reduced. It saves rounds of the search:
-# three in place of five for EfficientNet-Lite0 at 224 px.
+# Weights of 7 bits: 255 x (64 + 64) fits in 16 bits whatever the activations are.
+_SAFE = 64
+# Steps by which activations may shift once weights before them are reduced. It saves rounds of the search.
 _SLACK = 8
+# Rounds in which channels get as many steps as they can have; those found later get `_SAFE`, which ends it.
+_ROUNDS = 8
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """The channels that must not become 127 steps tall.
+
+    Attributes:
+        layers: those with such channels, by the name of the weight, in graph order; with full weights.
+        steps: of these weights, what the largest weight of each output channel becomes: 64 ... 127, [N].
+    """
+
+    layers: Mapping[str, Int8Layer] = field(default_factory=dict)
+    steps: Mapping[str, Array] = field(default_factory=dict)
+
+    def overrides(self) -> Overrides:
+        """The same in the quantizer's terms."""
+        return {name: _overrides(layer, self.steps[name]) for name, layer in self.layers.items()}
+
+    def channels(self) -> dict[str, int]:
+        """How many channels of which layers are reduced."""
+        return {layer.name: int((self.steps[name] < _LARGEST).sum()) for name, layer in self.layers.items()}
+
+
+NO_REDUCTION = Reduction()
 
 
 def without_saturation(
     quantize: Callable[[Overrides], onnx.ModelProto],
     feeds: Callable[[], Iterator[dict[str, Array]]],
-) -> tuple[onnx.ModelProto, dict[str, int]]:
-    """Quantize with full weights, find the channels that can saturate on the samples, and reduce those.
+    start: Reduction = NO_REDUCTION,
+) -> tuple[onnx.ModelProto, Reduction]:
+    """Quantize, find the channels that can saturate on the samples, and give these fewer steps.
 
     An output channel is reduced if activations within the ranges that the input channels take on the
-    samples could overflow one of its pairs, whether or not they do. Weights of 7 bits lie in -64 ... 64,
-    and 255 x (64 + 64) fits in 16 bits. Reduced weights shift the activations behind them by a little, so
-    the search goes on until no channel is left that can saturate.
+    samples could overflow one of its pairs, whether or not they do; and by as much as its worst pair asks
+    for, at most to 64 steps. Few channels need that: their scale is coarser by 1 / `safe_share` and not by
+    the factor of two that ONNX Runtime's `reduce_range` costs. Reduced weights shift the activations behind
+    them by a little, so the search goes on until no channel is left that can saturate.
 
     Args:
         quantize: makes the model, given what the quantizer is to be told of single weights.
         feeds: calibration samples, batch by batch, each time it is called.
+        start: what is known to be needed, for weights that have been rounded to that already.
 
     Returns:
-        The model, and how many channels of which layers were reduced, in graph order.
+        The model, and what was reduced.
     """
-    risky: dict[str, Array] = {}  # weight -> channels to reduce
-    layers: dict[str, Int8Layer] = {}
+    layers, steps = dict(start.layers), dict(start.steps)
+    rounds = 0
     while True:
-        model = quantize(
-            {weight: _overrides(layers[weight], channels) for weight, channels in risky.items()}
-        )
+        reduction = Reduction(dict(layers), dict(steps))
+        model = quantize(reduction.overrides())
         fresh = False
         for found in observe_saturation(model, feeds(), simulate=False):
+            fresh = True
             weight = found.layer.weight.removesuffix(_QUANTIZED)
             layers.setdefault(weight, found.layer)  # the first has the scales of full weights
-            before = risky.get(weight, np.zeros(len(found.layer.scales), bool))
-            fresh = fresh or bool((found.risky() & ~before).any())
-            risky[weight] = before | found.risky(_SLACK)
+            before = steps.get(weight, np.full(len(found.layer.scales), _LARGEST))
+            steps[weight] = _fewer(found, before, least=rounds >= _ROUNDS)
         if not fresh:
-            return model, {layers[weight].name: int(channels.sum()) for weight, channels in risky.items()}
+            return model, reduction
+        rounds += 1
 
 
-def _overrides(layer: Int8Layer, channels: Array) -> list[dict[str, Any]]:
-    """Twice the range, and so half the steps, for some channels; its own range for each other."""
-    if layer.axis is None:
-        return [{"reduce_range": True}]
+def _fewer(found: LayerSaturation, before: Array, *, least: bool) -> Array:
+    """Steps of each channel, fewer than before in those that can saturate, and in no other."""
+    wanted = np.full(len(before), _SAFE) if least else np.floor(before * found.safe_share(_SLACK))
+    wanted = np.clip(wanted, _SAFE, before).astype(int)
+    if found.layer.axis is None:
+        return np.full(len(before), wanted.min())
+    return np.where(found.risky(_SLACK), wanted, before)
+
+
+def _overrides(layer: Int8Layer, steps: Array) -> list[dict[str, Any]]:
+    """A range for each channel, of which its largest weight takes that many steps."""
     if layer.activation is None:
-        return [{"axis": layer.axis, "reduce_range": True}]
-    ranges = np.where(channels, 2, 1) * _LARGEST * layer.scales
+        return [{"reduce_range": True} | ({} if layer.axis is None else {"axis": layer.axis})]
+    ranges = _LARGEST * layer.scales * (_LARGEST / steps)
+    if layer.axis is None:
+        return [{"rmin": -float(ranges[0]), "rmax": float(ranges[0])}]
     return [{"axis": layer.axis, "rmin": -float(most), "rmax": float(most)} for most in ranges]

@@ -181,7 +181,7 @@ def test_no_single_flip_would_round_better(groups, out, products, seed, zeros):
     )
     gram = np.swapaxes(seen, 1, 2) @ seen
     nearest = np.rint(weight / scale)
-    ratio, chosen = choose_rounding(weight, scale, 7, nearest, gram)
+    ratio, chosen = choose_rounding(weight, scale, np.full_like(scale, 7), nearest, gram)
 
     def error(integers):
         difference = integers * scale - weight

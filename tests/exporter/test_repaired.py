@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from bench.errors import DataError, UsageError
 from bench.evaluation import read_evaluation
+from bench.parity import sqnr_db
 from bench.progress import SILENT
 from exporter import repaired
 from exporter.data import Split
@@ -17,6 +18,7 @@ from exporter.inference import run_model
 from exporter.quantize import quantize_model
 from exporter.recipe import FallbackConfig, QuantizeConfig, recipe_from
 from exporter.repair import REPAIRS, RepairContext
+from exporter.repair.score import outputs_of
 from exporter.repaired import Repairing, quantize_repaired, quantize_split
 from exporter.standalone import quantize_file
 from exporter.targets import TARGETS
@@ -78,6 +80,47 @@ def test_every_repair_says_what_it_bought(coarse, splits, tmp_path):
     wanted = run_model(coarse, splits.evaluation)
     errors = [float(np.abs(run_model(p, splits.evaluation) - wanted).mean()) for p in (plain, out)]
     assert errors[1] < errors[0] / 2
+
+
+@pytest.mark.parametrize("target", ["x86-avx2", "x86-vnni"])
+def test_what_was_judged_is_what_ships(tmp_path, target):
+    """Channels that saturate have coarser steps: weights rounded to finer ones would lie between them."""
+    draw = np.random.default_rng(0)
+    nodes = [
+        helper.make_node("MatMul", ["x", "w0"], ["a"], name="first"),
+        helper.make_node("Relu", ["a"], ["r"], name="relu"),
+        helper.make_node("MatMul", ["r", "w1"], ["y"], name="second"),
+    ]
+    weights = {"w0": draw.uniform(-1, 1, (64, 32)), "w1": draw.uniform(-1, 1, (32, 8))}
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 64])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 8])],
+        [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    # Inputs that rise and fall together, which makes rounding errors add up.
+    inputs = {"x": (draw.uniform(0.5, 1, (96, 1)) * draw.uniform(0.5, 1, 64)).astype(np.float32)}
+    held_out = {"x": inputs["x"][::2]}
+    found = quantize_repaired(
+        model,
+        tmp_path / "int8.onnx",
+        inputs,
+        None,
+        repairing=Repairing(("adaround",)),
+        target=TARGETS[target],
+        method="minmax",
+        exclude=(),
+        progress=SILENT,
+        held_out=(held_out, None),
+    )
+    (report,) = found["repairs"]
+    assert report["kept"]
+    assert bool(found["reduced_channels"]) is TARGETS[target].saturates
+    shipped = outputs_of(onnx.load(tmp_path / "int8.onnx"), held_out, 8)
+    reached = sqnr_db(outputs_of(model, held_out, 8), shipped)
+    assert reached == pytest.approx(report["sqnr_db_after"], abs=0.2)
 
 
 def test_nothing_asked_is_plain_quantization(onnx_models, splits, tmp_path):

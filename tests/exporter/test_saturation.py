@@ -19,7 +19,7 @@ from bench.progress import SILENT
 from exporter.data import ArraySamples
 from exporter.inference import session_with_outputs
 from exporter.quantize import quantize_model
-from exporter.saturation import int8_layers, observe_saturation, vpmaddubsw_dot
+from exporter.saturation import int8_layers, observe_saturation, pair_sums, vpmaddubsw_dot
 from exporter.saturation import observe as observe_module
 from exporter.targets import TARGETS
 
@@ -279,7 +279,7 @@ def test_batches_add_up():
 
 
 def float_model(weights):
-    """`x` [N, 4] through one MatMul per weight, in a row."""
+    """`x` through one MatMul per weight, in a row."""
     nodes = [
         helper.make_node("MatMul", ["x" if not i else f"t{i}", f"w{i}"], [f"t{i + 1}"], name=f"layer{i}")
         for i in range(len(weights))
@@ -287,8 +287,8 @@ def float_model(weights):
     graph = helper.make_graph(
         nodes,
         "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 4])],
-        [helper.make_tensor_value_info(f"t{len(weights)}", TensorProto.FLOAT, ["N", 4])],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", len(weights[0])])],
+        [helper.make_tensor_value_info(f"t{len(weights)}", TensorProto.FLOAT, ["N", weights[-1].shape[1]])],
         [numpy_helper.from_array(w.astype(np.float32), f"w{i}") for i, w in enumerate(weights)],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
@@ -331,3 +331,37 @@ def test_only_channels_that_saturate_are_reduced(tmp_path, target):
         "w2_quantized": [127] * 4,
     }
     assert bool(observe_saturation(quantized, [{"x": data}])) is not saturates
+
+
+@given(seed=seeds, rows=st.integers(2, 9))
+@settings(max_examples=30, deadline=None)
+def test_channels_keep_as_many_steps_as_they_can(tmp_path_factory, seed, rows):
+    """The worst pair decides; room is left for rounding alone, since these activations use every byte."""
+    rng = np.random.default_rng(seed)
+    weight = rng.choice([-1, 1], (rows, 16)) * rng.uniform(0.2, 1, (rows, 16))
+    data = np.concatenate([np.zeros((1, rows)), np.ones((1, rows)), rng.random((6, rows))])
+    path = tmp_path_factory.mktemp("reduced") / "int8.onnx"
+    metrics = quantize_model(
+        float_model([weight]),
+        path,
+        ArraySamples({"x": data.astype(np.float32)}),
+        target=TARGETS["x86-avx2"],
+        method="minmax",
+        exclude=(),
+        progress=SILENT,
+    )
+    quantized = onnx.load(path)
+    assert observe_saturation(quantized, [{"x": data.astype(np.float32)}]) == ()
+    (integers,) = (
+        numpy_helper.to_array(i).astype(int)
+        for i in quantized.graph.initializer
+        if i.name.endswith("_quantized")
+    )
+    steps = np.abs(integers).max(axis=0)
+    assert metrics["reduced_channels"].get("layer0", 0) == (steps < 127).sum()
+    assert steps.min() >= 64
+    for column, most in zip(weight.T, steps, strict=True):
+        if most in range(65, 123):
+            finer = np.rint(column / np.abs(column).max() * (most + 4)).astype(np.int8)[:, None]
+            lowest, highest = pair_sums(finer, np.zeros(rows, int), np.full(rows, 255))
+            assert lowest.min() < LEAST or highest.max() > MOST
