@@ -77,6 +77,10 @@ class Split:
             None if self.ids is None else self.ids[indices],
         )
 
+    def first(self, count: int) -> Split:
+        """The first samples, at most that many."""
+        return self.take(np.arange(min(count, self.count)))
+
     def batches(self, size: int) -> Iterator[dict[str, Array]]:
         """Feeds of at most `size` samples, in order."""
         for start in range(0, self.count, size):

@@ -26,7 +26,7 @@ from exporter.audit import audit, coverage_failure
 from exporter.cache import content_key
 from exporter.calibration import RangeStore
 from exporter.checkpoint import load_into, read_checkpoint
-from exporter.data import Split, Splits, fingerprint_arrays, with_unlabelled
+from exporter.data import Split, Splits, fingerprint_arrays, stratified_indices, with_unlabelled
 from exporter.drift import drifts
 from exporter.errors import CheckpointError, ExportError
 from exporter.inference import run_model, run_scores
@@ -339,11 +339,12 @@ def _parity(shop: Workshop, folders: Mapping[str, Path], trained: str, out: Path
     """
     float_model, int8_model = folders["export"] / FLOAT_MODEL, folders["quantize"] / MODEL
     evaluation = shop.data.evaluation
-    sample = evaluation.take(np.arange(min(PARITY_SAMPLES, evaluation.count)))
+    chosen = _spread(evaluation, PARITY_SAMPLES, shop.recipe.seed)
+    sample = evaluation.take(chosen)
     network = load_network(shop.fresh_module(), folders[trained])
     torch_outputs = predict(network.module, sample)
     shipped = as_shipped(evaluation, shop.recipe.export.preprocess)
-    sample = shipped.take(np.arange(sample.count))
+    sample = shipped.take(chosen)
     float_outputs, int8_outputs = run_scores(float_model, sample), run_scores(int8_model, sample)
     exported = parity(torch_outputs, float_outputs)
     wanted = shop.recipe.export.min_sqnr_db
@@ -368,10 +369,15 @@ def _parity(shop: Workshop, folders: Mapping[str, Path], trained: str, out: Path
         "export": asdict(exported),
         "int8": asdict(parity(float_outputs, int8_outputs)),
         "layers": layer_errors(
-            float_model, int8_model, sample.take(np.arange(min(LAYER_SAMPLES, sample.count)))
+            float_model, int8_model, sample.take(_spread(sample, LAYER_SAMPLES, shop.recipe.seed))
         ),
         "audit": found.model_dump(mode="json"),
     }
+
+
+def _spread(split: Split, count: int, seed: int) -> Array:
+    """Where a few samples are, of all classes: data may be sorted by class."""
+    return stratified_indices(split.labels, {"few": min(count, split.count)}, seed, "parity")["few"]
 
 
 def evaluation_set(split: Split) -> EvaluationSet:
@@ -419,7 +425,7 @@ def _gate(shop: Workshop, folders: Mapping[str, Path], out: Path) -> dict[str, A
 
 def _slow(shop: Workshop, model: Path) -> str:
     """That int8 is no faster than float on this CPU, and what keeps it from that."""
-    one = next(shop.data.evaluation.take(np.arange(1)).batches(1))
+    one = next(shop.data.evaluation.first(1).batches(1))
     times = operator_times(model, one, threads=shop.recipe.bench.threads)
     worst = ", ".join(f"{t.name} ({t.op_type}, {t.share:.0%})" for t in blamed(times))
     return f"int8 is not faster than float on this CPU; what takes time outside int8 kernels: {worst}"

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from bench.artifact import FLOAT_MODEL, check_hashes
 from bench.progress import Progress
 from exporter.data import Splits, check_splits, fingerprint
@@ -76,7 +74,7 @@ class Workshop:
         """A teacher that is a finished model."""
         from exporter.distillation.onnx_teacher import OnnxTeacher
 
-        return OnnxTeacher(self.model_file(config, place), data.train.take(np.arange(1)), place)
+        return OnnxTeacher(self.model_file(config, place), data.train.first(1), place)
 
     def model_file(self, config: OnnxTeacherConfig, place: str) -> Path:
         """The .onnx of a finished model: the file itself, or the float model of a whole artifact."""

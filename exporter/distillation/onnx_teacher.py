@@ -81,7 +81,7 @@ def as_graph(teacher: nn.Module, split: Split, config: ExportConfig, place: str)
         config: how the recipe exports; the teacher takes what networks take, whatever a device feeds.
         place: what to name in errors.
     """
-    sample = split.take(np.arange(min(_CHECK_SAMPLES, split.count)))
+    sample = split.first(_CHECK_SAMPLES)
     with tempfile.TemporaryDirectory(prefix="edgeproof-") as folder:
         path = Path(folder) / "teacher.onnx"
         try:

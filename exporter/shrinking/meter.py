@@ -128,5 +128,4 @@ class HostMeter:
     @property
     def _fed(self) -> Split:
         """A few samples as a device feeds them."""
-        few = self.sample.take(np.arange(min(self.sample.count, RANGE_SAMPLES)))
-        return as_shipped(few, self.shape.preprocess)
+        return as_shipped(self.sample.first(RANGE_SAMPLES), self.shape.preprocess)

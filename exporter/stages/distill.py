@@ -90,7 +90,7 @@ def _transfers(
             "an .onnx teacher shows its outputs alone",
             "remove features, or name a teacher in PyTorch first",
         )
-    probe = data.train.take(np.arange(min(2, data.train.count)))
+    probe = data.train.first(2)
     inputs = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in probe.inputs.items()}
     with (
         deterministic(context.seed, f"{context.name}.features"),

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import numpy as np
 import onnx
 from torch import Tensor, nn
 
@@ -117,7 +116,7 @@ class _Graph:
         """The network as it is now, in float; on a CPU as this graph, which answers sooner."""
         if context.engine.device.type != "cpu":
             return copy.deepcopy(module).eval().requires_grad_(False)
-        return OnnxTeacher(self.float(module), data.train.take(np.arange(1)), context.name)
+        return OnnxTeacher(self.float(module), data.train.first(1), context.name)
 
 
 def _trace(module: nn.Module, data: Splits, context: Context, folder: Path) -> _Graph:
@@ -133,7 +132,7 @@ def _trace(module: nn.Module, data: Splits, context: Context, folder: Path) -> _
     # On blocks the stem has the same sums, but weights in another order than the network's.
     target = replace(find_target(context.quantize.target), stem_on_blocks=False)
     graph = _Graph(model, find_sources(model, probe), target, folder)
-    sample = data.train.take(np.arange(min(_CHECK_SAMPLES, data.train.count)))
+    sample = data.train.first(_CHECK_SAMPLES)
     if sqnr_db(predict(module, sample), run_model(graph.float(module), sample)) < SAME_SQNR_DB:
         untraced = [i.name for i in model.graph.initializer if i.dims and i.name not in graph.sources]
         raise StageError(

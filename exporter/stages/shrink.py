@@ -65,7 +65,7 @@ def shrink_with(
     check_modules(network.module, (*config.exclude, *config.drop), context.name)
     before = accuracy(network.module, data.evaluation)
     loss = _recovery_loss(config, data, context, classes)
-    inputs = _tensors(data.calibration.take(np.arange(min(2, data.calibration.count))))
+    inputs = _tensors(data.calibration.first(2))
     yardstick = Yardstick(meter, network.module, inputs)
     network = cut(network, _chosen(network, config, inputs, context.name))
     narrower = Narrower(

@@ -180,7 +180,7 @@ class _Run:
             own = self.generator.initial_seed() + 1 + self.engine.rank
             self.draws = torch.Generator().manual_seed(own)
         self.mixing = np.random.default_rng(seed + self.engine.rank)
-        first = self.training.take(np.arange(1))
+        first = self.training.first(1)
         self.classes = predict(module, first).shape[-1]
         for hook in self.hooks:
             hook.begin(self.network, self.steps, self.steps_per_epoch)

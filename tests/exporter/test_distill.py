@@ -287,7 +287,7 @@ def test_features_that_cannot_be_followed(splits, context, teacher, transfer, me
 @pytest.fixture
 def onnx_teacher(onnx_models, splits):
     def make(path=onnx_models.float, split=splits.train):
-        return OnnxTeacher(path, split.take(np.arange(1)), "stage.teacher.model")
+        return OnnxTeacher(path, split.first(1), "stage.teacher.model")
 
     return make
 

@@ -232,7 +232,7 @@ def test_samples_come_in_full_batches():
 
 
 def test_too_few_samples(onnx_models, splits, tmp_path):
-    one = splits.calibration.take(np.arange(1))
+    one = splits.calibration.first(1)
     with pytest.raises(DataError, match="1 samples are too few to hold some out"):
         quantized(onnx_models.float, tmp_path / "a", splits, "bias", inputs=one.inputs, labels=one.labels)
 
