@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -150,18 +150,48 @@ def _without(lost: Sequence[int], axis: int) -> Callable[..., tuple[Tensor, ...]
     return lambda _layer, args: (*(value.index_fill(axis, torch.tensor(lost), 0.0) for value in args),)
 
 
+class _Call(NamedTuple):
+    """A module that was run, and the very objects that it was given and gave."""
+
+    name: str
+    given: Any
+    gave: Any
+
+
 def _same_shape_blocks(module: nn.Module, inputs: Mapping[str, Tensor]) -> list[str]:
-    """Outermost modules with layers inside that give back the shape that they were given."""
+    """Outermost modules with layers inside that give back the shape that they were given.
+
+    A chain of such modules is none: its links can go one by one.
+    """
     fits: dict[str, bool] = {}
+    links: dict[str, list[str]] = {}
+    apart: list[_Call] = []  # calls that are not yet known to be part of another
 
     def look(
         name: str, child: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
+        whole = _Call(name, args[0] if len(args) == 1 and not kwargs else None, output)
+        parts = [part for part in apart if matches(part.name, (name,))]
+        apart[:] = [*(other for other in apart if not matches(other.name, (name,))), whole]
+        if _is_chain(whole, parts):
+            links[name] = [part.name for part in parts]
         if sum(map(has_weights, child.modules())) < 2:
             return
-        alike = len(args) == 1 and not kwargs and isinstance(args[0], Tensor) and isinstance(output, Tensor)
-        fits[name] = alike and args[0].shape == output.shape and name not in fits
+        alike = isinstance(whole.given, Tensor) and isinstance(output, Tensor)
+        fits[name] = alike and whole.given.shape == output.shape and name not in fits
 
     watch(module, inputs, look)
-    good = [name for name, _ in module.named_modules() if fits.get(name)]
-    return [name for name in good if not any(name != other and matches(name, (other,)) for other in good)]
+    good = {name for name, fit in fits.items() if fit}
+    good -= {name for name in good if good.intersection(links.get(name, ()))}
+    return [
+        name
+        for name, _ in module.named_modules()
+        if name in good and not any(name != other and matches(name, (other,)) for other in good)
+    ]
+
+
+def _is_chain(whole: _Call, parts: Sequence[_Call]) -> bool:
+    """Whether each part is given what the one before it gave, and nothing is done beside them."""
+    given = [whole.given, *(part.gave for part in parts)]
+    wanted = [*(part.given for part in parts), whole.gave]
+    return bool(parts) and all(one is other for one, other in zip(given, wanted, strict=True))

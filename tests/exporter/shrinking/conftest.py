@@ -149,7 +149,13 @@ def pictures(count=2):
 @pytest.fixture(scope="session")
 def shapes():
     """`shapes.build(name or class)`, `shapes.pictures()`, and classes to derive from."""
-    return SimpleNamespace(build=build, pictures=pictures, Residual=Residual, Attention=Attention)
+    return SimpleNamespace(
+        build=build,
+        pictures=pictures,
+        Residual=Residual,
+        ResidualBlock=ResidualBlock,
+        Attention=Attention,
+    )
 
 
 @pytest.fixture(params=NETWORKS)

@@ -118,6 +118,45 @@ def test_blocks_that_keep_their_shape_can_go_outermost_first(shapes, structure, 
     )
 
 
+def test_links_of_a_chain_can_go_one_by_one(shapes, structure):
+    class Stage(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks = nn.ModuleList([shapes.ResidualBlock(16, 24), shapes.ResidualBlock(16, 32)])
+
+        def forward(self, x):
+            for block in self.blocks:
+                x = block(x)
+            return x
+
+    class PostNorm(nn.Module):
+        """What it gives is what its last layer gave, and yet it adds up its own stream."""
+
+        def __init__(self):
+            super().__init__()
+            self.inner, self.widen = shapes.ResidualBlock(16, 24), nn.Conv2d(16, 16, 1)
+            self.norm = nn.BatchNorm2d(16)
+
+        def forward(self, x):
+            x = self.inner(x)
+            return self.norm(x + self.widen(x))
+
+    class Staged(shapes.Residual):
+        def __init__(self):
+            super().__init__()
+            blocks = [shapes.ResidualBlock(16, 8) for _ in range(2)]
+            self.first = nn.Sequential(*blocks, nn.Sequential(Stage(), nn.ReLU()))
+            self.second = PostNorm()
+
+    assert structure(Staged()).blocks == (
+        "first.0",
+        "first.1",
+        "first.2.0.blocks.0",
+        "first.2.0.blocks.1",
+        "second",
+    )
+
+
 def test_what_is_excluded_stays(shapes, structure):
     found = structure(shapes.build("residual"), ("first", "norm"))
     assert [group.name for group in found.groups] == ["second.widen"]
