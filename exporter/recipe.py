@@ -355,6 +355,9 @@ class ShrinkTarget(FrozenModel):
 
     latency_ms: float | None = Field(None, gt=0.0, description="Median time of one sample on this CPU.")
     latency_ratio: Fraction | None = Field(None, description="Of that time.")
+    float_latency_ratio: Fraction | None = Field(
+        None, description="Of the time that the network as it came in takes in float."
+    )
     macs_ratio: Fraction | None = Field(None, description="Of the multiply-adds.")
     params_ratio: Fraction | None = Field(None, description="Of the parameters.")
     size_ratio: Fraction | None = Field(None, description="Of the bytes of the exported model.")

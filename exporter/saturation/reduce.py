@@ -84,8 +84,9 @@ def without_saturation(
             fresh = True
             weight = found.layer.weight.removesuffix(_QUANTIZED)
             layers.setdefault(weight, found.layer)  # the first has the scales of full weights
-            before = steps.get(weight, np.full(len(found.layer.scales), _LARGEST))
-            steps[weight] = _fewer(found, before, least=rounds >= _ROUNDS)
+            before = reduction.steps.get(weight, np.full(len(found.layer.scales), _LARGEST))
+            fewer = _fewer(found, before, least=rounds >= _ROUNDS)
+            steps[weight] = np.minimum(fewer, steps.get(weight, before))  # layers may share a weight
         if not fresh:
             return model, reduction
         rounds += 1

@@ -50,6 +50,9 @@ class Meter(Protocol):
     def export(self, module: nn.Module) -> Any:
         """Make a network ready to be measured."""
 
+    def export_float(self, module: nn.Module) -> Any:
+        """The same in float, whatever the numbers are that count."""
+
     def measure(self, exported: Sequence[Any]) -> list[Measured]:
         """Time networks by turns."""
 
@@ -94,8 +97,7 @@ class HostMeter:
 
     def export(self, module: nn.Module) -> Path:
         """Write the network as it would ship; its ranges are rough, its shapes are exact."""
-        path = self.folder / f"{len(list(self.folder.iterdir()))}.onnx"
-        export(module, self.sample, path, self.shape, {})
+        path = self.export_float(module)
         if self.precision == "fp32":
             return path
         small = path.with_suffix(".int8.onnx")
@@ -109,6 +111,12 @@ class HostMeter:
             progress=SILENT,
         )
         return small
+
+    def export_float(self, module: nn.Module) -> Path:
+        """Write the network as it would ship in float."""
+        path = self.folder / f"{len(list(self.folder.iterdir()))}.onnx"
+        export(module, self.sample, path, self.shape, {})
+        return path
 
     def measure(self, exported: Sequence[Path]) -> list[Measured]:
         """Median over fresh processes of the median latency, by turns (`bench.measure`); bytes."""

@@ -13,7 +13,10 @@ from exporter.shrinking.meter import Meter
 
 @dataclass(frozen=True)
 class Goal:
-    """A target: `latency_ms`, or the share of a quantity that may be left, such as `macs_ratio`."""
+    """A target: `latency_ms`, or the share of a quantity that may be left, such as `macs_ratio`.
+
+    `float_latency_ratio` is the share of what the first network takes in float.
+    """
 
     name: str
     limit: float
@@ -21,23 +24,32 @@ class Goal:
     @property
     def quantity(self) -> str:
         """`latency`, `macs`, `params` or `size`."""
-        return self.name.partition("_")[0]
+        return self.name.removeprefix("float_").partition("_")[0]
+
+    @property
+    def needs_float(self) -> bool:
+        """Whether the first network is measured in float too."""
+        return self.name.startswith("float_")
 
     def reached(self, before: Seen, after: Seen) -> float:
         """How far a network is, in the unit of the limit."""
         if self.name == "latency_ms":
             return after.latency_ms
+        if self.needs_float:
+            assert before.float_latency_ms is not None
+            return after.latency_ms / before.float_latency_ms
         return after.of(self.quantity) / before.of(self.quantity)
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What a network costs."""
+    """What a network costs; its time in float where that was asked for."""
 
     latency_ms: float
     size_bytes: int
     macs: int
     params: int
+    float_latency_ms: float | None = None
 
     def of(self, quantity: str) -> float:
         """One of them, in its own unit."""
@@ -50,18 +62,31 @@ class Seen:
 
 
 class Yardstick:
-    """Compares networks with the one that it was made with, and times both by turns."""
+    """Compares networks with the one that it was made with, and times both by turns.
 
-    def __init__(self, meter: Meter, module: nn.Module, inputs: Mapping[str, Tensor]) -> None:
+    Args:
+        meter: of this CPU.
+        module: the first network.
+        inputs: two samples.
+        in_float: whether the first network is timed in float too.
+    """
+
+    def __init__(
+        self, meter: Meter, module: nn.Module, inputs: Mapping[str, Tensor], *, in_float: bool = False
+    ) -> None:
         self._meter, self._inputs = meter, inputs
         self._whole = meter.export(module)
+        self._floats = [meter.export_float(module)] if in_float else []
         self._counts = self._count(module)
 
     def compare(self, module: nn.Module) -> tuple[Seen, Seen]:
         """What the first network costs, and what this one costs."""
-        before, after = self._meter.measure([self._whole, self._meter.export(module)])
+        before, after, *floats = self._meter.measure(
+            [self._whole, self._meter.export(module), *self._floats]
+        )
+        in_float = floats[0].latency_ms if floats else None
         return (
-            Seen(before.latency_ms, before.size_bytes, **self._counts),
+            Seen(before.latency_ms, before.size_bytes, **self._counts, float_latency_ms=in_float),
             Seen(after.latency_ms, after.size_bytes, **self._count(module)),
         )
 

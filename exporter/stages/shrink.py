@@ -66,7 +66,9 @@ def shrink_with(
     before = accuracy(network.module, data.evaluation)
     loss = _recovery_loss(config, data, context, classes)
     inputs = _tensors(data.calibration.first(2))
-    yardstick = Yardstick(meter, network.module, inputs)
+    goal = None if config.target is None else Goal(*config.target.chosen())
+    in_float = goal is not None and goal.needs_float
+    yardstick = Yardstick(meter, network.module, inputs, in_float=in_float)
     network = cut(network, _chosen(network, config, inputs, context.name))
     narrower = Narrower(
         config,
@@ -78,12 +80,12 @@ def shrink_with(
         context.progress,
     )
     lines: list[Metrics] = []
-    rounds = config.rounds if config.target is not None else 1
+    rounds = 1 if goal is None else config.rounds
     for index in range(rounds):
         turn = context if rounds == 1 else replace(context, name=f"{context.name} round {index + 1}")
         line: Metrics = {}
-        if config.target is not None:
-            network, line = _narrow(network, narrower, Goal(*config.target.chosen()), rounds - index, turn)
+        if goal is not None:
+            network, line = _narrow(network, narrower, goal, rounds - index, turn)
         line["accuracy_cut"] = accuracy(network.module, data.evaluation)
         if config.epochs:
             line |= turn.fit(network, data, config, loss).as_json()
@@ -95,7 +97,7 @@ def shrink_with(
     return network, {
         "accuracy_before": before,
         "evaluation_accuracy": lines[-1]["evaluation_accuracy"],
-        "goal": None if config.target is None else dict([config.target.chosen()]),
+        "goal": None if goal is None else {goal.name: goal.limit},
         "before": asdict(seen_before),
         "after": asdict(seen_after),
         "dropped": list(network.plan.dropped),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
@@ -31,6 +33,8 @@ def test_networks_are_exported_as_they_would_ship(shapes, sample, tmp_path, prec
     )
     operators = {node.op_type for node in first.graph.node}
     assert ("QuantizeLinear" in operators) == (precision == "int8")
+    in_float = onnx.load(meter.export_float(shapes.build("residual")))
+    assert "QuantizeLinear" not in {node.op_type for node in in_float.graph.node}
     assert len(first.graph.node) == len(second.graph.node)
 
 
@@ -57,6 +61,8 @@ def test_goals_have_a_unit_of_their_own():
     before, after = Seen(2.0, 100, 1000, 50), Seen(0.5, 40, 300, 10)
     assert Goal("latency_ms", 1.0).reached(before, after) == 0.5
     assert Goal("latency_ratio", 0.5).reached(before, after) == 0.25
+    assert Goal("float_latency_ratio", 0.5).reached(replace(before, float_latency_ms=4.0), after) == 0.125
+    assert Goal("float_latency_ratio", 0.5).quantity == "latency"
     assert Goal("size_ratio", 0.5).reached(before, after) == 0.4
     assert Goal("macs_ratio", 0.5).reached(before, after) == 0.3
     assert Goal("params_ratio", 0.5).reached(before, after) == 0.2
