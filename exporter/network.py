@@ -16,12 +16,14 @@ from torch import Tensor, nn
 from bench.arrays import Array
 from exporter.calibration import Range
 from exporter.data import Split
+from exporter.learned import NOTHING_LEARNED, Learned
 from exporter.shrinking.plan import PLAN, Plan, read_plan
 from exporter.shrinking.rebuild import rebuild
 
 WEIGHTS = "weights.safetensors"
 MASKS = "masks.safetensors"
-RANGES = "ranges.safetensors"
+LEARNED = "learned.safetensors"
+_RANGE, _STEPS = "range:", "steps:"
 EVALUATION_BATCH = 64
 
 
@@ -33,14 +35,13 @@ class Network:
         module: the network; stages train it in place and hand it on.
         masks: parameter name -> bool tensor of its shape, False where the weight is pruned. Every
             stage that changes weights calls `apply_masks` afterwards.
-        ranges: tensor of the exported graph -> activation range that was learned with the weights; the
-            quantizer takes these as they are.
+        learned: what the quantizer takes as it is, for it was learned with the weights.
         plan: how the module differs from what its factory builds; None where it does not.
     """
 
     module: nn.Module
     masks: Mapping[str, Tensor] = field(default_factory=dict)
-    ranges: Mapping[str, Range] = field(default_factory=dict)
+    learned: Learned = NOTHING_LEARNED
     plan: Plan | None = None
 
     def apply_masks(self) -> None:
@@ -59,7 +60,7 @@ class Network:
         return zeros / total if total else 0.0
 
     def save(self, folder: Path) -> None:
-        """Write weights, plan, masks and ranges."""
+        """Write weights, plan, masks and what was learned for quantization."""
         state = {
             key: value.detach().contiguous().clone() for key, value in self.module.state_dict().items()
         }
@@ -70,13 +71,17 @@ class Network:
             (folder / MASKS).write_bytes(save(masks))
         if self.plan is not None:
             (folder / PLAN).write_text(self.plan.model_dump_json(exclude_none=True), encoding="utf-8")
-        self.save_ranges(folder)
+        self.save_learned(folder)
 
-    def save_ranges(self, folder: Path) -> None:
-        """Write the ranges alone, if there are any: they go with the exported model."""
-        if self.ranges:
-            ranges = {name: torch.tensor([r.lowest, r.highest]) for name, r in self.ranges.items()}
-            (folder / RANGES).write_bytes(save(ranges))
+    def save_learned(self, folder: Path) -> None:
+        """Write what was learned for quantization alone, if anything: it goes with the exported model."""
+        ranges = {
+            f"{_RANGE}{name}": torch.tensor([r.lowest, r.highest])
+            for name, r in self.learned.ranges.items()
+        }
+        steps = {f"{_STEPS}{name}": torch.from_numpy(s) for name, s in self.learned.steps.items()}
+        if ranges or steps:
+            (folder / LEARNED).write_bytes(save(ranges | steps))
 
 
 def load_network(module: nn.Module, folder: Path) -> Network:
@@ -86,13 +91,16 @@ def load_network(module: nn.Module, folder: Path) -> Network:
         rebuild(module, plan)
     module.load_state_dict(load_file(folder / WEIGHTS))
     masks = load_file(folder / MASKS) if (folder / MASKS).is_file() else {}
-    return Network(module, masks, load_ranges(folder), plan)
+    return Network(module, masks, load_learned(folder), plan)
 
 
-def load_ranges(folder: Path) -> dict[str, Range]:
-    """The learned ranges that `Network.save` wrote, if there were any."""
-    ranges = load_file(folder / RANGES) if (folder / RANGES).is_file() else {}
-    return {name: Range(*ends.tolist()) for name, ends in sorted(ranges.items())}
+def load_learned(folder: Path) -> Learned:
+    """What `Network.save_learned` wrote, if anything."""
+    values = dict(sorted(load_file(folder / LEARNED).items())) if (folder / LEARNED).is_file() else {}
+    return Learned(
+        {k.removeprefix(_RANGE): Range(*v.tolist()) for k, v in values.items() if k.startswith(_RANGE)},
+        {k.removeprefix(_STEPS): v.numpy() for k, v in values.items() if k.startswith(_STEPS)},
+    )
 
 
 def call(module: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:

@@ -15,13 +15,21 @@ import onnx
 from bench.errors import DataError
 from bench.progress import Progress
 from exporter.cache import content_key
-from exporter.calibration import Range, RangeStore, collect_ranges
+from exporter.calibration import RangeStore, collect_ranges
 from exporter.choices import CalibrationMethod
 from exporter.data import Samples, Split, stratified_indices
+from exporter.learned import NOTHING_LEARNED, Learned
 from exporter.onnx_files import carry_metadata, content_hash, infer_shapes, write_checked
 from exporter.provenance import library_versions, own_code
 from exporter.recipe import QuantizeConfig
-from exporter.saturation import NO_OVERRIDES, NO_REDUCTION, Overrides, Reduction, without_saturation
+from exporter.saturation import (
+    NO_OVERRIDES,
+    NO_REDUCTION,
+    Overrides,
+    Reduction,
+    known_reduction,
+    without_saturation,
+)
 from exporter.stem import fold_stem
 from exporter.tables import quantize_tables
 from exporter.targets import Target
@@ -45,7 +53,7 @@ def quantize(
     seed: int,
     progress: Progress,
     store: RangeStore | None = None,
-    learned: Mapping[str, Range] | None = None,
+    learned: Learned = NOTHING_LEARNED,
 ) -> dict[str, Any]:
     """Write the int8 twin of a float model, calibrated on a share of a split.
 
@@ -58,7 +66,7 @@ def quantize(
         seed: of the draw.
         progress: told of every batch.
         store: of ranges found before, or None to collect them anew.
-        learned: ranges that were learned with the weights, by tensor; these are taken as they are.
+        learned: what was learned with the weights is taken as it is.
 
     Raises:
         DataError: too few samples.
@@ -92,7 +100,7 @@ def quantize_model(
     fixed_batch: int | None = None,
     store: RangeStore | None = None,
     reference: onnx.ModelProto | None = None,
-    learned: Mapping[str, Range] | None = None,
+    learned: Learned = NOTHING_LEARNED,
     reduction: Reduction = NO_REDUCTION,
 ) -> dict[str, Any]:
     """Write the int8 twin of a float model, in QDQ form.
@@ -108,7 +116,7 @@ def quantize_model(
         fixed_batch: the batch size that the model insists on, or None.
         store: of ranges found before, or None to collect them anew.
         reference: the model that is calibrated, where `model` has weights that are bent for int8.
-        learned: ranges that were learned with the weights, by tensor; these are taken as they are.
+        learned: what was learned with the weights is taken as it is.
         reduction: of channels that saturate, where the weights of `model` have been rounded to it.
 
     Raises:
@@ -126,8 +134,7 @@ def quantize_model(
     network = plan.network if reference is None else infer_shapes(reference)
     key = "" if store is None else _ranges_key(network, store.data, method, batch_size)
     ranges = {} if store is None else store.find(key)
-    learned = learned or {}
-    if missing := [name for name in plan.tensors if name not in ranges and name not in learned]:
+    if missing := [name for name in plan.tensors if name not in ranges and name not in learned.ranges]:
         ranges |= collect_ranges(
             network,
             missing,
@@ -140,9 +147,11 @@ def quantize_model(
             store.keep(key, ranges)
 
     def run(overrides: Overrides) -> onnx.ModelProto:
-        return make_twin(plan, {**ranges, **learned}, overrides)
+        return make_twin(plan, {**ranges, **learned.ranges}, overrides)
 
     if target.saturates:
+        if learned.steps:
+            reduction = known_reduction(run(NO_OVERRIDES), learned.steps)
         quantized, reduction = without_saturation(run, lambda: samples.batches(batch_size), reduction)
     else:
         quantized = run(NO_OVERRIDES)
@@ -160,7 +169,7 @@ def quantize_model(
         "reduced_channels": reduction.channels(),
         "method": method,
         "samples": samples.count,
-        "learned_ranges": sum(name in learned for name in plan.tensors),
+        "learned_ranges": sum(name in learned.ranges for name in plan.tensors),
         "tables": tables,
         "stem_on_blocks": stem_on_blocks,
         "quantize_nodes": operators.count("QuantizeLinear"),

@@ -15,10 +15,11 @@ from bench.arrays import Array
 from bench.errors import DataError, UsageError
 from bench.parity import sqnr_db
 from bench.progress import Progress
-from exporter.calibration import Range, RangeStore
+from exporter.calibration import RangeStore
 from exporter.choices import PRESERVING_REPAIRS, CalibrationMethod, RepairName
 from exporter.data import ArraySamples, Split, stratified_indices
 from exporter.errors import ExportError
+from exporter.learned import NOTHING_LEARNED, Learned
 from exporter.quantize import quantize, quantize_model, sample_count
 from exporter.recipe import FallbackConfig, QuantizeConfig, repair_order_problem
 from exporter.repair import REPAIRS, RepairContext
@@ -75,13 +76,13 @@ def quantize_split(
     seed: int,
     progress: Progress,
     store: RangeStore | None = None,
-    learned: Mapping[str, Range] | None = None,
+    learned: Learned = NOTHING_LEARNED,
 ) -> dict[str, Any]:
     """Quantize a float model as a recipe asks for it.
 
     `config.samples` of the calibration split, drawn with the classes in proportion, give the ranges. What
-    remains of the split judges repairs; if that is too little, a quarter of the drawn samples does. Learned
-    ranges, by tensor, are taken as they are; a recipe has them or repairs.
+    remains of the split judges repairs; if that is too little, a quarter of the drawn samples does. What
+    was learned with the weights is taken as it is; a recipe has that or repairs.
 
     Raises:
         DataError: too few samples.

@@ -32,7 +32,7 @@ from exporter.errors import CheckpointError, ExportError
 from exporter.inference import run_model, run_scores
 from exporter.layers import LAYER_SAMPLES, layer_errors
 from exporter.lookup import find_file
-from exporter.network import Network, accuracy, deterministic, load_network, load_ranges, predict
+from exporter.network import Network, accuracy, deterministic, load_learned, load_network, predict
 from exporter.operator_times import blamed, operator_times
 from exporter.pipeline import Run, Step
 from exporter.processing import as_shipped
@@ -291,7 +291,7 @@ def _export(shop: Workshop, trained: Path, out: Path) -> dict[str, Any]:
         "edgeproof.weights": sha256_of(trained / "weights.safetensors"),
     }
     nodes = export(network.module, shop.data.calibration, out / FLOAT_MODEL, shop.recipe.export, metadata)
-    network.save_ranges(out)
+    network.save_learned(out)
     return {
         "nodes": nodes,
         "opset": shop.recipe.export.opset,
@@ -315,7 +315,7 @@ def _quantize(shop: Workshop, exported: Path, out: Path, kept: Path | None) -> d
         seed=shop.recipe.seed,
         progress=shop.progress,
         store=None if kept is None else RangeStore(kept, content_key(drawn)),
-        learned=load_ranges(exported),
+        learned=load_learned(exported),
     )
     far = [
         f"calibration and evaluation samples of {drift.name!r} differ: distance {drift.distance:.2f}, "

@@ -16,7 +16,7 @@ from torch import Tensor
 Limits = tuple[int, int]
 
 _TINY = float(torch.finfo(torch.float32).tiny)
-_WEIGHT_LIMIT = 127
+WEIGHT_LIMIT = 127
 
 
 def activation_qparams(lowest: Tensor, highest: Tensor, limits: Limits) -> tuple[Tensor, Tensor]:
@@ -116,5 +116,5 @@ def round_weight(weight: Tensor, axis: int | None, limits: Tensor) -> Tensor:
     scale = torch.where(scale < _TINY, 1.0, scale).float()
     if axis is not None:
         scale = scale.view([-1 if dimension == axis else 1 for dimension in range(weight.ndim)])
-    steps = torch.round(weight.detach() / scale).clamp(-_WEIGHT_LIMIT, _WEIGHT_LIMIT)
+    steps = torch.round(weight.detach() / scale).clamp(-WEIGHT_LIMIT, WEIGHT_LIMIT)
     return weight + (steps * scale - weight).detach()

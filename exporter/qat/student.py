@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import onnx
 import torch
 from onnx import numpy_helper
@@ -18,8 +19,9 @@ from torch import Tensor, nn
 from exporter.attributes import attributes_of
 from exporter.calibration import Range
 from exporter.errors import StageError
+from exporter.learned import Learned
 from exporter.qat.operators import OPERATORS, is_known
-from exporter.qat.rounding import Limits, channel_maxima, fake_quantize, round_weight
+from exporter.qat.rounding import WEIGHT_LIMIT, Limits, channel_maxima, fake_quantize, round_weight
 from exporter.qat.sources import WeightSource
 from exporter.targets import Target
 
@@ -28,7 +30,7 @@ from exporter.targets import Target
 RANGE_RATE = 10.0
 _QUANTIZE, _DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 _WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
-_SCALE, _ZERO_POINT, _QUANTIZED = "_scale", "_zero_point", "_quantized"
+_SCALE, _ZERO_POINT, _QUANTIZED, _LIMITS = "_scale", "_zero_point", "_quantized", ".limits"
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,7 @@ class Student(nn.Module):
                 scale, zero_point = (v.view(shape if v.ndim else []) for v in (scale, zero_point))
                 constants[node.outputs[0]] = ((stored.double() - zero_point) * scale).float()
                 continue
-            source, limits = self._sources[name], f"{name}.limits"
+            source, limits = self._sources[name], f"{name}{_LIMITS}"
             kind: Literal["weight", "bias", "operand"] = "operand"
             if stored.dtype == torch.int32:
                 kind = "bias"
@@ -161,6 +163,11 @@ class Student(nn.Module):
                 constants[limits] = _limits(source.value(self.network), axis, scale)
             self._weights[node.outputs[0]] = _Weight(source, kind, axis, limits)
         self._constants = {name: f"_constant_{index}" for index, name in enumerate(constants)}
+        self._limited = {
+            weight.limits.removesuffix(_LIMITS): self._constants[weight.limits]
+            for weight in self._weights.values()
+            if weight.kind == "weight"
+        }
         for name, buffer in self._constants.items():
             self.register_buffer(buffer, constants[name], persistent=False)
 
@@ -218,7 +225,14 @@ class Student(nn.Module):
         self.network.eval()
         return self
 
-    def ranges(self) -> dict[str, Range]:
+    def learned(self) -> Learned:
+        """What the quantizer needs beside the weights, to make of them what ran here."""
+        steps = {
+            name: self.get_buffer(buffer).numpy().astype(np.int64) for name, buffer in self._limited.items()
+        }
+        return Learned(self._ranges(), {name: s for name, s in steps.items() if s.min() < WEIGHT_LIMIT})
+
+    def _ranges(self) -> dict[str, Range]:
         """The learned ranges: tensor -> real values, each exactly a float32."""
         low, high = (ends.tolist() for ends in self._ends())
         chosen = self.get_buffer("_learnable").tolist()

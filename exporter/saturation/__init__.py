@@ -10,6 +10,7 @@ from exporter.saturation.reduce import (
     NO_REDUCTION,
     Overrides,
     Reduction,
+    known_reduction,
     without_saturation,
 )
 
@@ -21,6 +22,7 @@ __all__ = [
     "Overrides",
     "Reduction",
     "int8_layers",
+    "known_reduction",
     "observe_saturation",
     "pair_sums",
     "saturation_excess",

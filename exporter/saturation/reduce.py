@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 
 from bench.arrays import Array
-from exporter.saturation.layers import Int8Layer
+from exporter.saturation.layers import Int8Layer, int8_layers
 from exporter.saturation.observe import LayerSaturation, observe_saturation
 
 # What the quantizer is told of single tensors: its option TensorQuantOverrides.
@@ -51,6 +51,25 @@ class Reduction:
 
 
 NO_REDUCTION = Reduction()
+
+
+def known_reduction(model: onnx.ModelProto, steps: Mapping[str, Array]) -> Reduction:
+    """The reduction that gives layers of a model these steps.
+
+    Args:
+        model: quantized with full weights.
+        steps: of some of its weights, [N], or one for all; what fits no layer is left out.
+    """
+    layers = {layer.weight.removesuffix(_QUANTIZED): layer for layer in int8_layers(model)}
+    fitting = {
+        name: layer
+        for name, layer in layers.items()
+        if name in steps and steps[name].size in (1, layer.scales.size)
+    }
+    return Reduction(
+        fitting,
+        {name: np.broadcast_to(steps[name].ravel(), layer.scales.shape) for name, layer in fitting.items()},
+    )
 
 
 def without_saturation(

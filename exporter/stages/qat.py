@@ -12,12 +12,12 @@ import onnx
 from torch import Tensor, nn
 
 from bench.parity import parity, sqnr_db
-from exporter.calibration import Range
 from exporter.data import Splits
 from exporter.distillation.losses import Distillation
 from exporter.distillation.onnx_teacher import OnnxTeacher
 from exporter.errors import StageError
 from exporter.inference import run_model
+from exporter.learned import NOTHING_LEARNED, Learned
 from exporter.network import Network, accuracy, predict
 from exporter.qat import Student, WeightSource, filled, find_sources, randomized
 from exporter.quantize import quantize
@@ -32,7 +32,7 @@ _CHECK_SAMPLES = 32
 
 
 def qat(network: Network, config: QatConfig, data: Splits, context: Context) -> tuple[Network, Metrics]:
-    """Train the network's int8 graph, and pass its activation ranges on to the quantizer.
+    """Train the network's int8 graph, and pass what it learned on to the quantizer.
 
     The graph and its first ranges are what the recipe's `quantize` step would make without this stage:
     training starts at static quantization. The float network teaches beside the labels. Masks of earlier
@@ -52,9 +52,9 @@ def qat(network: Network, config: QatConfig, data: Splits, context: Context) -> 
         before = accuracy(student, data.evaluation)
         teacher = graph.teacher(network.module, data, context)
         fitted, improved = _train(network.masks, student, config, data, context, teacher=teacher)
-        trained = replace(network, ranges=student.ranges())
+        trained = replace(network, learned=student.learned())
         outputs = predict(student, data.evaluation)
-        int8 = run_model(graph.int8(network.module, data, context, trained.ranges), data.evaluation)
+        int8 = run_model(graph.int8(network.module, data, context, trained.learned), data.evaluation)
     return trained, {
         "target": graph.target.name,
         "float_accuracy": float_accuracy,
@@ -62,7 +62,7 @@ def qat(network: Network, config: QatConfig, data: Splits, context: Context) -> 
         "evaluation_accuracy": float((outputs.argmax(axis=1) == data.evaluation.labels).mean()),
         "improved": improved,
         "agreement_with_int8": parity(outputs, int8).agreement,
-        "ranges": len(trained.ranges),
+        "ranges": len(trained.learned.ranges),
         "sparsity": trained.sparsity(),
         **fitted.as_json(),
     }
@@ -84,7 +84,7 @@ class _Graph:
         return path
 
     def int8(
-        self, module: nn.Module, data: Splits, context: Context, learned: Mapping[str, Range] | None = None
+        self, module: nn.Module, data: Splits, context: Context, learned: Learned = NOTHING_LEARNED
     ) -> Path:
         """What the recipe's `quantize` step makes of that."""
         path = self.folder / "int8.onnx"

@@ -20,6 +20,7 @@ from bench.progress import SILENT
 from exporter.calibration import Range
 from exporter.errors import ExportError, StageError
 from exporter.inference import run_model, session_with_outputs
+from exporter.learned import NOTHING_LEARNED, Learned
 from exporter.network import Network, accuracy, deterministic, load_network, predict
 from exporter.qat import Student, filled, find_sources, randomized
 from exporter.qat.rounding import activation_qparams, round_weight
@@ -163,7 +164,7 @@ class Traced:
         self.splits, self.folder, self.target, self.exclude = splits, folder, target, exclude
         self.tensors = plan_twin(self.graph, target, exclude).tensors
 
-    def int8(self, learned=None):
+    def int8(self, learned=NOTHING_LEARNED):
         onnx.save(filled(self.graph, self.sources, self.module), self.folder / "float.onnx")
         path = self.folder / "int8.onnx"
         config = QuantizeConfig(samples=16, exclude=self.exclude)
@@ -226,19 +227,21 @@ def test_the_student_is_the_int8_model_before_and_after_learning(factory, kind, 
     assert sqnr_db(as_written(traced.int8(), splits.evaluation), predict(student, splits.evaluation)) > 40
     moved(student, splits)
     assert not [name for name, value in student.named_parameters() if torch.equal(value, start[name])]
-    path = traced.int8(student.ranges())
+    path = traced.int8(student.learned())
     outputs = predict(student, splits.evaluation)
     assert sqnr_db(as_written(path, splits.evaluation), outputs) > 40
     agreement = (run_model(path, splits.evaluation).argmax(1) == outputs.argmax(1)).mean()
     assert agreement >= 0.99
 
 
-def test_the_quantizer_takes_learned_ranges_and_weights_to_the_last_bit(traced, splits):
-    traced = traced()
+@pytest.mark.parametrize("target", ["x86-vnni", "x86-avx2"])
+def test_the_quantizer_takes_what_was_learned_to_the_last_bit(traced, splits, target):
+    traced = traced(target=TARGETS[target])
     student = traced.student()
     moved(student, splits)
-    ranges = student.ranges()
-    model = onnx.load(traced.int8(ranges))
+    ranges, steps = student.learned().ranges, student.learned().steps
+    assert bool(steps) is TARGETS[target].saturates
+    model = onnx.load(traced.int8(student.learned()))
     constants = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
     assert len(ranges) > 10
     assert set(ranges) <= set(traced.tensors)
@@ -251,10 +254,22 @@ def test_the_quantizer_takes_learned_ranges_and_weights_to_the_last_bit(traced, 
         if f"{name}_quantized" in constants and constants[f"{name}_quantized"].dtype == np.int8:
             stored, scale = constants[f"{name}_quantized"], constants[f"{name}_scale"]
             axis = stored.shape.index(scale.size)
-            rounded = round_weight(source.value(traced.module), axis, torch.tensor(127.0).double())
+            least = steps.get(name, np.full(scale.size, 127))
+            rounded = round_weight(
+                source.value(traced.module), axis, torch.from_numpy(least.astype(np.float64))
+            )
             shape = [-1 if i == axis else 1 for i in range(stored.ndim)]
             wanted = stored.astype(np.float32) * scale.reshape(shape)
-            np.testing.assert_array_equal(rounded.detach().numpy(), wanted)
+            # Weights that grew have fewer steps yet.
+            others = tuple(i for i in range(stored.ndim) if i != axis)
+            kept = np.flatnonzero(np.abs(stored.astype(int)).max(axis=others) == least)
+            assert len(kept) > len(least) / 2
+            # The scale of a channel with fewer steps comes from a range: its last bit may differ.
+            np.testing.assert_allclose(
+                rounded.detach().numpy().take(kept, axis),
+                wanted.take(kept, axis),
+                rtol=2.5e-7 if name in steps else 0,
+            )
 
 
 def test_every_weight_is_traced_through_norms_and_transposes(traced):
@@ -269,9 +284,9 @@ def test_every_weight_is_traced_through_norms_and_transposes(traced):
 def test_ranges_learn_for_as_long_as_they_may(traced, splits):
     student = traced().student(range_steps=1)
     moved(student, splits, steps=1)
-    once = student.ranges()
+    once = student.learned().ranges
     moved(student, splits, steps=2)
-    assert student.ranges() == once
+    assert student.learned().ranges == once
     assert student.steps == 3
 
 
@@ -302,10 +317,10 @@ def test_the_stage_agrees_with_the_int8_file_and_is_deterministic(network, split
     after, metrics = qat(network, settings(epochs=2), splits, context("qat"))
     again, same = qat(load_network(tiny.net(), trained), settings(epochs=2), splits, context("qat"))
     assert metrics == same
-    assert after.ranges == again.ranges
+    assert after.learned.ranges == again.learned.ranges
     assert metrics["agreement_with_int8"] >= 0.99
     assert metrics["float_accuracy"] == before
-    assert metrics["ranges"] == len(after.ranges) > 3
+    assert metrics["ranges"] == len(after.learned.ranges) > 3
     assert metrics["evaluation_accuracy"] >= metrics["accuracy_before"] - 0.01
     assert len(metrics["curves"]) == 2
 
@@ -358,11 +373,12 @@ def test_batches_of_one_sample_will_do(network, splits, context):
     assert metrics["evaluation_accuracy"] > 0.9
 
 
-def test_ranges_are_saved_with_the_network(tiny, tmp_path):
+def test_what_was_learned_is_saved_with_the_network(tiny, tmp_path):
     ranges = {"image": Range(-1.5, 2.25), "body": Range(0.0, float(np.float32(0.1)))}
-    Network(tiny.net(), ranges=ranges).save(tmp_path)
+    Network(tiny.net(), learned=Learned(ranges, {"body": np.array([127, 90])})).save(tmp_path)
     loaded = load_network(tiny.net(), tmp_path)
-    assert (loaded.ranges, loaded.masks) == (ranges, {})
+    assert (loaded.learned.ranges, loaded.masks) == (ranges, {})
+    assert {name: steps.tolist() for name, steps in loaded.learned.steps.items()} == {"body": [127, 90]}
 
 
 def test_a_computed_weight_cannot_be_traced(splits, context):

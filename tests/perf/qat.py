@@ -124,7 +124,7 @@ def int8_accuracy(network, data, context) -> float:  # type: ignore[no-untyped-d
             find_target(context.quantize.target),
             seed=context.seed,
             progress=context.progress,
-            learned=network.ranges,
+            learned=network.learned,
         )
         return float((run_model(out, data.evaluation).argmax(axis=1) == data.evaluation.labels).mean())
 

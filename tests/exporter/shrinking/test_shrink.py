@@ -296,8 +296,8 @@ def test_masks_are_cut_with_their_weights(run, shapes):
 
 
 def test_a_cut_keeps_what_it_does_not_name(shapes):
-    network = Network(shapes.build("residual"), ranges={"x": None})
-    assert cut(network, settings_plan(network, shapes)).ranges == {"x": None}
+    network = Network(shapes.build("residual"), learned="kept")
+    assert cut(network, settings_plan(network, shapes)).learned == "kept"
 
 
 def settings_plan(network, shapes):
