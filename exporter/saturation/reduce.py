@@ -81,9 +81,9 @@ def without_saturation(
 
     An output channel is reduced if activations within the ranges that the input channels take on the
     samples could overflow one of its pairs, whether or not they do; and by as much as its worst pair asks
-    for, at most to 64 steps. Few channels need that: their scale is coarser by 1 / `safe_share` and not by
-    the factor of two that ONNX Runtime's `reduce_range` costs. Reduced weights shift the activations behind
-    them by a little, so the search goes on until no channel is left that can saturate.
+    for: its scale is coarser by 1 / `safe_share`, and seldom by the factor of two that ONNX Runtime's
+    `reduce_range` costs. Reduced weights shift the activations behind them by a little, so the search goes
+    on until no channel is left that can saturate.
 
     Args:
         quantize: makes the model, given what the quantizer is to be told of single weights.
@@ -100,12 +100,12 @@ def without_saturation(
         model = quantize(reduction.overrides())
         fresh = False
         for found in observe_saturation(model, feeds(), simulate=False):
-            fresh = True
             weight = found.layer.weight.removesuffix(_QUANTIZED)
             layers.setdefault(weight, found.layer)  # the first has the scales of full weights
             before = reduction.steps.get(weight, np.full(len(found.layer.scales), _LARGEST))
             fewer = _fewer(found, before, least=rounds >= _ROUNDS)
             steps[weight] = np.minimum(fewer, steps.get(weight, before))  # layers may share a weight
+            fresh = fresh or bool((steps[weight] < before).any())
         if not fresh:
             return model, reduction
         rounds += 1
