@@ -127,8 +127,8 @@ def test_what_qat_learns_reaches_the_int8_model(built):
     model = onnx.load(built.entry("quantize") / "model.onnx")
     constants = {i.name: onnx.numpy_helper.to_array(i) for i in model.graph.initializer}
     assert (constants["body.weight_quantized"] == 0).mean() > 0.1
-    ends = built.entry("qat") / "ranges.safetensors"
-    low, high = load_file(ends)["image"].tolist()
+    ends = built.entry("qat") / "learned.safetensors"
+    low, high = load_file(ends)["range:image"].tolist()
     assert constants["image_scale"] == np.float32((high - low) / 255)
     # It trains the int8 model of this recipe, and not of another.
     assert built.build(until="qat", overrides=["quantize.samples=20"]).ran == ("qat",)
