@@ -1,4 +1,4 @@
-"""What training for quantization learned, beside the weights, and the quantizer takes as it is."""
+"""What weights were fitted to, by training or by repairs, and the quantizer then takes as it is."""
 
 from __future__ import annotations
 

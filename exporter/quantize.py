@@ -26,7 +26,6 @@ from exporter.saturation import (
     NO_OVERRIDES,
     NO_REDUCTION,
     Overrides,
-    Reduction,
     known_reduction,
     without_saturation,
 )
@@ -66,7 +65,7 @@ def quantize(
         seed: of the draw.
         progress: told of every batch.
         store: of ranges found before, or None to collect them anew.
-        learned: what was learned with the weights is taken as it is.
+        learned: what the weights were fitted to is taken as it is.
 
     Raises:
         DataError: too few samples.
@@ -101,7 +100,6 @@ def quantize_model(
     store: RangeStore | None = None,
     reference: onnx.ModelProto | None = None,
     learned: Learned = NOTHING_LEARNED,
-    reduction: Reduction = NO_REDUCTION,
 ) -> dict[str, Any]:
     """Write the int8 twin of a float model, in QDQ form.
 
@@ -116,8 +114,7 @@ def quantize_model(
         fixed_batch: the batch size that the model insists on, or None.
         store: of ranges found before, or None to collect them anew.
         reference: the model that is calibrated, where `model` has weights that are bent for int8.
-        learned: what was learned with the weights is taken as it is.
-        reduction: of channels that saturate, where the weights of `model` have been rounded to it.
+        learned: what the weights were fitted to is taken as it is.
 
     Raises:
         DataError: the samples cannot be read, hold NaN, or do not fill the fixed batches.
@@ -150,11 +147,10 @@ def quantize_model(
         return make_twin(plan, {**ranges, **learned.ranges}, overrides)
 
     if target.saturates:
-        if learned.steps:
-            reduction = known_reduction(run(NO_OVERRIDES), learned.steps)
-        quantized, reduction = without_saturation(run, lambda: samples.batches(batch_size), reduction)
+        start = known_reduction(run(NO_OVERRIDES), learned.steps) if learned.steps else NO_REDUCTION
+        quantized, reduction = without_saturation(run, lambda: samples.batches(batch_size), start)
     else:
-        quantized = run(NO_OVERRIDES)
+        quantized, reduction = run(NO_OVERRIDES), NO_REDUCTION
     tables = quantize_tables(quantized)
     stem_on_blocks = target.stem_on_blocks and fold_stem(quantized)
     carry_metadata(model, quantized, {"edgeproof.target": target.name})

@@ -201,7 +201,7 @@ def quantize_repaired(
         progress=progress,
         fixed_batch=fixed_batch,
         reference=reference,
-        reduction=twins.reduction,
+        learned=Learned(steps=twins.reduction.steps),
     )
     extra: dict[str, Any] = {"held_out_samples": len(next(iter(judge.inputs.values()))), "repairs": reports}
     return {**metrics, **extra, **({"fallback": left} if left else {})}

@@ -163,11 +163,6 @@ class Student(nn.Module):
                 constants[limits] = _limits(source.value(self.network), axis, scale)
             self._weights[node.outputs[0]] = _Weight(source, kind, axis, limits)
         self._constants = {name: f"_constant_{index}" for index, name in enumerate(constants)}
-        self._limited = {
-            weight.limits.removesuffix(_LIMITS): self._constants[weight.limits]
-            for weight in self._weights.values()
-            if weight.kind == "weight"
-        }
         for name, buffer in self._constants.items():
             self.register_buffer(buffer, constants[name], persistent=False)
 
@@ -228,7 +223,11 @@ class Student(nn.Module):
     def learned(self) -> Learned:
         """What the quantizer needs beside the weights, to make of them what ran here."""
         steps = {
-            name: self.get_buffer(buffer).numpy().astype(np.int64) for name, buffer in self._limited.items()
+            weight.limits.removesuffix(_LIMITS): self.get_buffer(self._constants[weight.limits])
+            .numpy()
+            .astype(np.int64)
+            for weight in self._weights.values()
+            if weight.kind == "weight"
         }
         return Learned(self._ranges(), {name: s for name, s in steps.items() if s.min() < WEIGHT_LIMIT})
 

@@ -84,9 +84,9 @@ class Yardstick:
         before, after, *floats = self._meter.measure(
             [self._whole, self._meter.export(module), *self._floats]
         )
-        in_float = floats[0].latency_ms if floats else None
+        float_ms = floats[0].latency_ms if floats else None
         return (
-            Seen(before.latency_ms, before.size_bytes, **self._counts, float_latency_ms=in_float),
+            Seen(before.latency_ms, before.size_bytes, **self._counts, float_latency_ms=float_ms),
             Seen(after.latency_ms, after.size_bytes, **self._count(module)),
         )
 
