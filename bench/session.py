@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,7 @@ _NUMPY_TYPES = {
     "tensor(uint64)": "uint64",
     "tensor(bool)": "bool",
 }
-ERRORS_ONLY = 3  # ONNX Runtime's severity scale
+ERRORS_ONLY, _FATAL_ONLY = 3, 4  # ONNX Runtime's severity scale
 
 
 @dataclass(frozen=True)
@@ -73,30 +74,51 @@ def open_session(path: Path, options: RuntimeOptions = RuntimeOptions()) -> onnx
 
     if not path.is_file():
         raise ModelError(path, "there is no such file", "check the path")
-    settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads = options.threads
-    settings.inter_op_num_threads = 1
-    settings.enable_cpu_mem_arena = options.arena
-    settings.log_severity_level = ERRORS_ONLY
-    if options.exact_sums:
-        make_sums_exact(settings)
+
+    def settings() -> onnxruntime.SessionOptions:
+        made = onnxruntime.SessionOptions()
+        made.intra_op_num_threads = options.threads
+        made.inter_op_num_threads = 1
+        made.enable_cpu_mem_arena = options.arena
+        made.log_severity_level = ERRORS_ONLY
+        return made
+
+    def open_with(chosen: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+        return onnxruntime.InferenceSession(str(path), chosen, providers=["CPUExecutionProvider"])
+
     try:
-        return onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+        return exact_session(open_with, settings) if options.exact_sums else open_with(settings())
     except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
         raise model_error(path, error) from error
 
 
-def make_sums_exact(settings: onnxruntime.SessionOptions) -> None:
-    """Set options so that no sum of int8 products saturates.
+def exact_session(
+    open_with: Callable[[onnxruntime.SessionOptions], onnxruntime.InferenceSession],
+    settings: Callable[[], onnxruntime.SessionOptions],
+) -> onnxruntime.InferenceSession:
+    """A session in which no sum of int8 products saturates, and results are to the bit those of VNNI.
 
-    x86 without VNNI adds products in 16 bits, which can overflow; there, nodes between DequantizeLinear and
-    QuantizeLinear run in float as they are written. ONNX Runtime's own remedy, unsigned weights by
-    `session.x64quantprecision`, does not load models whose nodes share their weights (1.32).
+    x86 without VNNI adds products in 16 bits, which can overflow, but it has kernels for unsigned weights
+    that add in 32. ONNX Runtime does not load with those what shares weights between nodes (1.32). Such a
+    model runs in float between its roundings: with the same sums, which then fall to the other side of a
+    half now and then.
+
+    Args:
+        open_with: opens the model.
+        settings: makes the session's options, to which what is needed is added.
     """
     from bench.host import fingerprint, host_target  # not needed where time and memory are measured
 
-    if host_target(fingerprint()) == "x86-avx2":
-        settings.add_session_config_entry("session.disable_quant_qdq", "1")
+    chosen = settings()
+    if host_target(fingerprint()) != "x86-avx2":
+        return open_with(chosen)
+    chosen.log_severity_level = _FATAL_ONLY
+    chosen.add_session_config_entry("session.x64quantprecision", "1")
+    with suppress(Exception):  # what is the model's own fault, the next try says as well
+        return open_with(chosen)
+    chosen = settings()
+    chosen.add_session_config_entry("session.disable_quant_qdq", "1")
+    return open_with(chosen)
 
 
 def model_error(path: Path, error: Exception) -> ModelError:

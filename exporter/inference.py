@@ -16,7 +16,7 @@ import onnx
 import onnxruntime
 
 from bench.arrays import Array
-from bench.session import ERRORS_ONLY, RuntimeOptions, make_sums_exact, open_session
+from bench.session import ERRORS_ONLY, RuntimeOptions, exact_session, open_session
 from exporter.data import Split
 from exporter.onnx_files import is_large, save_large
 
@@ -38,15 +38,19 @@ def run_scores(path: Path, split: Split) -> Array:
         return run_model(path, split)
     model = onnx.load(path)
     model.graph.output.append(onnx.ValueInfoProto(name=name))
-    return _run(open_model(model, exact_options()), [name], split)
+    return _run(open_exact(model), [name], split)
 
 
-def exact_options() -> onnxruntime.SessionOptions:
-    """Options of a session in which no sum of int8 products saturates."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = ERRORS_ONLY
-    make_sums_exact(options)
-    return options
+def open_exact(model: onnx.ModelProto, threads: int = 0) -> onnxruntime.InferenceSession:
+    """A session in which no sum of int8 products saturates; 0 threads are as many as there are cores."""
+
+    def options() -> onnxruntime.SessionOptions:
+        made = onnxruntime.SessionOptions()
+        made.log_severity_level = ERRORS_ONLY
+        made.intra_op_num_threads = threads
+        return made
+
+    return exact_session(lambda chosen: open_model(model, chosen), options)
 
 
 def session_with_outputs(

@@ -14,7 +14,7 @@ import onnxruntime
 from bench.arrays import Array
 from bench.parity import EXACT_SQNR_DB, parity
 from bench.session import ERRORS_ONLY
-from exporter.inference import exact_options, open_model
+from exporter.inference import open_exact, open_model
 from exporter.processing import score_tensor
 
 
@@ -79,7 +79,7 @@ def outputs_of(model: onnx.ModelProto, inputs: Mapping[str, Array], batch_size: 
         copy.CopyFrom(model)
         copy.graph.output.append(onnx.ValueInfoProto(name=name))
         model = copy
-    session = fast_session(model, os.cpu_count() or 1, exact=True)
+    session = open_exact(model, os.cpu_count() or 1)
     count = len(next(iter(inputs.values())))
     return np.concatenate(
         [
@@ -91,9 +91,9 @@ def outputs_of(model: onnx.ModelProto, inputs: Mapping[str, Array], batch_size: 
     )
 
 
-def fast_session(model: onnx.ModelProto, threads: int, *, exact: bool = False) -> Any:
-    """A session with all optimizations, as a device would open it; `exact`: where no sum saturates."""
-    options = exact_options() if exact else onnxruntime.SessionOptions()
+def fast_session(model: onnx.ModelProto, threads: int) -> Any:
+    """A session with all optimizations, as a device would open it."""
+    options = onnxruntime.SessionOptions()
     options.log_severity_level = ERRORS_ONLY
     options.intra_op_num_threads = threads
     return open_model(model, options)

@@ -12,7 +12,7 @@ from exporter.audit import audit
 from exporter.data import ArraySamples
 from exporter.errors import ExportError
 from exporter.hard_swish import candidates, hide_factor, split
-from exporter.inference import exact_options, open_model
+from exporter.inference import open_exact
 from exporter.quantize import quantize_model
 from exporter.targets import TARGETS
 
@@ -43,7 +43,7 @@ def quantized(model, path, target="x86-vnni", exclude=()):
         exclude=exclude,
         progress=SILENT,
     )
-    sessions = [open_model(m, exact_options()) for m in (model, onnx.load(path))]
+    sessions = [open_exact(m) for m in (model, onnx.load(path))]
     before, after = (session.run(None, {"x": x})[0] for session in sessions)
     return sqnr_db(before, after)
 

@@ -33,7 +33,7 @@ def test_a_missing_model_is_named(splits, tmp_path):
         run_model(tmp_path / "absent.onnx", splits.evaluation)
 
 
-def test_no_sum_saturates(tmp_path):
+def test_no_sum_saturates(tmp_path, capfd):
     """255 * 127 * 64 is far above what 16 bits hold; two layers share their weights."""
     proto = onnx.parser.parse_model("""
         <ir_version: 9, opset_import: ["" : 21]> g (float[N, 64] x) => (float[N, 64] y)
@@ -59,6 +59,7 @@ def test_no_sum_saturates(tmp_path):
     rounded = 8192 * min(255, round(exact / 8192))
     split = Split({"x": x}, np.zeros(4, np.int64))
     np.testing.assert_array_equal(run_model(path, split), np.full((4, 64), exact - rounded, np.float32))
+    assert not "".join(capfd.readouterr())
 
 
 def test_optimized_sessions_keep_the_outputs_asked_for(onnx_models, splits):

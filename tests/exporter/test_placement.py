@@ -11,7 +11,7 @@ from bench.progress import SILENT
 from exporter.audit import audit
 from exporter.data import ArraySamples
 from exporter.errors import ExportError
-from exporter.inference import exact_options, open_model
+from exporter.inference import open_exact
 from exporter.placement import Placement, place, read_unrounded
 from exporter.quantize import quantize_model
 from exporter.targets import TARGETS
@@ -172,7 +172,7 @@ def test_a_pair_that_nobody_reads_any_more_goes():
 def test_the_encoder_keeps_its_answers(tmp_path):
     model = encoder()
     found, x = quantized(model, tmp_path)
-    before, after = (open_model(m, exact_options()).run(None, {"x": x})[0] for m in (model, found))
+    before, after = (open_exact(m).run(None, {"x": x})[0] for m in (model, found))
     cosine = (before * after).sum() / np.linalg.norm(before) / np.linalg.norm(after)
     assert cosine > 0.9995
 
@@ -215,7 +215,7 @@ def test_what_is_left_in_float_runs_in_float(tmp_path, body, constants, excluded
     result = audit(tmp_path / "int8.onnx")
     assert len(result.float_ops) == 1
     assert result.quantized_at_load == ()
-    before, after = (open_model(m, exact_options()).run(None, {"x": x})[0] for m in (model, found))
+    before, after = (open_exact(m).run(None, {"x": x})[0] for m in (model, found))
     assert sqnr_db(before, after) > 25
 
 
