@@ -86,6 +86,18 @@ class Int8Layer:
     zero_point: int
     geometry: Geometry | None
 
+    def largest(self) -> Array:
+        """Magnitude of each output channel's largest weight, int [N]; of all, where they share a scale.
+
+        It is 127, and less where the quantizer took a coarser scale lest the bias overflow 32 bits.
+        """
+        magnitudes = [
+            np.abs(filters.astype(np.int64) - self.zero_points[self.columns(group)]).max(axis=0, initial=0)
+            for group, filters in enumerate(self.filters)
+        ]
+        largest = np.concatenate(magnitudes)
+        return largest if self.axis is not None else np.full_like(largest, largest.max(initial=0))
+
     def bounds(self, value: Array) -> tuple[Array, Array]:
         """Smallest and largest byte of each input channel [C] (or feature [K]); padding counts."""
         channels = 1 if self.geometry is not None else value.ndim - 1

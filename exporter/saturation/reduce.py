@@ -31,11 +31,12 @@ _ROUNDS = 8
 
 @dataclass(frozen=True)
 class Reduction:
-    """The channels that must not become 127 steps tall.
+    """The channels that must not become as many steps tall as they would.
 
     Attributes:
         layers: those with such channels, by the name of the weight, in graph order; with full weights.
-        steps: of these weights, what the largest weight of each output channel becomes: 64 ... 127, [N].
+        steps: of these weights, what the largest weight of each output channel becomes, [N]: 64 ... 127 in
+            those channels, and what it is in the others.
     """
 
     layers: Mapping[str, Int8Layer] = field(default_factory=dict)
@@ -47,7 +48,10 @@ class Reduction:
 
     def channels(self) -> dict[str, int]:
         """How many channels of which layers are reduced."""
-        return {layer.name: int((self.steps[name] < _LARGEST).sum()) for name, layer in self.layers.items()}
+        return {
+            layer.name: int((self.steps[name] < layer.largest()).sum())
+            for name, layer in self.layers.items()
+        }
 
 
 NO_REDUCTION = Reduction()
@@ -102,7 +106,7 @@ def without_saturation(
         for found in observe_saturation(model, feeds(), simulate=False):
             weight = found.layer.weight.removesuffix(_QUANTIZED)
             layers.setdefault(weight, found.layer)  # the first has the scales of full weights
-            before = reduction.steps.get(weight, np.full(len(found.layer.scales), _LARGEST))
+            before = reduction.steps.get(weight, found.layer.largest())
             fewer = _fewer(found, before, least=rounds >= _ROUNDS)
             steps[weight] = np.minimum(fewer, steps.get(weight, before))  # layers may share a weight
             fresh = fresh or bool((steps[weight] < before).any())
@@ -124,7 +128,9 @@ def _overrides(layer: Int8Layer, steps: Array) -> list[dict[str, Any]]:
     """A range for each channel, of which its largest weight takes that many steps."""
     if layer.activation is None:
         return [{"reduce_range": True} | ({} if layer.axis is None else {"axis": layer.axis})]
-    ranges = _LARGEST * layer.scales * (_LARGEST / steps)
+    largest = layer.largest()
+    times = np.divide(largest, steps, out=np.ones(len(steps)), where=steps > 0)
+    ranges = _LARGEST * layer.scales * times
     if layer.axis is None:
         return [{"rmin": -float(ranges[0]), "rmax": float(ranges[0])}]
     return [{"axis": layer.axis, "rmin": -float(most), "rmax": float(most)} for most in ranges]
