@@ -1,11 +1,13 @@
 """The int8 graph of a network, run in PyTorch on the network's own parameters, with gradients.
 
 What ONNX Runtime's quantizer made of the network is taken as it is: which tensors are rounded, who reads
-them rounded, which layers have int8 weights. So what is learned here is what will run.
+them rounded, which layers have int8 weights. Layers sum up integers, which are rounded as ONNX Runtime's
+kernels do it. So what is learned here is what will run, hardly a bit apart.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,12 +18,21 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
+from bench.arrays import Array
 from exporter.attributes import attributes_of
 from exporter.calibration import Range
 from exporter.errors import StageError
 from exporter.learned import Learned
 from exporter.qat.operators import OPERATORS, is_known
-from exporter.qat.rounding import WEIGHT_LIMIT, Limits, channel_maxima, fake_quantize, round_weight
+from exporter.qat.rounding import (
+    WEIGHT_LIMIT,
+    Limits,
+    Rounded,
+    channel_maxima,
+    round_activation,
+    round_bias,
+    round_weight,
+)
 from exporter.qat.sources import WeightSource
 from exporter.targets import Target
 
@@ -50,15 +61,17 @@ class _Weight:
 
     Attributes:
         source: where its float value comes from.
-        kind: `weight` of a layer, its 32-bit `bias`, or `operand` of an elementwise operator, which is
-            rounded as activations are.
+        kind: `weight` of a layer, its 32-bit `bias`, which the layer rounds, or `operand` of an elementwise
+            operator, which is rounded as activations are.
         axis: of the channels that have a scale each, or None.
+        scale: name of its scale.
         limits: of a `weight`: name of the constant that `round_weight` takes.
     """
 
     source: WeightSource
     kind: Literal["weight", "bias", "operand"]
     axis: int | None
+    scale: str
     limits: str
 
 
@@ -66,8 +79,7 @@ class Student(nn.Module):
     """Inputs [N, ...] -> what the int8 model gives for them, in float.
 
     The graph is that of evaluation: dropout is off, and norms keep their statistics, so that batches of one
-    sample do as well. Biases are not rounded: a step of 32 bits is thousands of times finer than one of the
-    layer's output.
+    sample do as well.
 
     Attributes:
         network: the module whose parameters are rounded and learned.
@@ -161,7 +173,7 @@ class Student(nn.Module):
             elif node.outputs[0] in layers:
                 kind = "weight"
                 constants[limits] = _limits(source.value(self.network), axis, scale)
-            self._weights[node.outputs[0]] = _Weight(source, kind, axis, limits)
+            self._weights[node.outputs[0]] = _Weight(source, kind, axis, node.inputs[1], limits)
         self._constants = {name: f"_constant_{index}" for index, name in enumerate(constants)}
         for name, buffer in self._constants.items():
             self.register_buffer(buffer, constants[name], persistent=False)
@@ -174,36 +186,39 @@ class Student(nn.Module):
             return self._run(_inputs)
 
     def _run(self, inputs: Sequence[Tensor]) -> Tensor:
-        values = dict(zip(self._inputs, inputs, strict=True))
+        values: dict[str, Any] = dict(zip(self._inputs, inputs, strict=True))
         low, high = self._ends()
         for node in self._nodes:
+            made: Any
             if node.operator == _QUANTIZE:
                 index, factor = self._rounds[node.outputs[0]]
-                x = values[node.inputs[0]]
-                x = x if factor == 1 else x / factor
-                made: Any = fake_quantize(x, low[index], high[index], self._limits)
+                made = round_activation(
+                    values[node.inputs[0]], low[index], high[index], self._limits, factor
+                )
             elif node.operator == _DEQUANTIZE:
                 made = self._dequantized(node, values)
             else:
-                made = OPERATORS[node.operator](
-                    node.attributes, *(self._value(name, values) if name else None for name in node.inputs)
-                )
-            values |= zip(node.outputs, (made,) if isinstance(made, Tensor) else made, strict=False)
+                made = _apply(node, [self._value(name, values) if name else None for name in node.inputs])
+            made = (made,) if isinstance(made, Tensor | Rounded) else made
+            values |= zip(node.outputs, made, strict=False)
             for name in node.over:
                 values.pop(name, None)
-        return values[self._output]
+        return _real(values[self._output])
 
-    def _value(self, name: str, values: Mapping[str, Tensor]) -> Tensor:
-        """A value in float: an activation, a parameter that is not rounded, or a constant."""
+    def _value(self, name: str, values: Mapping[str, Any]) -> Tensor | Rounded:
+        """An activation, a parameter that is not rounded, or a constant."""
         if name in values:
-            return values[name]
+            found: Tensor | Rounded = values[name]
+            return found
         if name in self._sources:
             return self._sources[name].value(self.network)
         return self.get_buffer(self._constants[name])
 
-    def _dequantized(self, node: _Node, values: Mapping[str, Tensor]) -> Tensor:
-        if node.inputs[0] in values:  # rounded already, in float
-            return values[node.inputs[0]]
+    def _dequantized(self, node: _Node, values: Mapping[str, Any]) -> Tensor | Rounded:
+        """What a DequantizeLinear gives, which stays in integers until somebody reads it as real."""
+        if node.inputs[0] in values:
+            activation: Rounded = values[node.inputs[0]]
+            return activation
         weight = self._weights.get(node.outputs[0])
         if weight is None:
             return self.get_buffer(self._constants[node.outputs[0]])
@@ -211,7 +226,7 @@ class Student(nn.Module):
         if weight.kind == "weight":
             return round_weight(value, weight.axis, self.get_buffer(self._constants[weight.limits]))
         if weight.kind == "operand":
-            return fake_quantize(value, value.detach().amin(), value.detach().amax(), self._limits)
+            return round_activation(value, value.detach().amin(), value.detach().amax(), self._limits)
         return value
 
     def train(self, mode: bool = True) -> Student:
@@ -220,15 +235,27 @@ class Student(nn.Module):
         self.network.eval()
         return self
 
+    def follow(self, quantized: onnx.ModelProto) -> None:
+        """Give weights the scales that they have in a later int8 model of the network.
+
+        Training may have made channels able to saturate that were not before, which have fewer steps there.
+        """
+        scales = {
+            i.name: torch.from_numpy(numpy_helper.to_array(i).copy()) for i in quantized.graph.initializer
+        }
+        for weight in self._weights.values():
+            if weight.kind == "weight":
+                limits = _limits(weight.source.value(self.network), weight.axis, scales[weight.scale])
+                self.get_buffer(self._constants[weight.limits]).copy_(limits)
+
     def learned(self) -> Learned:
         """What the quantizer needs beside the weights, to make of them what ran here."""
-        steps = {
-            weight.limits.removesuffix(_LIMITS): self.get_buffer(self._constants[weight.limits])
-            .numpy()
-            .astype(np.int64)
-            for weight in self._weights.values()
-            if weight.kind == "weight"
-        }
+        steps: dict[str, Array] = {}
+        for weight in self._weights.values():
+            if weight.kind == "weight":
+                limits = self.get_buffer(self._constants[weight.limits])
+                name = weight.limits.removesuffix(_LIMITS)
+                steps[name] = limits.round().clamp(max=WEIGHT_LIMIT).numpy().astype(np.int64)
         return Learned(self._ranges(), {name: s for name, s in steps.items() if s.min() < WEIGHT_LIMIT})
 
     def _ranges(self) -> dict[str, Range]:
@@ -249,10 +276,36 @@ class Student(nn.Module):
         return (low.detach(), high.detach()) if over else (low, high)
 
 
+def _apply(node: _Node, inputs: Sequence[Tensor | Rounded | None]) -> Tensor | Rounded | tuple[Tensor, ...]:
+    """Run an operator; in integers what ONNX Runtime's kernels sum up in integers."""
+    x, weight = (*inputs, None)[:2]
+    if (
+        node.operator in _WEIGHTED
+        and isinstance(x, Rounded)
+        and isinstance(weight, Rounded)
+        and x.axis is None
+    ):
+        scale = x.scale * weight.scale
+        bias = [round_bias(_real(b), scale) for b in inputs[2:] if b is not None]
+        sums: Any = OPERATORS[node.operator](node.attributes, x.steps, weight.steps, *bias)
+        return Rounded(sums, scale, None if weight.axis is None else 1 if node.operator == "Conv" else -1)
+    if node.operator == "GlobalAveragePool" and isinstance(x, Rounded):
+        places = math.prod(x.steps.shape[2:])
+        return Rounded(x.steps.sum(tuple(range(2, x.steps.ndim)), keepdim=True), x.scale / places, x.axis)
+    return OPERATORS[node.operator](node.attributes, *(None if v is None else _real(v) for v in inputs))
+
+
+def _real(value: Tensor | Rounded) -> Tensor:
+    return value.real() if isinstance(value, Rounded) else value
+
+
 def _limits(weight: Tensor, axis: int | None, scale: Tensor) -> Tensor:
-    """What the quantizer made the largest weight of each channel: 127, and less in some."""
+    """What the quantizer made the largest weight of each channel: nearly 127, and less in some.
+
+    Not rounded, so that `round_weight` comes back to that very scale as long as the weights stay.
+    """
     limits = channel_maxima(weight, axis).double() / scale.double()
-    return torch.where(limits > 0, (2 * limits).round().clamp(min=1.0) / 2, 127.0)
+    return torch.where(limits > 0, limits, float(WEIGHT_LIMIT))
 
 
 def _read_nodes(graph: onnx.GraphProto, place: str) -> list[_Node]:

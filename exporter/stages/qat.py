@@ -52,16 +52,18 @@ def qat(network: Network, config: QatConfig, data: Splits, context: Context) -> 
         before = accuracy(student, data.evaluation)
         teacher = graph.teacher(network.module, data, context)
         fitted, improved = _train(network.masks, student, config, data, context, teacher=teacher)
+        int8 = graph.int8(network.module, data, context, student.learned())
+        student.follow(onnx.load(int8))
         trained = replace(network, learned=student.learned())
         outputs = predict(student, data.evaluation)
-        int8 = run_model(graph.int8(network.module, data, context, trained.learned), data.evaluation)
+        agreement = parity(outputs, run_model(int8, data.evaluation)).agreement
     return trained, {
         "target": graph.target.name,
         "float_accuracy": float_accuracy,
         "accuracy_before": before,
         "evaluation_accuracy": float((outputs.argmax(axis=1) == data.evaluation.labels).mean()),
         "improved": improved,
-        "agreement_with_int8": parity(outputs, int8).agreement,
+        "agreement_with_int8": agreement,
         "ranges": len(trained.learned.ranges),
         "sparsity": trained.sparsity(),
         **fitted.as_json(),

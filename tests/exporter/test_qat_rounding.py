@@ -10,10 +10,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from onnx import helper
+from onnx import helper, numpy_helper
 from onnxruntime.quantization.quant_utils import compute_scale_zp
 
-from exporter.qat.rounding import activation_qparams, fake_quantize, round_weight
+from exporter.qat.rounding import Rounded, activation_qparams, round_activation, round_bias, round_weight
 
 UNSIGNED, SIGNED = (0, 255), (-128, 127)
 numbers = st.floats(-1e4, 1e4, width=32) | st.just(0.0) | st.floats(-(2.0**-126), 2.0**-126, width=32)
@@ -52,7 +52,68 @@ def test_values_are_those_of_onnx_runtime(limits):
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     (wanted,) = session.run(None, {"x": values, **qparams})
-    assert np.array_equal(fake_quantize(torch.from_numpy(values), low, high, limits).numpy(), wanted)
+    assert np.array_equal(
+        round_activation(torch.from_numpy(values), low, high, limits).real().numpy(), wanted
+    )
+
+
+def test_sums_are_rounded_as_onnx_runtimes_kernels_do():
+    generator = np.random.default_rng(0)
+    x = generator.integers(0, 256, (500, 24)).astype(np.uint8)
+    weights = generator.integers(-60, 61, (24, 40)).astype(np.int8)  # so small that nothing saturates
+    x_scale, w_scale = np.float32(0.0123), generator.uniform(0.001, 0.002, 40).astype(np.float32)
+    low, high = torch.tensor(-1.7), torch.tensor(2.9)
+    scale, zero_point = (v.numpy() for v in activation_qparams(low, high, UNSIGNED))
+    constants = {
+        "xs": x_scale,
+        "xz": np.uint8(3),
+        "w": weights,
+        "ws": w_scale,
+        "wz": np.zeros(40, np.int8),
+        "ys": scale,
+        "yz": zero_point.astype(np.uint8),
+    }
+    graph = helper.make_graph(
+        [helper.make_node("QLinearMatMul", ["x", *constants], ["y"])],
+        "sums",
+        [helper.make_tensor_value_info("x", 2, x.shape)],
+        [helper.make_tensor_value_info("y", 2, [500, 40])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (wanted,) = session.run(None, {"x": x})
+    sums = torch.from_numpy((x.astype(np.float32) - 3) @ weights.astype(np.float32))
+    rounded = round_activation(
+        Rounded(sums, torch.from_numpy(x_scale * w_scale), axis=1), low, high, UNSIGNED
+    )
+    assert np.array_equal(rounded.steps.numpy() + zero_point, wanted)
+
+
+def test_integers_learn_as_real_numbers_do():
+    low, high = (torch.tensor(end, requires_grad=True) for end in (-1.5, 2.5))
+    generator = torch.Generator().manual_seed(0)
+    sums = torch.randint(-900, 900, (4, 3, 50), generator=generator).float().requires_grad_()
+    scale = torch.tensor([0.001, 0.002, 0.004])
+    weights = torch.rand(sums.shape, generator=generator)
+    found = []
+    for values in (Rounded(sums, scale, axis=1), Rounded(sums, scale, axis=1).real()):
+        (round_activation(values, low, high, UNSIGNED, factor=1.25).real() * weights).sum().backward()
+        found.append([tensor.grad for tensor in (sums, low, high)])
+        for tensor in (sums, low, high):
+            tensor.grad = None
+    for one, other in zip(*found, strict=True):
+        assert one.abs().max() > 0
+        torch.testing.assert_close(one, other)
+
+
+def test_a_bias_counts_in_the_steps_of_the_sums():
+    bias = torch.tensor([1.0, -0.3, 0.0]).requires_grad_()
+    scale = torch.tensor([1e-3, 0.2, 0.5])
+    steps = round_bias(bias, scale)
+    assert torch.equal(steps.detach(), torch.tensor([1000.0, -2.0, 0.0]))
+    steps.sum().backward()
+    torch.testing.assert_close(bias.grad, 1 / scale)
 
 
 def test_gradients_are_those_of_lsq():
@@ -60,7 +121,7 @@ def test_gradients_are_those_of_lsq():
     low, high = (torch.tensor(end, requires_grad=True) for end in (-64.0, 191.0))
     values = torch.linspace(-100, 300, 320).reshape(2, 160).requires_grad_()
     weights = torch.rand(values.shape, generator=torch.Generator().manual_seed(0))
-    (fake_quantize(values, low, high, UNSIGNED) * weights).sum().backward()
+    (round_activation(values, low, high, UNSIGNED).real() * weights).sum().backward()
     found = [tensor.grad.clone() for tensor in (values, low, high)]
     for tensor in (values, low, high):
         tensor.grad = None
@@ -82,7 +143,7 @@ def test_weights_take_the_steps_of_their_channel(axis):
     weight = torch.randn((4, 3, 2), generator=torch.Generator().manual_seed(0)).requires_grad_()
     weight.data[2, 0, 1] = 0.0
     limits = torch.tensor(127.0) if axis is None else torch.tensor([127.0, 63.5, 127.0, 127.0])[: 4 - axis]
-    rounded = round_weight(weight, axis, limits.double())
+    rounded = round_weight(weight, axis, limits.double()).real()
     rounded.square().sum().backward()
     torch.testing.assert_close(weight.grad, 2 * rounded.detach())  # as if nothing were rounded
     largest = weight.abs().amax(dim=[d for d in range(3) if d != axis] if axis is not None else None)
@@ -96,4 +157,4 @@ def test_weights_take_the_steps_of_their_channel(axis):
 
 def test_a_channel_of_zeros_stays_zero():
     rounded = round_weight(torch.zeros(2, 3), 0, torch.tensor([127.0, 127.0]).double())
-    assert torch.equal(rounded, torch.zeros(2, 3))
+    assert torch.equal(rounded.real(), torch.zeros(2, 3))
