@@ -43,14 +43,15 @@ def run_scores(path: Path, split: Split) -> Array:
 
 def open_exact(model: onnx.ModelProto, threads: int = 0) -> onnxruntime.InferenceSession:
     """A session in which no sum of int8 products saturates; 0 threads are as many as there are cores."""
+    return exact_session(lambda chosen: open_model(model, chosen), lambda: session_options(threads))
 
-    def options() -> onnxruntime.SessionOptions:
-        made = onnxruntime.SessionOptions()
-        made.log_severity_level = ERRORS_ONLY
-        made.intra_op_num_threads = threads
-        return made
 
-    return exact_session(lambda chosen: open_model(model, chosen), options)
+def session_options(threads: int) -> onnxruntime.SessionOptions:
+    """Options of a quiet session with all optimizations."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = ERRORS_ONLY
+    options.intra_op_num_threads = threads
+    return options
 
 
 def session_with_outputs(
@@ -69,9 +70,7 @@ def session_with_outputs(
     for name in tensors:
         if name not in inputs | outputs:
             augmented.graph.output.append(onnx.ValueInfoProto(name=name))
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = ERRORS_ONLY
-    options.intra_op_num_threads = os.cpu_count() or 1
+    options = session_options(os.cpu_count() or 1)
     # Threads that wait for work by turning round would take the core from what looks at the outputs.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # A plan of all memory beforehand is made for each shape, beside what the outputs take (40 MB more).

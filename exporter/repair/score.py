@@ -9,12 +9,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 
 from bench.arrays import Array
 from bench.parity import EXACT_SQNR_DB, parity
-from bench.session import ERRORS_ONLY
-from exporter.inference import open_exact, open_model
+from exporter.inference import open_exact, open_model, session_options
 from exporter.processing import score_tensor
 
 
@@ -93,7 +91,4 @@ def outputs_of(model: onnx.ModelProto, inputs: Mapping[str, Array], batch_size: 
 
 def fast_session(model: onnx.ModelProto, threads: int) -> Any:
     """A session with all optimizations, as a device would open it."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = ERRORS_ONLY
-    options.intra_op_num_threads = threads
-    return open_model(model, options)
+    return open_model(model, session_options(threads))

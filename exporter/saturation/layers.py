@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import onnx
@@ -86,13 +87,14 @@ class Int8Layer:
     zero_point: int
     geometry: Geometry | None
 
+    @cached_property
     def largest(self) -> Array:
         """Magnitude of each output channel's largest weight, int [N]; of all, where they share a scale.
 
         It is 127, and less where the quantizer took a coarser scale lest the bias overflow 32 bits.
         """
         magnitudes = [
-            np.abs(filters.astype(np.int64) - self.zero_points[self.columns(group)]).max(axis=0, initial=0)
+            np.abs(filters.astype(np.int32) - self.zero_points[self.columns(group)]).max(axis=0, initial=0)
             for group, filters in enumerate(self.filters)
         ]
         largest = np.concatenate(magnitudes)

@@ -49,8 +49,7 @@ class Reduction:
     def channels(self) -> dict[str, int]:
         """How many channels of which layers are reduced."""
         return {
-            layer.name: int((self.steps[name] < layer.largest()).sum())
-            for name, layer in self.layers.items()
+            layer.name: int((self.steps[name] < layer.largest).sum()) for name, layer in self.layers.items()
         }
 
 
@@ -106,7 +105,7 @@ def without_saturation(
         for found in observe_saturation(model, feeds(), simulate=False):
             weight = found.layer.weight.removesuffix(_QUANTIZED)
             layers.setdefault(weight, found.layer)  # the first has the scales of full weights
-            before = reduction.steps.get(weight, found.layer.largest())
+            before = reduction.steps.get(weight, found.layer.largest)
             fewer = _fewer(found, before, least=rounds >= _ROUNDS)
             steps[weight] = np.minimum(fewer, steps.get(weight, before))  # layers may share a weight
             fresh = fresh or bool((steps[weight] < before).any())
@@ -128,8 +127,7 @@ def _overrides(layer: Int8Layer, steps: Array) -> list[dict[str, Any]]:
     """A range for each channel, of which its largest weight takes that many steps."""
     if layer.activation is None:
         return [{"reduce_range": True} | ({} if layer.axis is None else {"axis": layer.axis})]
-    largest = layer.largest()
-    times = np.divide(largest, steps, out=np.ones(len(steps)), where=steps > 0)
+    times = np.divide(layer.largest, steps, out=np.ones(len(steps)), where=steps > 0)
     ranges = _LARGEST * layer.scales * times
     if layer.axis is None:
         return [{"rmin": -float(ranges[0]), "rmax": float(ranges[0])}]
