@@ -45,7 +45,8 @@ PICTURES = {
 CALIBRATION_SHARE = 1 / 3  # of the pictures of each package
 CALIBRATION_CROPS, EVALUATION_CROPS = 12, 20
 MIN_AREA = 0.35  # of a crop, as a share of the largest centred square's
-MAX_PIXELS = 4_000_000
+MAX_PIXELS = 64_000_000
+SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
 MEAN, SCALE = 127.0, 128.0  # what EfficientNet-Lite was trained with
 
 
@@ -87,6 +88,18 @@ def load(size: int = 224, split: int = 0) -> tuple[Images, Images]:
     return _images(calibration, CALIBRATION_CROPS, size), _images(evaluation, EVALUATION_CROPS, size)
 
 
+def from_folder(folder: Path, size: int = 224) -> Images:
+    """The largest centred square of every picture in a folder, in the order of their names.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise FileNotFoundError(f"{folder} holds no {', '.join(SUFFIXES)}")
+    return _images(paths, 1, size)
+
+
 def _pictures(package: str) -> list[Path]:
     """Where a package's pictures lie; some, with a line, where a version lacks others."""
     try:
@@ -117,7 +130,7 @@ def _crops(path: Path, count: int, size: int) -> Iterator[np.ndarray]:
     with Image.open(path) as opened:
         if opened.width * opened.height > MAX_PIXELS:
             raise ValueError(
-                f"{path.name} is {opened.width} x {opened.height} pixels, not what was shipped"
+                f"{path.name} has {opened.width} x {opened.height} pixels, more than {MAX_PIXELS:,}"
             )
         picture = opened.convert("RGB")
     draw = np.random.default_rng(list(path.name.encode()))

@@ -123,6 +123,12 @@ class Work:
         name = f"{way.name}-{ratio:.4f}"
         return self._finished(name, lambda context: shrink(self._load("dense"), config, self.data, context))
 
+    def finished(self, way: Way) -> dict[float, dict]:
+        """The trainings of a way that the folder holds, by the share of time that they were asked for."""
+        paths = self.folder.glob(f"{way.name}-[0-9]*/{RECORD}")
+        records = [json.loads(path.read_text()) for path in paths]
+        return {float(record["name"].removeprefix(f"{way.name}-")): record for record in records}
+
     def _training(self) -> dict:
         return {"batch_size": self.arguments.batch_size, "learning_rate": self.arguments.learning_rate}
 
@@ -251,31 +257,36 @@ def as_accurate(work: Work, way: Way, wanted: float, ratio: float, trials: int) 
     """The training of another way whose int8 accuracy comes nearest to what is wanted.
 
     Accuracy rises with the share of time that is left: the target is moved by an eighth until it is
-    passed, then by the line between the nearest on either side.
+    passed, then by the line between the nearest on either side. Trainings that the folder holds from
+    before count as tried, but not against `trials`.
     """
-    found: dict[float, dict] = {}
-    nearest = None
-    for _ in range(trials):
+    found = work.finished(way)
+    for trial in range(trials + 1):
+        nearest = min(found.values(), key=lambda record: abs(record["int8"] - wanted), default=None)
+        if trial == trials or (nearest and abs(nearest["int8"] - wanted) <= EQUAL):
+            break
+        ratio = next_ratio(found, wanted) if found else ratio
+        if ratio in found:
+            break
         try:
             found[ratio] = work.shrunk(way, ratio)
         except StageError as error:  # no widths lie near the target
             print(f"{way.name}-{ratio:.4f}: {error}", flush=True)
             break
-        nearest = min(found.values(), key=lambda record: abs(record["int8"] - wanted))
-        if abs(nearest["int8"] - wanted) <= EQUAL:
-            break
-        under = max((r for r, record in found.items() if record["int8"] < wanted), default=None)
-        over = min((r for r, record in found.items() if record["int8"] >= wanted), default=None)
-        if under is None or over is None:
-            ratio = min(0.97, ratio * 1.125) if over is None else ratio / 1.125
-        else:
-            low, high = found[under]["int8"], found[over]["int8"]
-            share = (wanted - low) / (high - low)
-            ratio = under + min(0.9, max(0.1, share)) * (over - under)
-        ratio = round(ratio, 4)
-        if ratio in found:
-            break
     return nearest
+
+
+def next_ratio(found: dict[float, dict], wanted: float) -> float:
+    """The share of time to try after those found."""
+    under = max((r for r, record in found.items() if record["int8"] < wanted), default=None)
+    over = min((r for r, record in found.items() if record["int8"] >= wanted), default=None)
+    if over is None:
+        return round(min(0.97, max(found) * 1.125), 4)
+    if under is None:
+        return round(min(found) / 1.125, 4)
+    low, high = found[under]["int8"], found[over]["int8"]
+    share = (wanted - low) / (high - low)
+    return round(under + min(0.9, max(0.1, share)) * (over - under), 4)
 
 
 def judged(work: Work, baseline: dict, candidate: dict, *, pairs: int) -> dict:
