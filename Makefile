@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Every worker makes the models that its tests share; more than eight would make more than they save.
+PARALLEL := -n auto --maxprocesses 8 --dist worksteal
 
 .PHONY: help demo test check format lint types imports coverage schema perf clean
 
@@ -17,8 +19,8 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## Build the reference recipe: pretrained checkpoint to gated int8 artifact.
 	$(BIN)/edgeproof build models/efficientnet_lite/digits.toml
 
-test: $(STAMP)  ## Run the test suite.
-	$(BIN)/python -m pytest
+test: $(STAMP)  ## Run the test suite, on all cores.
+	$(BIN)/python -m pytest $(PARALLEL)
 
 check: $(STAMP) lint types imports test  ## Everything that must be green at every commit.
 
@@ -37,7 +39,7 @@ format: $(STAMP)  ## Format the code.
 	$(BIN)/ruff check --fix .
 
 coverage: $(STAMP)  ## Run the tests with branch coverage of bench and exporter.
-	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=90
+	$(BIN)/python -m pytest $(PARALLEL) --cov --cov-report=term --cov-fail-under=90
 
 schema: $(STAMP)  ## Write docs/recipe.schema.json anew.
 	$(BIN)/python -c "from exporter.scaffold import schema_text; print(schema_text(), end='')" > docs/recipe.schema.json

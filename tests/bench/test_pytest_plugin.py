@@ -12,8 +12,10 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def project(pytester, request):
+def project(pytester, request, monkeypatch):
     """A folder with a test; `project(source, *options)` runs pytest there."""
+    # By this pytest-benchmark knows a worker of pytest-xdist, in which it measures nothing.
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
     installed = request.config.pluginmanager.hasplugin("edgeproof")
 
     def run(source, *options):
