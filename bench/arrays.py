@@ -142,14 +142,16 @@ def _rows_of(path: Path, name: str, stream: IO[bytes], header: _Header, rows: in
 
 
 def read_npz(
-    path: Path, *, rows: int | None = None, max_bytes: int = MAX_UNPACKED_BYTES
+    path: Path, *, rows: int | None = None, spread: bool = False, max_bytes: int = MAX_UNPACKED_BYTES
 ) -> dict[str, Array]:
-    """Read all arrays of an `.npz`, or the first `rows` along axis 0 of each.
+    """Read all arrays of an `.npz`, or some `rows` along axis 0 of each.
 
     Args:
         path: the archive.
-        rows: how many rows to read; the rest is never unpacked. `None` reads everything.
-        max_bytes: the most that the arrays may take once unpacked.
+        rows: how many rows to read. `None` reads everything.
+        spread: read them at equal distances from the whole length instead of from its start, where the
+            rest is never unpacked.
+        max_bytes: the most that the arrays may take once read.
 
     Raises:
         DataError: the file is missing, damaged, too large, or holds objects.
@@ -163,7 +165,7 @@ def read_npz(
             with archive.open(entry) as stream:
                 name = entry.filename.removesuffix(_SUFFIX)
                 arrays[name] = _read_array(
-                    path, name, stream, file_size=entry.file_size, rows=rows, max_bytes=left
+                    path, name, stream, file_size=entry.file_size, rows=rows, spread=spread, max_bytes=left
                 )
                 left -= arrays[name].nbytes
         return arrays
@@ -207,7 +209,14 @@ def _read_header(path: Path, name: str, stream: IO[bytes], file_size: int) -> _H
 
 
 def _read_array(
-    path: Path, name: str, stream: IO[bytes], *, file_size: int, rows: int | None, max_bytes: int
+    path: Path,
+    name: str,
+    stream: IO[bytes],
+    *,
+    file_size: int,
+    rows: int | None,
+    spread: bool,
+    max_bytes: int,
 ) -> Array:
     header = _read_header(path, name, stream, file_size)
     shape = header.shape
@@ -218,8 +227,21 @@ def _read_array(
             path, f"array {name!r} exceeds the {max_bytes} bytes left for it", "split the data set"
         )
     if header.fortran_order:
-        return _read_values(path, name, stream, header.dtype, shape[::-1]).transpose()[:rows]
-    return _read_values(path, name, stream, header.dtype, shape)
+        whole = _read_values(path, name, stream, header.dtype, shape[::-1]).transpose()
+        return whole[_spread(len(whole), rows)] if spread and rows is not None else whole[:rows]
+    if not spread or shape == header.shape:
+        return _read_values(path, name, stream, header.dtype, shape)
+    start, row = stream.tell(), (1, *shape[1:])
+    values = np.empty(shape, header.dtype.newbyteorder("="))
+    for place, index in enumerate(_spread(header.shape[0], shape[0])):
+        stream.seek(start + index * math.prod(row) * header.dtype.itemsize)
+        values[place : place + 1] = _read_values(path, name, stream, header.dtype, row)
+    return values
+
+
+def _spread(count: int, rows: int) -> list[int]:
+    """Places of at most `rows` rows of `count`, the first of each equal share."""
+    return [index * count // rows for index in range(rows)] if rows < count else list(range(count))
 
 
 def _read_values(

@@ -74,13 +74,13 @@ def open_samples(path: Path) -> SampleRows:
     return SampleRows(feeds, count, rows)
 
 
-def read_evaluation(path: Path, *, rows: int | None = None) -> EvaluationSet:
-    """Read an evaluation set, or its first `rows` samples.
+def read_evaluation(path: Path, *, rows: int | None = None, spread: bool = False) -> EvaluationSet:
+    """Read an evaluation set, or some `rows` samples: its first, or `spread` over all, which may be sorted.
 
     Raises:
         DataError: the file cannot be used: no samples, unequal lengths, NaN, labels that are no classes.
     """
-    arrays = read_npz(path, rows=rows)
+    arrays = read_npz(path, rows=rows, spread=spread)
     _check_arrays(path, arrays)
     labels, ids = arrays.pop(LABELS, None), arrays.pop(IDS, None)
     for name, array in arrays.items():

@@ -187,7 +187,7 @@ def _saturation(
 def _read_batches(data: Path, signature: Signature) -> list[dict[str, Array]]:
     """At most `SAMPLES` samples, or one batch of the size that the model insists on."""
     size = fixed_batch(signature) or _BATCH
-    evaluation = read_evaluation(data, rows=max(SAMPLES // size, 1) * size)
+    evaluation = read_evaluation(data, rows=max(SAMPLES // size, 1) * size, spread=True)
     check_feeds(data, signature, dict(evaluation.feeds))
     count = evaluation.count
     if fixed_batch(signature) is not None:

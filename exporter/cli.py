@@ -308,7 +308,7 @@ def _layer_errors(chosen: Subject, float_model: Path | None) -> list[dict[str, A
         raise UsageError("--layers", "there is no float model to compare with", "name it with --float")
     if chosen.evaluation is None:
         raise UsageError("--layers", "there are no samples to run", "name some with --data")
-    samples = read_evaluation(chosen.evaluation, rows=LAYER_SAMPLES)
+    samples = read_evaluation(chosen.evaluation, rows=LAYER_SAMPLES, spread=True)
     return layer_errors(reference, chosen.model, ArraySamples(samples.feeds))
 
 

@@ -39,6 +39,24 @@ def archive(tmp_path):
     return write
 
 
+def mixed_arrays():
+    """Arrays of 20 rows in each layout that a file may have."""
+    return {
+        "x": np.arange(240, dtype=np.float32).reshape(20, 4, 3),
+        "turned": np.asfortranarray(np.arange(60.0).reshape(20, 3)),
+        "foreign": np.arange(20, dtype=">i4"),
+        "names": np.array([f"n{k}" for k in range(20)]),
+    }
+
+
+def entries_of(arrays):
+    """What an archive of the arrays holds."""
+    buffers = {name: io.BytesIO() for name in arrays}
+    for name, buffer in buffers.items():
+        np.save(buffer, arrays[name])
+    return {f"{name}.npy": buffer.getvalue() for name, buffer in buffers.items()}
+
+
 @pytest.mark.parametrize("rows", [None, 0, 1, 3, 100])
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_rows_are_a_slice(tmp_path, order, rows):
@@ -56,6 +74,25 @@ def test_rows_beyond_the_first_are_not_unpacked(archive):
     content = npy(row.tobytes() * 1000, shape="(1000, 4)")
     read = read_npz(archive({"x.npy": content}), rows=2, max_bytes=100)
     np.testing.assert_array_equal(read["x"], [row, row])
+
+
+@pytest.mark.parametrize(
+    ("rows", "places"), [(1, [0]), (4, [0, 5, 10, 15]), (3, [0, 6, 13]), (99, range(20))]
+)
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_spread_rows_are_the_first_of_equal_shares(archive, compression, rows, places):
+    whole = mixed_arrays()
+    read = read_npz(archive(entries_of(whole), compression), rows=rows, spread=True)
+    for name, array in whole.items():
+        np.testing.assert_array_equal(read[name], array[list(places)])
+        assert read[name].dtype.isnative
+
+
+def test_spread_rows_take_no_more_than_they_may(archive):
+    content = npy(bytes(32 * 1000), shape="(1000, 4)")
+    assert read_npz(archive({"x.npy": content}), rows=3, spread=True, max_bytes=100)["x"].shape == (3, 4)
+    with pytest.raises(DataError, match="exceeds the 100 bytes"):
+        read_npz(archive({"x.npy": content}), rows=4, spread=True, max_bytes=100)
 
 
 @given(
@@ -205,15 +242,16 @@ WHOLE = archive_bytes()
 @given(
     st.lists(st.tuples(st.integers(0, len(WHOLE) - 1), st.integers(0, 255)), min_size=1, max_size=6),
     st.sampled_from([None, 2]),
+    st.booleans(),
 )
-def test_no_flipped_byte_raises_anything_else(tmp_path_factory, flips, rows):
+def test_no_flipped_byte_raises_anything_else(tmp_path_factory, flips, rows, spread):
     content = bytearray(WHOLE)
     for position, value in flips:
         content[position] = value
     path = tmp_path_factory.mktemp("npz") / "data.npz"
     path.write_bytes(content)
     try:
-        read = read_npz(path, rows=rows)
+        read = read_npz(path, rows=rows, spread=spread)
     except DataError as error:
         assert str(path) in str(error)  # noqa: PT017 (either is right: read, or refused in a line)
     else:
@@ -231,17 +269,8 @@ def streamed(path, rows=7, names=None):
 @pytest.mark.parametrize("rows", [1, 7, 20, 100])
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_blocks_are_the_rows_in_order(archive, compression, rows):
-    whole = {
-        "x": np.arange(240, dtype=np.float32).reshape(20, 4, 3),
-        "turned": np.asfortranarray(np.arange(60.0).reshape(20, 3)),
-        "foreign": np.arange(20, dtype=">i4"),
-        "names": np.array([f"n{k}" for k in range(20)]),
-    }
-    buffers = {name: io.BytesIO() for name in whole}
-    for name, buffer in buffers.items():
-        np.save(buffer, whole[name])
-    path = archive({f"{name}.npy": buffer.getvalue() for name, buffer in buffers.items()}, compression)
-    found = open_rows(path)
+    whole = mixed_arrays()
+    found = open_rows(archive(entries_of(whole), compression))
     for _ in range(2):  # a second pass gives the same
         blocks = list(found.blocks(list(whole), rows))
         assert [len(block["x"]) for block in blocks[:-1]] == [rows] * (len(blocks) - 1)

@@ -173,6 +173,14 @@ def test_saturation_is_observed_on_samples(save, to_int8, tmp_path):
     assert layer.drift_sqnr_db == pytest.approx(wanted, abs=0.01)
 
 
+def test_saturation_is_observed_on_all_of_sorted_data(save, to_int8, tmp_path):
+    path = to_int8(conv_net(save, np.ones((4, 2, 3, 3), np.float32)))
+    level = np.repeat(np.float32([-9, 9]), 60)  # the bright half lies behind what the audit looks at
+    np.savez(tmp_path / "sorted.npz", x=np.ones((120, 2, 8, 8), np.float32) * level[:, None, None, None])
+    found = audit(path, tmp_path / "sorted.npz")
+    assert (found.samples, found.saturation[0].observed_share) == (32, 0.5)
+
+
 def test_at_most_thirty_two_samples_are_looked_at(save, to_int8, tmp_path):
     path = to_int8(conv_net(save))
     assert audit(path, samples(tmp_path / "many.npz", (2, 8, 8), 40)).samples == 32
