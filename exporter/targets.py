@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from bench.host import ConcreteTarget, HostFingerprint, fingerprint, host_target
 from exporter.choices import TargetName
 
+# What ONNX Runtime's quantizer makes of the largest int8 weight of a channel: -128 is left out.
+WEIGHT_STEPS = 127
 # What ONNX Runtime's CPU kernels run in int8 once it stands between Dequantize and Quantize. Its quantizer
 # marks more: ConvTranspose, LayerNormalization, InstanceNormalization and Pad, which then run in float
 # between two conversions, and Softmax, whose int8 kernel is no faster and whose result 8 bits hold badly.

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from exporter.targets import WEIGHT_STEPS
+
 Limits = tuple[int, int]
 
 _TINY = float(torch.finfo(torch.float32).tiny)
-WEIGHT_LIMIT = 127
 
 
 def activation_qparams(lowest: Tensor, highest: Tensor, limits: Limits) -> tuple[Tensor, Tensor]:
@@ -168,7 +169,7 @@ def round_weight(weight: Tensor, axis: int | None, limits: Tensor) -> Rounded:
     scale = torch.where(scale < _TINY, 1.0, scale).float()
     exact = Rounded(weight, scale, axis)
     ratio = weight / exact.along(scale)
-    steps = torch.round(ratio).clamp(-WEIGHT_LIMIT, WEIGHT_LIMIT)
+    steps = torch.round(ratio).clamp(-WEIGHT_STEPS, WEIGHT_STEPS)
     return Rounded(ratio + (steps - ratio).detach(), scale, axis)
 
 

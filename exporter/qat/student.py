@@ -25,7 +25,6 @@ from exporter.errors import StageError
 from exporter.learned import Learned
 from exporter.qat.operators import OPERATORS, is_known
 from exporter.qat.rounding import (
-    WEIGHT_LIMIT,
     Limits,
     Rounded,
     channel_maxima,
@@ -34,7 +33,7 @@ from exporter.qat.rounding import (
     round_weight,
 )
 from exporter.qat.sources import WeightSource
-from exporter.targets import Target
+from exporter.targets import WEIGHT_STEPS, Target
 
 # Ends of ranges are learned as factors on where they start, exp(RANGE_RATE * shift), so that one step of
 # Adam moves each by the same share of itself: a thousandth at the usual learning rate of 1e-4.
@@ -255,8 +254,8 @@ class Student(nn.Module):
             if weight.kind == "weight":
                 limits = self.get_buffer(self._constants[weight.limits])
                 name = weight.limits.removesuffix(_LIMITS)
-                steps[name] = limits.round().clamp(max=WEIGHT_LIMIT).numpy().astype(np.int64)
-        return Learned(self._ranges(), {name: s for name, s in steps.items() if s.min() < WEIGHT_LIMIT})
+                steps[name] = limits.round().clamp(max=WEIGHT_STEPS).numpy().astype(np.int64)
+        return Learned(self._ranges(), {name: s for name, s in steps.items() if s.min() < WEIGHT_STEPS})
 
     def _ranges(self) -> dict[str, Range]:
         """The learned ranges: tensor -> real values, each exactly a float32."""
@@ -305,7 +304,7 @@ def _limits(weight: Tensor, axis: int | None, scale: Tensor) -> Tensor:
     Not rounded, so that `round_weight` comes back to that very scale as long as the weights stay.
     """
     limits = channel_maxima(weight, axis).double() / scale.double()
-    return torch.where(limits > 0, limits, float(WEIGHT_LIMIT))
+    return torch.where(limits > 0, limits, float(WEIGHT_STEPS))
 
 
 def _read_nodes(graph: onnx.GraphProto, place: str) -> list[_Node]:

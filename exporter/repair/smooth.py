@@ -13,6 +13,7 @@ from bench.arrays import Array
 from exporter.inference import session_with_outputs
 from exporter.repair.base import Metrics, RepairContext
 from exporter.repair.graph import Graph, Layer, rows, with_constants
+from exporter.targets import WEIGHT_STEPS
 from exporter.twin import unused_name
 
 # Operators that stay in float: what they give is scaled before it is rounded, not after.
@@ -22,7 +23,7 @@ _STRENGTHS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 _LEAST_GAIN = 0.1
 _ROWS = 512
 _ROWS_A_BATCH = 64
-_LEVELS, _STEPS = 255, 127
+_LEVELS = 255
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ def _noise(seen: _Observed, weights: Sequence[Array], factor: Array) -> float:
     total = 0.0
     for weight in weights:
         scaled = weight * factor
-        scale = np.abs(scaled).max(axis=1, keepdims=True) / _STEPS
+        scale = np.abs(scaled).max(axis=1, keepdims=True) / WEIGHT_STEPS
         scale[scale == 0] = 1
         difference = rounded @ (np.round(scaled / scale) * scale).T - seen.rows @ weight.T
         total += float(np.square(difference, dtype=np.float64).sum())

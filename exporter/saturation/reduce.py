@@ -13,6 +13,7 @@ import onnx
 from bench.arrays import Array
 from exporter.saturation.layers import Int8Layer, int8_layers
 from exporter.saturation.observe import LayerSaturation, observe_saturation
+from exporter.targets import WEIGHT_STEPS
 
 # What the quantizer is told of single tensors: its option TensorQuantOverrides.
 Overrides = Mapping[str, list[dict[str, Any]]]
@@ -20,7 +21,6 @@ Overrides = Mapping[str, list[dict[str, Any]]]
 NO_OVERRIDES: Overrides = MappingProxyType({})
 
 _QUANTIZED = "_quantized"
-_LARGEST = 127
 # Weights of 7 bits: 255 x (64 + 64) fits in 16 bits whatever the activations are.
 _SAFE = 64
 # Steps by which activations may shift once weights before them are reduced. It saves rounds of the search.
@@ -128,7 +128,7 @@ def _overrides(layer: Int8Layer, steps: Array) -> list[dict[str, Any]]:
     if layer.activation is None:
         return [{"reduce_range": True} | ({} if layer.axis is None else {"axis": layer.axis})]
     times = np.divide(layer.largest, steps, out=np.ones(len(steps)), where=steps > 0)
-    ranges = _LARGEST * layer.scales * times
+    ranges = WEIGHT_STEPS * layer.scales * times
     if layer.axis is None:
         return [{"rmin": -float(ranges[0]), "rmax": float(ranges[0])}]
     return [{"axis": layer.axis, "rmin": -float(most), "rmax": float(most)} for most in ranges]

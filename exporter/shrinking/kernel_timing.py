@@ -23,7 +23,7 @@ from bench.arrays import Array
 from bench.session import ERRORS_ONLY
 from exporter.choices import Precision
 from exporter.shrinking.layer_costs import Kernel
-from exporter.targets import Target
+from exporter.targets import WEIGHT_STEPS, Target
 
 ROUNDS = 5
 BURST_NS = 1_500_000
@@ -108,7 +108,9 @@ def _int8_model(kernel: Kernel, activation: type[np.generic]) -> onnx.ModelProto
     weights = {
         "s": np.array(0.02, np.float32),
         "z": np.array(0, activation),
-        "w": np.random.default_rng(0).integers(-127, 128, _weight_shape(kernel), dtype=np.int8),
+        "w": np.random.default_rng(0).integers(
+            -WEIGHT_STEPS, WEIGHT_STEPS + 1, _weight_shape(kernel), dtype=np.int8
+        ),
         "ws": np.full(kernel.outputs, 0.01, np.float32),
         "wz": np.zeros(kernel.outputs, np.int8),
         "b": np.zeros(kernel.outputs, np.int32),

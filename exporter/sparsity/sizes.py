@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from bench.arrays import Array
+from exporter.targets import WEIGHT_STEPS
 
 LEVEL = 6  # zlib's and gzip's default
 PIECE = 1 << 20
@@ -45,5 +46,5 @@ def _compressed(array: Array) -> int:
 
 def _rounded(array: Array) -> Array:
     rows = array.reshape(len(array), -1)
-    scales = np.abs(rows).max(axis=1, keepdims=True) / 127
+    scales = np.abs(rows).max(axis=1, keepdims=True) / WEIGHT_STEPS
     return np.rint(rows / np.where(scales == 0, 1, scales)).astype(np.int8)
