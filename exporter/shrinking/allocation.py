@@ -10,7 +10,9 @@ The walk solves a multiple-choice knapsack approximately: from the full network,
 step that costs the least damage per unit of cost saved, over all groups, all smaller widths of each and
 all blocks, until the budget is met (the greedy of the linear relaxation: Sinha & Zoltners, "The
 multiple-choice knapsack problem", Operations Research 27, 1979; costs are looked up anew after each step,
-because the cost of a layer is a product of two widths). Last, what the budget still allows is given back.
+because the cost of a layer is a product of two widths). A last step that drops a whole block may save far
+more than is asked: the walk is also ended without it, and the end that does the least damage is taken. What
+the budget still allows is given back.
 """
 
 from __future__ import annotations
@@ -91,14 +93,24 @@ def greedy(
         cost: what the budget limits.
         pay: what steps are compared by.
     """
-    state = State({lever.name: lever.widths[0] for lever in levers})
-    while cost(state) > budget:
-        step = _best_step(levers, blocks, depth, state, pay)
+    ends: list[Allocation] = []
+    state, left = State({lever.name: lever.widths[0] for lever in levers}), tuple(blocks)
+    while True:
+        step = _best_step(levers, left, depth, state, pay) if cost(state) > budget else state
         if step is None:
-            return Allocation(state, False, _damage(levers, blocks, state))
-        state = step
-    state = _give_back(levers, state, budget, cost)
-    return Allocation(state, True, _damage(levers, blocks, state))
+            break
+        if cost(step) > budget:
+            state = step
+            continue
+        end = _give_back(levers, step, budget, cost)
+        ends.append(Allocation(end, True, _damage(levers, blocks, end)))
+        last = step.dropped - state.dropped
+        if not last:
+            break
+        left = tuple(block for block in left if block.name not in last)
+    if not ends:
+        return Allocation(state, False, _damage(levers, blocks, state))
+    return min(ends, key=lambda end: end.damage)
 
 
 def uniform(levers: Sequence[Lever], budget: float, cost: Cost) -> Allocation:
