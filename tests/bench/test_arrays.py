@@ -95,6 +95,14 @@ def test_spread_rows_take_no_more_than_they_may(archive):
         read_npz(archive({"x.npy": content}), rows=4, spread=True, max_bytes=100)
 
 
+def test_spread_rows_of_what_would_unpack_for_hours_are_refused(archive, monkeypatch):
+    path = archive({"x.npy": npy(bytes(32 * 1000), shape="(1000, 4)")})
+    monkeypatch.setattr("bench.arrays.MAX_UNPACKED_BYTES", 10_000)
+    assert len(read_npz(path, rows=3)["x"]) == 3
+    with pytest.raises(DataError, match="more than 10000"):
+        read_npz(path, rows=3, spread=True)
+
+
 @given(
     st.sampled_from(["<f4", "<f8", "<i8", "|u1", "|b1", "<U3"]),
     st.lists(st.integers(0, 3), max_size=3),
