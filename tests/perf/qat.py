@@ -45,13 +45,12 @@ def compare(name: str, seed: int) -> dict[str, float]:
     """Accuracies of the float network and of its int8 files."""
     from bench.progress import SILENT
     from exporter import targets
+    from exporter.distillation.losses import Distillation
     from exporter.network import Network, accuracy, deterministic
-    from exporter.recipe import QatConfig, QuantizeConfig
+    from exporter.recipe import DistillConfig, QatConfig, QuantizeConfig
     from exporter.stages import Context
-    from exporter.stages.distill import distillation_loss
     from exporter.stages.finetune import finetune
     from exporter.stages.qat import qat
-    from exporter.training import fit
 
     data, config = digits(32 if name == "simplenet" else 64), QatConfig(**QAT)
     with deterministic(seed, "model"):
@@ -59,12 +58,13 @@ def compare(name: str, seed: int) -> dict[str, float]:
     host = targets.find_target("auto")
     targets.TARGETS[host.name] = dataclasses.replace(host, per_channel=name != "lite0-tensor")
     context = Context(
-        "qat",
-        seed,
-        SILENT,
-        lambda: module,
-        lambda which: module,
-        lambda *_: data,
+        name="qat",
+        seed=seed,
+        progress=SILENT,
+        fresh_module=lambda: module,
+        teacher=lambda *_: module,
+        load_data=lambda *_: data,
+        load_unlabelled=lambda *_: None,
         quantize=QuantizeConfig(target=host.name),
     )
     network, _ = finetune(Network(module), training, data, dataclasses.replace(context, name="finetune"))
@@ -73,8 +73,9 @@ def compare(name: str, seed: int) -> dict[str, float]:
     start = time.monotonic()
     network, metrics = qat(network, config, data, context)
     line |= {"seconds": time.monotonic() - start, "qat": int8_accuracy(network, data, context)}
-    loss = distillation_loss(teacher, config.temperature, config.hard_weight)
-    fit(longer, data, config, loss, seed=seed, name="qat", progress=SILENT)
+    same = {"temperature": config.temperature, "hard_weight": config.hard_weight}
+    loss = Distillation([teacher], DistillConfig(kind="distill", teacher="float", **same))
+    context.fit(longer, data, config, loss)
     line["longer"] = int8_accuracy(longer, data, context)
     line |= {"agreement": metrics["agreement_with_int8"], "kept": float(metrics["improved"])}
     print(name, seed, {key: round(value, 4) for key, value in line.items()}, flush=True)
