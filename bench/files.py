@@ -108,8 +108,11 @@ def check_writable(path: Path) -> None:
     """
     with storage_errors(path):
         _check_target(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=_prefix(path), dir=path.parent)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(prefix=_prefix(path), dir=path.parent)
+        except FileNotFoundError as error:  # what /proc says of a new file
+            raise PermissionError(errno.EACCES, "no file can be made there") from error
         os.close(handle)
         Path(name).unlink()
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import get_args
+from collections.abc import Mapping, Sequence
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Annotated, TypeGuard, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+THE_FILE = "the file"
 
 
 class FrozenModel(BaseModel):
@@ -15,35 +21,120 @@ class FrozenModel(BaseModel):
 
 
 def explain_validation(error: ValidationError, model: type[BaseModel]) -> tuple[str, str, str]:
-    """Place, cause and fix of the first thing that pydantic found wrong."""
-    first = error.errors(include_url=False)[0]
-    location = [str(part) for part in first["loc"]]
-    place = ".".join(location) or "the file"
-    if first["type"] == "extra_forbidden":
-        known = _known_keys(model, location[:-1])
+    """Place, cause and fix of the first thing that pydantic found wrong.
+
+    Where a value may be of several forms, it is what is wrong with the form that it comes nearest to.
+    """
+    found = _nearest(error.errors(include_url=False), model)
+    parts = _follow(model, found["loc"])[0]
+    kind, context = found["type"], found.get("ctx", {})
+    if kind in {"union_tag_invalid", "union_tag_not_found"}:
+        parts.append(context["discriminator"].strip("'"))
+    place = ".".join(parts) or THE_FILE
+    if kind == "extra_forbidden":
+        holder = _follow(model, found["loc"][:-1])[2]
+        known = sorted(holder.model_fields) if _is_model(holder) else []
         return place, "unknown key", f"known here: {', '.join(known)}" if known else "remove it"
-    if first["type"] == "missing":
+    if kind in {"missing", "union_tag_not_found"}:
         return place, "is missing", "add it"
-    given = repr(first.get("input"))
-    given = given if len(given) <= 60 else given[:59] + "…"
-    message = first["msg"].removeprefix("Value error, ")
-    return place, f"{given} is refused", message[:1].lower() + message[1:]
+    if kind == "union_tag_invalid":
+        return place, f"{context['tag']!r} is refused", f"choose one of {context['expected_tags']}"
+    message = found["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    given = found["input"]
+    # A whole table says nothing: a rule about it names the keys, and a wrong type is told by the kind.
+    whole = isinstance(given, Mapping | list | tuple)
+    if whole and kind == "value_error":
+        cause, _, fix = message.partition("; " if "; " in message else ": ")
+        return place, cause, fix or "change it"
+    if whole and given:
+        return place, f"a {'table' if isinstance(given, Mapping) else 'list'} is refused", message
+    text = repr(given)
+    return place, f"{text if len(text) <= 60 else text[:59] + '…'} is refused", message
 
 
-def _known_keys(model: type[BaseModel], location: Sequence[str]) -> list[str]:
-    """The keys that are allowed at a location of nested models; empty where it leads out of them."""
-    for part in location:
-        candidates: list[object] = []
-        if part in model.model_fields:
-            annotation: object = model.model_fields[part].annotation
-            stack = [annotation]
-            while stack:
-                item = stack.pop()
-                candidates.append(item)
-                stack.extend(get_args(item))
-        found = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
-        if len(found) == 1:
-            model = found[0]
-        elif len(found) > 1 or not part.isdigit():
-            return []
-    return sorted(model.model_fields)
+def _nearest(errors: Sequence[ErrorDetails], model: type[BaseModel]) -> ErrorDetails:
+    """The first error; where it is about one of several forms, the first of the form with fewest errors."""
+    forks = _follow(model, errors[0]["loc"])[1]
+    if not forks:
+        return errors[0]
+    value = errors[0]["loc"][: forks[0]]
+    forms: dict[tuple[int | str, ...], list[ErrorDetails]] = {}
+    for error in errors:
+        if error["loc"][: len(value)] == value:
+            last = _follow(model, error["loc"])[1][-1]
+            forms.setdefault(error["loc"][: last + 1], []).append(error)
+
+    def distance(form: tuple[int | str, ...]) -> tuple[bool, int]:
+        # A list is no string: that form was not meant. If none was, the deepest value is the wrong one.
+        first = forms[form][0]
+        unlike = first["loc"] == form and first["type"].endswith("_type")
+        return unlike, -len(form) if unlike else len(forms[form])
+
+    return forms[min(forms, key=distance)][0]
+
+
+def _follow(model: type[BaseModel], location: Sequence[int | str]) -> tuple[list[str], list[int], object]:
+    """A location in the file's own words, and the type that it leads to, if any is known.
+
+    Where a value may be of several forms, pydantic also names the form that it tried. Such names, of which
+    a file knows nothing, are left out; the numbers between tell where they are in `location`.
+    """
+    parts: list[str] = []
+    forks: list[int] = []
+    at: object = model
+    for index, part in enumerate(location):
+        at, tag = _bare(at)
+        forms = _forms(at)
+        if forms and tag is None:
+            forks.append(index)
+            at = next((form for form in forms if _is_called(form, str(part))), None)
+            continue
+        parts.append(str(part))
+        if forms:
+            at = next((form for form in forms if part in _tags(form, str(tag))), None)
+        elif _is_model(at):
+            field = at.model_fields.get(str(part))
+            at = None if field is None else Annotated[field.annotation, field]
+        else:
+            inner = get_args(at)
+            at = inner[-1 if get_origin(at) is dict else 0] if inner else None
+    return parts, forks, _bare(at)[0]
+
+
+def _bare(annotation: object) -> tuple[object, str | None]:
+    """A type without `| None` and what is noted on it, but for the key that tells tables apart."""
+    tag = None
+    while True:
+        if get_origin(annotation) is Annotated:
+            annotation, *notes = get_args(annotation)
+            tag = next((t for note in notes if (t := getattr(note, "discriminator", None))), tag)
+        elif len(forms := _forms(annotation)) == 1:
+            annotation = forms[0]
+        else:
+            return annotation, tag
+
+
+def _forms(annotation: object) -> list[object]:
+    """What a union is made of; nothing of other types."""
+    if get_origin(annotation) not in {Union, UnionType}:
+        return []
+    return [form for form in get_args(annotation) if form is not NoneType]
+
+
+def _is_called(form: object, name: str) -> bool:
+    """Whether pydantic calls a part of a union so: by the class, or as in `tuple[str, ...]`."""
+    form = _bare(form)[0]
+    if get_origin(form) is None:
+        return name == getattr(form, "__name__", None)
+    kind = "union" if _forms(form) else getattr(get_origin(form), "__name__", "")
+    return name.startswith(f"{kind}[")
+
+
+def _tags(form: object, key: str) -> tuple[object, ...]:
+    """The values of `key` that choose a table among others."""
+    return get_args(form.model_fields[key].annotation) if _is_model(form) else ()
+
+
+def _is_model(annotation: object) -> TypeGuard[type[BaseModel]]:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)

@@ -17,8 +17,14 @@ from exporter.errors import CheckpointError
 SAFETENSORS = ".safetensors"
 # Keys under which training scripts commonly nest the weights.
 _NESTS = ("state_dict", "model", "model_state_dict", "net", "weights")
+# Running averages of them, which are good weights too: taken where there are no others.
+_AVERAGES = ("ema", "model_ema", "state_dict_ema", "ema_state_dict")
 # What torch's optimizers remember of each parameter.
-_OPTIMIZER_SLOTS = {"step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg"}
+_OPTIMIZER_SLOTS = {
+    *("step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "mu_product"),  # Adam's kin
+    *("momentum_buffer", "square_avg", "grad_avg", "acc_delta", "sum"),  # SGD, RMSprop, Adadelta, Adagrad
+    *("prev", "step_size"),  # Rprop
+}
 _LISTED = 5
 
 
@@ -60,7 +66,8 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], place: object) -> 
     last layer, that layer keeps its fresh initialisation, and the answer names it.
 
     Raises:
-        CheckpointError: listing missing, unexpected and mis-shaped keys.
+        CheckpointError: listing missing, unexpected and mis-shaped keys, or naming a tensor of which not
+            all numbers are finite.
     """
     own = module.state_dict()
     # Checkpoints from before this counter existed are complete without it.
@@ -85,6 +92,12 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], place: object) -> 
             place, f"belongs to another network: {'; '.join(details)}", "check model.factory and its args"
         )
     kept = {k: v for k, v in state.items() if head is None or not k.startswith(f"{head}.")}
+    for key, value in kept.items():
+        # Not where the fresh network has such values too: masks of attention are made of -inf.
+        if bool((own[key].isfinite() & ~value.to(own[key].dtype).isfinite()).any()):
+            raise CheckpointError(
+                place, f"{key!r} holds NaN or infinity", "give a checkpoint of before its training diverged"
+            )
     module.load_state_dict(kept, strict=False)
     return Loaded(tensors=len(kept), new_head=head)
 
@@ -103,28 +116,57 @@ def _read_torch(path: Path) -> Any:
 
 
 def _unnest(content: Any, path: Path) -> dict[str, Tensor]:
-    for _ in range(2):
-        if isinstance(content, Mapping):
-            nested = next((content[k] for k in _NESTS if isinstance(content.get(k), Mapping)), None)
-            if nested is not None:
-                content = nested
-    if isinstance(content, Mapping):
-        tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
-        if _is_optimizer(content, tensors):
-            raise CheckpointError(
-                path, "holds an optimizer's state and no weights", "save `model.state_dict()`"
-            )
-        if tensors:
-            return tensors
+    content = _within(_within(content))
+    parts = content if isinstance(content, Mapping) else {}
+    tensors = _tensors(parts)
+    optimizer = _holds_optimizer(parts, tensors)
+    if tensors and (not optimizer or _may_be_weights(tensors)):
+        return tensors
+    inner = {str(key): _tensors(_within(value)) for key, value in parts.items()}
+    others = {key: found for key, found in inner.items() if _may_be_weights(found)}
+    for key in _AVERAGES:
+        if key in others:
+            return others[key]
+    if others:
+        raise CheckpointError(
+            path,
+            f"holds no state dict under a usual name, but tensors under {', '.join(map(repr, others))}",
+            "save the network's `state_dict()` alone",
+        )
+    if optimizer:
+        raise CheckpointError(
+            path, "holds an optimizer's state and no weights", "save `model.state_dict()`"
+        )
     raise CheckpointError(path, "holds no state dict", "save `model.state_dict()`")
 
 
-def _is_optimizer(content: Mapping[Any, Any], tensors: Mapping[str, Tensor]) -> bool:
-    """Whether a file holds what `optimizer.state_dict()` gives, alone, nested or flat, and nothing else."""
-    if not tensors:
-        inner = [value for value in content.values() if isinstance(value, Mapping)]
-        return any("param_groups" in table for table in (content, *inner))
-    return all(name.rpartition(".")[2] in _OPTIMIZER_SLOTS for name in tensors)
+def _within(content: Any) -> Any:
+    """What is nested under a usual key, else the same."""
+    if not isinstance(content, Mapping):
+        return content
+    return next((content[k] for k in _NESTS if isinstance(content.get(k), Mapping)), content)
+
+
+def _tensors(content: Any) -> dict[str, Tensor]:
+    parts = content.items() if isinstance(content, Mapping) else ()
+    return {str(key): value for key, value in parts if isinstance(value, Tensor)}
+
+
+def _may_be_weights(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether tensors beside an optimizer can be a network's, not a generator's state or lone numbers."""
+    return not _are_slots(tensors) and any(t.is_floating_point() and t.ndim for t in tensors.values())
+
+
+def _holds_optimizer(content: Mapping[Any, Any], tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a file has what `optimizer.state_dict()` gives: as it is, nested, in a list, or flat."""
+    values = list(content.values())
+    nested = [table for value in values if isinstance(value, list | tuple) for table in value]
+    tables = (content, *values, *nested)
+    return _are_slots(tensors) or any(isinstance(t, Mapping) and "param_groups" in t for t in tables)
+
+
+def _are_slots(tensors: Mapping[str, Tensor]) -> bool:
+    return bool(tensors) and all(name.rpartition(".")[2] in _OPTIMIZER_SLOTS for name in tensors)
 
 
 def _plain_names(state: dict[str, Tensor]) -> dict[str, Tensor]:

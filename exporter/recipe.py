@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, JsonValue, ValidationError, field_validator, model_validator
 
 from bench.policy import Policy
-from bench.schema import FrozenModel, explain_validation
+from bench.schema import THE_FILE, FrozenModel, explain_validation
 from exporter.choices import (
     PRESERVING_REPAIRS,
     AllocationMethod,
@@ -129,7 +129,36 @@ class Training(FrozenModel):
             )
         if self.unfreeze_every is not None and self.unfreeze_epoch is None:
             raise ValueError("unfreeze_every needs unfreeze_epoch; set the epoch at which the first learns")
+        if self.unfreeze_epoch is not None and not self.freeze:
+            raise ValueError("unfreeze_epoch has nothing to unfreeze; name modules in freeze")
+        if self.unfreeze_epoch is not None and 0 < self.epochs <= self.unfreeze_epoch:
+            raise ValueError(
+                f"unfreeze_epoch ({self.unfreeze_epoch}) is never reached in {self.epochs} epochs; "
+                "lower it, or leave it out"
+            )
         return self
+
+
+def _without_effect(config: FrozenModel, keys: Sequence[str], condition: str) -> None:
+    """Refuse keys that say something nobody would hear.
+
+    Raises:
+        ValueError: the first whose value is not its default.
+    """
+    for key in keys:
+        if getattr(config, key) != type(config).model_fields[key].default:
+            raise ValueError(f"{key} has no effect {condition}; leave it out")
+
+
+class SupervisedConfig(Training):
+    """Training on labels alone."""
+
+    label_smoothing: float = Field(0.0, ge=0.0, lt=1.0, description="Share spread over all classes.")
+    class_weights: Literal["equal", "balanced"] = Field(
+        "equal",
+        description="Weight of each class in the loss: `balanced` makes rare classes count as much as "
+        "frequent ones.",
+    )
 
 
 class StageConfig(FrozenModel):
@@ -156,21 +185,17 @@ class FewShotConfig(FrozenModel):
             raise ValueError(
                 "one sample of a class cannot be both learnt and held out; ask for two or more"
             )
+        if list(images) != sorted(set(images)):
+            raise ValueError("the sizes do not grow; write each once, the smallest first")
         return images
 
 
-class FineTuneConfig(StageConfig, Training):
+class FineTuneConfig(StageConfig, SupervisedConfig):
     """`kind = "finetune"`: fit the pretrained network to the data."""
 
     kind: Literal["finetune"]
     head: str | None = Field(
         None, description="Module to initialise anew, such as `fc`; its old classes are forgotten."
-    )
-    label_smoothing: float = Field(0.0, ge=0.0, lt=1.0, description="Share spread over all classes.")
-    class_weights: Literal["equal", "balanced"] = Field(
-        "equal",
-        description="Weight of each class in the loss: `balanced` makes rare classes count as much as "
-        "frequent ones.",
     )
     from_scratch: bool = Field(
         False,
@@ -188,7 +213,7 @@ class FineTuneConfig(StageConfig, Training):
         return self
 
 
-class PretrainConfig(StageConfig, Training):
+class PretrainConfig(StageConfig, SupervisedConfig):
     """`kind = "pretrain"`: fit the network to other, source data first."""
 
     kind: Literal["pretrain"]
@@ -271,6 +296,8 @@ class PruneConfig(StageConfig):
             raise ValueError("movement is seen while training alone; add gradual = { epochs = 3 }")
         if self.gradual is not None and self.target.sparsity is None:
             raise ValueError("gradual pruning runs up to a sparsity; set target.sparsity")
+        if self.target.pattern is not None:
+            _without_effect(self, ("scope",), "with a pattern, which ranks within groups")
         return self
 
 
@@ -343,6 +370,8 @@ class DistillConfig(StageConfig, Training):
             raise ValueError("samples without labels cannot be mixed; set mixup = 0")
         if self.unlabelled is not None and self.hard_weight == 1.0 and not self.features:
             raise ValueError("with hard_weight 1 nothing is learnt from unlabelled samples; lower it")
+        if self.method != "decoupled":
+            _without_effect(self, ("target_weight", "other_weight"), f"with method {self.method!r}")
         return self
 
     def teachers(self) -> tuple[str | TeacherConfig | OnnxTeacherConfig, ...]:
@@ -414,6 +443,13 @@ class ShrinkConfig(StageConfig, Training):
     def _something_to_do(self) -> ShrinkConfig:
         if self.target is None and not self.drop and self.resolution is None:
             raise ValueError("nothing to do: give target, drop or resolution")
+        if self.target is None:
+            narrowing = ("depth", "rounds", "allocation", "importance", "multiple", "min_kept", "samples")
+            _without_effect(self, narrowing, "without a target")
+        if self.allocation == "uniform":
+            _without_effect(self, ("depth",), "with equal shares of all layers")
+        if self.teacher is None:
+            _without_effect(self, ("temperature", "hard_weight"), "without a teacher")
         return self
 
     def distillation(self) -> DistillConfig | None:
@@ -463,6 +499,9 @@ class QatConfig(StageConfig, Training):
         1e-4, gt=0.0, le=10.0, description="Peak of the cosine schedule; far below that of fine-tuning."
     )
     weight_decay: float = Field(0.0, ge=0.0, le=1.0, description="AdamW's decoupled weight decay.")
+    norm_statistics: Literal["frozen"] = Field(
+        "frozen", description="Norms are folded into the weights, as in the int8 graph."
+    )
     temperature: float = Field(2.0, ge=1.0, le=100.0, description="Softness of both outputs.")
     hard_weight: float = Field(
         0.5, ge=0.0, le=1.0, description="Weight of the labels; the float network as teacher has the rest."
@@ -482,17 +521,6 @@ Stage = Annotated[
     | QatConfig,
     Field(discriminator="kind"),
 ]
-
-
-_STAGES: dict[object, type[StageConfig]] = {
-    "finetune": FineTuneConfig,
-    "pretrain": PretrainConfig,
-    "prune": PruneConfig,
-    "shrink": ShrinkConfig,
-    "distill": DistillConfig,
-    "reestimate": ReestimateConfig,
-    "qat": QatConfig,
-}
 
 
 class PreprocessConfig(FrozenModel):
@@ -515,6 +543,12 @@ class PostprocessConfig(FrozenModel):
         description="`softmax`: probabilities; `argmax`: the class; `topk`: the k best classes and scores."
     )
     k: int = Field(5, ge=1, le=100_000, description="How many classes `topk` gives.")
+
+    @model_validator(mode="after")
+    def _k_counts(self) -> PostprocessConfig:
+        if self.kind != "topk":
+            _without_effect(self, ("k",), f"with {self.kind}")
+        return self
 
 
 class ExportConfig(FrozenModel):
@@ -684,6 +718,17 @@ class Recipe(FrozenModel):
                         f"teacher {teacher!r} of stage {name!r} is no earlier stage; "
                         f"there are: {', '.join(earlier)}"
                     )
+                if teacher == "pretrained" and self.model.checkpoint is None:
+                    raise ValueError(
+                        f"teacher 'pretrained' of stage {name!r} has random weights; set model.checkpoint, "
+                        "or name a stage that trains"
+                    )
+            untrained = self.model.checkpoint is None and not any(map(trains, self.stage[:index]))
+            if untrained and isinstance(stage, FineTuneConfig) and (stage.from_scratch or stage.few_shot):
+                raise ValueError(
+                    f"stage {name!r} would compare random weights with random weights; set "
+                    "model.checkpoint or pretrain first, or leave from_scratch and few_shot out"
+                )
             if isinstance(stage, QatConfig):
                 self._check_qat(index, name)
             if isinstance(stage, ShrinkConfig) and stage.precision == "int8" and self.quantize.bits != 8:
@@ -742,10 +787,7 @@ def recipe_from(content: Mapping[str, Any], place: object) -> Recipe:
         return Recipe.model_validate_json(json.dumps(content, default=str))
     except ValidationError as error:
         key, cause, fix = explain_validation(error, Recipe)
-        location = error.errors(include_url=False)[0]["loc"]
-        if cause == "unknown key" and len(location) == 4 and location[2] in _STAGES:
-            fix = f"known here: {', '.join(sorted(_STAGES[location[2]].model_fields))}"
-        raise RecipeError(f"{place}: {key}", cause, fix) from error
+        raise RecipeError(place if key == THE_FILE else f"{place}: {key}", cause, fix) from error
     except RecursionError as error:
         raise RecipeError(place, "its tables are nested too deeply", "flatten them") from error
 

@@ -6,8 +6,9 @@ import inspect
 import io
 import logging
 import re
+import traceback
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ MIN_IR_VERSION = 8  # of opset 18, the lowest that a recipe can ask for
 SAME_SQNR_DB = 60.0
 # Two samples: the exporter takes an axis of size one for a constant.
 _EXAMPLES = 2
+_MEANWHILE = "until then, all stages but shrink, qat and export work"
 
 
 def export(
@@ -217,15 +219,10 @@ def _export_error(error: BaseException) -> ExportError:
             "replace it in the network's forward by operators that have one",
         )
     if "data-dependent" in text or "DataDependent" in text or "Dynamic control flow" in text:
-        line = re.search(r"File \"([^\"]+)\", line (\d+), in forward", text) or re.search(
-            r"\((\S+\.py):(\d+) in \w+\)", text
-        )
-        where = f"{Path(line.group(1)).name}, line {line.group(2)}" if line else "the network's forward"
         return ExportError(
-            where,
+            _users_line(causes),
             "decides by the values of a tensor",
-            "use torch.where or torch.cond instead of if; until then, all stages but shrink, qat and export"
-            " work",
+            f"use torch.where or torch.cond instead of if; {_MEANWHILE}",
         )
     fixed = re.search(r"inferred a static shape of (\d+) for dimension inputs(\S+?)\.shape\[(\d+)\]", text)
     if fixed:
@@ -239,8 +236,20 @@ def _export_error(error: BaseException) -> ExportError:
     return ExportError(
         "export",
         f"torch.onnx cannot export the network ({type(causes[-1]).__name__}: {' '.join(deepest[:3])})",
-        "try torch.export.export on it alone",
+        f"try torch.export.export on it alone; {_MEANWHILE}",
     )
+
+
+def _users_line(causes: Iterable[BaseException]) -> str:
+    """The innermost line, neither of torch nor of this package, that one of the exceptions came through."""
+    foreign = (Path(torch.__file__).parent, Path(__file__).parent)
+    line = "the network's forward"
+    for cause in causes:
+        for frame in traceback.extract_tb(cause.__traceback__):
+            path = Path(frame.filename)
+            if path.is_file() and not any(path.is_relative_to(folder) for folder in foreign):
+                line = f"{path.name}, line {frame.lineno}"
+    return line
 
 
 @contextmanager

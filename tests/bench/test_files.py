@@ -246,3 +246,5 @@ def test_a_target_is_tried_before_the_work(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(StorageError):
         check_writable(tmp_path / "file" / "result.json")
+    with pytest.raises(StorageError, match=r"^/proc/x/result.json: cannot be written"):
+        check_writable(Path("/proc/x/result.json"))

@@ -38,9 +38,22 @@ LEAF = {"size": 1}
             ("leaves.0.x", "unknown key", "known here: size"),
         ),
         ({"leaf": LEAF, "maybe": {"size": 1, "x": 0}}, ("maybe.x", "unknown key", "known here: size")),
-        ({"leaf": LEAF, "either": {"size": 1, "x": 0}}, ("either.Leaf.x", "unknown key", "remove it")),
-        ({"leaf": LEAF, "table": {"k": {"size": 1, "x": 0}}}, ("table.k.x", "unknown key", "remove it")),
+        ({"leaf": LEAF, "either": {"size": 1, "x": 0}}, ("either.x", "unknown key", "known here: size")),
+        (
+            {"leaf": LEAF, "table": {"k": {"size": 1, "x": 0}}},
+            ("table.k.x", "unknown key", "known here: size"),
+        ),
         ({"leaf": {"size": "1"}}, ("leaf.size", "'1' is refused", "input should be a valid integer")),
+        ({"leaf": LEAF, "either": {"name": "a", "x": 0}}, ("either.x", "unknown key", "known here: name")),
+        (
+            {"leaf": LEAF, "either": 3},
+            ("either", "3 is refused", "input should be a valid dictionary or instance of Leaf"),
+        ),
+        ({"leaf": {"size": LEAF}}, ("leaf.size", "a table is refused", "input should be a valid integer")),
+        (
+            [LEAF],
+            ("the file", "a list is refused", "input should be a valid dictionary or instance of Tree"),
+        ),
         (3, ("the file", "3 is refused", "input should be a valid dictionary or instance of Tree")),
     ],
 )

@@ -14,6 +14,8 @@ from torch import nn
 from exporter.checkpoint import load_into, read_checkpoint
 from exporter.errors import CheckpointError
 
+OPTIMIZER = torch.optim.AdamW([nn.Parameter(torch.zeros(3))]).state_dict()
+
 
 def equal(state, other):
     return state.keys() == other.keys() and all(torch.equal(state[key], other[key]) for key in state)
@@ -33,6 +35,10 @@ def state(tiny):
         lambda s: {"model_state_dict": {f"module.{k}": v for k, v in s.items()}},
         lambda s: {f"module.{k}": v for k, v in s.items()},
         lambda s: {**s, "epoch": 3},
+        lambda s: {"ema": s, "optimizer": OPTIMIZER},
+        lambda s: {"model_ema": {"state_dict": s}, "optimizer": OPTIMIZER},
+        lambda s: {**s, "ema": {k: v + 1 for k, v in s.items()}, "optimizer": OPTIMIZER},
+        lambda s: {"state_dict": s, "optimizer_states": [OPTIMIZER]},
     ],
 )
 def test_pytorch_files_in_all_usual_forms(tmp_path, state, wrap):
@@ -59,6 +65,42 @@ def test_an_optimizer_alone_is_no_network(tmp_path, tiny, wrap):
             CheckpointError, match=r"holds an optimizer's state and no weights; save `model"
         ):
             read_checkpoint(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"optimizer": OPTIMIZER, "rng": torch.get_rng_state()},
+        {"optimizer": OPTIMIZER, "best": torch.tensor(0.9), "scaler": {"scale": torch.tensor(2.0)}},
+        {"optimizer_states": [OPTIMIZER], "epoch": 3},
+        {"optimizers": (OPTIMIZER, OPTIMIZER)},
+        {"0.sum": torch.zeros(3), "0.step": torch.tensor(1.0)},
+        {"0.exp_avg": torch.zeros(3), "1.exp_avg": torch.zeros(3)},
+    ],
+)
+def test_an_optimizer_beside_anything_but_weights(tmp_path, content):
+    torch.save(content, tmp_path / "weights.pth")
+    with pytest.raises(CheckpointError, match="holds an optimizer's state and no weights"):
+        read_checkpoint(tmp_path / "weights.pth")
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adagrad, torch.optim.Adam, torch.optim.RMSprop])
+def test_a_flat_optimizer_as_safetensors(tmp_path, tiny, kind):
+    module = tiny.net()
+    optimizer = kind(module.parameters())
+    module(torch.ones(2, 1, 8, 8)).sum().backward()
+    optimizer.step()
+    slots = optimizer.state_dict()["state"].items()
+    save_file({f"{i}.{k}": v for i, values in slots for k, v in values.items()}, tmp_path / "w.safetensors")
+    with pytest.raises(CheckpointError, match="holds an optimizer's state and no weights"):
+        read_checkpoint(tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize("beside", [{"optimizer": OPTIMIZER}, {"epoch": 3}])
+def test_weights_under_an_unusual_name_are_told(tmp_path, state, beside):
+    torch.save({"generator": dict(state), **beside}, tmp_path / "weights.pth")
+    with pytest.raises(CheckpointError, match="under a usual name, but tensors under 'generator'; save"):
+        read_checkpoint(tmp_path / "weights.pth")
 
 
 def test_a_missing_file(tmp_path):
@@ -180,3 +222,39 @@ def test_other_layers_are_never_replaced(tiny, state):
     with pytest.raises(CheckpointError, match="2 mis-shaped"):
         load_into(net, foreign, "weights.pth")
     assert equal(net.state_dict(), before)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("key", ["body.weight", "norm.running_var"])
+def test_numbers_that_are_not_finite_are_refused(tiny, state, key, value):
+    spoilt = {name: tensor.clone() for name, tensor in state.items()}
+    spoilt[key].view(-1)[1] = value
+    spoilt["head.bias"][0] = value
+    net, before = tiny.net(), tiny.net().state_dict()
+    with pytest.raises(CheckpointError) as caught:
+        load_into(net, spoilt, "weights.pth")
+    assert str(caught.value) == (
+        f"weights.pth: {key!r} holds NaN or infinity; give a checkpoint of before its training diverged"
+    )
+    assert equal(net.state_dict(), before)
+
+
+def test_a_number_too_large_for_the_network_is_refused(tiny, state):
+    wide = {**state, "head.bias": torch.full((3,), 1e300, dtype=torch.float64)}
+    with pytest.raises(CheckpointError, match=r"'head.bias' holds NaN or infinity"):
+        load_into(tiny.net(), wide, "weights.pth")
+
+
+def test_infinity_that_the_network_is_built_with_stays():
+    class Masked(nn.Linear):
+        def __init__(self):
+            super().__init__(2, 2)
+            self.register_buffer("mask", torch.tensor([[0.0, -torch.inf], [0.0, 0.0]]))
+
+    assert load_into(Masked(), Masked().state_dict(), "weights.pth").tensors == 3
+
+
+def test_a_head_that_is_left_out_may_hold_anything(tiny):
+    pretrained = tiny.net(classes=1000).state_dict()
+    pretrained["head.bias"][0] = torch.nan
+    assert load_into(tiny.net(), pretrained, "weights.pth").new_head == "head"

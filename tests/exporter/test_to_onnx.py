@@ -197,6 +197,23 @@ def test_a_decision_by_values_is_named_with_its_line(exported, capfd):
     assert capfd.readouterr().err == ""
 
 
+def doubled(x):
+    return x * 2 if x.mean() > 0 else x
+
+
+class BranchInHelper(Branch):
+    def forward(self, image):
+        return self.fc(doubled(torch.flatten(image, 1)))
+
+
+def test_a_decision_in_a_helper_is_named_with_the_helpers_line(exported):
+    source = Path(__file__).read_text().splitlines()
+    line = next(number for number, text in enumerate(source, 1) if "if x.mean() > 0" in text)
+    error = refusal(exported, BranchInHelper())
+    assert error.place == f"{Path(__file__).name}, line {line}"
+    assert error.cause == "decides by the values of a tensor"
+
+
 class Raises(nn.Module):
     def forward(self, image):
         raise RuntimeError("this network is broken")
@@ -206,6 +223,7 @@ def test_other_failures_keep_their_words(exported, tmp_path):
     error = refusal(exported, Raises())
     assert error.place == "export"
     assert "this network is broken" in error.cause
+    assert error.fix.endswith("on it alone; until then, all stages but shrink, qat and export work")
     assert not list(tmp_path.iterdir())
 
 
