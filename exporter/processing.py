@@ -7,12 +7,13 @@ compares torch on the one with ONNX on the other, so that it covers the recovery
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 
 import numpy as np
 import onnx
 import onnx_ir as ir
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 from onnxscript import TapeBuilder
 
 from bench.arrays import Array
@@ -20,6 +21,7 @@ from bench.errors import DataError
 from exporter.calibration import Range
 from exporter.data import Split
 from exporter.errors import ExportError
+from exporter.onnx_files import infer_shapes
 from exporter.recipe import PostprocessConfig, PreprocessConfig
 
 BEFORE, AFTER = "preprocess.", "postprocess."
@@ -158,8 +160,40 @@ def edge_nodes(model: onnx.ModelProto) -> tuple[str, ...]:
 
 def score_tensor(model: onnx.ModelProto) -> str:
     """The tensor that holds the network's own output [N, classes], postprocessing or not."""
-    after = [node.input[0] for node in model.graph.node if node.name.startswith(AFTER)]
+    after = [n.input[0] for n in model.graph.node if n.name.startswith(AFTER) and n.input]
     return str(after[0] if after else model.graph.output[0].name)
+
+
+def network_alone(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The network of an exported model: it takes what a data factory returns, and gives its own scores.
+
+    A copy without the nodes before and after it; the model itself if there are none. An int8 network that
+    reads the bytes themselves (`join_bytes`) keeps them for its input.
+    """
+    edges = set(edge_nodes(model))
+    if not edges:
+        return model
+    score = score_tensor(model)
+    alone = infer_shapes(model)
+    graph = alone.graph
+    known = {value.name: value for value in (*graph.value_info, *graph.output)}
+    decoded = {name for node in graph.node if node.name.startswith(BEFORE) for name in node.output}
+    for value in graph.input:
+        name, inner = value.name, f"{value.name}.network"
+        if inner not in decoded:
+            continue
+        unknown = helper.make_tensor_value_info(inner, onnx.TensorProto.FLOAT, None)
+        value.CopyFrom(known.get(inner, unknown))
+        value.name = name
+        for node in graph.node:
+            node.input[:] = [name if read == inner else read for read in node.input]
+    network = [node for node in graph.node if node.name not in edges]
+    output = known.get(score, onnx.ValueInfoProto(name=score))
+    for field, values in ((graph.node, network), (graph.output, [output])):
+        kept = copy.deepcopy(values)
+        del field[:]
+        field.extend(kept)
+    return alone
 
 
 def byte_ranges(model: onnx.ModelProto) -> dict[str, Range]:

@@ -28,7 +28,7 @@ from exporter.calibration import RangeStore
 from exporter.checkpoint import load_into, read_checkpoint
 from exporter.data import Split, Splits, fingerprint_arrays, stratified_indices, with_unlabelled
 from exporter.drift import drifts
-from exporter.errors import CheckpointError, ExportError
+from exporter.errors import CheckpointError, ExportError, StageError
 from exporter.inference import run_model, run_scores
 from exporter.layers import LAYER_SAMPLES, layer_errors
 from exporter.lookup import find_file
@@ -69,6 +69,7 @@ def recipe_steps(shop: Workshop, *, kept: Path | None = None) -> list[Step]:
     """
     recipe = shop.recipe
     check_hardware(recipe)
+    _check_teachers(shop)
     sample_count(shop.data.calibration, recipe.quantize)
     check_opset(recipe.export.opset)
     open_axes(shop.data.calibration, recipe.export)
@@ -103,7 +104,7 @@ def recipe_steps(shop: Workshop, *, kept: Path | None = None) -> list[Step]:
                     **common,
                     "config": config.model_dump(mode="json"),
                     **_hardware(recipe, config),
-                    **_others_read(shop, config),
+                    **_others_read(shop, name, config),
                 },
                 tuple(parents),
                 _stage_runner(shop, name, config, kept),
@@ -148,6 +149,25 @@ def recipe_steps(shop: Workshop, *, kept: Path | None = None) -> list[Step]:
         ),
     ]
     return steps + tail
+
+
+def _check_teachers(shop: Workshop) -> None:
+    """Refuse the checkpoint as a teacher if its head does not fit, and what it says would be random."""
+    asked = [
+        name
+        for name, stage in zip(shop.recipe.stage_names(), shop.recipe.stage, strict=True)
+        if "pretrained" in teachers_of(stage)
+    ]
+    path = shop.checkpoint()
+    if not asked or path is None:
+        return
+    head = load_into(shop.fresh_module(), read_checkpoint(path), path).new_head
+    if head is not None:
+        raise StageError(
+            f"{asked[0]}.teacher",
+            f"'pretrained' has a new {head!r}, for its classes are others: it knows nothing yet",
+            "name a stage that trains it",
+        )
 
 
 def _load_pretrained(shop: Workshop, out: Path) -> dict[str, Any]:
@@ -238,13 +258,13 @@ def run_stage(
     return STAGES[config.kind](network, config, shop.data, context)
 
 
-def _others_read(shop: Workshop, config: Stage) -> dict[str, Any]:
+def _others_read(shop: Workshop, name: str, config: Stage) -> dict[str, Any]:
     """What a stage reads beside its own table and the recipe's model and data; files as hashes."""
     from exporter.data import fingerprint as data_fingerprint
 
     if isinstance(config, PretrainConfig):
         return {"source": data_fingerprint(shop.load_data(config.data, "stage.data"))}
-    found = _teacher_files(shop, config)
+    found = _teacher_files(shop, name, config)
     if isinstance(config, DistillConfig) and config.unlabelled is not None:
         extra = shop.load_unlabelled(config.unlabelled, "stage.unlabelled")
         both = with_unlabelled(shop.data, extra, "stage.unlabelled")
@@ -266,13 +286,14 @@ def _others_read(shop: Workshop, config: Stage) -> dict[str, Any]:
     return found
 
 
-def _teacher_files(shop: Workshop, config: Stage) -> dict[str, Any]:
+def _teacher_files(shop: Workshop, name: str, config: Stage) -> dict[str, Any]:
     hashes = []
     for teacher in teachers_of(config):
         if isinstance(teacher, TeacherConfig):
-            hashes.append(sha256_of(find_file(teacher.checkpoint, shop.folder, "stage.teacher.checkpoint")))
+            place = f"{name}.teacher.checkpoint"
+            hashes.append(sha256_of(find_file(teacher.checkpoint, shop.folder, place)))
         elif isinstance(teacher, OnnxTeacherConfig):
-            hashes.append(sha256_of(shop.model_file(teacher, "stage.teacher.model")))
+            hashes.append(sha256_of(shop.model_file(teacher, f"{name}.teacher.model")))
     return {"teachers": hashes} if hashes else {}
 
 
@@ -425,7 +446,8 @@ def _gate(shop: Workshop, folders: Mapping[str, Path], out: Path) -> dict[str, A
 
 def _slow(shop: Workshop, model: Path) -> str:
     """That int8 is no faster than float on this CPU, and what keeps it from that."""
-    one = next(shop.data.evaluation.first(1).batches(1))
+    shipped = as_shipped(shop.data.evaluation.first(1), shop.recipe.export.preprocess)
+    one = next(shipped.batches(1))
     times = operator_times(model, one, threads=shop.recipe.bench.threads)
     worst = ", ".join(f"{t.name} ({t.op_type}, {t.share:.0%})" for t in blamed(times))
     return f"int8 is not faster than float on this CPU; what takes time outside int8 kernels: {worst}"

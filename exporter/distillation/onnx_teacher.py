@@ -11,10 +11,13 @@ from torch import Tensor, nn
 
 from bench.errors import DataError, EdgeproofError
 from bench.parity import sqnr_db
-from bench.session import RuntimeOptions, check_feeds, open_session, signature_of
+from bench.session import check_feeds, model_error, signature_of
 from exporter.data import Split
 from exporter.errors import StageError
+from exporter.inference import open_model, session_options
 from exporter.network import predict
+from exporter.onnx_files import read_model
+from exporter.processing import network_alone
 from exporter.recipe import ExportConfig
 from exporter.to_onnx import SAME_SQNR_DB, export
 
@@ -25,7 +28,8 @@ class OnnxTeacher(nn.Module):
     """Wraps a model so that `exporter.network.call` can run it; its inputs are those of the data.
 
     Args:
-        path: of the model; its first output is taken.
+        path: of the model. What an export put before and after its network is left out; of several outputs
+            the first is taken.
         sample: of the data, for names, types and shapes.
         place: what to name in errors.
 
@@ -36,7 +40,11 @@ class OnnxTeacher(nn.Module):
 
     def __init__(self, path: Path, sample: Split, place: str) -> None:
         super().__init__()
-        self._session = open_session(path, RuntimeOptions(threads=torch.get_num_threads()))
+        model = network_alone(read_model(path))
+        try:
+            self._session = open_model(model, session_options(torch.get_num_threads()))
+        except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
+            raise model_error(path, error) from error
         self._signature = signature_of(self._session)
         wanted = [spec.name for spec in self._signature.inputs]
         names = list(sample.inputs)

@@ -48,6 +48,13 @@ HEAVY = {
 }
 TEACHER = '{ factory = "net:Net", args = { classes = 3 }, checkpoint = "teacher.pth" }'
 
+MODEL_TEACHER = """
+[[stage]]
+kind = "distill"
+name = "other"
+teacher = { model = "teacher.onnx" }
+"""
+
 
 def loaded_after(*arguments):
     """The modules that the command has imported when it ends."""
@@ -309,7 +316,11 @@ BAD_PROJECTS = {
         lambda p: p.edit(
             "recipe.toml", "[quantize]", f'[[stage]]\nkind = "distill"\nteacher = {TEACHER}\n\n[quantize]'
         ),
-        "there is no file 'teacher.pth'",
+        "error: distill.teacher.checkpoint: there is no file 'teacher.pth'",
+    ),
+    "teacher model missing": (
+        lambda p: p.edit("recipe.toml", "[quantize]", f"{MODEL_TEACHER}\n[quantize]"),
+        "error: other.teacher.model: there is no file 'teacher.onnx'",
     ),
     "all frozen": (
         lambda p: p.edit(
@@ -360,6 +371,8 @@ def test_bad_projects_are_refused_in_one_line(project, command, name):
         (["inspect", "absent.onnx"], "absent.onnx: there is no such file or folder"),
         (["inspect", "net.py"], "net.py: is truncated or no ONNX model"),
         (["inspect", "."], "manifest.json: cannot be read"),
+        (["ablate", "recipe.toml", "--out", "/proc/x.json"], "/proc/x.json: cannot be written"),
+        (["ablate", "recipe.toml", "--out", "net.py/x.json"], "net.py/x.json: cannot be written"),
         (["new", "."], "exists and is not empty"),
     ],
 )

@@ -13,16 +13,25 @@ from bench.errors import DataError
 from bench.evaluation import read_evaluation
 from bench.parity import parity
 from bench.progress import SILENT
+from exporter import steps
 from exporter.data import Split
+from exporter.distillation.onnx_teacher import OnnxTeacher
 from exporter.errors import ExportError
 from exporter.inference import run_model, run_scores
 from exporter.network import predict
-from exporter.processing import as_shipped, byte_ranges
+from exporter.processing import as_shipped, byte_ranges, network_alone
 from exporter.quantize import quantize_model
-from exporter.recipe import ExportConfig, FallbackConfig, PostprocessConfig, PreprocessConfig
+from exporter.recipe import (
+    ExportConfig,
+    FallbackConfig,
+    PostprocessConfig,
+    PreprocessConfig,
+    read_recipe,
+)
 from exporter.repaired import Repairing, quantize_repaired
 from exporter.targets import TARGETS
 from exporter.to_onnx import export
+from exporter.workshop import open_workshop
 
 AFFINE = PreprocessConfig()  # (byte - 127) / 128
 BY_CHANNEL = PreprocessConfig(mean=(123.7,), std=(58.4,))
@@ -250,6 +259,9 @@ def test_a_build_ships_bytes_and_classes(project):
     assert evaluation.feeds["image"].dtype == np.uint8
     assert evaluation.feeds["image"].shape[1:] == (8, 8, 1)
     model = project.entry("quantize") / "model.onnx"
+    # Who is to blame where int8 is no faster is found with the bytes that the model takes.
+    shop = open_workshop(read_recipe(project.recipe), project.folder, SILENT)
+    assert "not faster than float on this CPU" in steps._slow(shop, model)
     split = Split(evaluation.feeds, evaluation.labels)
     found = run_model(model, split)[:, 0]
     assert (found == evaluation.labels).mean() >= metrics["torch_accuracy"] - 0.1
@@ -263,3 +275,23 @@ def test_a_build_of_other_pictures_stops_before_it_trains(project):
     with pytest.raises(DataError, match=r"is not .byte - mean. / std of whole bytes"):
         project.build()
     assert project.events("start") == []
+
+
+@pytest.mark.parametrize("preprocess", [None, AFFINE, BY_CHANNEL], ids=["floats", "affine", "by channel"])
+@pytest.mark.parametrize("kind", [None, "softmax", "argmax", "topk"])
+def test_the_network_alone_gives_its_own_scores(made, pictures, preprocess, kind, tmp_path):
+    k = {"k": 2} if kind == "topk" else {}
+    postprocess = None if kind is None else PostprocessConfig(kind=kind, **k)
+    module, split, _, path, _ = made(pictures, preprocess, postprocess)
+    alone = network_alone(onnx.load(path))
+    onnx.checker.check_model(alone, full_check=True)
+    onnx.save(alone, tmp_path / "alone.onnx")
+    assert np.allclose(run_model(tmp_path / "alone.onnx", split), predict(module, split), atol=1e-4)
+    if preprocess is kind is None:
+        assert alone.SerializeToString() == onnx.load(path).SerializeToString()
+
+
+def test_an_artifact_that_takes_bytes_and_gives_classes_teaches_like_its_network(made, pictures):
+    module, split, _, path, _ = made(pictures, BY_CHANNEL, PostprocessConfig(kind="topk", k=2))
+    teacher = OnnxTeacher(path, split.first(1), "stage.teacher.model")
+    assert np.allclose(predict(teacher, split), predict(module, split), atol=1e-4)
