@@ -81,7 +81,8 @@ def ablate(
     """Build every prefix of a recipe up to its int8 model, and measure all of them interleaved.
 
     Stages are taken from the cache that `build` fills, and left there for it: nothing is trained twice. The
-    first prefix is the shortest that trains, since a new head says nothing before.
+    first row is the network as its checkpoint left it; without one, or where its head is new and says
+    nothing, it is the shortest prefix that trains.
 
     Args:
         recipe_path: a TOML file.
@@ -114,9 +115,14 @@ def ablate(
     return Ablation(recipe.name, measured.model_copy(update=plain))
 
 
-def prefixes(recipe: Recipe) -> list[Recipe]:
-    """The recipe with its first stages alone, from the shortest that trains to the whole."""
-    first = next((k for k, stage in enumerate(recipe.stage, 1) if trains(stage)), 0)
+def prefixes(recipe: Recipe, *, trained: bool) -> list[Recipe]:
+    """The recipe with its first stages alone, up to the whole.
+
+    Args:
+        recipe: any.
+        trained: whether the network is of use as it is loaded; else the shortest that trains comes first.
+    """
+    first = 0 if trained else next((k for k, stage in enumerate(recipe.stage, 1) if trains(stage)), 0)
     return [
         recipe.model_copy(update={"stage": recipe.stage[:k]}) for k in range(first, len(recipe.stage) + 1)
     ]
@@ -129,7 +135,16 @@ def _build(shop: Workshop, root: Path) -> dict[str, Path]:
     cache, log = Cache(root), RunLog(root, shop.recipe.name)
     cache.sweep()
     models: dict[str, Path] = {}
-    for prefix in prefixes(shop.recipe):
+    loaded = run_steps(
+        recipe_steps(shop, kept=root),
+        cache,
+        until="pretrained",
+        fresh=False,
+        progress=shop.progress,
+        log=log,
+    ).entries["pretrained"]
+    trained = shop.recipe.model.checkpoint is not None and loaded.metrics["new_head"] is None
+    for prefix in prefixes(shop.recipe, trained=trained):
         after = (prefix.stage_names() or ["pretrained"])[-1]
         shop.progress.say(f"up to {after}")
         steps = recipe_steps(dataclasses.replace(shop, recipe=prefix), kept=root)

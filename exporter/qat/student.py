@@ -88,6 +88,9 @@ class Student(nn.Module):
         steps: how many batches were trained on.
     """
 
+    # What a checkpoint of the network itself has of this module's state; the training loop asks for it.
+    wrapped_prefix = "network."
+
     def __init__(
         self,
         network: nn.Module,

@@ -49,6 +49,7 @@ def few_shot_curve(
         StageError: a class has fewer images than are asked for.
     """
     lines: list[Metrics] = []
+    few_of_each(data.train, max(few.images), context.seed, context.name)  # refused before hours of others
     for images in few.images:
         found: dict[str, list[float]] = {"transfer": [], "from_scratch": []}
         for seed in range(few.seeds):
@@ -89,10 +90,12 @@ def few_of_each(split: Split, images: int, seed: int, place: str) -> Split:
 
 
 def random_network(network: Network, name: str, context: Context) -> Network:
-    """The same network with random weights that hang on `name`."""
+    """The same network, as narrow and as sparse, with random weights that hang on `name`."""
     with deterministic(context.seed, name):
         module = context.fresh_module()
-    return Network(module if network.plan is None else rebuild(module, network.plan))
+    random = Network(module if network.plan is None else rebuild(module, network.plan), dict(network.masks))
+    random.apply_masks()
+    return random
 
 
 def prepared(network: Network, config: FineTuneConfig, name: str, context: Context) -> Network:

@@ -13,7 +13,7 @@ from bench.arrays import Array
 from exporter.data import Splits
 from exporter.errors import StageError
 from exporter.network import Network, accuracy, deterministic
-from exporter.recipe import FineTuneConfig
+from exporter.recipe import FineTuneConfig, PretrainConfig
 from exporter.stages.base import Context, Metrics
 from exporter.stages.few_shot import few_shot_curve, random_network, unfrozen
 from exporter.training import Loss, check_classes, check_modules, class_notes
@@ -24,12 +24,12 @@ def finetune(
 ) -> tuple[Network, Metrics]:
     """Train on `data`; with `from_scratch` and `few_shot`, train random networks beside it to compare."""
     classes = check_classes(network.module, data, context.name)
-    warnings = context.warned(class_notes(data.train.labels, classes, config.validation))
-    weights = balanced(data.train.labels, classes) if config.class_weights == "balanced" else None
-    loss = cross_entropy(config.label_smoothing, weights)
+    warnings, loss = labelled_loss(config, data, classes, context)
     curve = None
     if config.few_shot is not None:
-        curve = few_shot_curve(network, config, data, context, few=config.few_shot, loss=loss)
+        # So many of each class weigh alike already.
+        even = cross_entropy(config.label_smoothing)
+        curve = few_shot_curve(network, config, data, context, few=config.few_shot, loss=even)
     if config.head is not None:
         reset_head(network.module, config.head, context)
     fitted = context.fit(network, data, config, loss)
@@ -43,6 +43,16 @@ def finetune(
     if curve is not None:
         metrics["few_shot"] = curve
     return network, metrics
+
+
+def labelled_loss(
+    config: FineTuneConfig | PretrainConfig, data: Splits, classes: int, context: Context
+) -> tuple[Metrics, Loss]:
+    """What a person should know of the training labels, as a warning, and the loss that is asked for."""
+    weighted = config.class_weights == "balanced"
+    notes = class_notes(data.train.labels, classes, config.validation, weighted=weighted)
+    weights = balanced(data.train.labels, classes) if weighted else None
+    return context.warned(notes), cross_entropy(config.label_smoothing, weights)
 
 
 class _CrossEntropy(nn.Module):

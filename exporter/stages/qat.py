@@ -18,7 +18,7 @@ from exporter.distillation.onnx_teacher import OnnxTeacher
 from exporter.errors import StageError
 from exporter.inference import run_model
 from exporter.learned import NOTHING_LEARNED, Learned
-from exporter.network import Network, accuracy, predict
+from exporter.network import Network, accuracy, matches, predict
 from exporter.qat import Student, WeightSource, filled, find_sources, randomized
 from exporter.quantize import quantize
 from exporter.recipe import DistillConfig, QatConfig
@@ -26,6 +26,7 @@ from exporter.stages.base import Context, Metrics
 from exporter.targets import Target, find_target
 from exporter.to_onnx import SAME_SQNR_DB, export
 from exporter.training import Fitted, check_classes, check_modules, hold_out
+from exporter.training.freezing import frozen_modules
 from exporter.twin import plan_twin
 
 _CHECK_SAMPLES = 32
@@ -158,6 +159,14 @@ def _train(
     training, validation = hold_out(data.train, config.validation, context.seed, context.name)
     steps = config.epochs * max(1, training.count // config.batch_size)
     student.range_steps = round(config.range_share * steps)
+    for epoch in range(student.range_steps * config.epochs // steps, config.epochs):
+        frozen = frozen_modules(config, epoch)
+        if all(matches(name, frozen) for name, _ in student.network.named_parameters()):
+            raise StageError(
+                f"{context.name}.freeze",
+                f"epoch {epoch} has nothing to learn: all weights are frozen, and ranges learn no longer",
+                "freeze less, or set range_share = 1",
+            )
     before, start = accuracy(student, validation), copy.deepcopy(student.state_dict())
     fitted = context.fit(
         Network(student, {f"network.{name}": mask for name, mask in masks.items()}),

@@ -76,13 +76,14 @@ def check_classes(module: nn.Module, data: Splits, place: str) -> int:
     return classes
 
 
-def class_notes(labels: Array, classes: int, validation: float) -> list[str]:
+def class_notes(labels: Array, classes: int, validation: float, *, weighted: bool = False) -> list[str]:
     """What a person should know of training data before trusting what is learnt from them.
 
     Args:
         labels: of all training samples, [N].
         classes: that the network tells apart.
         validation: share of the samples that will choose the best epoch.
+        weighted: whether rare classes count as much as frequent ones already.
 
     Returns:
         Lines: classes without samples, with few, with far fewer than the largest; a validation share of
@@ -95,9 +96,11 @@ def class_notes(labels: Array, classes: int, validation: float) -> list[str]:
     largest = int(counts.max())
     small = np.flatnonzero((counts > 0) & ((counts <= FEW_SAMPLES) | (counts < SMALL_SHARE * largest)))
     if len(small):
+        uneven = counts[small].min() < largest
+        advice = ', or set class_weights = "balanced"' if uneven and not weighted else ""
         notes.append(
             f"{_classes(small)} few training samples ({_span(counts[small])}, the largest class has "
-            f'{largest}): give more, or set class_weights = "balanced"'
+            f"{largest}): give more{advice}"
         )
     held_out = max(1, round(len(labels) * validation))
     if held_out < classes:

@@ -24,6 +24,14 @@ def frozen_modules(config: Training, epoch: int) -> tuple[str, ...]:
     return config.freeze[: max(0, len(config.freeze) - thawed)]
 
 
+def last_change(config: Training) -> int:
+    """The first epoch from which on all that will ever learn does."""
+    if config.unfreeze_epoch is None:
+        return config.probe_epochs
+    steps = len(config.freeze) - 1 if config.unfreeze_every is not None else 0
+    return max(config.probe_epochs, config.unfreeze_epoch + steps * (config.unfreeze_every or 0))
+
+
 def set_learning(module: nn.Module, config: Training, epoch: int, place: str) -> None:
     """Training mode, but for what is frozen: no gradients, and norms that keep their statistics.
 
@@ -55,10 +63,10 @@ def last_layer(module: nn.Module) -> str:
     return [name.rpartition(".")[0] for name, _ in module.named_parameters()][-1]
 
 
-def check_norms(module: nn.Module, place: str) -> None:
+def check_norms(module: nn.Module, place: str, way_out: str) -> None:
     """Refuse a batch of one sample where a norm would take its statistics from it.
 
-    Call it in the mode of training.
+    Call it in the mode of training; `way_out` is what else than frozen statistics would help.
 
     Raises:
         StageError: with the way out.
@@ -68,7 +76,7 @@ def check_norms(module: nn.Module, place: str) -> None:
         raise StageError(
             place,
             f"a batch of one sample has no statistics for {norms[0]!r}",
-            'raise batch_size, or set norm_statistics = "frozen"',
+            f'{way_out}, or set norm_statistics = "frozen"',
         )
 
 

@@ -22,7 +22,7 @@ from exporter.training.average import Average
 from exporter.training.checkpoints import Checkpoints, Saved
 from exporter.training.checks import check_modules, hold_out
 from exporter.training.engine import ONE_CPU, Engine
-from exporter.training.freezing import check_norms, set_learning
+from exporter.training.freezing import check_norms, last_change, set_learning
 from exporter.training.hooks import Hook
 from exporter.training.mixup import mixup
 from exporter.training.rates import parameter_groups, schedule
@@ -164,6 +164,13 @@ class _Run:
 
     def begin(self, seed: int) -> None:
         """Everything onto its device; optimizer, average and hooks made."""
+        if min(self.training.count, self.config.batch_size) < self.engine.world:
+            raise StageError(
+                self.name,
+                f"{self.engine.world} processes cannot share batches of "
+                f"{min(self.training.count, self.config.batch_size)} samples",
+                "lower train.devices, raise batch_size or give more data",
+            )
         module, device = self.network.module.to(self.engine.device), self.engine.device
         self.engine.spread([*module.parameters(), *module.buffers()])
         self.loss_parameters: list[nn.Parameter] = []
@@ -218,7 +225,9 @@ class _Run:
     def _do_step(self, epoch: int, index: int) -> None:
         batch = self._batch(index)
         if batch.count == 1:
-            check_norms(self.network.module, f"{self.name}.batch_size")
+            few = self.config.batch_size > self.engine.world
+            place = self.name if few else f"{self.name}.batch_size"
+            check_norms(self.network.module, place, "give more data" if few else "raise batch_size")
         inputs, labels = self._tensors(batch)
         with self.engine.autocast():
             outputs = call(self.network.module, inputs)
@@ -308,20 +317,25 @@ class _Run:
         return all(hook.settled(last) for hook in self.hooks)
 
     def _patience_is_over(self) -> bool:
-        """Whether `patience` epochs have passed since the last that was better than all before."""
+        """Whether `patience` epochs have passed since the last that was better than all before.
+
+        While something is still to be unfrozen, nothing is over.
+        """
         if self.config.patience is None or self.best is None or self.step % self.steps_per_epoch:
             return False
         top = self.curves[self.best].validation_accuracy
         gained = next(
             e.epoch for e in self.curves if e.validation_accuracy == top and self._settled(e.epoch)
         )
-        return len(self.curves) - 1 - max(gained, self.config.probe_epochs) >= self.config.patience
+        return len(self.curves) - 1 - max(gained, last_change(self.config)) >= self.config.patience
 
     def _diverged(self, cause: str) -> NoReturn:
         """Stop. The best epoch's weights are kept as a file, where there is a place for it."""
         fix = "lower learning_rate"
         if self.best is not None and self.checkpoints is not None and self.engine.rank == 0:
-            path = self.checkpoints.rescue(self.name, self.best_state)
+            prefix: str = getattr(self.network.module, "wrapped_prefix", "")
+            inner = {k.removeprefix(prefix): t for k, t in self.best_state.items() if k.startswith(prefix)}
+            path = self.checkpoints.rescue(self.name, inner)
             fix += f"; the weights of epoch {self.best} are kept in {path}"
         raise StageError(self.name, cause, fix)
 

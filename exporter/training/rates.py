@@ -53,29 +53,34 @@ def layer_depths(module: nn.Module) -> dict[str, int]:
     """Parameter name -> how many layers lie between it and the last; the last layer has 0.
 
     A layer is what a person would call one: the network's children in the order of their making, where
-    lists, `Sequential`s and modules with a single child are opened. A norm belongs to the layer before it.
+    lists, `Sequential`s, modules with a single child and a network's only child are opened. A norm belongs
+    to the layer before it, and what an opened module owns itself, such as position embeddings, to its
+    first layer. Only what a network adds around its single child has no layer and is left out.
     """
     layers: list[list[str]] = []
-    for name, child in _layers(module, ""):
-        parameters = list(child.named_parameters(prefix=name))
-        if not parameters:
-            continue
-        names = [key for key, _ in parameters]
-        if layers and all(p.ndim <= 1 for _, p in parameters):
+    for parameters in _layers(module, "", outermost=True):
+        names = list(parameters)
+        if layers and all(p.ndim <= 1 for p in parameters.values()):
             layers[-1] += names
         else:
             layers.append(names)
     return {name: len(layers) - 1 - index for index, names in enumerate(layers) for name in names}
 
 
-def _layers(module: nn.Module, prefix: str) -> list[tuple[str, nn.Module]]:
-    found = []
-    for name, child in module.named_children():
+def _layers(module: nn.Module, prefix: str, *, outermost: bool) -> list[dict[str, nn.Parameter]]:
+    """The parameters of each layer in a module, by name; `outermost` while nothing lies beside it."""
+    found: list[dict[str, nn.Parameter]] = []
+    children = list(module.named_children())
+    for name, child in children:
         path = f"{prefix}.{name}" if prefix else name
-        children = len(list(child.children()))
-        own = any(True for _ in child.parameters(recurse=False))
-        opened = isinstance(child, nn.Sequential | nn.ModuleList) or children == 1
-        found += _layers(child, path) if opened and children and not own else [(path, child)]
+        inner, only = len(list(child.children())), outermost and len(children) == 1
+        if inner and (inner == 1 or only or isinstance(child, nn.Sequential | nn.ModuleList)):
+            found += _layers(child, path, outermost=only)
+        elif parameters := dict(child.named_parameters(prefix=path)):
+            found.append(parameters)
+    own = dict(module.named_parameters(prefix=prefix, recurse=False))
+    if found and not (outermost and len(children) == 1):
+        found[0] = own | found[0]
     return found
 
 

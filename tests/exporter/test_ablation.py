@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from bench.render import plain_text
 from bench.replay import replay
@@ -36,7 +37,7 @@ def test_the_first_prefix_is_the_shortest_that_trains(project):
         '[[stage]]\nkind = "finetune"',
         EARLY + '[[stage]]\nkind = "finetune"',
     )
-    found = prefixes(read_recipe(project.recipe))
+    found = prefixes(read_recipe(project.recipe), trained=False)
     assert [prefix.stage_names() for prefix in found] == [
         ["early", "finetune"],
         ["early", "finetune", "prune"],
@@ -47,7 +48,19 @@ def test_a_recipe_that_trains_nothing_has_its_checkpoint(project):
     recipe = read_recipe(project.recipe)
     model = recipe.model.model_copy(update={"checkpoint": "weights.safetensors"})
     bare = recipe.model_copy(update={"stage": recipe.stage[1:], "model": model})
-    assert [prefix.stage_names() for prefix in prefixes(bare)] == [[], ["prune"]]
+    assert [prefix.stage_names() for prefix in prefixes(bare, trained=True)] == [[], ["prune"]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("classes", [3, 5], ids=["its own head", "a new head"])
+def test_a_network_that_knows_something_already_is_the_first_row(project, tiny, classes):
+    """What `prune` took shows only beside the network that came in."""
+    torch.save(tiny.net(classes=classes).state_dict(), project.folder / "weights.pth")
+    project.edit("recipe.toml", "[data]", 'checkpoint = "weights.pth"\n\n[data]')
+    project.edit("recipe.toml", '[[stage]]\nkind = "finetune"', EARLY + '[[stage]]\nkind = "finetune"')
+    found = ablate(project.recipe, blocks=1)
+    names = [variant.after for variant in found.variants()[::2]]
+    assert names == [*(["pretrained", "early"] if classes == 3 else []), "finetune", "prune"]
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,11 @@ from torch import nn
 
 from bench.progress import SilentProgress
 from exporter.errors import StageError
-from exporter.network import Network, accuracy
+from exporter.network import Network, accuracy, predict
 from exporter.recipe import FewShotConfig, FineTuneConfig
-from exporter.stages.few_shot import few_of_each, unfrozen
+from exporter.stages.few_shot import few_of_each, random_network, unfrozen
 from exporter.stages.finetune import balanced, cross_entropy, finetune, reset_head
+from exporter.training import hold_out
 
 
 def settings(**changes):
@@ -120,6 +121,39 @@ def test_a_few_shot_curve(tiny, splits, context):
     assert before.keys() == network.module.state_dict().keys()
 
 
+@pytest.mark.parametrize(("epochs", "steps"), [(3, 3), (None, 2)])
+def test_few_shots_train_for_their_epochs_on_other_images_for_each_seed(
+    tiny, splits, context, epochs, steps
+):
+    """Of 9 images one is held out, and the other 8 are a batch."""
+    trainings = {}
+
+    class Progress(SilentProgress):
+        def task(self, description, total):
+            trainings[description] = [total]
+            return super().task(description, total)
+
+    def augment(inputs, generator):
+        list(trainings.values())[-1].append({image.numpy().tobytes() for image in inputs["image"]})
+        return inputs
+
+    config = settings(few_shot=FewShotConfig(images=(3,), seeds=2, epochs=epochs))
+    finetune(
+        Network(tiny.net()),
+        config,
+        replace(splits, augment=augment),
+        replace(context(), progress=Progress()),
+    )
+    short = [found for name, found in trainings.items() if "a class" in name]
+    assert [total for total, *_ in short] == [steps] * 4
+    assert all(len(batches) == steps for _, *batches in short)
+    one, one_from_scratch, other, other_from_scratch = (batches for _, *batches in short)
+    assert len(one[0]) == 8
+    assert one == one_from_scratch
+    assert other == other_from_scratch
+    assert one[0] != other[0]
+
+
 def test_few_of_each_class(splits):
     drawn = few_of_each(splits.train, 5, seed=1, place="stage")
     assert np.bincount(drawn.labels).tolist() == [5, 5, 5]
@@ -138,6 +172,17 @@ def test_label_smoothing_spreads_a_share(splits):
     expected = -(0.9 * logs[0] + 0.1 * logs.mean())
     assert cross_entropy(0.1)({}, outputs, labels).item() == pytest.approx(expected.item())
     assert cross_entropy()({}, outputs, labels).item() == pytest.approx(-logs[0].item())
+
+
+def test_the_stage_learns_from_smoothed_labels(tiny, splits, context):
+    """One batch of all samples, and norms that keep their statistics: its loss is known beforehand."""
+    config = settings(epochs=1, batch_size=54, norm_statistics="frozen", label_smoothing=0.3)
+    training, _ = hold_out(splits.train, config.validation, 0, "stage")
+    logs = torch.from_numpy(predict(tiny.net(), training)).log_softmax(dim=1)
+    own = logs[torch.arange(54), torch.from_numpy(training.labels)]
+    _, metrics = finetune(Network(tiny.net()), config, splits, context())
+    expected = -float((0.7 * own + 0.3 * logs.mean(dim=1)).mean())
+    assert metrics["curves"][0]["train_loss"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_labels_beyond_the_classes_stop_the_stage(tiny, splits, context):
@@ -175,9 +220,43 @@ def test_rare_classes_are_learnt_with_balanced_weights(tiny, splits, context):
         )
         rare = splits.evaluation.take(np.flatnonzero(splits.evaluation.labels == 2))
         recall[kind] = accuracy(network.module, rare)
+        advice = "" if kind == "balanced" else ', or set class_weights = "balanced"'
         assert metrics["warnings"] == [
-            "stage: class 2 has few training samples (4, the largest class has 20): give more, "
-            'or set class_weights = "balanced"'
+            f"stage: class 2 has few training samples (4, the largest class has 20): give more{advice}"
         ]
     assert recall["balanced"] > recall["equal"] + 0.3
-    assert said[0] == f"warning: {metrics['warnings'][0]}"
+    assert said[-1] == f"warning: {metrics['warnings'][0]}"
+
+
+def test_few_shots_of_every_class_weigh_alike(tiny, splits, context):
+    """Weights of the whole, uneven data would say that the rare class counts most in even samples too."""
+    labels = splits.train.labels
+    thin = replace(
+        splits, train=splits.train.take(np.concatenate([np.flatnonzero(labels < 2), [2, 5, 8, 11]]))
+    )
+    curves = []
+    for kind in ("equal", "balanced"):
+        config = settings(few_shot=FewShotConfig(images=(3,), seeds=2), class_weights=kind)
+        _, metrics = finetune(Network(tiny.net()), config, thin, context())
+        curves.append(metrics["few_shot"])
+    assert curves[0] == curves[1]
+
+
+def test_few_shots_that_are_too_many_are_refused_before_any_training(tiny, splits, context):
+    config = settings(few_shot=FewShotConfig(images=(3, 21), seeds=2))
+    told = []
+
+    class Progress(SilentProgress):
+        def task(self, description, total):
+            told.append(description)
+            return super().task(description, total)
+
+    with pytest.raises(StageError, match="21 are asked for"):
+        finetune(Network(tiny.net()), config, splits, replace(context(), progress=Progress()))
+    assert told == []
+
+
+def test_a_sparse_network_is_compared_with_a_sparse_one(tiny, splits, context):
+    network = Network(tiny.net(), {"stem.weight": torch.rand(tiny.net().stem.weight.shape) > 0.5})
+    random = random_network(network, "scratch", context())
+    assert torch.equal(random.module.stem.weight == 0, ~network.masks["stem.weight"])

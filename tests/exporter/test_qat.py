@@ -18,6 +18,7 @@ from torch.nn.utils import parametrizations
 from bench.parity import sqnr_db
 from bench.progress import SILENT
 from exporter.calibration import Range
+from exporter.checkpoint import load_into, read_checkpoint
 from exporter.errors import ExportError, StageError
 from exporter.inference import run_model, session_with_outputs
 from exporter.learned import NOTHING_LEARNED, Learned
@@ -29,6 +30,7 @@ from exporter.recipe import ExportConfig, QatConfig, QuantizeConfig
 from exporter.stages.qat import qat
 from exporter.targets import TARGETS
 from exporter.to_onnx import export
+from exporter.training import Checkpoints
 from exporter.twin import plan_twin
 
 CPU = TARGETS["x86-vnni"]
@@ -402,10 +404,69 @@ def test_the_start_is_kept_where_no_epoch_comes_up_to_it(network, splits, contex
     assert all(torch.equal(value, before[name]) for name, value in network.module.state_dict().items())
 
 
-def test_batches_of_one_sample_will_do(network, splits, context):
+@pytest.fixture
+def students(monkeypatch):
+    """Every student that is made, and what it would pass on before it has learned anything."""
+    made, make = [], Student.__init__
+
+    def remember(self, *args, **kwargs):
+        make(self, *args, **kwargs)
+        made.append((self, self.learned()))
+
+    monkeypatch.setattr(Student, "__init__", remember)
+    return made
+
+
+def test_batches_of_one_sample_will_do(network, splits, context, students):
     few = replace(splits, train=splits.train.take(np.arange(12)))
-    _, metrics = qat(network, settings(batch_size=1, learning_rate=1e-4), few, context("qat"))
+    before = {name: value.clone() for name, value in network.module.state_dict().items()}
+    after, metrics = qat(network, settings(batch_size=1, learning_rate=1e-4), few, context("qat"))
+    assert metrics["improved"]
     assert metrics["evaluation_accuracy"] > 0.9
+    assert np.isfinite([line["train_loss"] for line in metrics["curves"]]).all()
+    for name, weight in after.module.named_parameters():
+        assert not torch.equal(weight, before[name]), name
+    ((student, start),) = students
+    assert int(student.steps) == 11
+    assert after.learned.ranges.keys() == start.ranges.keys()
+    assert not after.learned.ranges.items() & start.ranges.items()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_ranges_learn_in_their_share_of_the_steps(network, splits, context, students, share):
+    after, metrics = qat(network, settings(epochs=2, range_share=share), splits, context("qat"))
+    ((student, start),) = students
+    assert metrics["improved"]
+    assert int(student.steps) == 10
+    assert student.range_steps == 10 * share
+    same = after.learned.ranges.items() & start.ranges.items()
+    assert len(same) == (0 if share else len(start.ranges))
+
+
+def test_the_stage_passes_on_the_steps_of_its_last_int8_file(network, splits, context, students, tmp_path):
+    """Training goes so far that a channel can saturate which could not before, and has fewer steps then."""
+    place = replace(context("qat"), quantize=QuantizeConfig(target="portable"))
+    after, metrics = qat(network, settings(epochs=2, learning_rate=0.03), splits, place)
+    assert metrics["improved"]
+    export(after.module, splits.calibration, tmp_path / "float.onnx", ExportConfig(), {})
+    quantize(
+        tmp_path / "float.onnx",
+        tmp_path / "int8.onnx",
+        splits.calibration,
+        place.quantize,
+        TARGETS["portable"],
+        seed=0,
+        progress=SILENT,
+        learned=after.learned,
+    )
+    stored = {i.name: numpy_helper.to_array(i) for i in onnx.load(tmp_path / "int8.onnx").graph.initializer}
+    ((_, start),) = students
+    changed = 0
+    for name, steps in after.learned.steps.items():
+        largest = np.abs(stored[f"{name}_quantized"].astype(int)).max((1, 2, 3))
+        assert steps.tolist() == largest.tolist()
+        changed += int((steps != start.steps[name]).sum())
+    assert changed
 
 
 def test_what_was_learned_is_saved_with_the_network(tiny, tmp_path):
@@ -445,3 +506,38 @@ def test_an_operator_that_cannot_be_trained_is_named(traced):
     with pytest.raises(StageError) as caught:
         traced(Odd).student()
     assert "is a Atan in a form that cannot be trained" in caught.value.cause
+
+
+def test_something_must_be_left_to_learn_to_the_end(network, splits, context):
+    everything = ("stem", "norm", "body", "head")
+    with pytest.raises(StageError) as caught:
+        qat(network, settings(freeze=everything), splits, context("qat"))
+    assert caught.value.place == "qat.freeze"
+    assert caught.value.fix == "freeze less, or set range_share = 1"
+    _, metrics = qat(network, settings(freeze=everything, range_share=1.0), splits, context("qat"))
+    assert len(metrics["curves"]) == 1
+
+
+def test_layers_learn_at_their_own_rates(splits, context, tiny, trained):
+    def moved(decay):
+        network = load_network(tiny.net(), trained)
+        before = network.module.stem.weight.detach().clone()
+        qat(network, settings(layer_decay=decay), splits, context("qat"))
+        return (network.module.stem.weight - before).abs().max().item()
+
+    assert 0 < moved(0.1) < 0.1 * moved(1.0)
+
+
+def test_what_a_training_that_went_wrong_leaves_is_a_checkpoint(splits, context, tiny, trained, tmp_path):
+    network = load_network(tiny.net(), trained)
+    calls = []
+
+    def augment(inputs, generator):
+        calls.append(0)
+        return {name: image * (np.nan if len(calls) > 6 else 1) for name, image in inputs.items()}
+
+    place = replace(context("qat"), checkpoints=Checkpoints(tmp_path))
+    with pytest.raises(StageError, match="the weights of epoch 0 are kept in"):
+        qat(network, settings(epochs=2), replace(splits, augment=augment), place)
+    (path,) = tmp_path.glob("*last-good*")
+    load_into(tiny.net(), read_checkpoint(path), path)

@@ -70,3 +70,34 @@ def test_probe_and_rest_have_a_schedule_each():
     assert factors[:4] == pytest.approx(factors[4:])
     assert factors[0] == 1.0
     assert factors[3] < 0.3
+
+
+class Transformer(nn.Module):
+    """Positions are a bare parameter of the network itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.positions = nn.Parameter(nn.Linear(4, 4).weight.data)
+        self.embed, self.body, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+
+class Around(nn.Module):
+    """A network, and parameters for all of its layers."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network, self.shift = network, nn.Parameter(nn.Linear(1, 1).weight.data)
+
+
+def test_bare_parameters_are_as_deep_as_the_first_layer():
+    depths = layer_depths(Transformer())
+    assert depths["positions"] == depths["embed.weight"] == 2
+    assert depths["head.weight"] == 0
+
+
+def test_a_network_within_a_network_keeps_its_layers():
+    inner = layer_depths(Deep())
+    assert layer_depths(Around(Deep())) == {f"network.{name}": depth for name, depth in inner.items()}
+    groups = parameter_groups(module := Around(Deep()), settings(learning_rate=0.1, layer_decay=0.5))
+    (rate,) = (g["lr"] for g in groups for p in g["params"] if p is module.shift)
+    assert rate == 0.1

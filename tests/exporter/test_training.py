@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -227,6 +228,41 @@ def test_warmup_and_half_a_cosine(step, factor):
     assert warmup_cosine(step, warmup=4, steps=12) == pytest.approx(factor)
 
 
+def test_every_step_goes_as_far_as_the_schedule_says(tiny, splits):
+    """Under a gradient that is always the same, Adam moves a weight by just the learning rate."""
+    places = []
+
+    class Watch(Hook):
+        def begin(self, network, steps, steps_per_epoch):
+            self.bias = network.module.head.bias
+            places.append(self.bias.detach().clone())
+
+        def after_step(self, step):
+            places.append(self.bias.detach().clone())
+
+    config = settings(epochs=4, warmup=0.25)
+    options = {"seed": 0, "name": "stage", "progress": SILENT, "hooks": [Watch()]}
+    fitted = fit(
+        Network(tiny.net()), splits, config, lambda inputs, outputs, labels: outputs.sum(), **options
+    )
+    moved = [(before - after).tolist() for before, after in pairwise(places)]
+    rates = [0.05 * warmup_cosine(step, warmup=5, steps=20) for step in range(20)]
+    assert rates[0] < 0.5 * rates[4]
+    assert rates[-1] < 0.1 * rates[4]
+    assert moved == [pytest.approx([rate] * 3, rel=1e-3, abs=1e-6) for rate in rates]
+    assert [line.learning_rate for line in fitted.curves] == pytest.approx(rates[::5])
+
+
+def test_lower_layers_move_less_with_layer_decay(tiny, splits):
+    """The first step of Adam is as long as the learning rate, whatever the gradient."""
+    network = Network(tiny.net())
+    before = snapshot(network.module)
+    train(network, splits, epochs=1, batch_size=54, warmup=0.0, layer_decay=0.1, weight_decay=0.0)
+    for name, depth in {"head.weight": 0, "body.weight": 1, "stem.weight": 2, "norm.bias": 2}.items():
+        moved = (network.module.state_dict()[name] - before[name]).abs().max().item()
+        assert moved == pytest.approx(0.05 * 0.1**depth, rel=0.01), name
+
+
 def test_a_schedule_of_warmup_alone():
     assert warmup_cosine(5, warmup=5, steps=5) == 1.0
 
@@ -342,6 +378,17 @@ def test_patience_waits_for_the_probe(tiny, splits):
         return outputs.sum() * 0
 
     fitted = train(Network(tiny.net()), splits, epochs=9, loss=nothing, patience=1, probe_epochs=4)
+    assert len(fitted.curves) == 6
+
+
+def test_patience_waits_for_what_is_still_frozen(tiny, splits):
+    """All that is frozen learns from the fifth epoch on: until then nothing has been tried."""
+
+    def nothing(inputs, outputs, labels):
+        return outputs.sum() * 0
+
+    options = {"freeze": ("stem", "body"), "unfreeze_epoch": 3, "unfreeze_every": 1}
+    fitted = train(Network(tiny.net()), splits, epochs=9, loss=nothing, patience=1, **options)
     assert len(fitted.curves) == 6
 
 
