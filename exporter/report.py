@@ -15,11 +15,19 @@ from bench.render import (
     budget_text,
     change_text,
     figure_rows,
+    milliseconds,
     percent,
 )
 from exporter.charts import block_chart, few_shot_chart, latency_chart, layer_chart, training_chart
 
 WORST_LAYERS = 10
+# What a `shrink` stage compares: as its targets call it, as its figures do, and as people do.
+_COSTS = (
+    ("latency", "latency_ms", "latency"),
+    ("macs", "macs", "multiply-adds"),
+    ("params", "params", "parameters"),
+    ("size", "size_bytes", "bytes of the file"),
+)
 
 
 def render_report(manifest: Manifest, judgement: Judgement) -> str:
@@ -75,6 +83,8 @@ def render_report(manifest: Manifest, judgement: Judgement) -> str:
             for stage in manifest.stages
             if (lines := stage.metrics.get("few_shot"))
         ],
+        shrunk=list(shrink_sections(manifest)),
+        pruned=list(prune_sections(manifest)),
         parity=parity,
         warnings=[text for stage in manifest.stages for text in stage.metrics.get("warnings", ())],
         audit=parity.get("audit"),
@@ -121,6 +131,98 @@ def _few_shot_row(line: Mapping[str, Any]) -> dict[str, str]:
         "gain": f"{points['estimate']:+.2f} points",
         "bounds": f"{points['lower']:+.2f} … {points['upper']:+.2f}",
     }
+
+
+def shrink_sections(manifest: Manifest) -> Iterator[dict[str, Any]]:
+    """What each `shrink` stage was asked for, what it cut, and what it knew of each layer."""
+    for stage in manifest.stages:
+        section = {
+            "targets": _targets(stage.metrics),
+            "costs": _cost_rows(stage.metrics),
+            "dropped": stage.metrics.get("dropped", []),
+            "layers": _cut_rows(stage.metrics),
+        }
+        if stage.kind == "shrink" and any(section.values()):
+            yield {"name": stage.name, **section}
+
+
+def _targets(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Key of the recipe, what was asked for, and what was reached."""
+    rows = []
+    for name, limit in (metrics.get("goal") or {}).items():
+        reached = _reached(name, metrics.get("before", {}), metrics.get("after", {}))
+        rows.append((name, f"{limit:.4g}", "–" if reached is None else f"{reached:.4g}"))
+    return rows
+
+
+def _reached(goal: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> float | None:
+    """How far a network came, in the unit of its target."""
+    if goal == "latency_ms":
+        return after.get("latency_ms")
+    columns = {f"{quantity}_ratio": (column, column) for quantity, column, _ in _COSTS}
+    columns["float_latency_ratio"] = ("float_latency_ms", "latency_ms")
+    first, then = columns.get(goal, ("", ""))
+    return after[then] / before[first] if before.get(first) and then in after else None
+
+
+def _cost_rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Label, before, after, change."""
+    before, after = metrics.get("before", {}), metrics.get("after", {})
+    rows = []
+    for _, column, label in _COSTS:
+        if column in before and column in after:
+            first, then = before[column], after[column]
+            change = f"{then / first:.3f} ×" if first else ""
+            rows.append((label, _cost_text(column, first), _cost_text(column, then), change))
+    if (in_float := before.get("float_latency_ms")) is not None:
+        rows.append(("latency in float", _cost_text("latency_ms", in_float), "", ""))
+    return rows
+
+
+def _cost_text(column: str, value: float) -> str:
+    return milliseconds(value * 1e6) if column == "latency_ms" else f"{value:,}"
+
+
+def _cut_rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Each layer and block that could go: what is left, and what cutting it alone would have done.
+
+    That is told of the whole network, thus by the first round; what is left, by the last.
+    """
+    rounds = [line for line in metrics.get("rounds", ()) if line.get("sensitivity")]
+    kept = {name: units for line in rounds for name, units in line.get("kept", {}).items()}
+    rows = []
+    for name, curve in rounds[0]["sensitivity"].items() if rounds else ():
+        row = {"layer": name, "left": "–", "level": "–", "nats": "–", "accuracy": "–"}
+        if curve:  # a layer of one channel has nothing to lose
+            level = min(curve, key=int)  # in JSON they are texts
+            nats, accuracy = curve[level]
+            row |= {"level": str(level), "nats": f"{nats:.4f}", "accuracy": percent(accuracy)}
+        if any(name == block or name.startswith(f"{block}.") for block in metrics.get("dropped", ())):
+            row["left"] = "gone"
+        elif name in kept:
+            units = rounds[0].get("units", {}).get(name)
+            row["left"] = str(kept[name]) if units is None else f"{kept[name]} of {units}"
+        elif row["level"] == "0":
+            row["left"] = "stays"
+        rows.append(row)
+    return rows
+
+
+def prune_sections(manifest: Manifest) -> Iterator[dict[str, Any]]:
+    """What the zeros of each `prune` stage buy: compressed bytes, before and after."""
+    for stage in manifest.stages:
+        before = stage.metrics.get("compressed_bytes_before", {})
+        after = stage.metrics.get("compressed_bytes", {})
+        if stage.kind == "prune" and "sparsity" in stage.metrics:
+            yield {
+                "name": stage.name,
+                "sparsity": percent(stage.metrics["sparsity"]),
+                "bytes": [
+                    (form, f"{before[form]:,}", f"{after[form]:,}", f"{after[form] / before[form]:.3f} ×")
+                    for form in ("float", "int8")
+                    if before.get(form) and form in after
+                ],
+            }
 
 
 def stage_summary(metrics: Mapping[str, Any]) -> str:

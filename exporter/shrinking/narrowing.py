@@ -82,12 +82,12 @@ class Narrower:
             StageError: nothing can go, or the goal cannot be met; the best reached is told.
         """
         structure = find_structure(module, self.inputs, self.config.exclude, self.place)
-        if not structure.groups:
+        if not structure.groups and not self._candidates(structure):
             reasons = "; ".join(f"{name}: {reason}" for name, reason in structure.fixed.items())
             raise StageError(
                 self.place,
                 f"no channels of the network can go ({reasons or 'it has none'})",
-                "exclude less",
+                f"{'exclude less, ' if self.config.exclude else ''}allow depth, or lower resolution alone",
             )
         before, now = self.yardstick.compare(module)
         here = goal.reached(before, now)
@@ -122,7 +122,7 @@ class Narrower:
             raise StageError(
                 f"{self.place}.target",
                 f"{goal.name} {goal.limit:g} cannot be met; the best reached is {best.measured:.3g}",
-                "lower resolution or min_kept, allow more depth, or exclude less",
+                "lower resolution, min_kept or multiple, allow more depth, or exclude less",
             )
         state = best.allocation.state
         return _plan(structure, scores, state), {
@@ -131,18 +131,22 @@ class Narrower:
             "measured": best.measured,
             "tries": [[found.predicted, found.measured] for found in tries],
             "damage": best.allocation.damage,
+            "units": {group.name: len(group.units) for group in structure.groups},
             "kept": dict(state.kept),
             "dropped": sorted(state.dropped),
             "sensitivity": curves,
             "fixed": dict(structure.fixed),
         }
 
+    def _candidates(self, structure: Structure) -> tuple[str, ...]:
+        """The blocks that may go."""
+        return tuple(structure.blocks) if self.config.depth and self.config.allocation != "uniform" else ()
+
     def _levers(
         self, module: nn.Module, structure: Structure, scores: Mapping[str, Array]
     ) -> tuple[list[Lever], list[Block], dict[str, dict[int, tuple[float, float]]]]:
         """What can be changed, and how much each change alone hurts."""
-        config = self.config
-        candidates = structure.blocks if config.depth and config.allocation != "uniform" else ()
+        config, candidates = self.config, self._candidates(structure)
         damage = Damage(module, self.judges)
         levers, blocks, curves = [], [], {}
         steps = len(structure.groups) + len(candidates)

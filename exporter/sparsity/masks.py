@@ -13,10 +13,14 @@ from exporter.network import matches
 from exporter.training import check_modules
 
 Scope = Literal["global", "layer"]
+# A layer's own weight, and the projections that attention holds without layers of their own.
+_MATRICES = ("weight", "in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 
 
 def prunable_weights(module: nn.Module, exclude: tuple[str, ...], place: str) -> dict[str, nn.Parameter]:
     """Parameter name -> weight of all convolutions and linear layers that are not excluded.
+
+    Those of `nn.MultiheadAttention` are among them: query, key and value in one, or apart.
 
     Biases and norms stay: they are few, and the network is sensitive to them. Weights that two modules
     share stay too: what is small for one may be what the other hangs on.
@@ -30,9 +34,11 @@ def prunable_weights(module: nn.Module, exclude: tuple[str, ...], place: str) ->
     for _, parameter in module.named_parameters(remove_duplicate=False):
         owners[id(parameter)] = owners.get(id(parameter), 0) + 1
     names = {
-        f"{name}.weight" if name else "weight"
+        f"{name}.{key}" if name else key
         for name, child in module.named_modules()
-        if isinstance(child, kinds) and not matches(name, exclude) and owners[id(child.weight)] == 1
+        if isinstance(child, (*kinds, nn.MultiheadAttention)) and not matches(name, exclude)
+        for key, parameter in child.named_parameters(recurse=False)
+        if key in _MATRICES and owners[id(parameter)] == 1
     }
     weights = {name: parameter for name, parameter in module.named_parameters() if name in names}
     if not weights:

@@ -34,7 +34,7 @@ def prune(network: Network, config: PruneConfig, data: Splits, context: Context)
     Raises:
         StageError: an excluded module does not exist, nothing is left to prune, or training fails.
     """
-    before = accuracy(network.module, data.evaluation)
+    before, already = accuracy(network.module, data.evaluation), network.sparsity()
     weights = prunable_weights(network.module, config.exclude, context.name)
     dense_bytes = compressed_bytes(weights)
     training: Metrics = {}
@@ -53,8 +53,11 @@ def prune(network: Network, config: PruneConfig, data: Splits, context: Context)
         pruned.apply_masks()
     sparse_bytes = compressed_bytes(weights)
     empty = [name for name, mask in pruned.masks.items() if not mask.any()]
+    notes = [f"{name} has no weight left: exclude it, or prune less" for name in empty]
+    if pruned.sparsity() == already:
+        notes.append(f"no weight was pruned: {_why_none(config)}")
     return pruned, {
-        **context.warned([f"{name} has no weight left: exclude it, or prune less" for name in empty]),
+        **context.warned(notes),
         "sparsity": pruned.sparsity(),
         "layers": {name: 1 - float(mask.float().mean()) for name, mask in pruned.masks.items()},
         "compressed_bytes_before": dense_bytes,
@@ -64,6 +67,14 @@ def prune(network: Network, config: PruneConfig, data: Splits, context: Context)
         "evaluation_accuracy": accuracy(pruned.module, data.evaluation),
         **training,
     }
+
+
+def _why_none(config: PruneConfig) -> str:
+    if config.target.pattern is not None:
+        return f"no layer's input channels are a multiple of the pattern {config.target.pattern}"
+    if config.target.threshold is not None:
+        return f"none is smaller than the threshold {config.target.threshold:g}"
+    return f"so many are zero already, or {config.target.sparsity:g} of them is less than one"
 
 
 def chosen_masks(weights: Mapping[str, Tensor], config: PruneConfig) -> dict[str, Tensor]:

@@ -94,7 +94,9 @@ def shrink_with(
     assert network.plan is not None
     seen_before, seen_after = yardstick.compare(network.module)
     outputs = {name: kept.outputs for name, kept in network.plan.modules.items()}
+    idle = goal is not None and not network.plan.dropped and all(v is None for v in outputs.values())
     return network, {
+        **context.warned(["the target is met without cutting anything: ask for less"] if idle else []),
         "accuracy_before": before,
         "evaluation_accuracy": lines[-1]["evaluation_accuracy"],
         "goal": None if goal is None else {goal.name: goal.limit},
@@ -128,6 +130,11 @@ def _chosen(network: Network, config: ShrinkConfig, inputs: dict[str, Tensor], p
         if problem := failure(network.module, inputs, Plan(dropped=(name,))):
             raise StageError(f"{place}.drop", f"{name!r} cannot go: {problem}", "leave it out")
     side = config.resolution
+    largest = max((max(t.shape[2:]) for t in inputs.values() if t.dim() == 4), default=0)
+    if side is not None and side > largest > 0:
+        raise StageError(
+            f"{place}.resolution", f"{side} is more than the {largest} of the data", "lower it"
+        )
     plan = Plan(dropped=config.drop, resolution=None if side is None else (side, side))
     if problem := failure(network.module, inputs, plan):
         raise StageError(f"{place}.resolution", f"{side} cannot be: {problem}", "raise it, or drop less")

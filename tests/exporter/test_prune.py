@@ -185,15 +185,22 @@ def test_of_equal_scores_the_first_go(values, share):
     assert torch.equal(lowest_masks({"x": scores}, share)["x"], expected)
 
 
-def test_shared_weights_are_left_alone():
+def tied(first):
+    """A network whose last layer has the weight of its first."""
+
     class Tied(nn.Module):
         def __init__(self):
             super().__init__()
-            self.table, self.middle = nn.Embedding(10, 4), nn.Linear(4, 4)
+            self.first, self.middle = first, nn.Linear(4, 4)
             self.out = nn.Linear(4, 10, bias=False)
-            self.out.weight = self.table.weight
+            self.out.weight = first.weight
 
-    assert set(prunable_weights(Tied(), (), "stage")) == {"middle.weight"}
+    return Tied()
+
+
+@pytest.mark.parametrize("first", [nn.Embedding(10, 4), nn.Linear(4, 10)], ids=["table", "layer"])
+def test_shared_weights_are_left_alone(first):
+    assert set(prunable_weights(tied(first), (), "stage")) == {"middle.weight"}
 
 
 def test_the_cubic_schedule_is_that_of_the_paper():
@@ -241,6 +248,31 @@ def test_pruning_while_training_learns(tiny, splits, context, method, scope):
     for name in PRUNABLE:
         weight = network.module.get_parameter(name)
         assert not weight[~network.masks[name]].any()
+
+
+def zeros_of(module):
+    return {name: int((module.get_parameter(name) == 0).sum()) for name in PRUNABLE}
+
+
+@pytest.mark.parametrize("method", ["magnitude", "movement"])
+def test_gradual_pruning_ranks_each_layer_alone_or_all_together(tiny, splits, context, method):
+    sizes = {name: tiny.net().get_parameter(name).numel() for name in PRUNABLE}
+    zeros = {}
+    for scope in ("layer", "global"):
+        network, _ = prune(Network(tiny.net()), gradual(0.5, method, scope), splits, context())
+        zeros[scope] = zeros_of(network.module)
+    assert zeros["layer"] == {name: size // 2 for name, size in sizes.items()}
+    assert zeros["global"] != zeros["layer"]
+    assert sum(zeros["global"].values()) == sum(zeros["layer"].values())
+
+
+@pytest.mark.parametrize("method", ["magnitude", "movement"])
+def test_gradual_pruning_leaves_excluded_modules_dense(tiny, splits, context, method):
+    config = gradual(0.5, method).model_copy(update={"exclude": ("stem", "head")})
+    network, metrics = prune(Network(tiny.net()), config, splits, context())
+    body = network.module.body.weight.numel()
+    assert zeros_of(network.module) == {"stem.weight": 0, "body.weight": body // 2, "head.weight": 0}
+    assert set(network.masks) == set(metrics["layers"]) == {"body.weight"}
 
 
 def test_movement_scores_are_the_sum_of_gradient_times_weight(tiny):
@@ -376,3 +408,26 @@ def test_zeros_compress(tiny, splits, context):
     assert sparse["int8"] < 0.6 * dense["int8"]
     assert metrics["int8_compressed_ratio"] == sparse["int8"] / dense["int8"]
     assert sparse["int8"] < 64 * 64 * 9 / 2 < dense["int8"]
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ({"pattern": "3:7"}, "no layer's input channels are a multiple of the pattern 3:7"),
+        ({"threshold": 1e-6}, "none is smaller than the threshold 1e-06"),
+    ],
+    ids=["pattern", "threshold"],
+)
+def test_a_stage_that_pruned_nothing_says_so(tiny, splits, context, target, words):
+    config = PruneConfig(kind="prune", target=PruneTarget(**target))
+    _, metrics = prune(Network(tiny.net()), config, splits, context())
+    assert metrics["warnings"] == [f"stage: no weight was pruned: {words}"]
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["in one", "apart"])
+def test_projections_of_fused_attention_are_pruned_too(apart):
+    attention = nn.MultiheadAttention(8, 2, kdim=6 if apart else None, batch_first=True)
+    weights = prunable_weights(nn.ModuleDict({"attention": attention}), (), "stage")
+    projections = [f"{part}_proj_weight" for part in "qkv"] if apart else ["in_proj_weight"]
+    assert set(weights) == {f"attention.{name}" for name in (*projections, "out_proj.weight")}
+    assert prunable_weights(attention, ("out_proj",), "stage").keys() == set(projections)

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import re
 from html.parser import HTMLParser
 
 import pytest
 
-from bench.artifact import read_manifest
+from bench.artifact import StageEntry, read_manifest
 from bench.gate import judgement_from
 from bench.policy import Policy, TwinBudgets, criteria
 from bench.result import read_result
-from exporter.report import few_shot_rows, render_report, stage_summary, training_runs, transfer_rows
+from exporter.report import (
+    few_shot_rows,
+    prune_sections,
+    render_report,
+    shrink_sections,
+    stage_summary,
+    training_runs,
+    transfer_rows,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -196,3 +205,129 @@ def test_what_repairs_bought_is_shown(manifest, judgement):
     assert "Left in float so that the budget holds: <code>&lt;stem&gt;</code>" in text
     nothing = with_stage(manifest, "quantize", fallback={"exclude": []})
     assert "nothing was needed" in render_report(nothing, judgement)
+
+
+def with_new_stage(manifest, kind, **metrics):
+    """The manifest with one more stage, metrics as they are when read back from JSON."""
+    entry = StageEntry(name=f"my {kind}", kind=kind, key="0" * 64, metrics=json.loads(json.dumps(metrics)))
+    return manifest.model_copy(update={"stages": (entry, *manifest.stages)})
+
+
+BEFORE = {"latency_ms": 2.0, "size_bytes": 80_000, "macs": 1_000_000, "params": 60_000}
+AFTER = {"latency_ms": 1.2, "size_bytes": 40_000, "macs": 480_000, "params": 45_000}
+ROUNDS = [
+    {
+        "kept": {"stem": 12, "body.one": 24, "body.one.inner": 8},
+        "sensitivity": {
+            "stem": {4: (0.75, 0.5), 8: (0.25, 0.75), 12: (0.0, 0.875)},
+            "body.one": {0: (0.125, 0.8)},
+            "body.one.inner": {2: (0.0625, 0.85)},
+            "body.two": {0: (1.5, 0.25)},
+            "single": {},
+        },
+    },
+    {"kept": {"stem": 9}, "sensitivity": {"stem": {3: (2.0, 0.125)}}},
+]
+
+
+def shrunk(manifest, **changed):
+    metrics = {
+        "goal": {"macs_ratio": 0.5},
+        "before": BEFORE,
+        "after": AFTER,
+        "dropped": ["body.one"],
+        "widths": {"stem": 9},
+        "rounds": ROUNDS,
+    }
+    return with_new_stage(manifest, "shrink", **metrics | changed)
+
+
+def test_what_shrinking_cut_is_shown(manifest, judgement):
+    before = render_report(manifest, judgement)
+    assert "what was cut" not in before
+    text = render_report(shrunk(manifest), judgement)
+    Page(text)
+    assert "<h2>my shrink: what was cut</h2>" in text
+    assert "Target <code>macs_ratio</code>: 0.5 asked, 0.48 reached." in text
+    assert "Blocks that went: <code>body.one</code>." in text
+    cells = [re.findall(r"<td.*?>(.*?)</td>", line) for line in text.splitlines()]
+    assert ["latency", "2.000 ms", "1.200 ms", "0.600 ×"] in cells
+    assert ["multiply-adds", "1,000,000", "480,000", "0.480 ×"] in cells
+    assert ["parameters", "60,000", "45,000", "0.750 ×"] in cells
+    assert ["bytes of the file", "80,000", "40,000", "0.500 ×"] in cells
+    # What the last round left, and what the whole network would have suffered at the least width tried.
+    assert ["<code>stem</code>", "9", "4", "0.7500", "50.00%"] in cells
+    assert ["<code>body.one</code>", "gone", "0", "0.1250", "80.00%"] in cells
+    assert ["<code>body.one.inner</code>", "gone", "2", "0.0625", "85.00%"] in cells
+    assert ["<code>body.two</code>", "stays", "0", "1.5000", "25.00%"] in cells
+    assert ["<code>single</code>", "–", "–", "–", "–"] in cells
+
+
+def test_a_width_is_told_of_how_many_where_that_is_known(manifest):
+    rounds = [{**ROUNDS[0], "units": {"stem": 16}}, ROUNDS[1]]
+    (section,) = shrink_sections(shrunk(manifest, rounds=rounds))
+    assert section["layers"][0]["left"] == "9 of 16"
+
+
+@pytest.mark.parametrize(
+    ("goal", "limit", "reached"),
+    [
+        ("latency_ms", 1.25, "1.2"),
+        ("latency_ratio", 0.5, "0.6"),
+        ("float_latency_ratio", 0.25, "0.3"),
+        ("params_ratio", 0.5, "0.75"),
+        ("size_ratio", 0.5, "0.5"),
+        ("of_another_version", 0.5, "–"),
+    ],
+)
+def test_a_target_is_reached_in_its_own_unit(manifest, goal, limit, reached):
+    before = {**BEFORE, "float_latency_ms": 4.0}
+    (section,) = shrink_sections(shrunk(manifest, goal={goal: limit}, before=before))
+    assert section["targets"] == [(goal, str(limit), reached)]
+    assert ("latency in float", "4.000 ms", "", "") in section["costs"]
+
+
+def test_what_zeros_bought_is_shown(manifest, judgement):
+    assert "<h2>prune: what zeros bought</h2>" in render_report(manifest, judgement)  # as it was built
+    pruned = with_new_stage(
+        manifest,
+        "prune",
+        sparsity=0.9,
+        compressed_bytes_before={"float": 200_000, "int8": 50_000},
+        compressed_bytes={"float": 40_000, "int8": 12_500},
+    )
+    text = render_report(pruned, judgement)
+    Page(text)
+    assert "<h2>my prune: what zeros bought</h2>" in text
+    assert "90.00% of the prunable weights are zero." in text
+    assert "dense kernels gain no time from zeros" in text
+    cells = [re.findall(r"<td.*?>(.*?)</td>", line) for line in text.splitlines()]
+    assert ["float", "200,000", "40,000", "0.200 ×"] in cells
+    assert ["int8", "50,000", "12,500", "0.250 ×"] in cells
+
+
+def test_stages_that_told_less_are_shown_as_far_as_they_did(manifest, judgement):
+    for kind in ("shrink", "prune"):
+        bare = with_new_stage(manifest, kind, accuracy_before=0.5)
+        assert list(shrink_sections(bare)) == []
+        assert [section["name"] for section in prune_sections(bare)] == ["prune"]  # the one that was built
+        Page(render_report(bare, judgement))
+    only_dropped = with_new_stage(manifest, "shrink", goal=None, dropped=["body"], rounds=[{}])
+    assert "Blocks that went: <code>body</code>." in render_report(only_dropped, judgement)
+    unmeasured = with_new_stage(manifest, "shrink", goal={"macs_ratio": 0.5})
+    assert "0.5 asked, – reached" in render_report(unmeasured, judgement)
+    (section, _) = prune_sections(with_new_stage(manifest, "prune", sparsity=0.5))
+    assert section == {"name": "my prune", "sparsity": "50.00%", "bytes": []}
+    no_bytes = render_report(with_stage(manifest, "prune", compressed_bytes={}), judgement)
+    assert "no time from zeros" in no_bytes
+    assert "under zlib" not in no_bytes
+
+
+def test_hostile_names_of_layers_are_escaped(manifest, judgement):
+    rounds = [{"kept": {HOSTILE: 4}, "sensitivity": {HOSTILE: {"2": [0.5, 0.5]}}}]
+    hostile = shrunk(manifest, goal={HOSTILE: 0.5}, dropped=[f"x{HOSTILE}"], rounds=rounds)
+    text = render_report(hostile, judgement)
+    assert "<script" not in text
+    texts = Page(text).texts
+    assert texts.count(HOSTILE) == 2
+    assert f"x{HOSTILE}" in texts

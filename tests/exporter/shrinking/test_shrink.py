@@ -16,17 +16,20 @@ from torch import nn
 
 from bench.errors import UsageError
 from exporter.data import Split, Splits
+from exporter.distillation.losses import hinton, soft_targets
 from exporter.distillation.onnx_teacher import OnnxTeacher
 from exporter.errors import ExportError, RecipeError, StageError
-from exporter.network import Network, accuracy, load_network
+from exporter.network import Network, accuracy, load_network, predict
 from exporter.recipe import ShrinkConfig, read_recipe
 from exporter.shrinking.allocation import Allocation
+from exporter.shrinking.importance import unit_scores, weakest
 from exporter.shrinking.kernel_table import KernelTable
 from exporter.shrinking.layer_costs import State, count_macs, count_parameters, find_layers
 from exporter.shrinking.meter import Measured
 from exporter.shrinking.narrowing import search
-from exporter.stages.shrink import cut, shrink, shrink_with
-from exporter.training import Checkpoints
+from exporter.shrinking.structure import find_structure
+from exporter.stages.shrink import _judges, cut, shrink, shrink_with
+from exporter.training import Checkpoints, hold_out
 from exporter.training.hardware import check_hardware
 
 OVERHEAD_NS = 50
@@ -77,7 +80,8 @@ def settings(**config):
     target = (
         {} if "target" in config or "drop" in config or "resolution" in config else {"latency_ratio": 0.5}
     )
-    content = {"epochs": 0, "multiple": 1, "samples": 6, "validation": 0.2} | config
+    narrowed = {"multiple": 1, "samples": 6} if target or "target" in config else {}
+    content = {"epochs": 0, "validation": 0.2} | narrowed | config
     content |= {"target": target} if target else {}
     return ShrinkConfig.model_validate_json(json.dumps({"kind": "shrink", **content}))
 
@@ -117,6 +121,67 @@ def test_targets_are_met(run, shapes, data, target, allocation):
     assert metrics["accuracy_before"] == accuracy(dense, data.evaluation)
     assert metrics["evaluation_accuracy"] == accuracy(network.module, data.evaluation)
     assert metrics["rounds"][0]["measured"] == pytest.approx(reached)
+
+
+def dear(kernel):
+    """A time that contradicts its multiply-adds: one to one convolutions take a thousand times as long."""
+    return kernel.macs * (1000.0 if kernel.window == (1, 1) else 1.0)
+
+
+class Contrary(Meter):
+    """Knows such times."""
+
+    def table(self):
+        return KernelTable(lambda kernels: [dear(kernel) for kernel in kernels])
+
+    def export(self, module):
+        layers = find_layers(module, self.inputs, ())
+        return Measured(sum(dear(layer.kernel) for layer in layers) / 1e6, 1)
+
+
+def test_channels_go_for_what_they_save_in_time_or_in_macs(run, shapes):
+    """Channels of `right` save less work than those of `left`, and much more time."""
+    kept = {}
+    for allocation in ("latency", "macs"):
+        config = settings(target={"macs_ratio": 0.9}, allocation=allocation)
+        _, metrics = run("concat", config, meter=Contrary(shapes.pictures()))
+        kept[allocation] = metrics["rounds"][0]["kept"]
+    assert kept["latency"]["right"] < kept["macs"]["right"]
+    assert kept["latency"]["left"] == 8 > kept["macs"]["left"]
+
+
+@pytest.mark.parametrize("kind", ["taylor", "magnitude", "bn_scale"])
+def test_the_channels_that_stay_are_those_of_most_importance(run, shapes, data, context, kind):
+    config = settings(importance=kind, target={"macs_ratio": 0.5})
+    module = shapes.build("residual")
+    groups = find_structure(module, shapes.pictures(), (), "stage").groups
+    scores = unit_scores(module, groups, kind, _judges(config, data, context()))
+    network, metrics = run("residual", config)
+    gone = {name: weakest(scores[name], width) for name, width in metrics["rounds"][0]["kept"].items()}
+    assert any(gone.values())
+    for name in filter(gone.get, gone):
+        assert {*network.plan.modules[name].outputs} == {*range(len(scores[name]))} - {*gone[name]}
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp32"])
+def test_networks_are_measured_as_precise_as_they_ship(shapes, data, context, monkeypatch, precision):
+    """Counting other bytes than a file holds, the stage would predict far from what it measures."""
+    asked, weight_bytes = [], {"int8": 1, "fp32": 4}[precision]
+
+    class Sized(Meter):
+        def export(self, module):
+            return Measured(1.0, 1000 + weight_bytes * count_parameters(module))
+
+    def host_meter(folder, sample, chosen, *_):
+        asked.append(chosen)
+        return Sized(shapes.pictures())
+
+    monkeypatch.setitem(shrink.__globals__, "HostMeter", host_meter)  # its module is hidden by its name
+    config = settings(target={"size_ratio": 0.5}, precision=precision)
+    _, metrics = shrink(Network(shapes.build("residual")), config, data, context())
+    assert asked == [precision]
+    predicted, measured = metrics["rounds"][0]["tries"][0]
+    assert predicted == pytest.approx(measured, rel=0.03)
 
 
 def test_a_prediction_that_errs_is_corrected(run, shapes):
@@ -301,7 +366,7 @@ def test_a_cut_keeps_what_it_does_not_name(shapes):
 
 
 def settings_plan(network, shapes):
-    from exporter.shrinking.structure import find_structure, removal
+    from exporter.shrinking.structure import removal
 
     group = find_structure(network.module, shapes.pictures(), (), "stage").groups[0]
     return removal({group: [0]})
@@ -325,6 +390,28 @@ def test_it_recovers_from_a_teacher(run, shapes, context, monkeypatch):
     other.head = nn.Linear(16, 7)
     with pytest.raises(StageError, match="the teacher tells 7 classes apart, the student 5"):
         run("residual", config, context(teacher={"finetune": other}))
+
+
+def test_it_weighs_teacher_and_labels_as_it_is_told(run, shapes, data, context):
+    """One batch of all samples, and norms that keep their statistics: its loss is known beforehand."""
+    config = settings(
+        drop=["first"],
+        epochs=1,
+        batch_size=48,
+        norm_statistics="frozen",
+        teacher="finetune",
+        temperature=2.0,
+        hard_weight=0.2,
+    )
+    student, teacher = shapes.build("residual"), shapes.build("residual")
+    student.first = nn.Identity()
+    nn.init.normal_(teacher.head.weight, generator=torch.Generator().manual_seed(0))  # it is sure
+    training, _ = hold_out(data.train, config.validation, 0, "stage")
+    ours, theirs = (torch.from_numpy(predict(module, training)) for module in (student, teacher))
+    hard = nn.functional.cross_entropy(ours, torch.from_numpy(training.labels))
+    expected = 0.2 * hard + 0.8 * hinton(ours, soft_targets([theirs], 2.0), 2.0)
+    _, metrics = run("residual", config, context(teacher={"finetune": teacher}))
+    assert metrics["curves"][0]["train_loss"] == pytest.approx(expected.item(), rel=1e-3)
 
 
 def test_a_killed_stage_goes_on_with_the_same_cuts(run, shapes, context, tmp_path):
@@ -448,3 +535,44 @@ def test_a_recipe_that_shrinks_ends_in_a_gated_artifact(project, tiny, tmp_path)
         project.build(out=tmp_path / "shrunk")
     with pytest.raises(UsageError, match="is a folder with other content"):
         project.build(until="shrink", out=project.artifact)
+
+
+class Steps(nn.Module):
+    """Blocks of one convolution: the stream's channels are all that there are."""
+
+    class Step(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16)
+
+        def forward(self, x):
+            return x + torch.relu(self.norm(self.conv(x)))
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.first, self.second = nn.Conv2d(3, 16, 3, padding=1), self.Step(), self.Step()
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, image):
+        return self.head(self.second(self.first(self.stem(image))).mean(dim=(2, 3)))
+
+
+def test_blocks_go_where_no_channel_can(run, shapes):
+    config = settings(target={"macs_ratio": 0.6}, depth=1, exclude=("stem",))
+    network, metrics = run(Network(shapes.build(Steps)), config)
+    assert (len(metrics["dropped"]), metrics["widths"]) == (1, {})
+    assert isinstance(network.module.get_submodule(metrics["dropped"][0]), nn.Identity)
+    with pytest.raises(StageError, match="no channels of the network can go") as caught:
+        run(Network(shapes.build(Steps)), settings(target={"macs_ratio": 0.6}, exclude=("stem",)))
+    assert caught.value.fix == "exclude less, allow depth, or lower resolution alone"
+
+
+def test_a_target_that_is_met_already_is_told(run):
+    _, metrics = run("residual", settings(target={"latency_ms": 100.0}))
+    assert metrics["warnings"] == ["stage: the target is met without cutting anything: ask for less"]
+    assert "warnings" not in run("residual", settings())[1]
+
+
+def test_pictures_are_not_scaled_up(run):
+    with pytest.raises(StageError, match=r"stage.resolution: 64 is more than the \d+ of the data"):
+        run("residual", settings(resolution=64))
