@@ -91,10 +91,11 @@ def shrink_with(
             line |= turn.fit(network, data, config, loss).as_json()
         line["evaluation_accuracy"] = accuracy(network.module, data.evaluation)
         lines.append(line)
-    assert network.plan is not None
+    plan = network.plan
+    assert plan is not None
     seen_before, seen_after = yardstick.compare(network.module)
-    outputs = {name: kept.outputs for name, kept in network.plan.modules.items()}
-    idle = goal is not None and not network.plan.dropped and all(v is None for v in outputs.values())
+    outputs = {name: kept.outputs for name, kept in plan.modules.items()}
+    idle = goal is not None and plan.resolution is None and not plan.dropped and not any(outputs.values())
     return network, {
         **context.warned(["the target is met without cutting anything: ask for less"] if idle else []),
         "accuracy_before": before,
@@ -102,7 +103,7 @@ def shrink_with(
         "goal": None if goal is None else {goal.name: goal.limit},
         "before": asdict(seen_before),
         "after": asdict(seen_after),
-        "dropped": list(network.plan.dropped),
+        "dropped": list(plan.dropped),
         "widths": {name: len(kept) for name, kept in outputs.items() if kept is not None},
         "rounds": lines,
         "sparsity": network.sparsity(),
