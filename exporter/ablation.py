@@ -135,15 +135,7 @@ def _build(shop: Workshop, root: Path) -> dict[str, Path]:
     cache, log = Cache(root), RunLog(root, shop.recipe.name)
     cache.sweep()
     models: dict[str, Path] = {}
-    loaded = run_steps(
-        recipe_steps(shop, kept=root),
-        cache,
-        until="pretrained",
-        fresh=False,
-        progress=shop.progress,
-        log=log,
-    ).entries["pretrained"]
-    trained = shop.recipe.model.checkpoint is not None and loaded.metrics["new_head"] is None
+    trained = shop.checkpoint() is not None and shop.new_head() is None
     for prefix in prefixes(shop.recipe, trained=trained):
         after = (prefix.stage_names() or ["pretrained"])[-1]
         shop.progress.say(f"up to {after}")

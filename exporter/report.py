@@ -21,12 +21,12 @@ from bench.render import (
 from exporter.charts import block_chart, few_shot_chart, latency_chart, layer_chart, training_chart
 
 WORST_LAYERS = 10
-# What a `shrink` stage compares: as its targets call it, as its figures do, and as people do.
+# What a `shrink` stage compares: as its figures call it, and as people do.
 _COSTS = (
-    ("latency", "latency_ms", "latency"),
-    ("macs", "macs", "multiply-adds"),
-    ("params", "params", "parameters"),
-    ("size", "size_bytes", "bytes of the file"),
+    ("latency_ms", "latency"),
+    ("macs", "multiply-adds"),
+    ("params", "parameters"),
+    ("size_bytes", "bytes of the file"),
 )
 
 
@@ -150,26 +150,26 @@ def _targets(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Key of the recipe, what was asked for, and what was reached."""
     rows = []
     for name, limit in (metrics.get("goal") or {}).items():
-        reached = _reached(name, metrics.get("before", {}), metrics.get("after", {}))
+        reached = _reached(name, limit, metrics)
         rows.append((name, f"{limit:.4g}", "–" if reached is None else f"{reached:.4g}"))
     return rows
 
 
-def _reached(goal: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> float | None:
-    """How far a network came, in the unit of its target."""
-    if goal == "latency_ms":
-        return after.get("latency_ms")
-    columns = {f"{quantity}_ratio": (column, column) for quantity, column, _ in _COSTS}
-    columns["float_latency_ratio"] = ("float_latency_ms", "latency_ms")
-    first, then = columns.get(goal, ("", ""))
-    return after[then] / before[first] if before.get(first) and then in after else None
+def _reached(goal: str, limit: float, metrics: Mapping[str, Any]) -> float | None:
+    """How far a network came, in the unit of its target; None where the figures for it are missing."""
+    from exporter.shrinking.yardstick import Goal, Seen
+
+    try:
+        return Goal(goal, limit).reached(Seen(**metrics["before"]), Seen(**metrics["after"]))
+    except (KeyError, TypeError):
+        return None
 
 
 def _cost_rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     """Label, before, after, change."""
     before, after = metrics.get("before", {}), metrics.get("after", {})
     rows = []
-    for _, column, label in _COSTS:
+    for column, label in _COSTS:
         if column in before and column in after:
             first, then = before[column], after[column]
             change = f"{then / first:.3f} ×" if first else ""

@@ -158,11 +158,7 @@ def _check_teachers(shop: Workshop) -> None:
         for name, stage in zip(shop.recipe.stage_names(), shop.recipe.stage, strict=True)
         if "pretrained" in teachers_of(stage)
     ]
-    path = shop.checkpoint()
-    if not asked or path is None:
-        return
-    head = load_into(shop.fresh_module(), read_checkpoint(path), path).new_head
-    if head is not None:
+    if asked and (head := shop.new_head()) is not None:
         raise StageError(
             f"{asked[0]}.teacher",
             f"'pretrained' has a new {head!r}, for its classes are others: it knows nothing yet",

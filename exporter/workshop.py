@@ -55,6 +55,15 @@ class Workshop:
         address = self.recipe.model.checkpoint
         return None if address is None else find_file(address, self.folder, "model.checkpoint")
 
+    def new_head(self) -> str | None:
+        """The module whose classes the recipe's checkpoint does not fit, if it has one and there is any."""
+        from exporter.checkpoint import load_into, read_checkpoint
+
+        path = self.checkpoint()
+        return (
+            None if path is None else load_into(self.fresh_module(), read_checkpoint(path), path).new_head
+        )
+
     def other_network(self, config: TeacherConfig, place: str) -> nn.Module:
         """A teacher that is not of this build."""
         from exporter.checkpoint import load_into, read_checkpoint

@@ -140,7 +140,7 @@ class Narrower:
 
     def _candidates(self, structure: Structure) -> tuple[str, ...]:
         """The blocks that may go."""
-        return tuple(structure.blocks) if self.config.depth and self.config.allocation != "uniform" else ()
+        return structure.blocks if self.config.depth and self.config.allocation != "uniform" else ()
 
     def _levers(
         self, module: nn.Module, structure: Structure, scores: Mapping[str, Array]

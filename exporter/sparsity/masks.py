@@ -29,14 +29,14 @@ def prunable_weights(module: nn.Module, exclude: tuple[str, ...], place: str) ->
         StageError: an excluded module does not exist, or nothing is left to prune.
     """
     check_modules(module, exclude, f"{place}.exclude")
-    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention)
     owners: dict[int, int] = {}
     for _, parameter in module.named_parameters(remove_duplicate=False):
         owners[id(parameter)] = owners.get(id(parameter), 0) + 1
     names = {
         f"{name}.{key}" if name else key
         for name, child in module.named_modules()
-        if isinstance(child, (*kinds, nn.MultiheadAttention)) and not matches(name, exclude)
+        if isinstance(child, kinds) and not matches(name, exclude)
         for key, parameter in child.named_parameters(recurse=False)
         if key in _MATRICES and owners[id(parameter)] == 1
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,7 +11,7 @@ from exporter.data import Splits
 from exporter.network import Network, accuracy, deterministic
 from exporter.recipe import PretrainConfig
 from exporter.stages.base import Context, Metrics
-from exporter.stages.finetune import labelled_loss
+from exporter.stages.finetune import labelled_loss, reset_head
 from exporter.training import check_classes
 from exporter.training.freezing import last_layer
 
@@ -57,11 +56,10 @@ def _room_for(classes: int, network: Network, context: Context) -> Iterator[str 
     parent, _, attribute = name.rpartition(".")
     with deterministic(context.seed, f"{context.name}.head"):
         wide = nn.Linear(last.in_features, classes, bias=last.bias is not None)
-        fresh = copy.deepcopy(last)
-        fresh.reset_parameters()
     owner = network.module.get_submodule(parent)
     setattr(owner, attribute, wide)
     try:
         yield name
     finally:
-        setattr(owner, attribute, fresh)
+        setattr(owner, attribute, last)
+        reset_head(network.module, name, context)

@@ -169,9 +169,11 @@ def _train(
             )
     before, start = accuracy(student, validation), copy.deepcopy(student.state_dict())
     fitted = context.fit(
-        Network(student, {f"network.{name}": mask for name, mask in masks.items()}),
+        Network(student, {f"{Student.wrapped_prefix}{name}": mask for name, mask in masks.items()}),
         data,
-        config.model_copy(update={"freeze": tuple(f"network.{name}" for name in config.freeze)}),
+        config.model_copy(
+            update={"freeze": tuple(f"{Student.wrapped_prefix}{name}" for name in config.freeze)}
+        ),
         Distillation([teacher], _loss_config(config)),
     )
     improved = fitted.curves[fitted.best_epoch].validation_accuracy >= before

@@ -28,8 +28,8 @@ def last_change(config: Training) -> int:
     """The first epoch from which on all that will ever learn does."""
     if config.unfreeze_epoch is None:
         return config.probe_epochs
-    steps = len(config.freeze) - 1 if config.unfreeze_every is not None else 0
-    return max(config.probe_epochs, config.unfreeze_epoch + steps * (config.unfreeze_every or 0))
+    waiting = (len(config.freeze) - 1) * (config.unfreeze_every or 0)
+    return max(config.probe_epochs, config.unfreeze_epoch + waiting)
 
 
 def set_learning(module: nn.Module, config: Training, epoch: int, place: str) -> None:

@@ -164,12 +164,11 @@ class _Run:
 
     def begin(self, seed: int) -> None:
         """Everything onto its device; optimizer, average and hooks made."""
-        if min(self.training.count, self.config.batch_size) < self.engine.world:
+        if self.training.count < self.engine.world:
             raise StageError(
                 self.name,
-                f"{self.engine.world} processes cannot share batches of "
-                f"{min(self.training.count, self.config.batch_size)} samples",
-                "lower train.devices, raise batch_size or give more data",
+                f"{self.engine.world} processes cannot share {self.training.count} training samples",
+                "lower train.devices or give more data",
             )
         module, device = self.network.module.to(self.engine.device), self.engine.device
         self.engine.spread([*module.parameters(), *module.buffers()])

@@ -242,6 +242,11 @@ def shrunk(manifest, **changed):
     return with_new_stage(manifest, "shrink", **metrics | changed)
 
 
+def cells_of(text):
+    """The cells of each row of all tables."""
+    return [re.findall(r"<td.*?>(.*?)</td>", line) for line in text.splitlines()]
+
+
 def test_what_shrinking_cut_is_shown(manifest, judgement):
     before = render_report(manifest, judgement)
     assert "what was cut" not in before
@@ -250,7 +255,7 @@ def test_what_shrinking_cut_is_shown(manifest, judgement):
     assert "<h2>my shrink: what was cut</h2>" in text
     assert "Target <code>macs_ratio</code>: 0.5 asked, 0.48 reached." in text
     assert "Blocks that went: <code>body.one</code>." in text
-    cells = [re.findall(r"<td.*?>(.*?)</td>", line) for line in text.splitlines()]
+    cells = cells_of(text)
     assert ["latency", "2.000 ms", "1.200 ms", "0.600 ×"] in cells
     assert ["multiply-adds", "1,000,000", "480,000", "0.480 ×"] in cells
     assert ["parameters", "60,000", "45,000", "0.750 ×"] in cells
@@ -301,7 +306,7 @@ def test_what_zeros_bought_is_shown(manifest, judgement):
     assert "<h2>my prune: what zeros bought</h2>" in text
     assert "90.00% of the prunable weights are zero." in text
     assert "dense kernels gain no time from zeros" in text
-    cells = [re.findall(r"<td.*?>(.*?)</td>", line) for line in text.splitlines()]
+    cells = cells_of(text)
     assert ["float", "200,000", "40,000", "0.200 ×"] in cells
     assert ["int8", "50,000", "12,500", "0.250 ×"] in cells
 
