@@ -19,6 +19,7 @@ from exporter.network import Network, accuracy, predict
 from exporter.recipe import FineTuneConfig
 from exporter.stages.finetune import cross_entropy
 from exporter.training import Hook, check_classes, class_notes, fit, hold_out, warmup_cosine
+from exporter.training.engine import OneCpu
 from exporter.training.mixup import mixup
 
 
@@ -511,3 +512,21 @@ def test_pictures_lie_with_their_channels_last_where_the_network_takes_that(spli
     network = Network(TwoChannels(flatten))
     train(network, data, loss=loss, epochs=1)
     assert seen == {last}
+
+
+def test_processes_need_a_sample_each(tiny, splits):
+    class Many(OneCpu):
+        world = 60
+
+    with pytest.raises(StageError) as caught:
+        fit(
+            Network(tiny.net()),
+            splits,
+            settings(),
+            cross_entropy(),
+            seed=0,
+            name="stage",
+            progress=SILENT,
+            engine=Many(),
+        )
+    assert caught.value.cause == "60 processes cannot share 54 training samples"
