@@ -121,7 +121,7 @@ def _strides_by_two(node: onnx.NodeProto) -> bool:
         found.get("strides") == [2, 2]
         and found.get("dilations", [1, 1]) == [1, 1]
         and found.get("group", 1) == 1
-        and found.get("auto_pad", b"NOTSET") == b"NOTSET"
+        and found.get("auto_pad", "NOTSET") == "NOTSET"
     )
 
 

@@ -85,8 +85,9 @@ def test_the_result_is_the_same(drawn):
     assert [node.op_type for node in model.graph.node].count("SpaceToDepth") == 1
 
 
-def test_no_pads_are_none():
-    model = int8_convolution(weights(), (8, 8), strides=[2, 2])
+@pytest.mark.parametrize("stated", [{}, {"auto_pad": "NOTSET"}])  # as torch's exporter states it
+def test_no_pads_are_none(stated):
+    model = int8_convolution(weights(), (8, 8), strides=[2, 2], **stated)
     image = np.random.default_rng(1).uniform(-3, 3, (1, 3, 8, 8)).astype(np.float32)
     before = run(model, image)
     assert fold_stem(model)
