@@ -151,8 +151,7 @@ def quantize_model(
         quantized, reduction = without_saturation(run, lambda: samples.batches(batch_size), start)
     else:
         quantized, reduction = run(NO_OVERRIDES), NO_REDUCTION
-    tables = quantize_tables(quantized)
-    stem_on_blocks = target.stem_on_blocks and fold_stem(quantized)
+    shortcuts = take_shortcuts(quantized, target)
     carry_metadata(model, quantized, {"edgeproof.target": target.name})
     write_checked(quantized, destination)
     operators = [node.op_type for node in quantized.graph.node]
@@ -166,10 +165,17 @@ def quantize_model(
         "method": method,
         "samples": samples.count,
         "learned_ranges": sum(name in learned.ranges for name in plan.tensors),
-        "tables": tables,
-        "stem_on_blocks": stem_on_blocks,
+        **shortcuts,
         "quantize_nodes": operators.count("QuantizeLinear"),
         "dequantize_nodes": operators.count("DequantizeLinear"),
+    }
+
+
+def take_shortcuts(quantized: onnx.ModelProto, target: Target) -> dict[str, int | bool]:
+    """Make an int8 twin smaller and faster by what needs no ranges, in place; and say what was done."""
+    return {
+        "tables": quantize_tables(quantized),
+        "stem_on_blocks": target.stem_on_blocks and fold_stem(quantized),
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -20,10 +20,18 @@ from exporter.choices import PRESERVING_REPAIRS, CalibrationMethod, RepairName
 from exporter.data import ArraySamples, Split, stratified_indices
 from exporter.errors import ExportError
 from exporter.learned import NOTHING_LEARNED, Learned
-from exporter.quantize import quantize, quantize_model, sample_count
+from exporter.quantize import quantize, quantize_model, sample_count, take_shortcuts
 from exporter.recipe import FallbackConfig, QuantizeConfig, repair_order_problem
 from exporter.repair import REPAIRS, RepairContext
-from exporter.repair.fallback import Candidate, Fallback, rounding_layers, search, within
+from exporter.repair.fallback import (
+    Candidate,
+    Fallback,
+    layers_of_tensors,
+    rounding_layers,
+    search,
+    within,
+)
+from exporter.repair.graph import with_constants_of
 from exporter.repair.score import Judge, Score, outputs_of
 from exporter.repair.timing import float_costs
 from exporter.repair.twins import Twins
@@ -41,8 +49,8 @@ MIN_GAIN_DB = 0.5
 # calibration sample reached, but a held-out one did, leaves less.
 PRESERVED_SQNR_DB = 50.0
 _JUDGE_BATCH = 8
-# Layers whose cost is measured: those that make this share of the noise.
-_NOISE_SHARE = 0.98
+# Candidates whose cost is measured, for each layer that may stay in float.
+TIMED_PER_LAYER = 3
 
 
 @dataclass(frozen=True)
@@ -189,7 +197,7 @@ def quantize_repaired(
     reference, repaired, reports = pipeline.repair(model, repairing.repair)
     left: dict[str, Any] = {}
     if repairing.fallback is not None:
-        left = pipeline.fall_back(repaired, repairing.fallback)
+        repaired, left = pipeline.fall_back(repaired, reference, repairing.fallback)
         exclude = (*exclude, *left["exclude"])
     metrics = quantize_model(
         repaired,
@@ -275,64 +283,72 @@ class _Pipeline:
             return None
         return f"it changed the float model (SQNR {near:.0f} dB)"
 
-    def fall_back(self, model: onnx.ModelProto, config: FallbackConfig) -> dict[str, Any]:
-        """Search for layers to leave in float.
+    def fall_back(
+        self, model: onnx.ModelProto, reference: onnx.ModelProto, config: FallbackConfig
+    ) -> tuple[onnx.ModelProto, dict[str, Any]]:
+        """Search for layers to leave in float: the model, their weights as before repairs, and the report.
 
         Raises:
             ExportError: no configuration meets the budget.
         """
-        twin = self.twins.make(model)
-        before = self.judge.score(twin)
+
+        def with_float(exclude: tuple[str, ...]) -> onnx.ModelProto:
+            # What a repair bent for int8 is an error where nothing is rounded.
+            return with_constants_of(model, reference, exclude)
+
+        def twin_of(exclude: tuple[str, ...]) -> onnx.ModelProto:
+            return self.twins.make(with_float(exclude), exclude)
+
+        before = self.judge.score(twin_of(()))
         if within(before, config):
-            return _fallback_json(Fallback((), before, met=True, tried=1), before, [])
-        int8_ns, candidates = self.candidates(model, twin, config)
+            return model, _fallback_json(Fallback((), before, met=True, tried=1), before, [])
+        layers = rounding_layers(model, self.twins.plan(model).options.placement.nodes)
+        int8_ns, candidates = self.candidates(model, layers, twin_of, before, config)
         with self.progress.task("fallback", 2 * config.max_layers) as task:
 
-            def score(layers: tuple[str, ...]) -> Score:
+            def score(exclude: tuple[str, ...]) -> Score:
                 task.advance()
-                return before if not layers else self.judge.score(self.twins.make(model, layers))
+                return self.judge.score(twin_of(exclude)) if exclude else before
 
-            found = search(candidates, score, config, int8_ns=int8_ns)
+            found = search(candidates, score, config, order=tuple(layers), int8_ns=int8_ns)
         if not found.met:
             raise ExportError("quantize.fallback", *_unmet(found, config))
-        return _fallback_json(found, before, candidates)
+        return with_float(found.exclude), _fallback_json(found, before, candidates)
 
     def candidates(
-        self, model: onnx.ModelProto, twin: onnx.ModelProto, config: FallbackConfig
+        self,
+        model: onnx.ModelProto,
+        layers: Mapping[str, tuple[str, ...]],
+        twin_of: Callable[[tuple[str, ...]], onnx.ModelProto],
+        before: Score,
+        config: FallbackConfig,
     ) -> tuple[float, list[Candidate]]:
-        """The int8 model's time, and the layers that make nearly all noise with what they cost in float."""
-        layers = rounding_layers(model, self.twins.plan(model).options.placement.nodes)
-        names = [node.name for node in model.graph.node]
-        alone: dict[str, Candidate] = {}
-        with self.progress.task("sensitivity", len(layers)) as task:
-            for layer, together in layers.items():
-                others = tuple(name for name in names if name not in together)
-                score = self.judge.score(self.twins.make(model, others))
-                alone[layer] = Candidate(layer, score.sqnr_db, 0.0)
+        """The int8 model's time, and what takes off most noise in float, with what that costs."""
+        sets = [(layer,) for layer in layers] + layers_of_tensors(model, layers)
+        sets = [together for together in sets if len(together) <= config.max_layers]
+        found = []
+        with self.progress.task("sensitivity", len(sets)) as task:
+            for together in sets:
+                found.append(Candidate(together, self.judge.score(twin_of(together)).sqnr_db, 0.0))
                 task.advance()
-        noisy = sorted(alone.values(), key=lambda c: -c.noise)[: 2 * config.max_layers]
-        kept: set[str] = set()
-        total, seen = sum(c.noise for c in alone.values()), 0.0
-        for candidate in noisy:
-            if seen >= _NOISE_SHARE * total and len(kept) >= config.max_layers:
-                break
-            kept.add(candidate.layer)
-            seen += candidate.noise
+        better = sorted((c for c in found if c.sqnr_db > before.sqnr_db), key=lambda c: -c.sqnr_db)
+        kept = {candidate.layers: candidate for candidate in better[: TIMED_PER_LAYER * config.max_layers]}
         size = self.twins.fixed_batch or 1
         feeds = {name: np.ascontiguousarray(array[:size]) for name, array in self.judge.inputs.items()}
         with self.progress.task("cost in float", len(kept)) as task:
 
-            def variants() -> Any:
-                for layer in alone:
-                    if layer in kept:
-                        yield layer, self.twins.make(model, (layer,))
-                        task.advance()
+            def shipped(exclude: tuple[str, ...]) -> onnx.ModelProto:
+                twin = twin_of(exclude)
+                take_shortcuts(twin, self.target)
+                return twin
 
-            int8_ns, costs = float_costs(twin, variants(), feeds)
-        found = [
-            dataclasses.replace(alone[layer], cost_ns=costs[layer]) for layer in alone if layer in kept
-        ]
-        return int8_ns, found
+            def variants() -> Iterator[tuple[tuple[str, ...], onnx.ModelProto]]:
+                for together in kept:
+                    yield together, shipped(together)
+                    task.advance()
+
+            int8_ns, costs = float_costs(shipped(()), variants(), feeds)
+        return int8_ns, [dataclasses.replace(c, cost_ns=costs[c.layers]) for c in kept.values()]
 
 
 def _hold_out(
@@ -386,7 +402,7 @@ def _fallback_json(found: Fallback, before: Score, candidates: Sequence[Candidat
         "tried": found.tried,
         "before": before.as_json(),
         "after": found.score.as_json(),
-        "layers": [dataclasses.asdict(candidate) for candidate in candidates],
+        "candidates": [dataclasses.asdict(candidate) for candidate in candidates],
     }
 
 

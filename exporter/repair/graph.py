@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -155,6 +155,24 @@ def with_constants(model: onnx.ModelProto, values: Mapping[str, Array]) -> onnx.
             array = np.asarray(values[initializer.name], dtype=np.float32)
             initializer.CopyFrom(numpy_helper.from_array(array, initializer.name))
     return copy
+
+
+def with_constants_of(
+    model: onnx.ModelProto, other: onnx.ModelProto, nodes: Collection[str]
+) -> onnx.ModelProto:
+    """A copy of the model in which some nodes have the constants that they have in another.
+
+    What else reads such a constant keeps it as it is, and so do both.
+    """
+    graph, constants = Graph(model), Graph(other).constants
+    own = {
+        name
+        for node in graph.nodes
+        if node.name in nodes
+        for name in node.input
+        if name in graph.constants and name in constants and len(graph.readers[name]) == 1
+    }
+    return with_constants(model, {name: numpy_helper.to_array(constants[name]) for name in own})
 
 
 def with_own_biases(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -35,6 +35,11 @@ class Score:
         return dict(self.__dict__)
 
 
+def noise(sqnr_db: float) -> float:
+    """Noise energy as a share of the signal's."""
+    return 0.0 if sqnr_db >= EXACT_SQNR_DB else float(10 ** (-sqnr_db / 10))
+
+
 class Judge:
     """Scores int8 models against one reference.
 

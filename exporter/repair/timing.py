@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import TypeVar
 
 import onnx
 
@@ -16,15 +17,16 @@ _BURST = 3
 _WARMUP = 2
 
 Clock = Callable[[], int]
+Key = TypeVar("Key", bound=Hashable)
 
 
 def float_costs(
     int8: onnx.ModelProto,
-    variants: Iterable[tuple[str, onnx.ModelProto]],
+    variants: Iterable[tuple[Key, onnx.ModelProto]],
     feeds: Mapping[str, Array],
     *,
     clock: Clock = time.perf_counter_ns,
-) -> tuple[float, dict[str, float]]:
+) -> tuple[float, dict[Key, float]]:
     """What a run of the int8 model takes, and what each variant takes beyond that, in ns.
 
     A variant's cost is negative where it is faster.
@@ -35,13 +37,14 @@ def float_costs(
 
     Args:
         int8: the int8 model.
-        variants: name and model of each, one at a time in memory.
+        variants: key and model of each, one at a time in memory.
         feeds: one run's inputs.
         clock: in ns.
     """
     base = fast_session(int8, 1)
-    costs, usual = {}, float("inf")
-    for name, model in variants:
+    costs: dict[Key, float] = {}
+    usual = float("inf")
+    for key, model in variants:
         other = fast_session(model, 1)
         for _ in range(_WARMUP):
             base.run(None, dict(feeds))
@@ -52,7 +55,7 @@ def float_costs(
             times = {session: _fastest(session, feeds, clock) for session in pair}
             differences.append(times[other] - times[base])
             usual = min(usual, times[base])
-        costs[name] = statistics.median(differences)
+        costs[key] = statistics.median(differences)
     return usual, costs
 
 

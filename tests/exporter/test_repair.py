@@ -18,7 +18,7 @@ from exporter.repair import RepairContext
 from exporter.repair.adaround import adaround, choose_rounding, observed_products
 from exporter.repair.bias_correction import correct_bias, simulation
 from exporter.repair.equalize import CLIP_MARGIN, equalize, find_pairs
-from exporter.repair.graph import Graph, with_own_biases
+from exporter.repair.graph import Graph, with_constants_of, with_own_biases
 from exporter.repair.score import outputs_of
 from exporter.repair.smooth import smooth
 from exporter.repair.twins import Twins
@@ -391,6 +391,21 @@ def test_a_shared_bias_becomes_two():
     names = [layer.bias for layer in Graph(model).layers()]
     assert len(set(names)) == 2
     assert all((Graph(model).constant(name) == constants["b"]).all() for name in names)
+
+
+def test_constants_come_from_another_model_where_nobody_else_reads_them():
+    nodes = [node("Conv", "x w1 b", "a"), node("Conv", "a w2 b", "y")]
+    constants = {"w1": normal(4, 3, 1, 1), "w2": normal(4, 4, 1, 1), "b": normal(4)}
+    bent, plain = (
+        build(nodes, {name: value + shift for name, value in constants.items()}, output=("batch", 4, 8, 8))
+        for shift in (1, 0)
+    )
+    before = bent.SerializeToString()
+    mixed = Graph(with_constants_of(bent, plain, ("a.node",)))
+    np.testing.assert_array_equal(mixed.constant("w1"), constants["w1"])
+    np.testing.assert_array_equal(mixed.constant("w2"), constants["w2"] + 1)
+    np.testing.assert_array_equal(mixed.constant("b"), constants["b"] + 1)
+    assert bent.SerializeToString() == before
 
 
 def test_layers_that_cannot_be_repaired_are_none():

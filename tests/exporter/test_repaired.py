@@ -190,14 +190,27 @@ def test_layers_are_left_in_float_until_the_budget_holds(coarse, splits, tmp_pat
     assert all(
         constants.get(nodes[n].input[1]) == onnx.TensorProto.FLOAT for n in left["exclude"] if n == "body"
     )
-    assert {"layer", "sqnr_db", "cost_ns"} == left["layers"][0].keys()
+    assert {"layers", "sqnr_db", "cost_ns"} == left["candidates"][0].keys()
+
+
+def test_what_is_left_in_float_has_the_weights_of_before_the_repairs(coarse, splits, tmp_path):
+    out = tmp_path / "int8.onnx"
+    budget = FallbackConfig(max_drop=0.9, min_sqnr_db=35.0, max_layers=4)
+    found = quantized(coarse, out, splits, "adaround", fallback=budget)
+    assert found["repairs"][0]["kept"]
+    assert "body" in found["fallback"]["exclude"]
+    before, after = (
+        {i.name: numpy_helper.to_array(i) for i in onnx.load(path).graph.initializer}
+        for path in (coarse, out)
+    )
+    np.testing.assert_array_equal(after["body.weight"], before["body.weight"])
 
 
 def test_a_budget_that_holds_leaves_nothing(onnx_models, splits, tmp_path):
     left = quantized(
         onnx_models.float, tmp_path / "int8.onnx", splits, fallback=FallbackConfig(max_drop=0.5)
     )["fallback"]
-    assert (left["exclude"], left["tried"], left["layers"]) == ([], 1, [])
+    assert (left["exclude"], left["tried"], left["candidates"]) == ([], 1, [])
 
 
 def test_a_budget_that_cannot_be_met(coarse, splits, tmp_path):

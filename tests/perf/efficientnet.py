@@ -36,8 +36,12 @@ from bench.session import open_session  # noqa: E402
 from bench.stats import Interval, proportion_interval, signed_rank_interval  # noqa: E402
 
 SIDE = 224
-# A calibration method, and repairs behind it.
-METHODS = ("minmax", "percentile", "mse", "minmax+adaround", "percentile+adaround", "mse+adaround")
+# A calibration method, and repairs behind it; last, layers in float.
+METHODS = (
+    "minmax", "percentile", "mse", "minmax+adaround", "percentile+adaround", "mse+adaround",
+    "mse+adaround+fallback",
+)  # fmt: skip
+MAX_DROP = 0.05  # what that one may lose on a quarter of the calibration images
 # What `quantize_static` is told: activation type, per-channel, calibration, `quant_pre_process` before.
 THEIRS = {
     "ort default (S8S8)": ("QInt8", False, "MinMax", False),
@@ -180,11 +184,15 @@ def child_export(path: str) -> None:
 
 def child_ours(model: str, data: str, out: str, method: str) -> None:
     """`edgeproof quantize`, for this CPU."""
+    from exporter.recipe import FallbackConfig
     from exporter.repaired import Repairing, check_repairs
     from exporter.standalone import quantize_file
 
     calibration, *repairs = method.split("+")
-    repairing = Repairing(check_repairs(repairs))
+    fallback = None
+    if repairs[-1:] == ["fallback"]:
+        repairs, fallback = repairs[:-1], FallbackConfig(max_drop=MAX_DROP)
+    repairing = Repairing(check_repairs(repairs), fallback)
     quantize_file(Path(model), Path(data), Path(out), method=calibration, repairing=repairing)  # type: ignore[arg-type]
 
 
