@@ -18,7 +18,7 @@ from bench.files import model_size, sha256_of
 from bench.gate import gate_subjects, with_plain_paths
 from bench.host import fingerprint
 from bench.measure import MeasureConfig
-from bench.parity import parity
+from bench.parity import Parity, parity
 from bench.render import metrics_json
 from bench.result import write_result
 from bench.session import open_session, signature_of
@@ -60,6 +60,8 @@ from exporter.workshop import Workshop
 
 PARITY_SAMPLES = 256
 GOLDEN_SAMPLES = 8
+# What is quantized, where that is not the float twin.
+TRAINED_MODEL = "trained.onnx"
 
 
 def recipe_steps(shop: Workshop, *, kept: Path | None = None) -> list[Step]:
@@ -112,14 +114,17 @@ def recipe_steps(shop: Workshop, *, kept: Path | None = None) -> list[Step]:
         )
         names.append(name)
     trained = names[-1]
+    # Weights that learned to be rounded are worse than before where nothing rounds them: int8 would win
+    # against them whatever it lost. What would ship in its place is the network that `qat` began with.
+    twin = names[-2] if any(isinstance(stage, QatConfig) for stage in recipe.stage) else trained
     target = find_target(recipe.quantize.target)
     tail: list[Step] = [
         Step(
             "export",
             "export",
             {**common, "config": recipe.export.model_dump(mode="json"), "name": recipe.name},
-            (trained,),
-            lambda folders, out, _unfinished: _export(shop, folders[trained], out),
+            tuple(dict.fromkeys((trained, twin))),
+            lambda folders, out, _unfinished: _export(shop, folders[trained], folders[twin], out),
         ),
         Step(
             "quantize",
@@ -132,8 +137,8 @@ def recipe_steps(shop: Workshop, *, kept: Path | None = None) -> list[Step]:
             "parity",
             "parity",
             {**common, "config": recipe.export.model_dump(mode="json")},
-            (trained, "export", "quantize"),
-            lambda folders, out, _unfinished: _parity(shop, folders, trained, out),
+            (*dict.fromkeys((trained, twin)), "export", "quantize"),
+            lambda folders, out, _unfinished: _parity(shop, folders, trained, twin, out),
         ),
         Step(
             "gate",
@@ -300,14 +305,12 @@ def _hardware(recipe: Recipe, config: Stage) -> dict[str, Any]:
     return {"train": hardware_ingredients(recipe.train)}
 
 
-def _export(shop: Workshop, trained: Path, out: Path) -> dict[str, Any]:
+def _export(shop: Workshop, trained: Path, twin: Path, out: Path) -> dict[str, Any]:
+    """Write the float twin and, where it has other weights, what is quantized."""
     network = load_network(shop.fresh_module(), trained)
-    metadata = {
-        "edgeproof.name": shop.recipe.name,
-        "edgeproof.version": shop.code["libraries"]["edgeproof"],
-        "edgeproof.weights": sha256_of(trained / "weights.safetensors"),
-    }
-    nodes = export(network.module, shop.data.calibration, out / FLOAT_MODEL, shop.recipe.export, metadata)
+    nodes = _export_as(FLOAT_MODEL, shop, twin, out)
+    if trained != twin:
+        nodes = _export_as(TRAINED_MODEL, shop, trained, out)
     network.save_learned(out)
     return {
         "nodes": nodes,
@@ -317,6 +320,22 @@ def _export(shop: Workshop, trained: Path, out: Path) -> dict[str, Any]:
     }
 
 
+def _export_as(name: str, shop: Workshop, stage: Path, out: Path) -> int:
+    metadata = {
+        "edgeproof.name": shop.recipe.name,
+        "edgeproof.version": shop.code["libraries"]["edgeproof"],
+        "edgeproof.weights": sha256_of(stage / "weights.safetensors"),
+    }
+    module = load_network(shop.fresh_module(), stage).module
+    return export(module, shop.data.calibration, out / name, shop.recipe.export, metadata)
+
+
+def _to_quantize(exported: Path) -> Path:
+    """The float model that int8 is made from."""
+    trained = exported / TRAINED_MODEL
+    return trained if trained.exists() else exported / FLOAT_MODEL
+
+
 def _quantize(shop: Workshop, exported: Path, out: Path, kept: Path | None) -> dict[str, Any]:
     drawn = {
         "data": shop.data_fingerprint,
@@ -324,7 +343,7 @@ def _quantize(shop: Workshop, exported: Path, out: Path, kept: Path | None) -> d
         "samples": sample_count(shop.data.calibration, shop.recipe.quantize),
     }
     metrics = quantize_split(
-        exported / FLOAT_MODEL,
+        _to_quantize(exported),
         out / MODEL,
         as_shipped(shop.data.calibration, shop.recipe.export.preprocess),
         shop.recipe.quantize,
@@ -348,30 +367,40 @@ def _quantize(shop: Workshop, exported: Path, out: Path, kept: Path | None) -> d
     }
 
 
-def _parity(shop: Workshop, folders: Mapping[str, Path], trained: str, out: Path) -> dict[str, Any]:
+def _parity(
+    shop: Workshop, folders: Mapping[str, Path], trained: str, twin: str, out: Path
+) -> dict[str, Any]:
     """Compare torch, float ONNX and int8 ONNX on real samples; write evaluation and golden sets.
 
     Torch gets what the data factory gave, ONNX what a device feeds; compared are the network's own outputs,
-    before any postprocessing.
+    before any postprocessing. int8 is compared with the float twin, and layer by layer with what was
+    quantized.
     """
     float_model, int8_model = folders["export"] / FLOAT_MODEL, folders["quantize"] / MODEL
+    quantized = _to_quantize(folders["export"])
     evaluation = shop.data.evaluation
     chosen = _spread(evaluation, PARITY_SAMPLES, shop.recipe.seed)
-    sample = evaluation.take(chosen)
-    network = load_network(shop.fresh_module(), folders[trained])
-    torch_outputs = predict(network.module, sample)
     shipped = as_shipped(evaluation, shop.recipe.export.preprocess)
     sample = shipped.take(chosen)
-    float_outputs, int8_outputs = run_scores(float_model, sample), run_scores(int8_model, sample)
-    exported = parity(torch_outputs, float_outputs)
-    wanted = shop.recipe.export.min_sqnr_db
-    if not np.isfinite(float_outputs).all() or exported.sqnr_db < wanted:
-        raise ExportError(
-            FLOAT_MODEL,
-            f"is not the network that was trained: SQNR {exported.sqnr_db:.1f} dB to torch, "
-            f"{wanted:.1f} dB wanted",
-            "look for operators that behave otherwise in ONNX (dropout left on, custom rounding)",
-        )
+
+    def outputs_of(path: Path, stage: str) -> tuple[nn.Module, Array, Parity]:
+        module = load_network(shop.fresh_module(), folders[stage]).module
+        outputs = run_scores(path, sample)
+        found = parity(predict(module, evaluation.take(chosen)), outputs)
+        wanted = shop.recipe.export.min_sqnr_db
+        if not np.isfinite(outputs).all() or found.sqnr_db < wanted:
+            raise ExportError(
+                path.name,
+                f"is not the network that was trained: SQNR {found.sqnr_db:.1f} dB to torch, "
+                f"{wanted:.1f} dB wanted",
+                "look for operators that behave otherwise in ONNX (dropout left on, custom rounding)",
+            )
+        return module, outputs, found
+
+    if trained != twin:
+        outputs_of(quantized, trained)
+    module, float_outputs, exported = outputs_of(float_model, twin)
+    int8_outputs = run_scores(int8_model, sample)
     if not np.isfinite(int8_outputs).all():
         raise ExportError(MODEL, "gives NaN or infinity", "look at the calibration data")
     write_evaluation(out / EVALUATION, evaluation_set(shipped))
@@ -382,11 +411,11 @@ def _parity(shop: Workshop, folders: Mapping[str, Path], trained: str, out: Path
         )
     _write_golden(out / GOLDEN, sample, int8_model, int8_outputs)
     return {
-        "torch_accuracy": accuracy(network.module, evaluation),
+        "torch_accuracy": accuracy(module, evaluation),
         "export": asdict(exported),
         "int8": asdict(parity(float_outputs, int8_outputs)),
         "layers": layer_errors(
-            float_model, int8_model, sample.take(_spread(sample, LAYER_SAMPLES, shop.recipe.seed))
+            quantized, int8_model, sample.take(_spread(sample, LAYER_SAMPLES, shop.recipe.seed))
         ),
         "audit": found.model_dump(mode="json"),
     }

