@@ -303,7 +303,7 @@ class _Pipeline:
         if within(before, config):
             return model, _fallback_json(Fallback((), before, met=True, tried=1), before, [])
         layers = rounding_layers(model, self.twins.plan(model).options.placement.nodes)
-        int8_ns, candidates = self.candidates(model, layers, twin_of, before, config)
+        int8_ns, candidates = self.candidates(model, layers, twin_of, config)
         with self.progress.task("fallback", 2 * config.max_layers) as task:
 
             def score(exclude: tuple[str, ...]) -> Score:
@@ -320,7 +320,6 @@ class _Pipeline:
         model: onnx.ModelProto,
         layers: Mapping[str, tuple[str, ...]],
         twin_of: Callable[[tuple[str, ...]], onnx.ModelProto],
-        before: Score,
         config: FallbackConfig,
     ) -> tuple[float, list[Candidate]]:
         """The int8 model's time, and what takes off most noise in float, with what that costs."""
@@ -331,8 +330,8 @@ class _Pipeline:
             for together in sets:
                 found.append(Candidate(together, self.judge.score(twin_of(together)).sqnr_db, 0.0))
                 task.advance()
-        better = sorted((c for c in found if c.sqnr_db > before.sqnr_db), key=lambda c: -c.sqnr_db)
-        kept = {candidate.layers: candidate for candidate in better[: TIMED_PER_LAYER * config.max_layers]}
+        found.sort(key=lambda candidate: -candidate.sqnr_db)
+        kept = {candidate.layers: candidate for candidate in found[: TIMED_PER_LAYER * config.max_layers]}
         size = self.twins.fixed_batch or 1
         feeds = {name: np.ascontiguousarray(array[:size]) for name, array in self.judge.inputs.items()}
         with self.progress.task("cost in float", len(kept)) as task:
