@@ -308,9 +308,11 @@ def _hardware(recipe: Recipe, config: Stage) -> dict[str, Any]:
 def _export(shop: Workshop, trained: Path, twin: Path, out: Path) -> dict[str, Any]:
     """Write the float twin and, where it has other weights, what is quantized."""
     network = load_network(shop.fresh_module(), trained)
-    nodes = _export_as(FLOAT_MODEL, shop, twin, out)
-    if trained != twin:
-        nodes = _export_as(TRAINED_MODEL, shop, trained, out)
+    if trained == twin:
+        nodes = _export_as(FLOAT_MODEL, shop, trained, network, out)
+    else:
+        nodes = _export_as(TRAINED_MODEL, shop, trained, network, out)
+        _export_as(FLOAT_MODEL, shop, twin, load_network(shop.fresh_module(), twin), out)
     network.save_learned(out)
     return {
         "nodes": nodes,
@@ -320,14 +322,13 @@ def _export(shop: Workshop, trained: Path, twin: Path, out: Path) -> dict[str, A
     }
 
 
-def _export_as(name: str, shop: Workshop, stage: Path, out: Path) -> int:
+def _export_as(name: str, shop: Workshop, stage: Path, network: Network, out: Path) -> int:
     metadata = {
         "edgeproof.name": shop.recipe.name,
         "edgeproof.version": shop.code["libraries"]["edgeproof"],
         "edgeproof.weights": sha256_of(stage / "weights.safetensors"),
     }
-    module = load_network(shop.fresh_module(), stage).module
-    return export(module, shop.data.calibration, out / name, shop.recipe.export, metadata)
+    return export(network.module, shop.data.calibration, out / name, shop.recipe.export, metadata)
 
 
 def _to_quantize(exported: Path) -> Path:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import onnx
 
 from exporter.recipe import FallbackConfig
+from exporter.repair.graph import Graph
 from exporter.repair.score import Score, noise
 
 # Behind a layer these only cut or bend its output, and are quantized or not as it is.
@@ -128,10 +129,7 @@ def rounding_layers(model: onnx.ModelProto, quantized: Collection[str]) -> dict[
         model: the float model; every node has a name of its own.
         quantized: names of the nodes that run in int8; see `exporter.placement`.
     """
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in model.graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
+    readers = Graph(model).readers
     return {
         node.name: (
             node.name,
@@ -155,10 +153,7 @@ def layers_of_tensors(
         model: the float model.
         layers: as `rounding_layers` gives them.
     """
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in model.graph.node:
-        for name in dict.fromkeys(node.input):
-            readers.setdefault(name, []).append(node)
+    readers = Graph(model).readers
     place = {layer: index for index, layer in enumerate(layers)}
     found: dict[tuple[str, ...], None] = {}
     for node in model.graph.node:
