@@ -109,6 +109,8 @@ def build(
         _check_destination(destination, MANIFEST if until is None else RECORD)
     _check_until(until, recipe)
     root = cache_root(recipe_path)
+    # Matplotlib writes its list of fonts into the home folder unless told another place.
+    os.environ.setdefault("MPLCONFIGDIR", str(root / "matplotlib"))
     with exclusive(root / "lock", progress.say):
         cache = Cache(root)
         cache.sweep()
