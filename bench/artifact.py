@@ -129,15 +129,21 @@ def own_policy(path: Path) -> Policy:
 
 
 def check_hashes(folder: Path) -> Manifest:
-    """Make sure that every file is what the manifest says.
+    """Make sure that every file is what the manifest says, and that there is no other.
 
     Raises:
-        ArtifactError: a file is missing or was altered.
+        ArtifactError: a file is missing, was altered, or is not listed.
     """
     manifest = read_manifest(folder)
     for name in (MODEL, FLOAT_MODEL, GOLDEN):
         if name not in manifest.files:
             raise ArtifactError(folder / MANIFEST, f"does not list {name}", "build it again")
+    if strangers := unlisted_files(folder, manifest):
+        raise ArtifactError(
+            folder / strangers[0],
+            "is not listed in the manifest",
+            "move it out of the artifact, or copy the artifact again",
+        )
     for name, entry in manifest.files.items():
         path = folder / name
         if path.is_symlink() or not path.is_file():
@@ -147,6 +153,12 @@ def check_hashes(folder: Path) -> Manifest:
                 path, "differs from the hash in the manifest", "copy or build the artifact again"
             )
     return manifest
+
+
+def unlisted_files(folder: Path, manifest: Manifest) -> list[str]:
+    """Names of what lies in an artifact's folder and is not part of it, files and folders alike."""
+    known = {*manifest.files, MANIFEST}
+    return sorted(entry.name for entry in folder.iterdir() if entry.name not in known)
 
 
 def self_test(folder: Path, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Parity:

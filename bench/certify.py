@@ -31,11 +31,12 @@ from bench.certificate import (
     write_certificate,
 )
 from bench.errors import DataError
-from bench.files import external_data, model_sha256
+from bench.files import model_sha256
 from bench.fragment import rebuilt, with_allocation, with_product
 from bench.host import fingerprint
 from bench.judge import Verdict, judge_accuracy, pair_scores
 from bench.measure import Interrupted, MeasureConfig, Session, WorkerGroup
+from bench.model_file import external_data
 from bench.policy import ReleaseBudgets
 from bench.process import worker_group
 from bench.progress import SILENT, Progress
@@ -157,9 +158,11 @@ def _copies(
     def write(label: str, changed: bytes) -> Path:
         path = folder / f"{label}.onnx"
         path.write_bytes(changed)
-        for file in external_data(subject.model):  # models name their external data without a path
-            if not (folder / file.name).exists():
-                shutil.copyfile(file, folder / file.name)
+        for file in external_data(subject.model):
+            copy = folder / file.relative_to(subject.model.parent)
+            if not copy.exists():
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, copy)
         return path
 
     width, rows_per_share, peak = _sizes(measure, workers, write, content, name)

@@ -86,7 +86,7 @@ def bench(
     check_options(scenario, streams=streams, batches=batches, duration=duration, blocks=blocks)
     sizes = DEFAULT_BATCHES if batches is None else parse_batches(batches)
     if out is not None:
-        check_writable(out)
+        check_writable(out, [*models, data])
     subjects = [subject(path, data) for path in models]
     paths = [p for found in subjects for p in (found.model, found.float_twin) if p is not None]
     evaluation = data or next((s.evaluation for s in subjects if s.evaluation is not None), None)
@@ -142,7 +142,7 @@ def compare(
     from bench.measure import MeasureConfig
 
     if out is not None:
-        check_writable(out)
+        check_writable(out, [baseline, candidate, data])
     with _kept(out):
         judgement = compare_models(
             baseline,
@@ -180,7 +180,7 @@ def gate(
     from bench.policy import read_policy
 
     if out is not None:
-        check_writable(out)
+        check_writable(out, [candidate, baseline, policy, data])
     with _kept(out):
         judgement = judge(
             candidate,
@@ -240,7 +240,7 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """Compute all figures and the verdict of a result anew; the exit code is that of the verdict."""
-    from bench.files import write_text
+    from bench.files import check_writable, write_text
     from bench.formats import convert
     from bench.replay import replay
     from bench.scenario_result import holds_scenario, read_scenario
@@ -249,6 +249,8 @@ def show(
         raise UsageError("--out", "wants to know the format", "add --format")
     if as_json and as_format is not None and out is None:
         raise UsageError("--json", "and --format both want standard output", "add --out")
+    if out is not None:
+        check_writable(out, [result])
     if holds_scenario(result):
         if as_format is not None:
             raise UsageError("--format", "no other tool's format holds a scenario", "use --json")

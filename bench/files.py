@@ -14,12 +14,15 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from bench.errors import StorageError
+from bench.errors import StorageError, UsageError
+from bench.model_file import external_data
 
 TEMPORARY_PREFIX = ".tmp-"
+# The second file of a large model, beside the first.
+DATA_SUFFIX = ".data"
 _FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}
 
@@ -100,12 +103,19 @@ def atomic_directory(path: Path) -> Iterator[Path]:
             shutil.rmtree(staging, ignore_errors=True)
 
 
-def check_writable(path: Path) -> None:
-    """Make sure, before long work, that `path` can be written afterwards.
+def check_writable(path: Path, inputs: Iterable[Path | None] = ()) -> None:
+    """Make sure, before long work, that `path` can be written afterwards and replaces no input.
+
+    Args:
+        path: the file to write; a large model also writes its weights beside it.
+        inputs: the files that the command reads, and the artifact folders. The weights that a model names
+            count too.
 
     Raises:
         StorageError: it is a folder, or its own folder cannot be made or written.
+        UsageError: it is one of `inputs` or lies in one of them, links and other spellings included.
     """
+    _refuse_inputs(path, inputs)
     with storage_errors(path):
         _check_target(path)
         try:
@@ -139,14 +149,8 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def external_data(model: Path) -> list[Path]:
-    """The files of weights beside an .onnx, by the names that exporters give them."""
-    named = (model.with_name(model.name + suffix) for suffix in (".data", "_data"))
-    return [path for path in named if path.is_file()]
-
-
 def model_size(model: Path) -> int:
-    """Bytes that a model takes on the device: the .onnx and the external data beside it."""
+    """Bytes that a model takes on the device: the .onnx and the files of weights that it names."""
     return sum(path.stat().st_size for path in (model, *external_data(model)))
 
 
@@ -189,6 +193,29 @@ def _remove(entry: Path) -> None:
         shutil.rmtree(entry, ignore_errors=True)
     else:
         entry.unlink(missing_ok=True)
+
+
+def _refuse_inputs(out: Path, inputs: Iterable[Path | None]) -> None:
+    """Refuse an output that is an input of the same command, whatever name or link it is called by."""
+    # A large model is written as two files.
+    written = (out, out.with_name(out.name + DATA_SUFFIX))
+    for source in inputs:
+        if source is None:
+            continue
+        if source.is_dir():
+            if out.resolve().is_relative_to(source.resolve()):
+                raise UsageError(out, f"lies in {source}, which is an input", "choose another --out")
+            continue
+        for read in (source, *external_data(source)):
+            if any(_is_same(path, read) for path in written):
+                raise UsageError(out, f"would overwrite {read}, which is an input", "choose another --out")
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    """Whether two paths lead to one file; links of both kinds are followed."""
+    if one.exists() and other.exists():
+        return one.samefile(other)
+    return one.resolve() == other.resolve()
 
 
 def _check_target(path: Path) -> None:

@@ -24,24 +24,26 @@ from bench.artifact import (
     StageEntry,
     check_hashes,
     read_manifest,
+    unlisted_files,
 )
-from bench.errors import EdgeproofError, MissingExtraError, UsageError
+from bench.errors import ArtifactError, EdgeproofError, MissingExtraError, UsageError
 from bench.files import (
     atomic_directory,
-    external_data,
     remove_leftovers_of,
     sha256_of,
     storage_errors,
     write_json,
 )
 from bench.gate import Judgement, judgement_from
+from bench.model_file import external_data
 from bench.policy import criteria
 from bench.progress import SILENT, Progress
 from bench.result import read_result
 from exporter.cache import RECORD, Cache
 from exporter.lock import exclusive
+from exporter.lookup import PACKAGE_SCHEME, local_path
 from exporter.pipeline import Trail, run_steps
-from exporter.recipe import Recipe, read_recipe
+from exporter.recipe import OnnxTeacherConfig, Recipe, TeacherConfig, read_recipe, teachers_of
 from exporter.runlog import RunLog
 
 CACHE_VARIABLE = "EDGEPROOF_CACHE"
@@ -107,6 +109,7 @@ def build(
     destination = (out or Path(ARTIFACTS_FOLDER) / recipe.name).absolute()
     if until is None or out is not None:
         _check_destination(destination, MANIFEST if until is None else RECORD)
+        _refuse_read(destination, recipe, folder)
     _check_until(until, recipe)
     root = cache_root(recipe_path)
     # Matplotlib writes its list of fonts into the home folder unless told another place.
@@ -176,10 +179,41 @@ def require(module: str, extra: str) -> None:
 
 def _check_destination(destination: Path, mark: str) -> None:
     """Refuse to replace a folder that no build like this one wrote: it may be somebody's work."""
-    if destination.is_dir() and any(destination.iterdir()) and not (destination / mark).is_file():
-        raise UsageError(destination, "is a folder with other content", "choose another --out")
     if destination.exists() and not destination.is_dir():
         raise UsageError(destination, "is a file", "choose another --out")
+    if not destination.is_dir() or not any(destination.iterdir()):
+        return
+    if not (destination / mark).is_file():
+        raise UsageError(destination, "is a folder with other content", "choose another --out")
+    if mark != MANIFEST:
+        return
+    try:
+        strangers = unlisted_files(destination, read_manifest(destination))
+    except ArtifactError:  # a damaged artifact is built again
+        return
+    if strangers:
+        raise UsageError(
+            destination / strangers[0],
+            "no build wrote this, and it would be lost with the artifact",
+            "move it away, or choose another --out",
+        )
+
+
+def _refuse_read(destination: Path, recipe: Recipe, folder: Path) -> None:
+    """Refuse to replace a folder that the recipe reads from, as its checkpoint or a teacher."""
+    read = [recipe.model.checkpoint]
+    for teacher in (teacher for stage in recipe.stage for teacher in teachers_of(stage)):
+        if isinstance(teacher, TeacherConfig):
+            read.append(teacher.checkpoint)
+        elif isinstance(teacher, OnnxTeacherConfig):
+            read.append(teacher.model)
+    for address in read:
+        if address is None or address.startswith(PACKAGE_SCHEME):
+            continue
+        if local_path(address, folder).resolve().is_relative_to(destination.resolve()):
+            raise UsageError(
+                destination, f"holds {address}, which the recipe reads", "choose another --out"
+            )
 
 
 def _check_until(until: str | None, recipe: Recipe) -> None:

@@ -93,7 +93,7 @@ def ablate(
     from exporter.ablation import ablation_json, ablation_table
 
     if out is not None:
-        check_writable(out)
+        check_writable(out, [recipe])
     found = ablate_recipe(recipe, blocks=blocks, overrides=overrides or (), progress=error_progress())
     if out is not None:
         write_result(out, found.result)

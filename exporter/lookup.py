@@ -104,7 +104,7 @@ def find_file(address: str, recipe_folder: Path, place: str) -> Path:
         LookupFailed: nothing is there, or a `pkg://` path leaves its package.
     """
     if not address.startswith(PACKAGE_SCHEME):
-        path = recipe_folder / os.path.expanduser(address)  # noqa: PTH111 (Path's raises for unknown users)
+        path = local_path(address, recipe_folder)
         if not path.is_file():
             raise LookupFailed(
                 place, f"there is no file {address!r}", f"it is looked for from {recipe_folder}"
@@ -129,6 +129,11 @@ def find_file(address: str, recipe_folder: Path, place: str) -> Path:
         if path.is_file():
             return path
     raise LookupFailed(place, f"package {package!r} holds no {inner!r}", "check the path")
+
+
+def local_path(address: str, recipe_folder: Path) -> Path:
+    """Where an address that names no package leads: from the recipe's folder, or from a home folder."""
+    return recipe_folder / os.path.expanduser(address)  # noqa: PTH111 (Path's raises for unknown users)
 
 
 def _where(error: BaseException) -> str:

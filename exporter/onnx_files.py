@@ -9,15 +9,16 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 from onnx import numpy_helper
 
-from bench.errors import ModelError
+from bench.errors import ModelError, StorageError
 from bench.files import (
+    DATA_SUFFIX,
     TEMPORARY_PREFIX,
     atomic_file,
     check_writable,
@@ -25,10 +26,10 @@ from bench.files import (
     sync_directory,
     sync_file,
 )
+from bench.model_file import external_data
 from bench.session import model_error, open_session
 from exporter.errors import ExportError
 
-DATA_SUFFIX = ".data"
 # Weights of more bytes go to a file of their own; 64 MiB of the message stay for the graph.
 MAX_WEIGHT_BYTES = 2**31 - 2**26
 _HALVES: dict[int, str] = {onnx.TensorProto.FLOAT16: "float16", onnx.TensorProto.BFLOAT16: "bfloat16"}
@@ -49,8 +50,7 @@ def read_model(path: Path) -> onnx.ModelProto:
     Raises:
         ModelError: it is missing, damaged, wants what this runtime lacks, or reads files elsewhere.
     """
-    if path.is_file():
-        _check_locations(path)
+    external_data(path)  # refuses files elsewhere
     open_session(path)  # for its clear errors
     try:
         return onnx.load(path)
@@ -65,9 +65,15 @@ def write_checked(proto: onnx.ModelProto, path: Path) -> None:
 
     Raises:
         ExportError: in the checker's words.
+        StorageError: the second file would replace one that belongs to another model.
     """
     beside = path.with_name(path.name + DATA_SUFFIX)
+    replaced = external_data(path)
     if is_large(proto):
+        if beside.exists() and beside not in replaced:
+            raise StorageError(
+                beside, f"is there and does not belong to {path.name}", "choose another --out"
+            )
         _write_large(proto, path, beside)
         return
     try:
@@ -77,7 +83,8 @@ def write_checked(proto: onnx.ModelProto, path: Path) -> None:
         raise _refused(path, error) from error
     with atomic_file(path) as temporary:
         temporary.write_bytes(proto.SerializeToString(deterministic=True))
-    beside.unlink(missing_ok=True)  # of a larger model that was here
+    if beside in replaced:  # the weights of a larger model that was here; another file is not ours
+        beside.unlink()
 
 
 def is_large(model: onnx.ModelProto) -> bool:
@@ -207,31 +214,6 @@ def _write_large(proto: onnx.ModelProto, path: Path, beside: Path) -> None:
             data.replace(beside)
             staged.replace(path)
             sync_directory(path.parent)
-
-
-def _check_locations(path: Path) -> None:
-    """Refuse a model that reads files outside its own folder.
-
-    Raises:
-        ModelError: with the location that it names.
-    """
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except Exception as error:  # protobuf's own exceptions
-        raise model_error(path, error) from error
-    folder = path.parent.resolve()
-    inside = (tensor for function in model.functions for tensor in _tensors(function.node, ()))
-    for tensor in (*_graph_tensors(model.graph), *inside):
-        for entry in tensor.external_data:
-            if entry.key != "location":
-                continue
-            absolute = PurePosixPath(entry.value).is_absolute() or PureWindowsPath(entry.value).drive
-            if absolute or not (folder / entry.value).resolve().is_relative_to(folder):
-                raise ModelError(
-                    path,
-                    f"reads its weights from {entry.value!r}, outside its folder",
-                    "keep external data beside the model",
-                )
 
 
 def _tensors(

@@ -50,11 +50,12 @@ def quantize_weights_file(
         What `quantize --bits 4 --json` prints.
 
     Raises:
+        UsageError: `out` is an input.
         ModelError: the model cannot be loaded or quantized.
         ExportError: an excluded node does not exist, or there is nothing to quantize.
     """
     start = time.monotonic()
-    check_writable(out)
+    check_writable(out, [model])
     proto, _ = _read_float(model)
     chosen = find_target(target)
     metrics = quantize_weights(prepare(proto), out, block_size=block_size, exclude=exclude, target=chosen)
@@ -93,11 +94,11 @@ def quantize_file(
     Raises:
         ModelError: the model cannot be loaded or quantized.
         DataError: the samples cannot be used, or do not fit the model.
-        UsageError: repairs that are unknown or do not fit together.
+        UsageError: `out` is an input, or repairs are unknown or do not fit together.
         ExportError: no configuration meets the fallback's budget.
     """
     start = time.monotonic()
-    check_writable(out)
+    check_writable(out, [model, data])
     proto, signature = _read_float(model)
     samples = open_samples(data)
     check_feeds(data, signature, samples.feeds)

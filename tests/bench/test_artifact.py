@@ -58,6 +58,19 @@ def test_a_missing_file_is_found(artifact):
         check_hashes(artifact.folder)
 
 
+@pytest.mark.parametrize("name", ["model.fp32.onnx.data", "notes.txt", ".hidden", "folder"])
+def test_what_the_manifest_does_not_list_is_refused(artifact, name):
+    """Bytes laid beside the float model would count for its size, and so for the budget."""
+    stranger = artifact.folder / name
+    if name == "folder":
+        stranger.mkdir()
+    else:
+        stranger.write_bytes(bytes(1000))
+    for refuses in (check_hashes, subject):
+        with pytest.raises(ArtifactError, match=f"{name}: is not listed in the manifest; move it out"):
+            refuses(artifact.folder)
+
+
 def test_a_link_is_no_file_of_an_artifact(artifact, tmp_path):
     path = artifact.folder / "model.onnx"
     path.rename(tmp_path / "elsewhere.onnx")
@@ -192,6 +205,9 @@ def test_data_that_the_manifest_does_not_list_are_not_used(artifact):
     files = artifact.describe()["files"]
     del files["evaluation.npz"]
     artifact.seal(files=files)
+    with pytest.raises(ArtifactError, match=r"evaluation\.npz: is not listed in the manifest"):
+        subject(artifact.folder)
+    (artifact.folder / "evaluation.npz").unlink()  # an artifact may ship without it
     assert subject(artifact.folder).evaluation is None
 
 

@@ -270,3 +270,48 @@ def test_the_policy_of_a_lone_model_is_the_default(command, workers, models, mon
     command("gate", models.dynamic, "--baseline", models.rounded)
     assert asked["policy"] == Policy()
     assert asked["baseline"] == models.rounded
+
+
+@pytest.fixture
+def own_files(artifact, models, evaluation, tmp_path):
+    """Files that a person owns, by the words that stand for them."""
+    files = {"ARTIFACT": artifact.folder, "RESULT": tmp_path / "result.json"}
+    for name, source in (("MODEL", models.dynamic), ("OTHER", models.rounded), ("DATA", evaluation)):
+        files[name] = tmp_path / source.name
+        files[name].write_bytes(source.read_bytes())
+    files["POLICY"] = tmp_path / "policy.toml"
+    files["POLICY"].write_text("min_accuracy = 0.5\n")
+    return files
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("bench", "MODEL", "--out", "MODEL"),
+        ("bench", "MODEL", "--data", "DATA", "--out", "DATA"),
+        ("bench", "ARTIFACT", "--out", "ARTIFACT/result.json"),
+        ("compare", "OTHER", "MODEL", "--out", "OTHER"),
+        ("compare", "OTHER", "MODEL", "--out", "MODEL"),
+        ("gate", "MODEL", "--baseline", "OTHER", "--out", "OTHER"),
+        ("gate", "MODEL", "--baseline", "OTHER", "--policy", "POLICY", "--out", "POLICY"),
+        ("gate", "ARTIFACT", "--out", "ARTIFACT/manifest.json"),
+        ("show", "RESULT", "--format", "junit", "--out", "RESULT"),
+    ],
+    ids=" ".join,
+)
+def test_an_output_that_is_an_input_is_refused(command, workers, own_files, arguments):
+    folder = own_files["ARTIFACT"].parent
+    assert command("bench", own_files["MODEL"], "--blocks", 1, "--out", own_files["RESULT"]).code == 0
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    asked = len(workers.requests)
+    named = []
+    for word in arguments:
+        name, slash, inner = word.partition("/")
+        named.append(f"{own_files.get(name, name)}{slash}{inner}")
+    ran = command(*named)
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.startswith("error: ")
+    assert "which is an input; choose another --out" in ran.err
+    assert ran.err.count("\n") == 1
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert len(workers.requests) == asked

@@ -10,10 +10,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import onnx
 import pytest
 
 from bench import files
-from bench.errors import StorageError
+from bench.errors import StorageError, UsageError
 from bench.files import (
     TEMPORARY_PREFIX,
     atomic_directory,
@@ -248,3 +249,47 @@ def test_a_target_is_tried_before_the_work(tmp_path):
         check_writable(tmp_path / "file" / "result.json")
     with pytest.raises(StorageError, match=r"^/proc/x/result.json: cannot be written"):
         check_writable(Path("/proc/x/result.json"))
+
+
+@pytest.mark.parametrize(
+    "spelling", ["model.onnx", "./sub/../model.onnx", "link.onnx", "hard.onnx", "link/model.onnx"]
+)
+def test_an_output_that_is_an_input_is_refused_by_any_name(tmp_path, spelling):
+    model = tmp_path / "model.onnx"
+    model.write_bytes(b"weights")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "link.onnx").symlink_to(model)
+    (tmp_path / "hard.onnx").hardlink_to(model)
+    (tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)
+    with pytest.raises(
+        UsageError, match=r"would overwrite .*model\.onnx, which is an input; choose another"
+    ):
+        check_writable(tmp_path / spelling, [None, model])
+    assert model.read_bytes() == b"weights"
+    check_writable(tmp_path / "other.onnx", [None, model])
+
+
+def test_an_output_whose_weights_would_replace_those_of_an_input_is_refused(models, tmp_path):
+    """A large model is written as `b.onnx` and `b.onnx.data`; the input may have called its weights so."""
+    given = tmp_path / "a.onnx"
+    onnx.save(
+        onnx.load(models.dynamic),
+        given,
+        save_as_external_data=True,
+        location="b.onnx.data",
+        size_threshold=0,
+    )
+    with pytest.raises(UsageError, match=r"would overwrite .*b\.onnx\.data"):
+        check_writable(tmp_path / "b.onnx", [given])
+    with pytest.raises(UsageError, match=r"would overwrite .*b\.onnx\.data"):
+        check_writable(tmp_path / "b.onnx.data", [given])
+    check_writable(tmp_path / "c.onnx", [given])
+
+
+def test_an_output_inside_a_folder_that_is_an_input_is_refused(tmp_path):
+    (tmp_path / "artifact").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "artifact")
+    for out in ("artifact/result.json", "link/deep/result.json"):
+        with pytest.raises(UsageError, match=r"lies in .*artifact, which is an input"):
+            check_writable(tmp_path / out, [tmp_path / "artifact"])
+    check_writable(tmp_path / "result.json", [tmp_path / "artifact"])

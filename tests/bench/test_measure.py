@@ -6,12 +6,13 @@ from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from bench import measure
 from bench.arrays import read_npz
 from bench.errors import DataError, ModelError
-from bench.files import model_size, sha256_of
+from bench.files import model_sha256, model_size, sha256_of
 from bench.host import available_cores
 from bench.measure import MAX_BURST, MIN_BURST, TIMED_FEEDS, MeasureConfig, Session
 
@@ -162,12 +163,17 @@ def test_unusable_data_are_refused_before_anything_starts(models, scripted, tmp_
     assert not workers.requests
 
 
-def test_the_size_of_a_model_counts_its_external_data(tmp_path):
+def test_size_and_hash_of_a_model_cover_the_weights_that_it_names(models, tmp_path):
     model = tmp_path / "model.onnx"
-    model.write_bytes(b"x" * 10)
-    assert model_size(model) == 10
-    (tmp_path / "model.onnx.data").write_bytes(b"x" * 100)
-    assert model_size(model) == 110
+    onnx.save(onnx.load(models.dynamic), model, save_as_external_data=True, location="w", size_threshold=0)
+    alone, weights = model.stat().st_size, (tmp_path / "w").stat().st_size
+    assert model_size(model) == alone + weights
+    before = model_sha256(model)
+    (tmp_path / "model.onnx.data").write_bytes(b"x" * 100)  # no weights of this model
+    assert model_size(model) == alone + weights
+    assert model_sha256(model) == before
+    (tmp_path / "w").write_bytes(bytes(weights))
+    assert model_sha256(model) != before
 
 
 def test_a_tool_that_is_not_installed_has_no_version(monkeypatch):

@@ -296,6 +296,37 @@ def test_other_peoples_work_is_not_replaced(project, tmp_path, kind):
     assert not project.cache.exists()
 
 
+def test_a_file_laid_into_an_artifact_is_not_lost(built):
+    (built.artifact / "notes.txt").write_text("years")
+    with pytest.raises(UsageError, match="no build wrote this, and it would be lost"):
+        built.build()
+    assert (built.artifact / "notes.txt").read_text() == "years"
+    assert (built.artifact / "model.onnx").is_file()
+
+
+@pytest.mark.parametrize("read", ["checkpoint", "teacher"])
+def test_an_artifact_that_the_recipe_reads_is_not_replaced(built, read):
+    """A teacher or a checkpoint may lie in an earlier artifact, which this build must not take away."""
+    if read == "checkpoint":
+        built.edit(
+            "recipe.toml",
+            "args = { classes = 3 }\n",
+            'args = { classes = 3 }\ncheckpoint = "earlier/model.onnx"\n',
+        )
+    else:
+        built.edit(
+            "recipe.toml",
+            "[quantize]\n",
+            '[[stage]]\nkind = "distill"\nepochs = 1\nteacher = { model = "link" }\n\n[quantize]\n',
+        )
+    built.artifact.rename(built.folder / "earlier")
+    (built.folder / "link").symlink_to("earlier")
+    before = (built.folder / "earlier" / "manifest.json").read_bytes()
+    with pytest.raises(UsageError, match="which the recipe reads; choose another --out"):
+        built.build(out=built.folder / "earlier")
+    assert (built.folder / "earlier" / "manifest.json").read_bytes() == before
+
+
 def test_an_empty_folder_is_used(built, tmp_path):
     (tmp_path / "empty").mkdir()
     assert built.build(out=tmp_path / "empty").packaged

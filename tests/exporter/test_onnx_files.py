@@ -8,7 +8,8 @@ import pytest
 from onnx import helper, numpy_helper
 
 from bench.errors import ModelError, StorageError
-from bench.files import external_data, model_sha256, model_size, sha256_of
+from bench.files import model_sha256, model_size, sha256_of
+from bench.model_file import external_data
 from bench.progress import SILENT
 from exporter import onnx_files
 from exporter.data import Split
@@ -85,6 +86,24 @@ def test_no_stale_weights_are_left(model, folder, monkeypatch):
         write_checked(model, folder / "m.onnx")
     write_checked(model, folder / "m.onnx")
     assert files(folder) == ["m.onnx"]
+
+
+def test_a_file_that_the_old_model_does_not_name_is_kept(model, folder):
+    """A name that ends in `.data` makes no file ours."""
+    folder.mkdir()
+    (folder / "m.onnx.data").write_bytes(b"somebody's weights")
+    write_checked(model, folder / "m.onnx")
+    assert (folder / "m.onnx.data").read_bytes() == b"somebody's weights"
+
+
+@pytest.mark.usefixtures("small_files")
+def test_weights_of_another_model_are_not_replaced(model, folder):
+    folder.mkdir()
+    (folder / "m.onnx.data").write_bytes(b"somebody's weights")
+    with pytest.raises(StorageError, match=r"does not belong to m\.onnx"):
+        write_checked(model, folder / "m.onnx")
+    assert (folder / "m.onnx.data").read_bytes() == b"somebody's weights"
+    assert files(folder) == ["m.onnx.data"]
 
 
 @pytest.mark.usefixtures("small_files")

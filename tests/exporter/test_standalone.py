@@ -275,6 +275,37 @@ def test_options_that_do_not_go_together(products, tmp_path, command, options, l
     assert not (tmp_path / "small.onnx").exists()
 
 
+@pytest.mark.parametrize("spelling", ["model.onnx", "folder/../model.onnx", "link.onnx", "hard.onnx"])
+def test_the_float_model_is_not_overwritten(model, data, tmp_path, command, spelling):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link.onnx").symlink_to(model)
+    (tmp_path / "hard.onnx").hardlink_to(model)
+    before = model.read_bytes()
+    for options in (["--data", data], ["--bits", "4"]):
+        ran = command("quantize", model, *options, "--out", tmp_path / spelling)
+        assert ran.code == 2
+        assert ran.err.endswith(f"would overwrite {model}, which is an input; choose another --out\n")
+        assert model.read_bytes() == before
+
+
+def test_the_samples_are_not_overwritten(model, data, tmp_path, command):
+    before = data.read_bytes()
+    assert command("quantize", model, "--data", data, "--out", data).code == 2
+    assert data.read_bytes() == before
+
+
+def test_weights_that_the_input_names_are_not_overwritten(model, data, tmp_path, command):
+    """`int8.onnx` may bring an `int8.onnx.data`, which is what the float model calls its weights."""
+    given = tmp_path / "given.onnx"
+    onnx.save(
+        onnx.load(model), given, save_as_external_data=True, location="int8.onnx.data", size_threshold=0
+    )
+    before = (tmp_path / "int8.onnx.data").read_bytes()
+    ran = command("quantize", given, "--data", data, "--out", tmp_path / "int8.onnx")
+    assert (ran.code, "int8.onnx.data, which is an input" in ran.err) == (2, True)
+    assert (tmp_path / "int8.onnx.data").read_bytes() == before
+
+
 def test_layers_from_the_command_line(model, data, tmp_path, command):
     out = tmp_path / "int8.onnx"
     quantize_file(model, data, out)
