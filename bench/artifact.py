@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import numpy as np
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from bench.arrays import Array, read_npz
 from bench.errors import ArtifactError, UsageError
@@ -18,6 +18,7 @@ from bench.host import PORTABLE, HostFingerprint, host_target
 from bench.parity import Parity, parity
 from bench.policy import Policy, policy_from
 from bench.process import DEFAULT_TIMEOUT_S, worker_group
+from bench.runtime import VERSION_PATTERN, RuntimeVersion, check_runtime, stated_version
 from bench.schema import FrozenModel, explain_validation
 
 MODEL = "model.onnx"
@@ -35,7 +36,8 @@ GOLDEN_MIN_SQNR_DB = 25.0
 
 # History of the format. A reader refuses a version it does not know.
 # 1 (0.1.0): flat folder, SHA-256 of every file but the manifest.
-SCHEMA_VERSION: Final = 1
+# 2: the oldest ONNX Runtime that runs both models; may be absent.
+SCHEMA_VERSION: Final = 2
 MAX_MANIFEST_BYTES = 64 * 2**20
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 
@@ -66,9 +68,11 @@ class Manifest(FrozenModel):
         stages: the steps that led here, in order; each key covers its parents'.
         recipe: the recipe as it was built, defaults included.
         libraries: versions of everything that shaped the model.
+        min_onnxruntime: the oldest ONNX Runtime that runs both models, such as "1.22"; None where the
+            build did not know.
     """
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1, 2] = SCHEMA_VERSION
     name: str
     created_utc: str
     edgeproof: str
@@ -78,6 +82,11 @@ class Manifest(FrozenModel):
     stages: tuple[StageEntry, ...]
     recipe: dict[str, Any]
     libraries: dict[str, str]
+    min_onnxruntime: Annotated[str, Field(pattern=rf"^{VERSION_PATTERN}$")] | None = None
+
+    def runtime(self) -> RuntimeVersion | None:
+        """The oldest ONNX Runtime that runs both models, or None."""
+        return None if self.min_onnxruntime is None else RuntimeVersion.parse(self.min_onnxruntime)
 
 
 @dataclass(frozen=True)
@@ -113,7 +122,7 @@ def read_manifest(folder: Path) -> Manifest:
     except ValidationError as error:
         place, cause, fix = explain_validation(error, Manifest)
         if place == "schema_version":
-            fix = f"this version reads schema {SCHEMA_VERSION}; install a newer edgeproof"
+            fix = f"this version reads schemas 1 to {SCHEMA_VERSION}; install a newer edgeproof"
         raise ArtifactError(f"{path}: {place}", cause, fix) from error
     for name in manifest.files:
         if not _PLAIN_NAME.fullmatch(name):
@@ -168,7 +177,9 @@ def self_test(folder: Path, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Parity:
 
     Raises:
         ArtifactError: this CPU gives other answers than the one that the artifact was built on.
+        ModelError: the artifact needs a newer ONNX Runtime than there is here.
     """
+    check_runtime(folder, read_manifest(folder).runtime())
     golden = folder / GOLDEN
     with worker_group(1, timeout_s) as (worker,):
         worker.ask("open", model=str(folder / MODEL), feeds=None, threads=1, arena=True, cores=None)
@@ -217,13 +228,20 @@ def subject(path: Path, evaluation: Path | None = None) -> Subject:
     Args:
         path: the folder or file.
         evaluation: data that take the place of the artifact's own.
+
+    Raises:
+        UsageError: there is no such file or folder.
+        ArtifactError: the folder is not a whole artifact.
+        ModelError: it says that it needs a newer ONNX Runtime than there is here.
     """
     if path.is_dir():
         manifest = check_hashes(path)
+        check_runtime(path, manifest.runtime())
         own = path / EVALUATION if EVALUATION in manifest.files else None
         return Subject(path / MODEL, path / FLOAT_MODEL, evaluation or own, manifest.target)
     if not path.exists():
         raise UsageError(path, "there is no such file or folder", "check the path")
+    check_runtime(path, stated_version(path))
     return Subject(path, None, evaluation)
 
 

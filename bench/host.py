@@ -12,6 +12,8 @@ from bench.schema import FrozenModel
 # The kinds of CPU that int8 models are made for; `portable` is right everywhere.
 ConcreteTarget = Literal["x86-vnni", "x86-avx2", "arm64", "portable"]
 PORTABLE: Final = "portable"
+# Where an .onnx that edgeproof wrote says which of them it is for.
+TARGET_KEY: Final = "edgeproof.target"
 
 # Flags that change which integer kernel ONNX Runtime picks.
 _DECISIVE_FLAGS = (

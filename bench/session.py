@@ -125,29 +125,8 @@ def model_error(path: Path, error: Exception) -> ModelError:
     """Translate ONNX Runtime's words for a model that does not load."""
     words = str(error)
     lowered = words.lower()
-    if "opset" in lowered and ("under development" in lowered or "till opset" in lowered):
-        opset = re.search(r"opset (\d+)", words, re.IGNORECASE)
-        wanted = f"opset {opset.group(1)}" if opset else "an opset"
-        return ModelError(
-            path,
-            f"wants {wanted}, which this ONNX Runtime lacks",
-            "export with a lower opset or install a newer onnxruntime",
-        )
-    unknown = re.search(r"(\S+:\w+)\(-?\d+\) is not a registered function/op", words) or re.search(
-        r"No Op registered for (\w+) with domain_version", words
-    )
-    if unknown:
-        return ModelError(
-            path,
-            f"uses the operator {unknown.group(1)}, which this ONNX Runtime does not know",
-            "export it with ONNX's own operators",
-        )
-    if "ir version" in lowered or "ir_version" in lowered:
-        return ModelError(
-            path,
-            "its IR version is newer than this ONNX Runtime",
-            "export with an older onnx or install a newer onnxruntime",
-        )
+    if (newer := _too_new(words)) is not None:
+        return ModelError(path, *newer)
     if "external" in lowered and ("data" in lowered or "initializer" in lowered):
         return ModelError(
             path,
@@ -157,6 +136,37 @@ def model_error(path: Path, error: Exception) -> ModelError:
     if "protobuf" in lowered or "modelproto" in lowered:
         return ModelError(path, "is truncated or no ONNX model", "copy or export it again")
     return ModelError(path, f"ONNX Runtime cannot load it ({words})", "export it again")
+
+
+def _too_new(words: str) -> tuple[str, str] | None:
+    """Cause and fix where ONNX Runtime says that it lacks what a model uses, or None."""
+    lowered = words.lower()
+    if "opset" in lowered and ("under development" in lowered or "till opset" in lowered):
+        opset = re.search(r"opset (\d+)", words, re.IGNORECASE)
+        wanted = f"opset {opset.group(1)}" if opset else "an opset"
+        return (
+            f"wants {wanted}, which this ONNX Runtime lacks",
+            "export with a lower opset or install a newer onnxruntime",
+        )
+    if kernel := re.search(r"Could not find an implementation for (\w+)\(\d+\)", words):
+        return (
+            f"uses {kernel.group(1)} with types that this ONNX Runtime has no CPU kernel for",
+            "install a newer onnxruntime, or export it without that operator",
+        )
+    unknown = re.search(r"(\S+:\w+)\(-?\d+\) is not a registered function/op", words) or re.search(
+        r"No Op registered for (\w+) with domain_version", words
+    )
+    if unknown:
+        return (
+            f"uses the operator {unknown.group(1)}, which this ONNX Runtime does not know",
+            "export it with ONNX's own operators",
+        )
+    if "ir version" in lowered or "ir_version" in lowered:
+        return (
+            "its IR version is newer than this ONNX Runtime",
+            "export with an older onnx or install a newer onnxruntime",
+        )
+    return None
 
 
 def signature_of(session: onnxruntime.InferenceSession) -> Signature:

@@ -39,6 +39,7 @@ from bench.model_file import external_data
 from bench.policy import criteria
 from bench.progress import SILENT, Progress
 from bench.result import read_result
+from bench.runtime import stated_version
 from exporter.cache import RECORD, Cache
 from exporter.lock import exclusive
 from exporter.lookup import PACKAGE_SCHEME, local_path
@@ -275,10 +276,17 @@ def _package(destination: Path, recipe: Recipe, trail: Trail, judgement: Judgeme
             stages=stages,
             recipe=recipe.model_dump(mode="json"),
             libraries=versions,
+            min_onnxruntime=_oldest_runtime(staging),
         )
         (staging / REPORT).write_text(render_report(manifest, judgement), encoding="utf-8")
         manifest = manifest.model_copy(update={"files": _entries(staging)})
         write_json(staging / MANIFEST, manifest.model_dump(mode="json"))
+
+
+def _oldest_runtime(folder: Path) -> str:
+    """The oldest ONNX Runtime that runs both models of an artifact."""
+    stated = (stated_version(folder / name) for name in (MODEL, FLOAT_MODEL))
+    return str(max(version for version in stated if version is not None))
 
 
 def _entries(folder: Path) -> dict[str, FileEntry]:

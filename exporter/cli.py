@@ -176,6 +176,13 @@ def quantize(
         int, typer.Option(help="With 4 bits: weights that share a scale (16, 32, 64, 128, 256).")
     ] = 32,
     target: Annotated[TargetName, typer.Option(help="The CPU kind to make it for.")] = "auto",
+    onnxruntime: Annotated[
+        str | None,
+        typer.Option(
+            metavar="'>=1.28'",
+            help="The ONNX Runtime to make it for; by default nothing is added that the oldest one lacks.",
+        ),
+    ] = None,
     method: Annotated[CalibrationMethod, typer.Option(help="How activation ranges are chosen.")] = "minmax",
     exclude: Annotated[
         list[str] | None, typer.Option(metavar="NODE", help="Leave this node in float; repeatable.")
@@ -211,7 +218,12 @@ def quantize(
     if bits == 4:
         _check_weights_alone(block_size, data=data, cache=cache, repair=repair, max_drop=max_drop)
         found = quantize_weights_file(
-            model, out, target=target, block_size=block_size, exclude=tuple(exclude or ())
+            model,
+            out,
+            target=target,
+            block_size=block_size,
+            exclude=tuple(exclude or ()),
+            onnxruntime=onnxruntime,
         )
         _print_quantized(found, out, as_json=as_json)
         return
@@ -228,6 +240,7 @@ def quantize(
         exclude=tuple(exclude or ()),
         cache=cache,
         repairing=Repairing(check_repairs(repair or ()), fallback),
+        onnxruntime=onnxruntime,
         progress=error_progress(),
     )
     _print_quantized(found, out, as_json=as_json)
@@ -253,8 +266,8 @@ def _print_quantized(found: dict[str, Any], out: Path, *, as_json: bool) -> None
     what = f"{found['samples']} samples" if "samples" in found else small
     print_rich(
         escape(
-            f"wrote {out} ({found['size_bytes']:,} bytes) for {found['target']}: "
-            f"{what}, {found['seconds']:.1f} s"
+            f"wrote {out} ({found['size_bytes']:,} bytes) for {found['target']}, "
+            f"ONNX Runtime {found['min_onnxruntime']} and later: {what}, {found['seconds']:.1f} s"
         )
     )
     if left := found.get("fallback", {}).get("exclude"):

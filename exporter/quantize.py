@@ -13,11 +13,13 @@ from typing import Any
 import onnx
 
 from bench.errors import DataError
+from bench.host import TARGET_KEY
 from bench.progress import Progress
 from exporter.cache import content_key
 from exporter.calibration import RangeStore, collect_ranges
 from exporter.choices import CalibrationMethod
 from exporter.data import Samples, Split, stratified_indices
+from exporter.kernels import state_oldest_runtime
 from exporter.learned import NOTHING_LEARNED, Learned
 from exporter.onnx_files import carry_metadata, content_hash, infer_shapes, write_checked
 from exporter.provenance import library_versions, own_code
@@ -152,7 +154,8 @@ def quantize_model(
     else:
         quantized, reduction = run(NO_OVERRIDES), NO_REDUCTION
     shortcuts = take_shortcuts(quantized, target)
-    carry_metadata(model, quantized, {"edgeproof.target": target.name})
+    carry_metadata(model, quantized, {TARGET_KEY: target.name})
+    needed = state_oldest_runtime(quantized)
     write_checked(quantized, destination)
     operators = [node.op_type for node in quantized.graph.node]
     return {
@@ -166,6 +169,7 @@ def quantize_model(
         "samples": samples.count,
         "learned_ranges": sum(name in learned.ranges for name in plan.tensors),
         **shortcuts,
+        "min_onnxruntime": str(needed),
         "quantize_nodes": operators.count("QuantizeLinear"),
         "dequantize_nodes": operators.count("DequantizeLinear"),
     }
@@ -175,7 +179,7 @@ def take_shortcuts(quantized: onnx.ModelProto, target: Target) -> dict[str, int 
     """Make an int8 twin smaller and faster by what needs no ranges, in place; and say what was done."""
     return {
         "tables": quantize_tables(quantized),
-        "stem_on_blocks": target.stem_on_blocks and fold_stem(quantized),
+        "stem_on_blocks": target.stem_on_blocks and fold_stem(quantized, target.runtime),
     }
 
 

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, JsonValue, ValidationError, field_validator, model_validator
 
 from bench.policy import Policy
+from bench.runtime import OLDEST, required_version
 from bench.schema import THE_FILE, FrozenModel, explain_validation
 from exporter.choices import (
     PRESERVING_REPAIRS,
@@ -604,6 +605,12 @@ class QuantizeConfig(FrozenModel):
     """`[quantize]`: static int8, or weights alone in 4 bits, by ONNX Runtime."""
 
     target: TargetName = Field("auto", description="The CPU kind to ship to; `auto` is this one.")
+    onnxruntime: str | None = Field(
+        None,
+        description='The ONNX Runtime to ship to, such as ">=1.28". Rewrites that need a newer one are '
+        "left out, and a network that needs a newer one is refused. By default rewrites run on every "
+        f"version that edgeproof supports, from {OLDEST} on, and the network may need a newer one.",
+    )
     samples: int | None = Field(
         None, ge=1, description="Calibration samples to use; by default up to 256, as there are."
     )
@@ -632,6 +639,13 @@ class QuantizeConfig(FrozenModel):
         "nearer to float on held-out calibration samples.",
     )
     fallback: FallbackConfig | None = None
+
+    @field_validator("onnxruntime")
+    @classmethod
+    def _is_a_requirement(cls, value: str | None) -> str | None:
+        if value is not None:
+            required_version(value)
+        return value
 
     @model_validator(mode="after")
     def _repairs_fit_together(self) -> QuantizeConfig:

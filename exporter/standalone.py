@@ -10,20 +10,23 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
+from bench.errors import UsageError
 from bench.evaluation import open_samples, read_evaluation
 from bench.files import check_writable, model_sha256, model_size, sha256_of
 from bench.progress import SILENT, Progress
+from bench.runtime import RuntimeVersion
 from bench.session import Signature, check_feeds, open_session, signature_of
 from bench.worker import fixed_batch, memory_bytes
 from exporter.build import require
 from exporter.calibration import RangeStore
 from exporter.choices import CalibrationMethod, TargetName
+from exporter.kernels import check_runtime_asked
 from exporter.onnx_files import check_quantizable, read_model
 from exporter.quantize import quantize_model
 from exporter.recipe import ExportConfig
 from exporter.repaired import NO_REPAIR, Repairing, quantize_repaired
 from exporter.rewrites import rewrite_for_cpu
-from exporter.targets import find_target
+from exporter.targets import Target, find_target
 from exporter.weight_only import quantize_weights
 
 PROGRAM_SUFFIX = ".pt2"
@@ -36,6 +39,7 @@ def quantize_weights_file(
     target: TargetName = "auto",
     block_size: int = 32,
     exclude: tuple[str, ...] = (),
+    onnxruntime: str | None = None,
 ) -> dict[str, Any]:
     """Store the weights of an .onnx file's products in 4 bits; no samples are needed.
 
@@ -45,6 +49,7 @@ def quantize_weights_file(
         target: the CPU kind to make it for.
         block_size: weights that share a scale.
         exclude: names of nodes to leave in float.
+        onnxruntime: the runtime to make it for, such as `>=1.24`; by default see `exporter.targets`.
 
     Returns:
         What `quantize --bits 4 --json` prints.
@@ -56,8 +61,8 @@ def quantize_weights_file(
     """
     start = time.monotonic()
     check_writable(out, [model])
-    proto, _ = _read_float(model)
-    chosen = find_target(target)
+    chosen = _target(target, onnxruntime)
+    proto, _ = _read_float(model, None if onnxruntime is None else chosen.runtime)
     metrics = quantize_weights(prepare(proto), out, block_size=block_size, exclude=exclude, target=chosen)
     return _written(out, metrics, start)
 
@@ -72,6 +77,7 @@ def quantize_file(
     exclude: tuple[str, ...] = (),
     cache: Path | None = None,
     repairing: Repairing = NO_REPAIR,
+    onnxruntime: str | None = None,
     progress: Progress = SILENT,
 ) -> dict[str, Any]:
     """Quantize a finished model.
@@ -86,6 +92,7 @@ def quantize_file(
         cache: a folder where ranges are kept, so that the same model and samples with other nodes excluded
             are not calibrated again; None to keep nothing.
         repairing: accuracy repairs and fallback; a quarter of the samples judges them.
+        onnxruntime: the runtime to make it for, such as `>=1.24`; by default see `exporter.targets`.
         progress: told of every batch.
 
     Returns:
@@ -99,11 +106,12 @@ def quantize_file(
     """
     start = time.monotonic()
     check_writable(out, [model, data])
-    proto, signature = _read_float(model)
+    chosen = _target(target, onnxruntime)
+    proto, signature = _read_float(model, None if onnxruntime is None else chosen.runtime)
     samples = open_samples(data)
     check_feeds(data, signature, samples.feeds)
     common: dict[str, Any] = {
-        "target": find_target(target),
+        "target": chosen,
         "method": method,
         "exclude": exclude,
         "progress": progress,
@@ -120,8 +128,19 @@ def quantize_file(
     return _written(out, metrics, start)
 
 
-def _read_float(model: Path) -> tuple[onnx.ModelProto, Signature]:
-    """A float model that can be quantized, from either kind of file, and what it takes and gives."""
+def _target(name: TargetName, onnxruntime: str | None) -> Target:
+    try:
+        return find_target(name, onnxruntime)
+    except ValueError as error:
+        raise UsageError("--onnxruntime", str(error), "name the oldest version that it ships to") from error
+
+
+def _read_float(model: Path, asked: RuntimeVersion | None) -> tuple[onnx.ModelProto, Signature]:
+    """A float model that can be quantized, from either kind of file, and what it takes and gives.
+
+    It must run on the ONNX Runtime that was asked for, if any was.
+    """
+    given = model
     with tempfile.TemporaryDirectory(prefix="edgeproof-") as folder:
         if model.suffix == PROGRAM_SUFFIX:
             require("torch", "export")
@@ -132,6 +151,8 @@ def _read_float(model: Path) -> tuple[onnx.ModelProto, Signature]:
             model = exported
         proto = read_model(model)
         check_quantizable(proto, model)
+        if asked is not None:
+            check_runtime_asked(proto, asked, given)
         return proto, signature_of(open_session(model))
 
 

@@ -11,11 +11,15 @@ import onnx
 from onnx import helper, numpy_helper
 
 from bench.arrays import Array
+from bench.runtime import RuntimeVersion
 from exporter.attributes import attributes_of
+from exporter.kernels import kernel_version
 from exporter.onnx_files import infer_shapes
 
 # Pictures have 1 to 4 channels. Of many channels each tap is a long copy already.
 MAX_CHANNELS = 4
+# What SpaceToDepth of bytes needs.
+BYTES_NEED = kernel_version("SpaceToDepth", "uint8")
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class _Stem:
     weight: onnx.TensorProto
 
 
-def fold_stem(model: onnx.ModelProto) -> bool:
+def fold_stem(model: onnx.ModelProto, runtime: RuntimeVersion) -> bool:
     """Write a convolution of stride 2 over a picture as one of stride 1 over blocks of 2 x 2, in place.
 
     ONNX Runtime's int8 convolution gathers the taps of each output, and a tap of a picture is 3 bytes: the
@@ -43,8 +47,14 @@ def fold_stem(model: onnx.ModelProto) -> bool:
     2. its picture has at most 4 channels and an even, known size, and nothing else reads it,
     3. its weights are constants of its own.
 
+    SpaceToDepth stands in front of the node that quantizes the picture, where it moves floats: every ONNX
+    Runtime has that kernel, and it is faster than the one for bytes (a picture of 224 px is quantized and
+    moved in 135 us, against 159 us the other way round). Where the model takes bytes, it moves bytes, which
+    needs ONNX Runtime 1.28.
+
     Args:
         model: a QDQ model.
+        runtime: the oldest ONNX Runtime that the model has to run on.
 
     Returns:
         Whether there was such a convolution.
@@ -52,6 +62,9 @@ def fold_stem(model: onnx.ModelProto) -> bool:
     stem = _find_stem(model)
     size = None if stem is None else _even_size(model, stem.dequantize.input[0])
     if stem is None or size is None:
+        return False
+    quantize = _quantizer(model, stem.dequantize.input[0])
+    if quantize is None and runtime < BYTES_NEED:
         return False
     weight = numpy_helper.to_array(stem.weight)
     pads = attributes_of(stem.convolution).get("pads", [0, 0, 0, 0])
@@ -66,14 +79,25 @@ def fold_stem(model: onnx.ModelProto) -> bool:
     folded = _on_blocks(weight, taps, offsets)
     stem.weight.CopyFrom(numpy_helper.from_array(folded, stem.weight.name))
     _set_attributes(stem.convolution, kernel_shape=taps, strides=[1, 1], pads=pads)
-    source = stem.dequantize.input[0]
+    reader = stem.dequantize if quantize is None else quantize
+    source = reader.input[0]
     blocks = f"{source}.blocks"
-    stem.dequantize.input[0] = blocks
-    place = list(model.graph.node).index(stem.dequantize)
+    reader.input[0] = blocks
+    place = list(model.graph.node).index(reader)
     node = helper.make_node("SpaceToDepth", [source], [blocks], name=blocks, blocksize=2)
     model.graph.node.insert(place, node)
-    _forget_shape(model, stem.dequantize.output[0])
+    for name in (reader.output[0], stem.dequantize.output[0]):
+        _forget_shape(model, name)
     return True
+
+
+def _quantizer(model: onnx.ModelProto, tensor: str) -> onnx.NodeProto | None:
+    """The node that quantizes a picture with one scale, or None where it comes as bytes."""
+    node: onnx.NodeProto | None = next((n for n in model.graph.node if tensor in n.output), None)
+    scalars = {i.name for i in model.graph.initializer if not i.dims}
+    if node is None or node.op_type != "QuantizeLinear" or not scalars.issuperset(node.input[1:]):
+        return None
+    return node
 
 
 def _on_blocks(weight: Array, taps: list[int], offsets: list[int]) -> Array:

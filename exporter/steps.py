@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from torch import nn
 
 from bench.arrays import Array, write_npz
@@ -30,6 +31,7 @@ from exporter.data import Split, Splits, fingerprint_arrays, stratified_indices,
 from exporter.drift import drifts
 from exporter.errors import CheckpointError, ExportError, StageError
 from exporter.inference import run_model, run_scores
+from exporter.kernels import check_runtime_asked
 from exporter.layers import LAYER_SAMPLES, layer_errors
 from exporter.lookup import find_file
 from exporter.network import Network, accuracy, deterministic, load_learned, load_network, predict
@@ -52,7 +54,6 @@ from exporter.recipe import (
 from exporter.repaired import quantize_split
 from exporter.sparsity.sizes import compressed_size
 from exporter.stages import STAGES, Context
-from exporter.targets import find_target
 from exporter.to_onnx import check_opset, export, open_axes
 from exporter.training import ONE_CPU, Checkpoints, Engine, check_classes
 from exporter.training.hardware import Job, check_hardware, hardware_ingredients, open_engine
@@ -117,7 +118,7 @@ def recipe_steps(shop: Workshop, *, kept: Path | None = None) -> list[Step]:
     # Weights that learned to be rounded are worse than before where nothing rounds them: int8 would win
     # against them whatever it lost. What would ship in its place is the network that `qat` began with.
     twin = names[-2] if any(isinstance(stage, QatConfig) for stage in recipe.stage) else trained
-    target = find_target(recipe.quantize.target)
+    target = shop.target()
     tail: list[Step] = [
         Step(
             "export",
@@ -274,7 +275,8 @@ def _others_read(shop: Workshop, name: str, config: Stage) -> dict[str, Any]:
         found |= {
             "export": shop.recipe.export.model_dump(mode="json"),
             "exclude": shop.recipe.quantize.exclude,
-            "target": find_target(shop.recipe.quantize.target).name,
+            "target": shop.target().name,
+            "onnxruntime": str(shop.target().runtime),
             "threads": shop.recipe.bench.threads,
             "host": fingerprint().model_dump(mode="json"),
         }
@@ -282,7 +284,7 @@ def _others_read(shop: Workshop, name: str, config: Stage) -> dict[str, Any]:
         return {
             "export": shop.recipe.export.model_dump(mode="json"),
             "quantize": shop.recipe.quantize.model_dump(mode="json"),
-            "target": find_target(shop.recipe.quantize.target).name,
+            "target": shop.target().name,
         }
     return found
 
@@ -343,12 +345,15 @@ def _quantize(shop: Workshop, exported: Path, out: Path, kept: Path | None) -> d
         "seed": shop.recipe.seed,
         "samples": sample_count(shop.data.calibration, shop.recipe.quantize),
     }
+    if shop.recipe.quantize.onnxruntime is not None:
+        for model in dict.fromkeys((_to_quantize(exported), exported / FLOAT_MODEL)):
+            check_runtime_asked(onnx.load(model), shop.target().runtime, "quantize.onnxruntime")
     metrics = quantize_split(
         _to_quantize(exported),
         out / MODEL,
         as_shipped(shop.data.calibration, shop.recipe.export.preprocess),
         shop.recipe.quantize,
-        find_target(shop.recipe.quantize.target),
+        shop.target(),
         seed=shop.recipe.seed,
         progress=shop.progress,
         store=None if kept is None else RangeStore(kept, content_key(drawn)),

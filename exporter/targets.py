@@ -12,9 +12,10 @@ A target is a decision about three facts of ONNX Runtime's CPU kernels:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bench.host import ConcreteTarget, HostFingerprint, fingerprint, host_target
+from bench.runtime import OLDEST, RuntimeVersion, required_version
 from exporter.choices import TargetName
 
 # What ONNX Runtime's quantizer makes of the largest int8 weight of a channel: -128 is left out.
@@ -41,6 +42,8 @@ class Target:
         saturates: 16-bit sums may overflow, so that some channels get weights of fewer than 127 steps.
         stem_on_blocks: the first convolution of pictures is faster on blocks of pixels (`exporter.stem`).
         operators: types that its kernels run in int8.
+        runtime: the oldest ONNX Runtime that the model has to run on. A rewrite is left out where it needs
+            a newer one.
     """
 
     name: ConcreteTarget
@@ -49,6 +52,7 @@ class Target:
     saturates: bool
     stem_on_blocks: bool = False
     operators: frozenset[str] = _INT8_OPERATORS
+    runtime: RuntimeVersion = OLDEST
 
 
 TARGETS: dict[ConcreteTarget, Target] = {
@@ -62,8 +66,18 @@ TARGETS: dict[ConcreteTarget, Target] = {
 }
 
 
-def find_target(name: TargetName, host: HostFingerprint | None = None) -> Target:
-    """The target of a name; `auto` is that of `host`, by default this one."""
-    if name == "auto":
-        return TARGETS[host_target(host or fingerprint())]
-    return TARGETS[name]
+def find_target(
+    name: TargetName, onnxruntime: str | None = None, host: HostFingerprint | None = None
+) -> Target:
+    """The target of a name.
+
+    Args:
+        name: a CPU kind; `auto` is that of `host`.
+        onnxruntime: a requirement such as `>=1.24`; by default all versions that edgeproof supports.
+        host: by default this one.
+
+    Raises:
+        ValueError: the requirement is written otherwise, or names a version that is too old.
+    """
+    target = TARGETS[host_target(host or fingerprint()) if name == "auto" else name]
+    return target if onnxruntime is None else replace(target, runtime=required_version(onnxruntime))

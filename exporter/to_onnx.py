@@ -22,6 +22,7 @@ from bench.errors import DataError
 from bench.session import ERRORS_ONLY
 from exporter.data import Split
 from exporter.errors import ExportError
+from exporter.kernels import state_oldest_runtime
 from exporter.network import takes_names
 from exporter.onnx_files import write_checked
 from exporter.processing import give_classes, take_bytes
@@ -92,6 +93,7 @@ def export(
     model.graph.name = metadata.get("edgeproof.name", "network")
     model.metadata_props.update(metadata)
     proto = ir.to_proto(model)
+    state_oldest_runtime(proto)
     write_checked(proto, path)
     return len(proto.graph.node)
 

@@ -12,8 +12,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from bench.host import TARGET_KEY
 from exporter.attributes import attributes_of
 from exporter.errors import ExportError
+from exporter.kernels import state_oldest_runtime
 from exporter.onnx_files import carry_metadata, write_checked
 from exporter.tables import quantize_tables
 from exporter.targets import Target
@@ -81,7 +83,8 @@ def quantize_weights(
             "use 8 bits for convolutional networks",
         )
     tables = quantize_tables(quantized)
-    carry_metadata(model, quantized, {"edgeproof.target": target.name})
+    carry_metadata(model, quantized, {TARGET_KEY: target.name})
+    needed = state_oldest_runtime(quantized)
     write_checked(quantized, destination)
     return {
         "target": target.name,
@@ -91,6 +94,7 @@ def quantize_weights(
         "block_size": block_size,
         "products": count,
         "tables": tables,
+        "min_onnxruntime": str(needed),
     }
 
 

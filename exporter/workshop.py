@@ -21,6 +21,7 @@ from exporter.recipe import (
     TeacherConfig,
     teachers_of,
 )
+from exporter.targets import Target, find_target
 
 if TYPE_CHECKING:
     from torch import nn
@@ -45,6 +46,10 @@ class Workshop:
     data: Splits
     data_fingerprint: str
     code: dict[str, Any]
+
+    def target(self) -> Target:
+        """The CPU kind and the runtime to ship to."""
+        return find_target(self.recipe.quantize.target, self.recipe.quantize.onnxruntime)
 
     def fresh_module(self) -> nn.Module:
         """The recipe's network with new random weights."""

@@ -24,7 +24,7 @@ from exporter.quantize import quantize_model
 from exporter.recipe import ExportConfig, QuantizeConfig
 from exporter.shrinking.kernel_table import KernelTable
 from exporter.shrinking.kernel_timing import Setting, time_kernels
-from exporter.targets import find_target
+from exporter.targets import Target, find_target
 from exporter.to_onnx import export
 
 # Ranges decide no time: a few samples do.
@@ -81,7 +81,7 @@ class HostMeter:
 
     def table(self) -> KernelTable:
         """The table of this host, these versions and this setting."""
-        setting = Setting(self.precision, find_target(self.rounding.target), self.threads)
+        setting = Setting(self.precision, self._target, self.threads)
         key = content_key(
             {
                 "host": fingerprint().model_dump(mode="json"),
@@ -105,7 +105,7 @@ class HostMeter:
             onnx.load(path),
             small,
             self._fed,
-            target=find_target(self.rounding.target),
+            target=self._target,
             method="minmax",
             exclude=self.rounding.exclude,
             progress=SILENT,
@@ -137,3 +137,7 @@ class HostMeter:
     def _fed(self) -> Split:
         """A few samples as a device feeds them."""
         return as_shipped(self.sample.first(RANGE_SAMPLES), self.shape.preprocess)
+
+    @property
+    def _target(self) -> Target:
+        return find_target(self.rounding.target, self.rounding.onnxruntime)

@@ -133,7 +133,9 @@ def _trace(module: nn.Module, data: Splits, context: Context, folder: Path) -> _
     export(probe, data.calibration, path, context.export.network_alone(), {})
     model = onnx.load(path)
     # On blocks the stem has the same sums, but weights in another order than the network's.
-    target = replace(find_target(context.quantize.target), stem_on_blocks=False)
+    target = replace(
+        find_target(context.quantize.target, context.quantize.onnxruntime), stem_on_blocks=False
+    )
     graph = _Graph(model, find_sources(model, probe), target, folder)
     sample = data.train.first(_CHECK_SAMPLES)
     if sqnr_db(predict(module, sample), run_model(graph.float(module), sample)) < SAME_SQNR_DB:

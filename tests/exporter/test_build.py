@@ -22,6 +22,7 @@ from bench.gate import judgement_from
 from bench.policy import criteria
 from bench.progress import SilentProgress
 from bench.result import read_result
+from bench.runtime import stated_version
 from exporter import build as build_module
 from exporter import steps
 from exporter.errors import CheckpointError, ExportError, LookupFailed
@@ -56,6 +57,7 @@ def measured(built, monkeypatch):
 def test_the_artifact_is_whole(built_once):
     assert {path.name for path in built_once.artifact.iterdir()} == FILES
     manifest = check_hashes(built_once.artifact)
+    assert manifest.min_onnxruntime == str(stated_version(built_once.artifact / "model.onnx")) == "1.22"
     assert set(manifest.files) == FILES - {"manifest.json"}
     assert tuple(stage.name for stage in manifest.stages) == STEPS
     assert manifest.recipe == read_recipe(built_once.recipe).model_dump(mode="json")

@@ -14,6 +14,7 @@ from onnx import helper, numpy_helper
 
 from bench.errors import DataError, ModelError
 from bench.progress import SilentProgress
+from bench.runtime import OLDEST, stated_version
 from exporter.audit import audit
 from exporter.errors import ExportError
 from exporter.standalone import quantize_file, quantize_weights_file
@@ -304,6 +305,47 @@ def test_weights_that_the_input_names_are_not_overwritten(model, data, tmp_path,
     ran = command("quantize", given, "--data", data, "--out", tmp_path / "int8.onnx")
     assert (ran.code, "int8.onnx.data, which is an input" in ran.err) == (2, True)
     assert (tmp_path / "int8.onnx.data").read_bytes() == before
+
+
+def test_a_runtime_can_be_asked_for(model, data, tmp_path, command):
+    out = tmp_path / "int8.onnx"
+    ran = command("quantize", model, "--data", data, "--out", out, "--onnxruntime", ">=1.24", "--json")
+    assert (ran.code, json.loads(ran.out)["min_onnxruntime"]) == (0, "1.22")
+    assert stated_version(out) == OLDEST
+
+
+@pytest.mark.parametrize(
+    ("asked", "line"),
+    [
+        ("1.24", "'1.24' is not a requirement on ONNX Runtime: write it as \">=1.22\""),
+        (">=1.9", "1.9 is older than 1.22, the oldest ONNX Runtime that edgeproof supports"),
+    ],
+)
+def test_a_runtime_that_cannot_be_asked_for_is_refused(model, data, command, asked, line):
+    out = model.with_name("o.onnx")
+    ran = command("quantize", model, "--data", data, "--out", out, "--onnxruntime", asked)
+    assert ran.code == 2
+    assert ran.err == f"error: --onnxruntime: {line}; name the oldest version that it ships to\n"
+    assert not out.exists()
+
+
+def test_a_network_that_the_runtime_cannot_run_is_refused_before_calibration(
+    model, data, tmp_path, command
+):
+    newer = onnx.load(model)
+    newer.opset_import[0].version = 24
+    newer.ir_version = 10
+    onnx.save(newer, tmp_path / "newer.onnx")
+    quantize = ("quantize", tmp_path / "newer.onnx", "--data", data, "--out", tmp_path / "o.onnx")
+    ran = command(*quantize, "--onnxruntime", ">=1.22")
+    assert (ran.code, ran.err) == (
+        2,
+        f"error: {tmp_path}/newer.onnx: cannot run on ONNX Runtime 1.22: opset 24 needs 1.24; "
+        'ask for onnxruntime ">=1.24", or change the network\n',
+    )
+    assert not (tmp_path / "o.onnx").exists()
+    assert command(*quantize).code == 0  # nothing was asked for: the file says what it needs
+    assert stated_version(tmp_path / "o.onnx") == (1, 24)
 
 
 def test_layers_from_the_command_line(model, data, tmp_path, command):

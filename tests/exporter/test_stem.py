@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from bench.parity import sqnr_db
+from bench.runtime import OLDEST, RuntimeVersion
+from exporter.kernels import oldest_runtime
 from exporter.standalone import quantize_file
 from exporter.stem import fold_stem
 from exporter.targets import TARGETS
@@ -77,12 +79,13 @@ def test_the_result_is_the_same(drawn):
     model = int8_convolution(weights(channels, kernel), size, strides=[2, 2], pads=pads)
     image = np.random.default_rng(1).uniform(-3, 3, (2, channels, *size)).astype(np.float32)
     before = run(model, image)
-    assert fold_stem(model)
+    assert fold_stem(model, OLDEST)
     onnx.checker.check_model(model, full_check=True)
     after = run(model, image)
     assert after.shape == before.shape
     np.testing.assert_allclose(after, before, rtol=1e-4, atol=1e-4)
     assert [node.op_type for node in model.graph.node].count("SpaceToDepth") == 1
+    assert oldest_runtime(model).version == OLDEST
 
 
 @pytest.mark.parametrize("stated", [{}, {"auto_pad": "NOTSET"}])  # as torch's exporter states it
@@ -90,9 +93,9 @@ def test_no_pads_are_none(stated):
     model = int8_convolution(weights(), (8, 8), strides=[2, 2], **stated)
     image = np.random.default_rng(1).uniform(-3, 3, (1, 3, 8, 8)).astype(np.float32)
     before = run(model, image)
-    assert fold_stem(model)
+    assert fold_stem(model, OLDEST)
     np.testing.assert_allclose(run(model, image), before, rtol=1e-4, atol=1e-4)
-    assert not fold_stem(model)  # once is enough
+    assert not fold_stem(model, OLDEST)  # once is enough
 
 
 @pytest.mark.parametrize(
@@ -116,8 +119,30 @@ def test_no_pads_are_none(stated):
 )
 def test_everything_else_stays(model):
     before = model.SerializeToString()
-    assert not fold_stem(model)
+    assert not fold_stem(model, OLDEST)
     assert model.SerializeToString() == before
+
+
+def bytes_convolution():
+    """A picture of bytes, dequantized and convolved: nothing quantizes it in the graph."""
+    model = int8_convolution(weights(), (8, 8), strides=[2, 2], pads=[1] * 4)
+    graph = model.graph
+    graph.node.remove(graph.node[0])
+    graph.node[0].input[0] = "image"
+    graph.input[0].type.tensor_type.elem_type = TensorProto.UINT8
+    return model
+
+
+def test_bytes_are_moved_where_the_runtime_can():
+    model = bytes_convolution()
+    image = np.random.default_rng(1).integers(0, 256, (2, 3, 8, 8), dtype=np.uint8)
+    before = run(model, image)
+    untouched = model.SerializeToString()
+    assert not fold_stem(model, RuntimeVersion(1, 27))
+    assert model.SerializeToString() == untouched
+    assert fold_stem(model, RuntimeVersion(1, 28))
+    np.testing.assert_allclose(run(model, image), before, rtol=1e-4, atol=1e-4)
+    assert oldest_runtime(model).version == (1, 28)
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -144,5 +169,6 @@ def test_the_quantizer_does_so_for_the_cpus_it_was_measured_on(tmp_path, target)
     metrics = quantize_file(tmp_path / "float.onnx", tmp_path / "samples.npz", path, target=target)
     found = "SpaceToDepth" in {node.op_type for node in onnx.load(path).graph.node}
     assert found is metrics["stem_on_blocks"] is (target == "x86-vnni")
+    assert metrics["min_onnxruntime"] == str(OLDEST)
     wanted, given_ = (run(onnx.load(tmp_path / name), image) for name in ("float.onnx", "int8.onnx"))
     assert sqnr_db(wanted, given_) > 30

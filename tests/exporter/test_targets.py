@@ -13,8 +13,8 @@ def host(machine, *flags):
 
 
 def test_auto_is_the_kind_of_the_host():
-    assert find_target("auto", host("x86_64", "avx2", "avx_vnni")) is TARGETS["x86-vnni"]
-    assert find_target("auto", host("riscv64")) is TARGETS["portable"]
+    assert find_target("auto", host=host("x86_64", "avx2", "avx_vnni")) is TARGETS["x86-vnni"]
+    assert find_target("auto", host=host("riscv64")) is TARGETS["portable"]
 
 
 def test_auto_without_a_host_is_this_one():
@@ -23,7 +23,7 @@ def test_auto_without_a_host_is_this_one():
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_a_named_target_does_not_ask_the_host(name):
-    assert find_target(name, host("riscv64")).name == name
+    assert find_target(name, host=host("riscv64")).name == name
 
 
 def test_the_types_that_kernels_want():

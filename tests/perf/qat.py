@@ -122,7 +122,7 @@ def int8_accuracy(network, data, context) -> float:  # type: ignore[no-untyped-d
             out,
             data.calibration,
             context.quantize,
-            find_target(context.quantize.target),
+            find_target(context.quantize.target, context.quantize.onnxruntime),
             seed=context.seed,
             progress=context.progress,
             learned=network.learned,
