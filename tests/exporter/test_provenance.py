@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 import types
+from pathlib import Path
 
 import pytest
 
@@ -84,3 +85,72 @@ def test_modules_without_a_source_are_passed_over(module, tmp_path, monkeypatch)
     binary.__file__ = str(tmp_path / "binary.so")
     monkeypatch.setitem(sys.modules, "binary", binary)
     assert user_code((tmp_path,), ()) == before
+
+
+def register(monkeypatch, name, file):
+    """Pretend that the module `name` was loaded from `file`, which is written."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(f"# {name}\n")
+    module = types.ModuleType(name)
+    module.__file__ = str(file)
+    monkeypatch.setitem(sys.modules, name, module)
+    return file
+
+
+def standard_folder(prefix):
+    """Where an interpreter at `prefix` has its library."""
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    return prefix / sys.platlibdir / version
+
+
+@pytest.mark.parametrize("prefix", ["prefix", "base_prefix"])
+def test_a_working_directory_above_the_interpreter_adds_nothing(prefix, tmp_path):
+    nowhere = user_code((tmp_path / "nowhere",), ())
+    assert user_code((Path(getattr(sys, prefix)),), ()) == nowhere
+
+
+@pytest.mark.parametrize("attribute", ["prefix", "base_prefix"])
+@pytest.mark.parametrize("inside", ["argparse_.py", "json_/decoder.py", "site-packages/numpy_/core.py"])
+def test_no_library_of_an_environment_or_its_base_counts(monkeypatch, tmp_path, attribute, inside):
+    before = user_code((tmp_path,), ())
+    monkeypatch.setattr(sys, attribute, str(tmp_path / "python"))
+    register(monkeypatch, "of_a_library", standard_folder(tmp_path / "python") / inside)
+    assert user_code((tmp_path,), ()) == before
+
+
+def test_a_library_behind_links_does_not_count(monkeypatch, tmp_path):
+    before = user_code((tmp_path,), ())
+    register(monkeypatch, "linked", standard_folder(tmp_path / "3.11.7") / "linked.py")
+    (tmp_path / "3.11").symlink_to(tmp_path / "3.11.7")
+    monkeypatch.setattr(sys, "base_prefix", str(tmp_path / "3.11"))
+    assert user_code((tmp_path,), ()) == before
+    elsewhere = register(monkeypatch, "customize", tmp_path / "etc" / "customize.py")
+    link = standard_folder(tmp_path / "3.11.7") / "customize.py"
+    link.symlink_to(elsewhere)
+    sys.modules["customize"].__file__ = str(link)
+    assert user_code((tmp_path,), ()) == before
+
+
+@pytest.mark.parametrize("folder", ["site-packages", "dist-packages"])
+def test_packages_of_another_interpreter_do_not_count(monkeypatch, tmp_path, folder):
+    before = user_code((tmp_path,), ())
+    register(monkeypatch, "theirs", tmp_path / "other" / "lib" / folder / "theirs.py")
+    assert user_code((tmp_path,), ()) == before
+
+
+@pytest.mark.parametrize("attribute", ["prefix", "base_prefix"])
+def test_a_project_below_a_prefix_counts(monkeypatch, tmp_path, attribute):
+    monkeypatch.setattr(sys, attribute, str(tmp_path))
+    before = user_code((tmp_path / "src",), ())
+    register(monkeypatch, "net_of_mine", tmp_path / "src" / "net_of_mine.py")
+    assert user_code((tmp_path / "src",), ()) != before
+
+
+def test_the_tool_is_no_users_code_by_any_name(monkeypatch, tmp_path):
+    package = Path(provenance.__file__).parent
+    monkeypatch.delitem(sys.modules, "__main__")
+    before = user_code((package,), ())
+    started = types.ModuleType("__main__")
+    started.__file__ = str(package / "__main__.py")
+    monkeypatch.setitem(sys.modules, "__main__", started)
+    assert user_code((package,), ()) == before
