@@ -15,7 +15,7 @@ from bench.arrays import Array, write_npz
 from bench.artifact import EVALUATION, EXPECTED_PREFIX, FLOAT_MODEL, GOLDEN, MODEL, RESULT, Subject
 from bench.errors import MeasurementError
 from bench.evaluation import EvaluationSet, write_evaluation
-from bench.files import model_size, sha256_of
+from bench.files import model_sha256, model_size, sha256_of
 from bench.gate import gate_subjects, with_plain_paths
 from bench.host import fingerprint
 from bench.measure import MeasureConfig
@@ -80,7 +80,7 @@ def recipe_steps(shop: Workshop, *, kept: Path | None = None) -> list[Step]:
         as_shipped(split, recipe.export.preprocess)
     common = {"seed": recipe.seed, "data": shop.data_fingerprint, "code": shop.code}
     if shop.data.augment is not None:  # what it does may hang on arguments that leave the samples alone
-        common["augment"] = recipe.data.model_dump(mode="json")
+        common["augment"] = {**recipe.data.model_dump(mode="json"), **shop.files_of(recipe.data)}
     model = recipe.model.model_dump(mode="json")
     checkpoint = shop.checkpoint()
     weights = None if checkpoint is None else sha256_of(checkpoint)
@@ -88,7 +88,13 @@ def recipe_steps(shop: Workshop, *, kept: Path | None = None) -> list[Step]:
         Step(
             "pretrained",
             "pretrained",
-            {**common, "model": model, "weights": weights, "trained_later": _trains(recipe)},
+            {
+                **common,
+                "model": model,
+                "weights": weights,
+                "trained_later": _trains(recipe),
+                **shop.files_of(recipe.model),
+            },
             (),
             lambda _folders, out, _unfinished: _load_pretrained(shop, out),
         )
@@ -265,7 +271,10 @@ def _others_read(shop: Workshop, name: str, config: Stage) -> dict[str, Any]:
     from exporter.data import fingerprint as data_fingerprint
 
     if isinstance(config, PretrainConfig):
-        return {"source": data_fingerprint(shop.load_data(config.data, "stage.data"))}
+        source = shop.load_data(config.data, "stage.data")
+        # Samples are hashed themselves; what alters them in training may hang on files.
+        files = {} if source.augment is None else shop.files_of(config.data)
+        return {"source": data_fingerprint(source), **files}
     found = _teacher_files(shop, name, config)
     if isinstance(config, DistillConfig) and config.unlabelled is not None:
         extra = shop.load_unlabelled(config.unlabelled, "stage.unlabelled")
@@ -290,14 +299,17 @@ def _others_read(shop: Workshop, name: str, config: Stage) -> dict[str, Any]:
 
 
 def _teacher_files(shop: Workshop, name: str, config: Stage) -> dict[str, Any]:
-    hashes = []
+    hashes: list[str] = []
+    named: list[dict[str, Any]] = []
     for teacher in teachers_of(config):
         if isinstance(teacher, TeacherConfig):
             place = f"{name}.teacher.checkpoint"
             hashes.append(sha256_of(find_file(teacher.checkpoint, shop.folder, place)))
+            named.append(shop.files_of(teacher))
         elif isinstance(teacher, OnnxTeacherConfig):
-            hashes.append(sha256_of(shop.model_file(teacher, f"{name}.teacher.model")))
-    return {"teachers": hashes} if hashes else {}
+            hashes.append(model_sha256(shop.model_file(teacher, f"{name}.teacher.model")))
+    found: dict[str, Any] = {"teachers": hashes} if hashes else {}
+    return {**found, "files": named} if any(named) else found
 
 
 def _hardware(recipe: Recipe, config: Stage) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,12 @@ from bench.artifact import FLOAT_MODEL, check_hashes
 from bench.progress import Progress
 from exporter.data import Splits, check_splits, fingerprint
 from exporter.lookup import add_import_roots, call_factory, find_factory, find_file
+from exporter.named_files import named_files
 from exporter.provenance import library_versions, own_code, user_code
 from exporter.recipe import (
     DataConfig,
     DistillConfig,
+    ModelConfig,
     OnnxTeacherConfig,
     PretrainConfig,
     Recipe,
@@ -97,6 +100,17 @@ class Workshop:
             return find_file(config.model, self.folder, place)
         check_hashes(folder)
         return folder / FLOAT_MODEL
+
+    def files_of(self, config: ModelConfig | DataConfig | TeacherConfig) -> dict[str, Any]:
+        """`{"files": hashes}` of what the arguments of a factory name; {} where they name nothing.
+
+        Paths start in the working directory, beside the recipe, or beside the factory's module.
+        """
+        module = sys.modules.get(config.factory.partition(":")[0])
+        source = getattr(module, "__file__", None)
+        beside = () if source is None else (Path(source).parent,)
+        files = named_files(config.args, (Path.cwd(), self.folder, *beside))
+        return {"files": files} if files else {}
 
     def load_data(self, config: DataConfig, place: str) -> Splits:
         """Call another data factory of the recipe."""
