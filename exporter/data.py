@@ -97,12 +97,14 @@ class Splits:
         evaluation: what accuracy is reported on; shares no sample with the others.
         augment: applied to every training batch, or None. It gets named tensors and a seeded
             generator, and returns named tensors of the same shapes.
+        notes: what a person should know of how the samples were read, a line each; a build says them.
     """
 
     train: Split
     calibration: Split
     evaluation: Split
     augment: Augment | None = None
+    notes: tuple[str, ...] = ()
 
 
 def check_splits(splits: object, place: str) -> Splits:
@@ -121,6 +123,8 @@ def check_splits(splits: object, place: str) -> Splits:
             f"returned {type(splits).__name__}",
             "return exporter.Splits(train, calibration, evaluation)",
         )
+    if not isinstance(splits.notes, tuple) or not all(isinstance(note, str) for note in splits.notes):
+        raise DataError(f"{place}: notes", f"are {splits.notes!r}", "give a tuple of texts")
     named = {
         "train": splits.train,
         "calibration": splits.calibration,

@@ -57,7 +57,7 @@ from exporter.stages import STAGES, Context
 from exporter.to_onnx import check_opset, export, open_axes
 from exporter.training import ONE_CPU, Checkpoints, Engine, check_classes
 from exporter.training.hardware import Job, check_hardware, hardware_ingredients, open_engine
-from exporter.workshop import Workshop
+from exporter.workshop import Workshop, say_notes
 
 PARITY_SAMPLES = 256
 GOLDEN_SAMPLES = 8
@@ -272,6 +272,7 @@ def _others_read(shop: Workshop, name: str, config: Stage) -> dict[str, Any]:
 
     if isinstance(config, PretrainConfig):
         source = shop.load_data(config.data, "stage.data")
+        say_notes(source, f"{name}.data", shop.progress)
         # Samples are hashed themselves; what alters them in training may hang on files.
         files = {} if source.augment is None else shop.files_of(config.data)
         return {"source": data_fingerprint(source), **files}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.artifact import FLOAT_MODEL, check_hashes
+from bench.errors import one_line
 from bench.progress import Progress
 from exporter.data import Splits, check_splits, fingerprint
 from exporter.lookup import add_import_roots, call_factory, find_factory, find_file
@@ -146,12 +147,19 @@ def open_workshop(recipe: Recipe, folder: Path, progress: Progress) -> Workshop:
     _module(model_factory, recipe.model.args, "model.factory")
     progress.say("reading data")
     data = load_splits(recipe.data, "data")
+    say_notes(data, "data", progress)
     code = {
         "edgeproof": own_code(),
         "user": user_code((folder, Path.cwd()), tuple(references)),
         "libraries": library_versions(),
     }
     return Workshop(recipe, folder, progress, model_factory, data, fingerprint(data), code)
+
+
+def say_notes(splits: Splits, place: str, progress: Progress) -> None:
+    """Tell the person what the data factory has to say of its samples, a line each."""
+    for note in splits.notes:
+        progress.say(f"note: {place}: {one_line(note)}")
 
 
 def load_splits(config: DataConfig, place: str) -> Splits:
