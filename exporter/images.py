@@ -1,21 +1,33 @@
-"""Reading a person's own pictures: one folder a class, or ready-made `train` and `evaluation` folders."""
+"""Reading a person's own pictures: one folder a class, or ready-made splits of such folders."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from bench.arrays import Array
-from bench.errors import DataError, MissingExtraError
+from bench.errors import DataError
 from exporter.data import Split, Splits, stratified_indices
+from exporter.picture_folders import FoundPictures, few_names, find_pictures, given_splits, skipped_note
+from exporter.pictures import pillow, read_picture, square
 
-SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".webp"})
 MAX_PIXELS = 64_000_000
 MAX_FILES = 1_000_000
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What pictures become: float32 [3, size, size], (value - mean) / std, named from `root`."""
+
+    root: Path
+    size: int
+    mean: Array
+    std: Array
+    input_name: str
 
 
 def load_image_folder(
@@ -31,42 +43,48 @@ def load_image_folder(
 ) -> Splits:
     """Read labelled pictures as float32 [N, 3, size, size], (value - mean) / std of 0..255.
 
-    `root` holds either one folder per class, from which `evaluation` samples are drawn, or the folders
-    `train` and `evaluation`, each with one folder per class. Classes are numbered in the order of their
-    names. The shorter side is scaled to `size`, and the middle is cut out. Calibration samples are drawn
-    from those of training; without `evaluation`, a fifth of the pictures is held out.
+    `root` holds either one folder per class, from which `evaluation` samples are drawn, or splits, each
+    with one folder per class: `train` (or `training`), and `evaluation` (`eval`), `test` (`testing`) or
+    `val` (`valid`, `validation`), in any case. Of several to evaluate on the first in this order is read.
+    Classes are numbered in the order of their names. Calibration samples are drawn from those of training;
+    without `evaluation`, a fifth of the pictures is held out.
+
+    A picture is turned upright as its EXIF orientation says. Transparent parts become white, and grey of
+    16 bits is scaled to 8. Of several frames the first is read. The shorter side is scaled to `size`, and
+    the middle is cut out. What is not read is told in `notes` of the result.
 
     Raises:
-        DataError: no pictures, one class, classes that differ between the two folders, a file that is
-            no picture.
+        DataError: no pictures, one class, classes that differ between the two folders, a layout that is not
+            clear, a picture that is damaged or too large.
     """
     folder = Path(root)
     if not folder.is_dir():
         raise DataError(folder, "is no folder", "name a folder that holds one folder per class")
-    normalise = (np.asarray(mean, np.float32), np.asarray(std, np.float32))
-    if (folder / "train").is_dir() and (folder / "evaluation").is_dir():
-        train, classes = _read_classes(folder / "train", folder, size, normalise, input_name)
-        held_out, other = _read_classes(folder / "evaluation", folder, size, normalise, input_name)
-        if classes != other:
-            raise DataError(folder, f"train has classes {classes}, evaluation {other}", "make them equal")
+    if size < 1:
+        raise DataError("size", f"is {size}", "give the side of the pictures in pixels")
+    offset, scale = (np.asarray(values, np.float32).reshape(-1, 1, 1) for values in (mean, std))
+    wanted = _Wanted(folder, size, offset, scale, input_name)
+    given = given_splits(folder)
+    if given is not None:
+        found = [find_pictures(given.train), find_pictures(given.evaluation)]
+        train, train_frames = _read_pictures(found[0], given.train, wanted)
+        held_out, more_frames = _read_pictures(found[1], given.evaluation, wanted)
+        skipped = [*given.skipped, *found[0].skipped, *found[1].skipped]
+        animated = [*train_frames, *more_frames]
     else:
-        everything, _ = _read_classes(folder, folder, size, normalise, input_name)
-        count = everything.count // 5 if evaluation is None else evaluation
-        if count < 1 or count >= everything.count:
-            raise DataError(
-                folder, f"{count} of {everything.count} pictures for evaluation", "keep some for training"
-            )
-        sizes = {"evaluation": count, "train": everything.count - count}
-        drawn = stratified_indices(everything.labels, sizes, seed, str(folder))
-        train, held_out = everything.take(drawn["train"]), everything.take(drawn["evaluation"])
+        whole = find_pictures(folder)
+        everything, animated = _read_pictures(whole, folder, wanted)
+        skipped = list(whole.skipped)
+        train, held_out = _held_out(everything, evaluation, seed, folder)
     size_of_calibration = {"calibration": min(calibration, train.count)}
     indices = stratified_indices(train.labels, size_of_calibration, seed, str(folder))["calibration"]
-    return Splits(train, train.take(indices), held_out)
+    notes = (*skipped_note(folder, skipped), *_animated_note(folder, animated))
+    return Splits(train, train.take(indices), held_out, notes=notes)
 
 
 def resize_images(images: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
     """Scale grey pictures [N, H, W] to [N, size, size] bilinearly."""
-    image = _pillow()
+    image = pillow()
     return np.stack(
         [
             np.asarray(image.fromarray(picture).resize((size, size), image.Resampling.BILINEAR))
@@ -75,62 +93,49 @@ def resize_images(images: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.ui
     )
 
 
-def _read_classes(
-    folder: Path,
-    root: Path,
-    size: int,
-    normalise: tuple[Array, Array],
-    input_name: str,
-) -> tuple[Split, list[str]]:
-    classes = sorted(
-        entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")
-    )
-    files = [
-        (path, label)
-        for label, name in enumerate(classes)
-        for path in sorted((folder / name).rglob("*"))
-        if path.suffix.lower() in SUFFIXES and path.is_file()
-    ]
+def _held_out(everything: Split, evaluation: int | None, seed: int, folder: Path) -> tuple[Split, Split]:
+    """Samples to train on, and those to evaluate on, drawn from each class."""
+    count = everything.count // 5 if evaluation is None else evaluation
+    if count < 1 or count >= everything.count:
+        raise DataError(
+            folder, f"{count} of {everything.count} pictures for evaluation", "keep some for training"
+        )
+    sizes = {"evaluation": count, "train": everything.count - count}
+    drawn = stratified_indices(everything.labels, sizes, seed, str(folder))
+    return everything.take(drawn["train"]), everything.take(drawn["evaluation"])
+
+
+def _read_pictures(found: FoundPictures, folder: Path, wanted: _Wanted) -> tuple[Split, list[Path]]:
+    """All pictures of a folder, and those files that hold further frames."""
+    classes, files, size = found.classes, found.files, wanted.size
     if len(classes) < 2 or not files:
         raise DataError(
             folder, f"holds {len(classes)} classes and {len(files)} pictures", "give one folder per class"
         )
     if len(files) > MAX_FILES:
         raise DataError(folder, f"holds {len(files)} pictures", f"keep it to {MAX_FILES}")
-    mean, std = (values.reshape(-1, 1, 1) for values in normalise)
-    pixels = np.empty((len(files), 3, size, size), np.float32)
+    try:
+        pixels = np.empty((len(files), 3, size, size), np.float32)
+    except MemoryError as error:
+        raise DataError(
+            folder, f"{len(files)} pictures of {size} x {size} pixels do not fit in memory", "take fewer"
+        ) from error
+    animated = []
     for index, (path, _) in enumerate(files):
-        pixels[index] = (_read_picture(path, size).transpose(2, 0, 1) - mean) / std
+        picture = read_picture(path, max_pixels=MAX_PIXELS, least=size)
+        pixels[index] = (square(picture, size).transpose(2, 0, 1) - wanted.mean) / wanted.std
+        if picture.animated:
+            animated.append(path)
     split = Split(
-        {input_name: pixels},
+        {wanted.input_name: pixels},
         np.array([label for _, label in files], np.int64),
-        np.array([path.relative_to(root).as_posix() for path, _ in files]),
+        np.array([path.relative_to(wanted.root).as_posix() for path, _ in files]),
     )
-    return split, classes
+    return split, animated
 
 
-def _read_picture(path: Path, size: int) -> Array:
-    image = _pillow()
-    try:
-        with image.open(path) as opened:
-            width, height = opened.size
-            if width * height > MAX_PIXELS:
-                raise DataError(path, f"has {width} x {height} pixels", f"keep it to {MAX_PIXELS}")
-            # Decoding a JPEG at a fraction of its size saves most of the time.
-            opened.draft("RGB", (size, size))
-            picture = opened.convert("RGB")
-    except (OSError, SyntaxError, ValueError, image.DecompressionBombError) as error:
-        raise DataError(path, f"is no readable picture ({error})", "remove or replace it") from error
-    width, height = picture.size
-    side = min(width, height)
-    left, top = (width - side) // 2, (height - side) // 2
-    box = (left, top, left + side, top + side)
-    return np.asarray(picture.resize((size, size), image.Resampling.BILINEAR, box=box), np.float32)
-
-
-def _pillow() -> Any:
-    try:
-        from PIL import Image
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("PIL", "export") from error
-    return Image
+def _animated_note(root: Path, animated: Sequence[Path]) -> tuple[str, ...]:
+    if not animated:
+        return ()
+    names = few_names(root, animated)
+    return (f"{root}: pictures of several frames, of which the first was read: {len(animated)} ({names})",)
