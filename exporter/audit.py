@@ -1,11 +1,11 @@
-"""What ONNX Runtime really runs: the optimized graph, counted in multiply-adds.
+"""What ONNX Runtime really runs: the optimized graph, counted in multiply-adds (`exporter.macs`).
 
-A QDQ model says what could run in int8; only the graph after fusion says what does.
+A QDQ model says what could run in int8; only the graph after fusion says what does. As long as an operator
+that may multiply is not counted, the share of int8 is only an upper bound, and is called so.
 """
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
-from onnx import numpy_helper
 
 from bench.arrays import Array
 from bench.errors import DataError, ModelError
@@ -22,24 +21,14 @@ from bench.host import fingerprint, has_vnni, host_target
 from bench.schema import FrozenModel
 from bench.session import ERRORS_ONLY, Signature, check_feeds, model_error, open_session, signature_of
 from bench.worker import fixed_batch, synthetic_feeds
-from exporter.attributes import attributes_of
 from exporter.fusion import Graph, NeedlessPair, float_reason, needless_pairs, plain_name
-from exporter.inference import session_with_outputs
+from exporter.macs import NOTHING, Call, Work, has_no_macs, work_of
+from exporter.node_calls import PlacedNode, all_nodes, node_calls
 from exporter.saturation import observe_saturation
 
 # Samples on which saturation is observed; its shares hardly change with more.
 SAMPLES = 32
 _BATCH = 8
-# Operators of the optimized graph that multiply: position of the weight among the inputs.
-_FLOAT_WEIGHTS = {
-    "Conv": 1, "FusedConv": 1, "ConvTranspose": 1, "Gemm": 1, "FusedGemm": 1, "MatMul": 1,
-    "FusedMatMul": 1, "NhwcFusedConv": 1,
-}  # fmt: skip
-_INT8_WEIGHTS = {
-    "QLinearConv": 3, "NhwcQLinearConv": 3, "ConvInteger": 1, "QGemm": 3, "QLinearMatMul": 3,
-    "MatMulInteger": 1, "MatMulIntegerToFloat": 1, "DynamicQuantizeMatMul": 1, "MatMulNBits": 1,
-}  # fmt: skip
-_CONVOLUTIONS = {"Conv", "FusedConv", "NhwcFusedConv", "QLinearConv", "NhwcQLinearConv", "ConvInteger"}
 
 
 class FloatOperator(FrozenModel):
@@ -49,6 +38,19 @@ class FloatOperator(FrozenModel):
     op_type: str
     macs: int
     reason: str
+
+
+class UncountedOperator(FrozenModel):
+    """An operator that may multiply, whose multiply-adds are in no figure, and why not."""
+
+    name: str
+    op_type: str
+    reason: str
+
+    @property
+    def label(self) -> str:
+        """Type and name, for people."""
+        return f"{self.op_type} {self.name!r}" if self.name else self.op_type
 
 
 class SaturatingLayer(FrozenModel):
@@ -71,7 +73,12 @@ class SaturatingLayer(FrozenModel):
 class Audit(FrozenModel):
     """The outcome of an inspection; multiply-adds are those of a batch of one.
 
+    In loops and branches they are those of the run that was looked at.
+
     Attributes:
+        macs: multiply-adds that were counted; what `uncounted` operators do is not among them.
+        int8_mac_ratio: share of the counted multiply-adds that run in int8. With `uncounted` operators it
+            is an upper bound of the true share; `share_text` says so.
         quantized_at_load: operators with float weights in the file that run in int8 all the same. Between
             quantized tensors, ONNX Runtime quantizes the weights of Conv and Gemm itself, with a single
             scale (weight_bias_quantization.cc); to exclude such a node has no effect.
@@ -83,6 +90,7 @@ class Audit(FrozenModel):
     int8_mac_ratio: float
     operators: dict[str, int]
     float_ops: tuple[FloatOperator, ...]
+    uncounted: tuple[UncountedOperator, ...]
     needless_pairs: tuple[NeedlessPair, ...]
     quantized_at_load: tuple[str, ...]
     saturation: tuple[SaturatingLayer, ...]
@@ -106,52 +114,113 @@ def audit(path: Path, data: Path | None = None) -> Audit:
     feeds = _first(batches[0], signature) if batches else synthetic_feeds(path, signature)
     with tempfile.TemporaryDirectory(prefix="edgeproof-") as folder:
         model = _optimized(path, Path(folder) / "optimized.onnx")
-    weights = _constants(model)
-    nodes = [n for n in model.graph.node if n.op_type in {*_FLOAT_WEIGHTS, *_INT8_WEIGHTS}]
-    shapes = _shapes(path, model, nodes, feeds)
-    macs = [_macs(node, weights, shapes) for node in nodes]
-    integer = sum(m for m, node in zip(macs, nodes, strict=True) if node.op_type in _INT8_WEIGHTS)
     graph, host, written = Graph.of(model), fingerprint(), onnx.load(path)
-    integers = [node for node in nodes if node.op_type in _INT8_WEIGHTS]
-    floats = [
-        FloatOperator(
-            name=plain_name(node),
-            op_type=node.op_type,
-            macs=count,
-            reason=float_reason(node, graph, x86=host_target(host).startswith("x86")),
-        )
-        for node, count in zip(nodes, macs, strict=True)
-        if node.op_type in _FLOAT_WEIGHTS
-    ]
+    counted, uncounted = _count(path, model, feeds)
+    x86 = host_target(host).startswith("x86")
+    floats = [_float_operator(one, work, graph, x86=x86) for one, work in counted if work.float]
+    in_int8 = {plain_name(one.node) for one, work in counted if work.int8}
     operators: dict[str, int] = {}
-    for node in model.graph.node:
-        operators[node.op_type] = operators.get(node.op_type, 0) + 1
-    total = sum(macs)
+    for one, _ in counted:
+        operators[one.node.op_type] = operators.get(one.node.op_type, 0) + 1
+    total = sum((work for _, work in counted), NOTHING)
+    macs = total.int8 + total.float
     return Audit(
-        macs=total,
-        int8_macs=integer,
-        int8_mac_ratio=integer / total if total else 0.0,
+        macs=macs,
+        int8_macs=total.int8,
+        int8_mac_ratio=total.int8 / macs if macs else 0.0,
         operators=operators,
         float_ops=tuple(sorted(floats, key=lambda operator: -operator.macs)),
+        uncounted=uncounted,
         needless_pairs=needless_pairs(graph),
-        quantized_at_load=_quantized_at_load(written, {plain_name(node) for node in integers}),
-        saturation=_saturation(path, written, batches, {operator.name for operator in floats}),
+        quantized_at_load=_quantized_at_load(written, in_int8),
+        saturation=_saturation(path, written, batches, {f.name for f in floats} - in_int8),
         samples=sum(len(next(iter(batch.values()))) for batch in batches),
     )
 
 
+def share_text(found: Audit) -> str:
+    """The share of int8 in words; what is not counted is named, for the share is an upper bound then."""
+    if not found.uncounted:
+        return f"{found.int8_mac_ratio:.1%} of {found.macs:,} multiply-adds run in int8"
+    missing = _uncounted_text(found.uncounted)
+    if not found.macs:
+        return f"how much runs in int8 is not known: {missing}"
+    return f"at most {found.int8_mac_ratio:.1%} of {found.macs:,} multiply-adds run in int8: {missing}"
+
+
 def coverage_failure(found: Audit, minimum: float) -> str | None:
-    """Why too little runs in int8, in one line, or None if `minimum` (a share of multiply-adds) is met."""
-    if found.int8_mac_ratio >= minimum:
+    """Why too little runs in int8, in one line, or None if `minimum` (a share of multiply-adds) is met.
+
+    An upper bound shows no share above 0 to be met.
+    """
+    short = found.int8_mac_ratio < minimum
+    if not short and (not found.uncounted or minimum == 0):
         return None
-    shares = f"{found.int8_mac_ratio:.1%} of multiply-adds run in int8, at least {minimum:.1%} wanted"
-    if not found.float_ops:
-        return shares
-    worst = found.float_ops[0]
-    return (
-        f"{shares}; {len(found.float_ops)} operators stay in float, "
-        f"first {worst.name or worst.op_type}: {worst.reason}"
-    )
+    most = "at most " if found.uncounted else ""
+    parts = [
+        f"{most}{found.int8_mac_ratio:.1%} of multiply-adds run in int8, at least {minimum:.1%} wanted",
+        *([_uncounted_text(found.uncounted)] if found.uncounted else []),
+    ]
+    if short and found.float_ops:
+        worst = found.float_ops[0]
+        parts.append(
+            f"{len(found.float_ops)} operators stay in float, "
+            f"first {worst.name or worst.op_type}: {worst.reason}"
+        )
+    return "; ".join(parts)
+
+
+def _uncounted_text(uncounted: Sequence[UncountedOperator]) -> str:
+    first, more = uncounted[0], len(uncounted) - 1
+    others = f"; nor {'is' if more == 1 else 'are'} {more} more" if more else ""
+    return f"{first.label} is not counted ({first.reason}){others}"
+
+
+def _count(
+    path: Path, model: onnx.ModelProto, feeds: Mapping[str, Array]
+) -> tuple[list[tuple[PlacedNode, Work]], tuple[UncountedOperator, ...]]:
+    """The work of each operator of an optimized graph, bodies included, and what has no count."""
+    nodes = list(all_nodes(model.graph))
+    try:
+        calls = node_calls(model, feeds)
+    except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
+        raise ModelError(path, f"cannot be run to count its work ({error})", "check the model") from error
+    counted, uncounted = [], []
+    for placed, runs in zip(nodes, calls, strict=True):
+        work = _work(placed.node, runs)
+        if isinstance(work, str):
+            node = placed.node
+            uncounted.append(UncountedOperator(name=plain_name(node), op_type=node.op_type, reason=work))
+        counted.append((placed, NOTHING if isinstance(work, str) else work))
+    return counted, tuple(uncounted)
+
+
+def _work(node: onnx.NodeProto, runs: Sequence[Call] | None) -> Work | str:
+    """The multiply-adds of all runs of an operator, or why they are not known."""
+    if has_no_macs(node):
+        return NOTHING
+    if runs is None:
+        return "ONNX Runtime does not tell its shapes"
+    if not runs:
+        return "it lies in a branch or loop that did not run on the samples"
+    total = NOTHING
+    for run in runs:
+        work = work_of(node, run)
+        if work is None:
+            return "no formula for its multiply-adds is known"
+        total += work
+    return total
+
+
+def _float_operator(placed: PlacedNode, work: Work, graph: Graph, *, x86: bool) -> FloatOperator:
+    node, container = placed.node, placed.container
+    if work.int8:
+        reason = "its projections run in int8, the products of its activations do not"
+    elif container is not None:
+        reason = f"it lies in the body of {container.op_type} {container.name!r}, which is not quantized"
+    else:
+        reason = float_reason(node, graph, x86=x86)
+    return FloatOperator(name=plain_name(node), op_type=node.op_type, macs=work.float, reason=reason)
 
 
 def _quantized_at_load(model: onnx.ModelProto, in_int8: set[str]) -> tuple[str, ...]:
@@ -209,15 +278,6 @@ def _first(batch: Mapping[str, Array], signature: Signature) -> dict[str, Array]
     return {name: array[: fixed_batch(signature) or 1] for name, array in batch.items()}
 
 
-def _constants(model: onnx.ModelProto) -> dict[str, Array]:
-    """Initializers by name, and int8 weights by the name under which an unfused operator reads them."""
-    found = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
-    for node in model.graph.node:
-        if node.op_type == "DequantizeLinear" and node.input[0] in found:
-            found[node.output[0]] = found[node.input[0]]
-    return found
-
-
 def _optimized(path: Path, destination: Path) -> onnx.ModelProto:
     """The graph after all of ONNX Runtime's optimizations."""
     options = onnxruntime.SessionOptions()
@@ -234,44 +294,3 @@ def _optimized(path: Path, destination: Path) -> onnx.ModelProto:
     except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
         raise model_error(path, error) from error
     return onnx.load(destination)
-
-
-def _shapes(
-    path: Path, model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], feeds: dict[str, Array]
-) -> dict[str, tuple[int, ...]]:
-    """Run the optimized graph once, with everything that multiplies as an output.
-
-    Its operators are ONNX Runtime's own, which ONNX's shape inference does not know.
-    """
-    by_input = {"MatMul", "FusedMatMul", "QLinearMatMul", "ConvTranspose"}
-    wanted = [node.output[0] for node in nodes]
-    wanted += [name for node in nodes if node.op_type in by_input for name in node.input[:1]]
-    constants = {initializer.name for initializer in model.graph.initializer}
-    try:
-        session = session_with_outputs(
-            model, [name for name in dict.fromkeys(wanted) if name not in constants]
-        )
-        outputs = session.run(None, feeds)
-    except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
-        raise ModelError(path, f"cannot be run to count its work ({error})", "check the model") from error
-    found = zip((output.name for output in session.get_outputs()), outputs, strict=True)
-    return {name: np.shape(value) for name, value in (*feeds.items(), *found)}
-
-
-def _macs(node: onnx.NodeProto, weights: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """Multiply-adds of a node: outputs times the products that each sums."""
-    outputs = math.prod(shapes.get(node.output[0], ()))
-    if node.op_type == "MatMulNBits":  # its weights are packed
-        return outputs * int(attributes_of(node)["K"])
-    position = {**_FLOAT_WEIGHTS, **_INT8_WEIGHTS}[node.op_type]
-    weight = weights.get(node.input[position])
-    if node.op_type in _CONVOLUTIONS and weight is not None:
-        return outputs * math.prod(weight.shape[1:])
-    if node.op_type == "ConvTranspose" and weight is not None:
-        return math.prod(shapes.get(node.input[0], ())) * math.prod(weight.shape[1:])
-    if weight is not None:
-        transposed = attributes_of(node).get("transB", 0)
-        return outputs * int(weight.shape[-1 if transposed else -2 if weight.ndim > 1 else 0])
-    inner = shapes.get(node.input[0], (0,))
-    turned = len(inner) > 1 and attributes_of(node).get("transA", 0)
-    return outputs * (inner[-2 if turned else -1] if inner else 0)

@@ -130,7 +130,7 @@ def inspect(
     ] = None,
     min_int8: Annotated[
         float | None,
-        typer.Option(min=0.0, max=1.0, help="Exit with 1 if a smaller share of multiply-adds is int8."),
+        typer.Option(min=0.0, max=1.0, help="Exit with 1 if less of the multiply-adds is int8, or may be."),
     ] = None,
     layers: Annotated[
         bool, typer.Option("--layers", help="Also show each layer's error and range; needs samples.")
@@ -290,7 +290,11 @@ def new(
 def _print_audit(found: Any) -> None:
     from rich.markup import escape
 
-    print_rich(f"{found.int8_mac_ratio:.1%} of {found.macs:,} multiply-adds run in int8")
+    from exporter.audit import share_text
+
+    print_rich(escape(share_text(found)))
+    for operator in found.uncounted:
+        print_rich(escape(f"  not counted: {operator.name} ({operator.op_type}): {operator.reason}"))
     for operator in found.float_ops:
         share = operator.macs / found.macs if found.macs else 0.0
         print_rich(escape(f"  float: {operator.name} ({operator.op_type}, {share:.1%}): {operator.reason}"))

@@ -20,6 +20,11 @@ _INT8_FORMS = {
     "GlobalAveragePool", "LeakyRelu", "MatMul", "MaxPool", "Mul", "ReduceMax", "ReduceMin", "Reshape",
     "Resize", "Sigmoid", "Slice", "Softmax", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze", "Where",
 }  # fmt: skip
+# Operators of which ONNX Runtime's quantizer, or its CPU kernels, have no static int8 form.
+_FLOAT_ONLY = {
+    "AffineGrid", "Attention", "ConvTranspose", "DeformConv", "Einsum", "GRU", "LSTM", "MultiHeadAttention",
+    "RNN",
+}  # fmt: skip
 _SIGNED_FUSES_ONLY_ALONE = (
     "ONNX Runtime turns signed activations (S8S8) into the unsigned ones (U8S8) that fuse on x86 "
     "only where a tensor has one reader; quantize for x86-vnni or x86-avx2"
@@ -95,7 +100,7 @@ def float_reason(node: onnx.NodeProto, graph: Graph, *, x86: bool) -> str:
 
 def _reasons(node: onnx.NodeProto, graph: Graph, *, x86: bool) -> Iterator[str]:
     """All that keeps an operator in float, the plainest first; there is always one."""
-    if node.op_type == "ConvTranspose":
+    if node.op_type in _FLOAT_ONLY:
         yield "ONNX Runtime's CPU kernels have no int8 form of it"
     before = graph.source(node.input[0])
     readers = graph.read_by(node)
@@ -103,7 +108,7 @@ def _reasons(node: onnx.NodeProto, graph: Graph, *, x86: bool) -> Iterator[str]:
     in_float = [_label(n) for n in readers if n.op_type != "QuantizeLinear"]
     if graph.outputs.intersection(node.output):
         in_float.append("the model's output")
-    if graph.source(node.input[1]) is None:
+    if len(node.input) < 2 or graph.source(node.input[1]) is None:
         mixed = any(n.op_type == "DequantizeLinear" for n in graph.nodes)
         hint = ": it is excluded, or the quantizer has no int8 form of it"
         yield f"it was not quantized{hint if mixed else ''}"

@@ -631,7 +631,7 @@ class QuantizeConfig(FrozenModel):
         ge=0.0,
         le=1.0,
         description="The build fails if a smaller share of multiply-adds runs in int8, after fusion on "
-        "this CPU.",
+        "this CPU, or if the share is only an upper bound because an operator cannot be counted.",
     )
     repair: tuple[RepairName, ...] = Field(
         (),

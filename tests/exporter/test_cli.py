@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import save_file
 
 from bench.gate import judgement_from
@@ -192,6 +193,40 @@ def test_inspect_fails_below_the_share_that_is_wanted(built_once, command):
     )
     assert command("inspect", built_once.artifact, "--min-int8", 1).code == 0
     assert command("inspect", built_once.artifact, "--min-int8", 1.5).code == 2
+
+
+def test_inspect_tells_what_it_does_not_count(command, tmp_path):
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+        helper.make_node("MatMulInteger", ["q", "w"], ["i"], name="product"),
+        helper.make_node("Cast", ["i"], ["f"], to=TensorProto.FLOAT),
+        helper.make_node("DFT", ["f"], ["y"], name="[b]spectrum", axis=1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 8, 1])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 8, 2])],
+        [
+            numpy_helper.from_array(np.float32(0.1), "s"),
+            numpy_helper.from_array(np.uint8(128), "z"),
+            numpy_helper.from_array(np.ones((1, 1), np.int8), "w"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.save(model, tmp_path / "half.onnx")
+    cause = "DFT '[b]spectrum' is not counted (no formula for its multiply-adds is known)"
+    ran = command("inspect", tmp_path / "half.onnx", "--min-int8", 0.95)
+    assert ran.code == 1
+    assert ran.out.splitlines() == [
+        f"at most 100.0% of 8 multiply-adds run in int8: {cause}",
+        "  not counted: [b]spectrum (DFT): no formula for its multiply-adds is known",
+    ]
+    assert ran.err == (
+        f"FAIL: at most 100.0% of multiply-adds run in int8, at least 95.0% wanted; {cause}\n"
+    )
+    content = json.loads(command("inspect", tmp_path / "half.onnx", "--json").out)
+    assert [one["op_type"] for one in content["uncounted"]] == ["DFT"]
 
 
 def test_inspect_takes_names_as_they_are(built_once, command, tmp_path):

@@ -336,3 +336,18 @@ def test_hostile_names_of_layers_are_escaped(manifest, judgement):
     texts = Page(text).texts
     assert texts.count(HOSTILE) == 2
     assert f"x{HOSTILE}" in texts
+
+
+def test_an_upper_bound_of_int8_is_called_so(manifest, judgement):
+    (parity,) = [stage for stage in manifest.stages if stage.kind == "parity"]
+    exact = render_report(manifest, judgement)
+    assert "<p>100.0 % of 13,848 multiply-adds" in exact
+    assert "not counted" not in exact
+    unknown = {"name": "<spectrum>", "op_type": "DFT", "reason": "no formula for it"}
+    audit = {**parity.metrics["audit"], "uncounted": [unknown]}
+    bounded = render_report(with_stage(manifest, parity.name, audit=audit), judgement)
+    assert "<p>At most 100.0 % of 13,848 counted multiply-adds" in bounded
+    assert "<td><code>&lt;spectrum&gt;</code></td><td>DFT</td>" in bounded
+    nothing = {**audit, "macs": 0, "int8_mac_ratio": 0.0}
+    blank = render_report(with_stage(manifest, parity.name, audit=nothing), judgement)
+    assert "<p>Not known: no multiply-add of the graph" in blank
