@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
+from torch.utils.flop_counter import FlopCounterMode
 
-from exporter.network import matches
+from exporter.network import call, matches
 from exporter.shrinking.groups import Group
 from exporter.shrinking.watch import watch
 
@@ -82,24 +85,29 @@ class State:
 
 
 def find_layers(module: nn.Module, inputs: Mapping[str, Tensor], groups: tuple[Group, ...]) -> list[Layer]:
-    """The layers that forward runs, in order of the first call, and what decides their width."""
-    kernels: dict[str, Kernel] = {}
+    """The layers that forward runs, one for each call, in order, and what decides their width."""
+    calls: list[tuple[str, Kernel]] = []
 
     def look(
         name: str, child: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
         if isinstance(child, (nn.modules.conv._ConvNd, nn.Linear)):
             (given, *_) = (*args, *kwargs.values())
-            kernels.setdefault(name, _kernel(child, given, output))
+            calls.append((name, _kernel(child, given, output)))
 
     watch(module, inputs, look)
-    sides: dict[str, dict[str, dict[str, int]]] = {n: {"inputs": {}, "outputs": {}} for n in kernels}
+    sides: dict[str, dict[str, dict[str, int]]] = {n: {"inputs": {}, "outputs": {}} for n, _ in calls}
     for group in groups:
         for member in group.members:
-            if member.name in kernels and isinstance(member.axis, str):
+            if member.name in sides and isinstance(member.axis, str):
                 side = sides[member.name][member.axis]
                 side[group.name] = side.get(group.name, 0) + len(set(member.positions)) // len(group.units)
-    return [Layer(name, kernel, **sides[name]) for name, kernel in kernels.items()]
+    return [Layer(name, kernel, **sides[name]) for name, kernel in calls]
+
+
+def each_once(layers: Sequence[Layer]) -> list[Layer]:
+    """Layers without their further calls: what has weights has them once, however often it is called."""
+    return list({layer.name: layer for layer in reversed(layers)}.values())[::-1]
 
 
 class Costs:
@@ -121,7 +129,7 @@ class Costs:
     ) -> None:
         self._layers, self._price, self._constant = layers, price, constant
         self._units = {group.name: len(group.units) for group in groups}
-        self._known: dict[tuple[str, int, int], float] = {}
+        self._known: dict[Kernel, float] = {}
 
     def __call__(self, state: State) -> float:
         """The cost of the whole network."""
@@ -132,10 +140,10 @@ class Costs:
         kernel = layer.kernel
         inputs = kernel.inputs - self._lost(layer.inputs, state)
         outputs = kernel.outputs - self._lost(layer.outputs, state)
-        key = (layer.name, inputs, outputs)
-        if key not in self._known:
-            self._known[key] = self._price(kernel.with_channels(inputs, outputs))
-        return self._known[key]
+        narrowed = kernel.with_channels(inputs, outputs)
+        if narrowed not in self._known:
+            self._known[narrowed] = self._price(narrowed)
+        return self._known[narrowed]
 
     def _lost(self, side: Mapping[str, int], state: State) -> int:
         return sum(
@@ -145,8 +153,31 @@ class Costs:
 
 
 def count_macs(module: nn.Module, inputs: Mapping[str, Tensor]) -> int:
-    """Multiply-adds of all convolutions and linear layers, for one sample."""
-    return sum(layer.kernel.macs for layer in find_layers(module, inputs, ()))
+    """Multiply-adds of all convolutions and linear layers that run, for one sample.
+
+    Each call counts, also of layers that the network keeps where torch does not see them, as in
+    plain lists.
+    """
+    named = set(module.modules())
+    hidden: list[int] = []
+
+    def look(child: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if isinstance(child, (nn.modules.conv._ConvNd, nn.Linear)) and child not in named:
+            hidden.append(_kernel(child, args[0], output).macs)
+
+    handle = register_module_forward_hook(look)
+    try:
+        seen = find_layers(module, inputs, ())
+    finally:
+        handle.remove()
+    return sum(layer.kernel.macs for layer in seen) + sum(hidden)
+
+
+def executed_flops(module: nn.Module, inputs: Mapping[str, Tensor]) -> int:
+    """Floating-point operations of the products that torch's own counter knows, whoever calls them."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        call(module, inputs)
+    return int(counter.get_total_flops())
 
 
 def count_parameters(module: nn.Module) -> int:

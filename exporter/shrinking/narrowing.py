@@ -36,7 +36,7 @@ from exporter.shrinking.allocation import (
 from exporter.shrinking.damage import Damage, interpolate
 from exporter.shrinking.importance import unit_scores, weakest
 from exporter.shrinking.kernel_table import KernelTable
-from exporter.shrinking.layer_costs import Costs, Kernel, Layer, State, find_layers
+from exporter.shrinking.layer_costs import Costs, Kernel, Layer, State, each_once, find_layers
 from exporter.shrinking.plan import Plan
 from exporter.shrinking.rebuild import rebuild
 from exporter.shrinking.structure import Structure, find_structure, removal
@@ -180,6 +180,8 @@ class Narrower:
             "params": lambda kernel: kernel.weights,
             "size": lambda kernel: weight_bytes * kernel.weights,
         }
+        if quantity in {"params", "size"}:
+            layers = each_once(layers)
         bare = Costs(layers, structure.groups, prices[quantity])
         rest = max(0.0, now.of(quantity) - bare(State({})))
         return Costs(layers, structure.groups, prices[quantity], rest / len(layers))

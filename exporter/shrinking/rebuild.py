@@ -84,13 +84,32 @@ class _Scale:
         return functional.interpolate(value, size=(tall, wide), mode="bilinear", align_corners=False)
 
 
+class PassedOn(nn.Identity):
+    """What is left of a dropped block: it gives back the first of what it is given."""
+
+    def forward(self, input: Tensor, *_others: object, **_named: object) -> Tensor:  # noqa: A002
+        """[...] -> the same tensor; masks and the like are not looked at."""
+        return input
+
+
 def _drop(module: nn.Module, name: str) -> None:
-    """Replace a submodule by one that passes its input on."""
+    """Turn a submodule into one that passes its input on.
+
+    The object itself is changed: a network may hold it in several places, also in plain lists, and may call
+    it by any of them.
+    """
     if not name:
         raise PlanError("dropped", "would drop the network itself", "name a block inside it")
-    _find(module, name)
-    parent, _, leaf = name.rpartition(".")
-    setattr(_find(module, parent), leaf, nn.Identity())
+    block = _find(module, name)
+    left = PassedOn().train(block.training)
+    try:
+        block.__class__ = PassedOn
+    except TypeError as error:
+        raise PlanError(
+            name, f"is a {type(block).__name__}, which cannot be dropped", "leave it in"
+        ) from error
+    vars(block).clear()
+    vars(block).update(vars(left))
 
 
 def _narrow_parameter(module: nn.Module, name: str, left: KeptParameter) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from exporter.network import call, matches
 from exporter.shrinking.groups import Group, find_groups
+from exporter.shrinking.layer_costs import executed_flops
 from exporter.shrinking.plan import KeptChannels, KeptParameter, Plan
 from exporter.shrinking.rebuild import rebuild
 from exporter.shrinking.watch import has_weights, watch
@@ -71,13 +72,15 @@ def find_structure(
         else:
             fixed[group.name] = problem
     order = [name for name, _ in module.named_modules()]
-    blocks = [
-        name
-        for name in _same_shape_blocks(module, inputs)
-        if not matches(name, exclude)
-        and not any(matches(other, (name,)) for other in exclude)
-        and failure(module, inputs, Plan(dropped=(name,))) is None
-    ]
+    blocks = []
+    for name in _same_shape_blocks(module, inputs):
+        if matches(name, exclude) or any(matches(other, (name,)) for other in exclude):
+            continue
+        problem = failure(module, inputs, Plan(dropped=(name,)))
+        if problem is None:
+            blocks.append(name)
+        else:
+            fixed.setdefault(name, problem)
     return Structure(tuple(groups[name] for name in order if name in groups), tuple(blocks), fixed)
 
 
@@ -113,15 +116,31 @@ def removal(removed: Mapping[Group, Iterable[int]], dropped: tuple[str, ...] = (
 
 
 def failure(module: nn.Module, inputs: Mapping[str, Tensor], plan: Plan) -> str | None:
-    """Why a network cannot do with a plan, or None if it runs and its outputs keep their shape."""
+    """Why a network cannot do with a plan, or None if it can.
+
+    It can if it runs, its outputs keep their shape, and what the plan takes away is really gone: outputs
+    that stay the same to the bit are believed only where fewer multiply-adds run. Else the network
+    computes with parts that the plan does not reach, or never ran what it names.
+    """
     trial = copy.deepcopy(module).eval()
     try:
         with torch.no_grad():
-            shape = call(trial, inputs).shape
-            after = call(rebuild(trial, plan), inputs).shape
+            before = call(trial, inputs)
+            after = call(rebuild(trial, plan), inputs)
+            if after.shape != before.shape:
+                return "the network's outputs would change their shape"
+            if not _takes_away(plan) or not torch.equal(before, after):
+                return None
+            if executed_flops(trial, inputs) < executed_flops(copy.deepcopy(module).eval(), inputs):
+                return None
     except Exception as error:  # noqa: BLE001 (a user's forward may raise anything when its channels change)
         return f"the network does not run then ({str(error).splitlines()[0][:120]})"
-    return None if after == shape else "the network's outputs would change their shape"
+    return "the network's output stays exactly the same: it still runs elsewhere, or never ran"
+
+
+def _takes_away(plan: Plan) -> bool:
+    """Whether a plan drops or narrows anything; to scale pictures may change nothing."""
+    return bool(plan.dropped or plan.modules or plan.parameters)
 
 
 def _inexact(module: nn.Module, inputs: Mapping[str, Tensor], group: Group) -> str | None:
