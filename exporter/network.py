@@ -19,6 +19,7 @@ from exporter.data import Split
 from exporter.learned import NOTHING_LEARNED, Learned
 from exporter.shrinking.plan import PLAN, Plan, read_plan
 from exporter.shrinking.rebuild import rebuild
+from exporter.sparsity.counts import ZeroCounts, count_zeros
 
 WEIGHTS = "weights.safetensors"
 MASKS = "masks.safetensors"
@@ -54,10 +55,12 @@ class Network:
                 parameters[name].mul_(mask.to(parameters[name].device))
 
     def sparsity(self) -> float:
-        """Share of all parameters with a mask that are zero; 0 for a dense network."""
-        total = sum(mask.numel() for mask in self.masks.values())
-        zeros = sum(int((~mask).sum()) for mask in self.masks.values())
-        return zeros / total if total else 0.0
+        """Share of the parameters with a mask that are zero; 0 for a dense network."""
+        return self.zero_counts().sparsity
+
+    def zero_counts(self) -> ZeroCounts:
+        """How many parameters are zero, of those with a mask and of all."""
+        return count_zeros(self.module, self.masks)
 
     def save(self, folder: Path) -> None:
         """Write weights, plan, masks and what was learned for quantization."""

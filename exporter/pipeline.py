@@ -109,7 +109,9 @@ def _headline(metrics: Mapping[str, Any]) -> str:
     for name, label in (("evaluation_accuracy", "accuracy"), ("source_accuracy", "accuracy")):
         if name in metrics:
             parts.append(f"{label} {metrics[name]:.2%}")
-    if metrics.get("sparsity"):
+    if metrics.get("zero_share"):
+        parts.append(f"{metrics['zero_share']:.2%} of parameters zero")
+    elif metrics.get("sparsity"):
         parts.append(f"sparsity {metrics['sparsity']:.0%}")
     if "after" in metrics:
         parts.append(f"{metrics['before']['latency_ms']:.3g} to {metrics['after']['latency_ms']:.3g} ms")

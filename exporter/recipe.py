@@ -225,7 +225,9 @@ class PruneTarget(FrozenModel):
     """How far to prune: one of these."""
 
     sparsity: Fraction | None = Field(
-        None, description="Share of the prunable weights that become zero, those of smallest magnitude."
+        None,
+        description="Share of the prunable weights, not of all parameters, that become zero: those of "
+        "smallest magnitude.",
     )
     threshold: float | None = Field(
         None,

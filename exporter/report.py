@@ -28,6 +28,8 @@ _COSTS = (
     ("params", "parameters"),
     ("size_bytes", "bytes of the file"),
 )
+# Figures of stages whose own name would say too little.
+_SUMMARY_LABELS = {"zero_share": "zeros among all parameters", "sparsity": "zeros among eligible weights"}
 
 
 def render_report(manifest: Manifest, judgement: Judgement) -> str:
@@ -217,6 +219,7 @@ def prune_sections(manifest: Manifest) -> Iterator[dict[str, Any]]:
             yield {
                 "name": stage.name,
                 "sparsity": percent(stage.metrics["sparsity"]),
+                **_zero_texts(stage.metrics),
                 "bytes": [
                     (form, f"{before[form]:,}", f"{after[form]:,}", f"{after[form] / before[form]:.3f} ×")
                     for form in ("float", "int8")
@@ -225,11 +228,19 @@ def prune_sections(manifest: Manifest) -> Iterator[dict[str, Any]]:
             }
 
 
+def _zero_texts(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """The share of all parameters, and the counts behind it, if the stage told them."""
+    if "zero_share" not in metrics:
+        return {}
+    counts = ("zeros", "parameters", "eligible_parameters")
+    return {"zero_share": percent(metrics["zero_share"])} | {key: f"{metrics[key]:,}" for key in counts}
+
+
 def stage_summary(metrics: Mapping[str, Any]) -> str:
     """The plain figures of a stage in one line; lists and tables have their own place in the page."""
     parts = []
     for name, value in metrics.items():
-        label = name.replace("_", " ")
+        label = _SUMMARY_LABELS.get(name, name.replace("_", " "))
         if isinstance(value, bool | int | str):
             parts.append(f"{label} {value}")
         elif isinstance(value, float):

@@ -332,7 +332,7 @@ def _export(shop: Workshop, trained: Path, twin: Path, out: Path) -> dict[str, A
     return {
         "nodes": nodes,
         "opset": shop.recipe.export.opset,
-        "sparsity": network.sparsity(),
+        **network.zero_counts().as_json(),
         "size_bytes": model_size(out / FLOAT_MODEL),
     }
 

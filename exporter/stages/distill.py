@@ -52,7 +52,7 @@ def distill(
         **metrics,
         "accuracy_before": before,
         "evaluation_accuracy": accuracy(network.module, data.evaluation),
-        "sparsity": network.sparsity(),
+        **network.zero_counts().as_json(),
         **fitted.as_json(),
     }
 

@@ -58,7 +58,7 @@ def prune(network: Network, config: PruneConfig, data: Splits, context: Context)
         notes.append(f"no weight was pruned: {_why_none(config)}")
     return pruned, {
         **context.warned(notes),
-        "sparsity": pruned.sparsity(),
+        **pruned.zero_counts().as_json(),
         "layers": {name: 1 - float(mask.float().mean()) for name, mask in pruned.masks.items()},
         "compressed_bytes_before": dense_bytes,
         "compressed_bytes": sparse_bytes,

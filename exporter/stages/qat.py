@@ -66,7 +66,7 @@ def qat(network: Network, config: QatConfig, data: Splits, context: Context) -> 
         "improved": improved,
         "agreement_with_int8": agreement,
         "ranges": len(trained.learned.ranges),
-        "sparsity": trained.sparsity(),
+        **trained.zero_counts().as_json(),
         **fitted.as_json(),
     }
 

@@ -106,7 +106,7 @@ def shrink_with(
         "dropped": list(plan.dropped),
         "widths": {name: len(kept) for name, kept in outputs.items() if kept is not None},
         "rounds": lines,
-        "sparsity": network.sparsity(),
+        **network.zero_counts().as_json(),
         **({"curves": lines[-1]["curves"]} if config.epochs else {}),
     }
 

@@ -81,6 +81,11 @@ def test_metrics_of_every_stage_are_kept(built_once):
     assert stages["pretrained"] == {"parameters": 699, "classes": 3}
     assert stages["finetune"]["evaluation_accuracy"] > 0.9
     assert stages["prune"]["sparsity"] == pytest.approx(0.25, abs=1e-3)
+    pruned, exported = stages["prune"], stages["export"]
+    assert pruned["zero_share"] == pruned["zeros"] / pruned["parameters"] < pruned["sparsity"]
+    assert {key: exported[key] for key in ("zeros", "parameters")} == {
+        key: pruned[key] for key in ("zeros", "parameters")
+    }
     assert stages["export"]["nodes"] == 7
     assert stages["quantize"]["samples"] == 16
     assert stages["parity"]["export"]["sqnr_db"] > 50

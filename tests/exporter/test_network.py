@@ -18,6 +18,7 @@ from exporter.network import (
     predict,
     takes_names,
 )
+from exporter.sparsity.counts import ZeroCounts
 
 
 def masked(module, share=0.5):
@@ -158,3 +159,20 @@ def test_no_trace_is_left_outside(already):
 )
 def test_prefixes_end_at_dots(name, prefixes, found):
     assert matches(name, prefixes) is found
+
+
+def test_zeros_are_counted_among_eligible_and_all_parameters(tiny):
+    module = tiny.net()
+    everything = sum(parameter.numel() for parameter in module.parameters())
+    assert Network(module).zero_counts() == ZeroCounts(0, 0, everything)
+    assert Network(module).zero_counts().as_json()["zero_share"] == 0.0
+    mask = module.head.weight.detach() > 0
+    zeros = int((~mask).sum())
+    assert Network(module, {"head.weight": mask}).zero_counts().as_json() == {
+        "zero_share": zeros / everything,
+        "sparsity": zeros / 24,
+        "zeros": zeros,
+        "eligible_parameters": 24,
+        "parameters": everything,
+    }
+    assert ZeroCounts(0, 0, 0).zero_share == 0.0

@@ -151,6 +151,11 @@ def test_the_log_tells_what_happened(kitchen, tmp_path, monkeypatch):
     [
         ({}, ""),
         ({"evaluation_accuracy": 0.5, "sparsity": 0.25}, " (accuracy 50.00%, sparsity 25%)"),
+        (
+            {"evaluation_accuracy": 0.5, "zero_share": 0.00058, "sparsity": 0.5},
+            " (accuracy 50.00%, 0.06% of parameters zero)",
+        ),
+        ({"source_accuracy": 1.0, "zero_share": 0.0, "sparsity": 0.0}, " (accuracy 100.00%)"),
         ({"source_accuracy": 1.0, "sparsity": 0.0}, " (accuracy 100.00%)"),
         ({"int8": {"agreement": 0.99}}, " (int8 agrees on 99.00%)"),
         ({"target": "arm64"}, " (for arm64)"),

@@ -431,3 +431,18 @@ def test_projections_of_fused_attention_are_pruned_too(apart):
     projections = [f"{part}_proj_weight" for part in "qkv"] if apart else ["in_proj_weight"]
     assert set(weights) == {f"attention.{name}" for name in (*projections, "out_proj.weight")}
     assert prunable_weights(attention, ("out_proj",), "stage").keys() == set(projections)
+
+
+def test_a_network_that_is_mostly_not_prunable_is_not_called_sparse(tiny, splits, context):
+    """Half of what may go is little where a table holds nearly all parameters."""
+    module = tiny.net()
+    module.register_parameter("table", torch.nn.Parameter(torch.ones(500, 1000)))
+    eligible = sum(module.get_parameter(name).numel() for name in PRUNABLE)
+    everything = sum(parameter.numel() for parameter in module.parameters())
+    _, metrics = prune(Network(module), settings(0.5), splits, context())
+    assert metrics["sparsity"] == 0.5
+    assert (metrics["zeros"], metrics["eligible_parameters"]) == (eligible // 2, eligible)
+    assert metrics["parameters"] == everything > 500_000
+    assert metrics["zero_share"] == eligible // 2 / everything < 0.001
+    # Whoever looks at the figures in their order sees the share of all parameters first.
+    assert list(metrics).index("zero_share") < list(metrics).index("sparsity")

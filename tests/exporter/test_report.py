@@ -351,3 +351,24 @@ def test_an_upper_bound_of_int8_is_called_so(manifest, judgement):
     nothing = {**audit, "macs": 0, "int8_mac_ratio": 0.0}
     blank = render_report(with_stage(manifest, parity.name, audit=nothing), judgement)
     assert "<p>Not known: no multiply-add of the graph" in blank
+
+
+def test_zeros_are_a_share_of_all_parameters_first(manifest, judgement):
+    pruned = with_new_stage(
+        manifest,
+        "prune",
+        zero_share=0.00058,
+        sparsity=0.5,
+        zeros=384,
+        eligible_parameters=768,
+        parameters=661_760,
+    )
+    text = render_report(pruned, judgement)
+    Page(text)
+    assert (
+        "<p>0.06% of all parameters are zero: 384 of 661,760. 768 of them were eligible: "
+        "50.00% of the prunable weights are zero." in text
+    )
+    assert "zeros among all parameters 0.00058, zeros among eligible weights 0.5, zeros 384" in text
+    (built, _) = prune_sections(pruned)  # as a build writes it
+    assert set(built) >= {"zero_share", "zeros", "parameters", "eligible_parameters"}
