@@ -141,7 +141,11 @@ def inspect(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what ONNX Runtime really runs: the share of int8, what stayed in float, what may saturate."""
+    """Show what ONNX Runtime really runs: the share of int8, what stayed in float, what may saturate.
+
+    Shares are of multiply-adds: convolutions, matrix products, recurrent layers and attention. Elementwise
+    work, norms, pooling and reductions are none.
+    """
     from bench.artifact import subject
     from exporter.build import require
 
