@@ -27,7 +27,8 @@ VERSIONS = (f"{OLDEST}.0", "1.27.0", PINNED["onnxruntime"])
 # Few samples and short training: what the graph is made of stays the same.
 SHORT = {
     "efficientnet_lite": {
-        "data.args.train": 64, "data.args.calibration": 64, "data.args.evaluation": 300, "quantize.samples": 64,
+        "data.args.train": 64, "data.args.calibration": 64, "data.args.evaluation": 300,
+        "quantize.samples": 64,
         "stage.finetune.epochs": 1, "stage.distill.epochs": 1, "stage.qat.epochs": 1,
         "gate.min_accuracy": 0.01, "gate.float_twin.accuracy": 0.9,
     },
