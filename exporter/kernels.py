@@ -121,9 +121,8 @@ def oldest_runtime(model: onnx.ModelProto) -> Need:
 def state_oldest_runtime(model: onnx.ModelProto) -> RuntimeVersion:
     """Write into a model's metadata, in place, which ONNX Runtime it needs; return that version."""
     needed = oldest_runtime(model).version
-    onnx.helper.set_model_props(
-        model, {**{e.key: e.value for e in model.metadata_props}, METADATA_KEY: str(needed)}
-    )
+    metadata = {entry.key: entry.value for entry in model.metadata_props} | {METADATA_KEY: str(needed)}
+    onnx.helper.set_model_props(model, dict(sorted(metadata.items())))
     return needed
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,6 @@ from bench.errors import ModelError, StorageError
 from bench.files import (
     DATA_SUFFIX,
     TEMPORARY_PREFIX,
-    atomic_file,
     check_writable,
     storage_errors,
     sync_directory,
@@ -58,33 +57,62 @@ def read_model(path: Path) -> onnx.ModelProto:
         raise model_error(path, error) from error
 
 
-def write_checked(proto: onnx.ModelProto, path: Path) -> None:
+def write_checked(
+    proto: onnx.ModelProto, path: Path, accept: Callable[[Path], None] = lambda _written: None
+) -> None:
     """Write a model once ONNX's checker and strict shape inference have accepted it.
 
     A reader finds the old model or the new one, whole; while a second file of weights is replaced, none.
+
+    Args:
+        proto: the model.
+        path: the file to write.
+        accept: called with the finished file before it takes its place. If it raises, all stays as it was.
 
     Raises:
         ExportError: in the checker's words.
         StorageError: the second file would replace one that belongs to another model.
     """
+    check_writable(path)
     beside = path.with_name(path.name + DATA_SUFFIX)
     replaced = external_data(path)
-    if is_large(proto):
-        if beside.exists() and beside not in replaced:
-            raise StorageError(
-                beside, f"is there and does not belong to {path.name}", "choose another --out"
-            )
-        _write_large(proto, path, beside)
-        return
+    if is_large(proto) and beside.exists() and beside not in replaced:
+        raise StorageError(beside, f"is there and does not belong to {path.name}", "choose another --out")
+    with storage_errors(path):
+        prefix = f"{TEMPORARY_PREFIX}{path.name}-"
+        with tempfile.TemporaryDirectory(prefix=prefix, dir=path.parent) as folder:
+            staged = Path(folder) / path.name  # of the same name: a large model names its data after itself
+            _write_accepted_by_onnx(proto, staged, path)
+            accept(staged)
+            _publish(staged, path, replaced)
+
+
+def _write_accepted_by_onnx(proto: onnx.ModelProto, staged: Path, path: Path) -> None:
     try:
+        if is_large(proto):
+            save_large(proto, staged)
+            onnx.checker.check_model(str(staged), full_check=True)
+            return
         onnx.checker.check_model(proto, full_check=True)
         onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise _refused(path, error) from error
-    with atomic_file(path) as temporary:
-        temporary.write_bytes(proto.SerializeToString(deterministic=True))
-    if beside in replaced:  # the weights of a larger model that was here; another file is not ours
+    staged.write_bytes(proto.SerializeToString(deterministic=True))
+
+
+def _publish(staged: Path, path: Path, replaced: Sequence[Path]) -> None:
+    """Let a finished model take the place of the one at `path`, whose weights were `replaced`."""
+    data, beside = (file.with_name(file.name + DATA_SUFFIX) for file in (staged, path))
+    files = [file for file in (staged, data) if file.exists()]
+    for file in files:
+        sync_file(file)
+    if data in files:
+        path.unlink(missing_ok=True)  # or it would be there with the weights of the new one
+        data.replace(beside)
+    staged.replace(path)
+    if data not in files and beside in replaced:  # another file of that name is not ours
         beside.unlink()
+    sync_directory(path.parent)
 
 
 def is_large(model: onnx.ModelProto) -> bool:
@@ -194,26 +222,6 @@ def _check_weight(tensor: onnx.TensorProto, path: Path) -> None:
             raise ModelError(
                 path, f"weight {tensor.name!r} holds NaN or infinity", "train or export the network again"
             )
-
-
-def _write_large(proto: onnx.ModelProto, path: Path, beside: Path) -> None:
-    check_writable(path)
-    with storage_errors(path):
-        prefix = f"{TEMPORARY_PREFIX}{path.name}-"
-        with tempfile.TemporaryDirectory(prefix=prefix, dir=path.parent) as folder:
-            staged = Path(folder) / path.name  # of the same name: the model names its data after itself
-            save_large(proto, staged)
-            try:
-                onnx.checker.check_model(str(staged), full_check=True)
-            except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-                raise _refused(path, error) from error
-            data = staged.with_name(beside.name)
-            for file in (staged, data):
-                sync_file(file)
-            path.unlink(missing_ok=True)  # or it would be there with the weights of the new one
-            data.replace(beside)
-            staged.replace(path)
-            sync_directory(path.parent)
 
 
 def _tensors(

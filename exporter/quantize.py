@@ -6,7 +6,7 @@ Calibration is ours (`exporter.calibration`); the graph is ONNX Runtime's.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,7 @@ def quantize_model(
     store: RangeStore | None = None,
     reference: onnx.ModelProto | None = None,
     learned: Learned = NOTHING_LEARNED,
+    accept: Callable[[Path], None] = lambda _written: None,
 ) -> dict[str, Any]:
     """Write the int8 twin of a float model, in QDQ form.
 
@@ -117,6 +118,7 @@ def quantize_model(
         store: of ranges found before, or None to collect them anew.
         reference: the model that is calibrated, where `model` has weights that are bent for int8.
         learned: what the weights were fitted to is taken as it is.
+        accept: called with the finished file before it takes its place; what it raises is passed on.
 
     Raises:
         DataError: the samples cannot be read, hold NaN, or do not fill the fixed batches.
@@ -156,7 +158,7 @@ def quantize_model(
     shortcuts = take_shortcuts(quantized, target)
     carry_metadata(model, quantized, {TARGET_KEY: target.name})
     needed = state_oldest_runtime(quantized)
-    write_checked(quantized, destination)
+    write_checked(quantized, destination, accept)
     operators = [node.op_type for node in quantized.graph.node]
     return {
         "target": target.name,

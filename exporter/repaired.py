@@ -150,6 +150,7 @@ def quantize_repaired(
     progress: Progress,
     fixed_batch: int | None = None,
     held_out: tuple[Mapping[str, Array], Array | None] | None = None,
+    accept: Callable[[Path], None] = lambda _written: None,
 ) -> dict[str, Any]:
     """Write the int8 twin of a float model, repaired.
 
@@ -166,6 +167,7 @@ def quantize_repaired(
         fixed_batch: the batch size that the model insists on, or None.
         held_out: samples and labels that judge; by default a quarter of `inputs`, which then gives no
             ranges.
+        accept: called with the finished file before it takes its place.
 
     Raises:
         UsageError: repairs that are unknown or do not fit together.
@@ -183,6 +185,7 @@ def quantize_repaired(
             exclude=exclude,
             progress=progress,
             fixed_batch=fixed_batch,
+            accept=accept,
         )
     check_repairs(repairing.repair)
     check_exclude(model, exclude)
@@ -210,6 +213,7 @@ def quantize_repaired(
         fixed_batch=fixed_batch,
         reference=reference,
         learned=Learned(steps=twins.reduction.steps),
+        accept=accept,
     )
     extra: dict[str, Any] = {"held_out_samples": len(next(iter(judge.inputs.values()))), "repairs": reports}
     return {**metrics, **extra, **({"fallback": left} if left else {})}

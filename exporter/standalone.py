@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import onnx
 import onnx_ir as ir
 
-from bench.errors import UsageError
+from bench.arrays import Array
+from bench.errors import ModelError, UsageError
 from bench.evaluation import open_samples, read_evaluation
 from bench.files import check_writable, model_sha256, model_size, sha256_of
 from bench.progress import SILENT, Progress
@@ -22,10 +26,13 @@ from exporter.calibration import RangeStore
 from exporter.choices import CalibrationMethod, TargetName
 from exporter.kernels import check_runtime_asked
 from exporter.onnx_files import check_quantizable, read_model
+from exporter.opsets import raise_opset
 from exporter.quantize import quantize_model
 from exporter.recipe import ExportConfig
 from exporter.repaired import NO_REPAIR, Repairing, quantize_repaired
 from exporter.rewrites import rewrite_for_cpu
+from exporter.same_outputs import Answer, answers_of, check_same_outputs, few_samples, made_up_samples
+from exporter.stale_shapes import forget_stale_shapes
 from exporter.targets import Target, find_target
 from exporter.weight_only import quantize_weights
 
@@ -62,8 +69,17 @@ def quantize_weights_file(
     start = time.monotonic()
     check_writable(out, [model])
     chosen = _target(target, onnxruntime)
-    proto, _ = _read_float(model, None if onnxruntime is None else chosen.runtime)
-    metrics = quantize_weights(prepare(proto), out, block_size=block_size, exclude=exclude, target=chosen)
+    with _float_file(model) as path:
+        proto, signature = _read_float(path, None if onnxruntime is None else chosen.runtime)
+        answers = _answers_if_any(path, made_up_samples(path, signature))
+    metrics = quantize_weights(
+        prepare(proto, answers),
+        out,
+        block_size=block_size,
+        exclude=exclude,
+        target=chosen,
+        accept=partial(check_same_outputs, model, answers),
+    )
     return _written(out, metrics, start)
 
 
@@ -107,24 +123,28 @@ def quantize_file(
     start = time.monotonic()
     check_writable(out, [model, data])
     chosen = _target(target, onnxruntime)
-    proto, signature = _read_float(model, None if onnxruntime is None else chosen.runtime)
     samples = open_samples(data)
-    check_feeds(data, signature, samples.feeds)
+    with _float_file(model) as path:
+        proto, signature = _read_float(path, None if onnxruntime is None else chosen.runtime)
+        check_feeds(data, signature, samples.feeds)
+        answers = answers_of(path, few_samples(data, signature))
+    network = prepare(proto, answers)
     common: dict[str, Any] = {
         "target": chosen,
         "method": method,
         "exclude": exclude,
         "progress": progress,
         "fixed_batch": fixed_batch(signature),
+        "accept": partial(check_same_outputs, model, answers),
     }
     if repairing.asked:
         loaded = read_evaluation(data)  # repairs go over the samples many times
         metrics = quantize_repaired(
-            prepare(proto), out, loaded.feeds, loaded.labels, repairing=repairing, **common
+            network, out, loaded.feeds, loaded.labels, repairing=repairing, **common
         )
     else:
         store = None if cache is None else RangeStore(cache, sha256_of(data))
-        metrics = quantize_model(prepare(proto), out, samples, store=store, **common)
+        metrics = quantize_model(network, out, samples, store=store, **common)
     return _written(out, metrics, start)
 
 
@@ -135,25 +155,39 @@ def _target(name: TargetName, onnxruntime: str | None) -> Target:
         raise UsageError("--onnxruntime", str(error), "name the oldest version that it ships to") from error
 
 
+@contextmanager
+def _float_file(model: Path) -> Iterator[Path]:
+    """The float `.onnx`: the file itself, or what a `.pt2` program is exported to."""
+    if model.suffix != PROGRAM_SUFFIX:
+        yield model
+        return
+    require("torch", "export")
+    from exporter.to_onnx import export_program
+
+    with TemporaryDirectory(prefix="edgeproof-") as folder:
+        exported = Path(folder) / f"{model.stem}.onnx"
+        export_program(model, exported, ExportConfig().opset)
+        yield exported
+
+
 def _read_float(model: Path, asked: RuntimeVersion | None) -> tuple[onnx.ModelProto, Signature]:
-    """A float model that can be quantized, from either kind of file, and what it takes and gives.
+    """A float model that can be quantized, and what it takes and gives.
 
     It must run on the ONNX Runtime that was asked for, if any was.
     """
-    given = model
-    with tempfile.TemporaryDirectory(prefix="edgeproof-") as folder:
-        if model.suffix == PROGRAM_SUFFIX:
-            require("torch", "export")
-            from exporter.to_onnx import export_program
+    proto = read_model(model)
+    check_quantizable(proto, model)
+    if asked is not None:
+        check_runtime_asked(proto, asked, model)
+    return raise_opset(proto, model), signature_of(open_session(model))
 
-            exported = Path(folder) / f"{model.stem}.onnx"
-            export_program(model, exported, ExportConfig().opset)
-            model = exported
-        proto = read_model(model)
-        check_quantizable(proto, model)
-        if asked is not None:
-            check_runtime_asked(proto, asked, given)
-        return proto, signature_of(open_session(model))
+
+def _answers_if_any(model: Path, batches: Sequence[Mapping[str, Array]]) -> list[Answer]:
+    """What a model gives for made-up feeds; without any, its outputs are compared by what it states."""
+    try:
+        return answers_of(model, batches)
+    except ModelError:  # made-up feeds may be ones that no user would give
+        return []
 
 
 def _written(out: Path, metrics: dict[str, Any], start: float) -> dict[str, Any]:
@@ -167,10 +201,14 @@ def _written(out: Path, metrics: dict[str, Any], start: float) -> dict[str, Any]
     }
 
 
-def prepare(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Fold what a quantizer must not see (constants, BatchNorm, padding); rewrite the rest for the CPU."""
+def prepare(proto: onnx.ModelProto, answers: Sequence[Answer]) -> onnx.ModelProto:
+    """Fold what a quantizer must not see (constants, BatchNorm, padding); rewrite the rest for the CPU.
+
+    Shapes that the file states are believed as far as `answers` bear them out.
+    """
     from exporter.simplify import simplify
 
+    forget_stale_shapes(proto, [answer.shapes() for answer in answers])
     model = ir.from_proto(proto)
     simplify(model)
     rewrite_for_cpu(model)

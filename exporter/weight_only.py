@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -35,6 +35,7 @@ def quantize_weights(
     block_size: int,
     exclude: Collection[str],
     target: Target,
+    accept: Callable[[Path], None] = lambda _written: None,
 ) -> dict[str, Any]:
     """Write a float model with the weights of its products in 4 bits.
 
@@ -49,6 +50,7 @@ def quantize_weights(
         block_size: weights per scale: 16, 32, 64, 128 or 256.
         exclude: names of nodes to leave in float.
         target: the CPU kind to make it for. All have the kernel.
+        accept: called with the finished file before it takes its place.
 
     Raises:
         ExportError: an excluded node does not exist, there is nothing to quantize, or ONNX Runtime
@@ -85,7 +87,7 @@ def quantize_weights(
     tables = quantize_tables(quantized)
     carry_metadata(model, quantized, {TARGET_KEY: target.name})
     needed = state_oldest_runtime(quantized)
-    write_checked(quantized, destination)
+    write_checked(quantized, destination, accept)
     return {
         "target": target.name,
         "activation_type": "float32",

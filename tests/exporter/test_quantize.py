@@ -91,6 +91,7 @@ def test_the_target_stands_in_the_file(quantized):
     assert {e.key: e.value for e in model.metadata_props} == {
         "edgeproof.name": "tiny",
         "edgeproof.target": "arm64",
+        "edgeproof.min_onnxruntime": "1.22",
     }
 
 

@@ -71,6 +71,7 @@ def test_products_run_in_four_bits(tmp_path, gemm):
     assert model.SerializeToString() == before
     assert found.ByteSize() < model.ByteSize() / 4
     assert [(e.key, e.value) for e in found.metadata_props] == [
+        ("edgeproof.min_onnxruntime", "1.22"),
         ("edgeproof.name", "net"),
         ("edgeproof.target", "arm64"),
     ]
