@@ -6,32 +6,31 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bench.errors import EdgeproofError, UsageError
+from bench.command import run
+from bench.errors import UsageError
 from bench.formats import Format
 from bench.scenario import DEFAULT_BATCHES, Scenario, check_options, parse_batches
+from bench.streams import write_out
 
 if TYPE_CHECKING:
     from bench.gate import Judgement
     from bench.result import Result
     from bench.scenario_result import ScenarioResult
 
-EXIT_INTERRUPTED = 130
 DEFAULT_BLOCKS = 5
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Measure, compare and gate ONNX models on this CPU.",
+    help="Measure, compare and gate ONNX models on this CPU. With --debug, an error shows its traceback.",
 )
 
 DataOption = Annotated[
@@ -107,9 +106,9 @@ def bench(
         )
         with _kept(out):
             loaded = run_scenario(paths, evaluation, load, progress=progress)
-        if out is not None:
-            write_result(out, loaded)
-        _show_scenario(loaded, as_json, warnings)
+        show_then_write(
+            lambda: _show_scenario(loaded, as_json, warnings), out, lambda path: write_result(path, loaded)
+        )
         return
     config = MeasureConfig(threads=threads, arena=arena)
     with Session(paths, evaluation, config, progress) as session:
@@ -117,9 +116,9 @@ def bench(
             session.predict()
             session.add_blocks(blocks)
         result = session.result()
-    if out is not None:
-        write_result(out, result)
-    _show_result(result, as_json, warnings)
+    show_then_write(
+        lambda: _show_result(result, as_json, warnings), out, lambda path: write_result(path, result)
+    )
 
 
 @app.command()
@@ -257,16 +256,20 @@ def show(
         _show_scenario(read_scenario(result), as_json)
         return
     measured, judgement = replay(result)
+    text = ""
     if as_format is not None:
         text = convert(measured, judgement, as_format)
         if out is None:
-            _print(text)
+            write_out(text)
             raise typer.Exit(0 if judgement is None else judgement.verdict.exit_code)
-        write_text(out, text)
-    if judgement is None:
-        _show_result(measured, as_json)
-    else:
-        _show_judgement(judgement, as_json)
+
+    def show_all() -> None:
+        if judgement is None:
+            _show_result(measured, as_json)
+        else:
+            _show_judgement(judgement, as_json)
+
+    show_then_write(show_all, out, lambda path: write_text(path, text))
 
 
 @app.command()
@@ -301,26 +304,9 @@ def verify(
     )
 
 
-def run(application: typer.Typer) -> None:
-    """Run a command line: what a user can mend becomes one line and an exit code, never a traceback."""
-    from bench.interrupt import interruptible
-
-    try:
-        with interruptible():
-            application()
-    except EdgeproofError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(error.exit_code) from None
-    except SystemExit as end:
-        # Typer has turned the KeyboardInterrupt into this code, without a word.
-        if end.code == EXIT_INTERRUPTED:
-            print("interrupted: finished work is kept, run again to go on", file=sys.stderr)
-        raise
-
-
 def print_json(value: object) -> None:
     """Exactly one JSON object on standard output."""
-    _print(json.dumps(value, indent=2, allow_nan=False) + "\n")
+    write_out(json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def print_rich(value: Any) -> None:
@@ -330,16 +316,7 @@ def print_rich(value: Any) -> None:
     console = Console(highlight=False, soft_wrap=True)
     with console.capture() as text:
         console.print(value)
-    _print(text.get())
-
-
-def _print(text: str) -> None:
-    """Text on standard output. A reader that went away, as `head` does, changes no exit code."""
-    try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    write_out(text.get())
 
 
 def error_progress() -> Any:
@@ -368,9 +345,20 @@ def _kept(out: Path | None) -> Iterator[None]:
 def _report(judgement: Judgement, out: Path | None, as_json: bool) -> None:
     from bench.result import write_result
 
-    if out is not None:
-        write_result(out, judgement.result)
-    _show_judgement(judgement, as_json)
+    show_then_write(
+        lambda: _show_judgement(judgement, as_json),
+        out,
+        lambda path: write_result(path, judgement.result),
+    )
+
+
+def show_then_write(show: Callable[[], None], out: Path | None, write: Callable[[Path], None]) -> None:
+    """Show what was found, then write it to `out`: where one fails, the other is done all the same."""
+    try:
+        show()
+    finally:
+        if out is not None:
+            write(out)
 
 
 def _show_result(result: Result, as_json: bool, warnings: Sequence[str] = ()) -> None:

@@ -8,10 +8,12 @@
     ├── ResultError                a result file that cannot be read
     ├── PolicyError                budgets that contradict themselves
     ├── StorageError               the disk is full or not writable
+    ├── HostError                  the host lacks memory, processes, open files, or a library that loads
     ├── MissingExtraError          an optional dependency is not installed
     ├── MeasurementError           exit code 4: a worker process died, hung or made no sense
     └── (exporter.errors)          recipes, checkpoints, stages, exports
 
+What is raised without a purpose is a fault of the program: `bench.faults`, exit code 70.
 Every message is one line of three parts: where, what is wrong, what to do about it.
 """
 
@@ -68,6 +70,10 @@ class PolicyError(EdgeproofError):
 
 class StorageError(EdgeproofError):
     """The disk is full, or a folder cannot be written."""
+
+
+class HostError(EdgeproofError):
+    """The host lacks what the program needs: memory, processes, open files, or a library that loads."""
 
 
 class MissingExtraError(EdgeproofError):

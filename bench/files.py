@@ -23,7 +23,7 @@ from bench.model_file import external_data
 TEMPORARY_PREFIX = ".tmp-"
 # The second file of a large model, beside the first.
 DATA_SUFFIX = ".data"
-_FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}
 
 
@@ -33,17 +33,23 @@ def storage_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL_DISK:
-            raise StorageError(
-                path, "the disk is full", "free some space and run again; finished work is kept"
-            ) from error
-        if error.errno in _UNWRITABLE:
-            raise StorageError(
-                path,
-                f"cannot be written ({error.strerror})",
-                "choose another place or mend its rights",
-            ) from error
-        raise
+        found = storage_error(path, error)
+        if found is None:
+            raise
+        raise found from error
+
+
+def storage_error(place: object, error: OSError) -> StorageError | None:
+    """What to say of a full or unwritable disk; None of other errors."""
+    if error.errno in FULL_DISK:
+        return StorageError(
+            place, "the disk is full", "free some space and run again; finished work is kept"
+        )
+    if error.errno in _UNWRITABLE:
+        return StorageError(
+            place, f"cannot be written ({error.strerror})", "choose another place or mend its rights"
+        )
+    return None
 
 
 @contextlib.contextmanager

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bench.cli import JsonOption, OutOption, error_progress, print_json, print_rich, run
+from bench.cli import JsonOption, OutOption, error_progress, print_json, print_rich, show_then_write
 from bench.cli import app as device_app
+from bench.command import run
 from bench.errors import UsageError
 from exporter.choices import CalibrationMethod, TargetName
 
@@ -46,7 +47,10 @@ def options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """From a pretrained PyTorch checkpoint to a small, fast, proven int8 .onnx for a CPU."""
+    """From a pretrained PyTorch checkpoint to a small, fast, proven int8 .onnx for a CPU.
+
+    With --debug, an error shows its traceback.
+    """
     del version
 
 
@@ -95,12 +99,11 @@ def ablate(
     if out is not None:
         check_writable(out, [recipe])
     found = ablate_recipe(recipe, blocks=blocks, overrides=overrides or (), progress=error_progress())
-    if out is not None:
-        write_result(out, found.result)
-    if as_json:
-        print_json(ablation_json(found))
-    else:
-        print_rich(ablation_table(found))
+    show_then_write(
+        lambda: print_json(ablation_json(found)) if as_json else print_rich(ablation_table(found)),
+        out,
+        lambda path: write_result(path, found.result),
+    )
 
 
 @app.command()
@@ -111,6 +114,10 @@ def follow(
     """Take part, until it is ended, in the trainings of a build that runs on another machine."""
     from exporter.build import cache_root, require
 
+    if not recipe.is_file():
+        raise UsageError(
+            recipe, "there is no such file", "check the path, and that the file system is shared"
+        )
     for module, extra in (("torch", "export"), ("lightning_fabric", "train")):
         require(module, extra)
     from exporter.training.hardware import follow as take_part

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import os
 import sys
+from pathlib import Path
 
 import pytest
 import typer
 
-from bench import cli, gate, measure
-from bench.cli import EXIT_INTERRUPTED, run
+from bench import cli, files, gate, measure, result
+from bench.command import EXIT_INTERRUPTED, run
 from bench.errors import MeasurementError, ModelError
 from bench.measure import MeasureConfig
 from bench.policy import Policy
@@ -69,9 +71,9 @@ def test_bench_shows_a_table(command, workers, models, tmp_path):
     head, *rows = ran.out.splitlines()
     assert head.split() == ["dynamic.onnx", "rounded.onnx"]
     assert rows[-1] == "feeds: synthetic (made from the input signature); no accuracy"
-    result = read_result(out)
-    assert result.settings.threads == 2
-    assert len(result.models[0].runs) == 1
+    written = read_result(out)
+    assert written.settings.threads == 2
+    assert len(written.models[0].runs) == 1
     assert workers.asked("open")[0]["threads"] == 2
 
 
@@ -239,15 +241,6 @@ def test_how_commands_end(monkeypatch, capsys, error, code, words):
     assert capsys.readouterr().err == words
 
 
-def test_a_bug_is_not_hidden(monkeypatch):
-    def act():
-        raise ZeroDivisionError
-
-    monkeypatch.setattr(sys, "argv", ["bench"])
-    with pytest.raises(ZeroDivisionError):
-        run(application(act))
-
-
 @pytest.mark.parametrize("show", [cli.print_rich, cli.print_json])
 def test_a_reader_that_went_away_changes_nothing(monkeypatch, show):
     reader, writer = os.pipe()
@@ -315,3 +308,43 @@ def test_an_output_that_is_an_input_is_refused(command, workers, own_files, argu
     assert ran.err.count("\n") == 1
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     assert len(workers.requests) == asked
+
+
+def no_room(path, _content):
+    with files.storage_errors(path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("name", ["bench", "compare", "gate"])
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_a_verdict_outlives_a_disk_that_fills_up(
+    command, workers, artifact, models, tmp_path, *, monkeypatch, name, options
+):
+    """The result is shown whole, and once, before the file that cannot be written is told of."""
+    arguments = {
+        "bench": (models.dynamic, "--blocks", 1),
+        "compare": (models.dynamic, models.rounded),
+        "gate": (artifact.folder,),
+    }[name]
+    artifact.recipe["gate"] = LENIENT
+    artifact.seal()
+    expected = command(name, *arguments, *options)
+    out = tmp_path / "result.json"
+    monkeypatch.setattr(result, "write_text", no_room)
+    ran = command(name, *arguments, *options, "--out", out)
+    assert (expected.code, ran.code) == (0, 2)
+    assert len(ran.out.splitlines()) == len(expected.out.splitlines()) > 5
+    assert ran.err.splitlines()[-1].startswith(f"error: {out}: the disk is full")
+    if options:
+        assert json.loads(ran.out).keys() == json.loads(expected.out).keys()
+
+
+def test_a_result_is_written_even_where_nobody_can_read_it(command, workers, models, tmp_path, monkeypatch):
+    out = tmp_path / "result.json"
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        ran = command("bench", models.dynamic, "--blocks", 1, "--out", out)
+        monkeypatch.undo()
+    assert ran.code == 2
+    assert "error: standard output: cannot be written (No space left on device)" in ran.err
+    assert len(read_result(out).models) == 1

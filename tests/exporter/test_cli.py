@@ -415,6 +415,12 @@ def test_bad_arguments_are_refused_in_one_line(project, command, arguments, word
     check_refusal(command(*arguments), words)
 
 
+def test_nobody_waits_for_a_recipe_that_is_not_there(command, tmp_path):
+    check_refusal(
+        command("follow", tmp_path / "none.toml", "--node", 1), "none.toml: there is no such file"
+    )
+
+
 def test_a_truncated_model_is_refused(built_once, command, tmp_path):
     content = (built_once.artifact / "model.onnx").read_bytes()
     (tmp_path / "half.onnx").write_bytes(content[: len(content) // 2])
