@@ -17,10 +17,12 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from bench import errors
-from bench.errors import EdgeproofError, MeasurementError
+from bench.errors import EdgeproofError, HostError, MeasurementError
+from bench.faults import WorkerFault
 
 DEFAULT_TIMEOUT_S = 300.0
-_LAST_WORDS = 400
+_LAST_WORDS, _TAIL_BYTES = 400, 64 * 2**10
+_TRACEBACK = "Traceback (most recent call last)"
 _MAX_ANSWER_BYTES = 64 * 2**20
 
 
@@ -44,16 +46,29 @@ class WorkerProcess:
     """A fresh `python -m bench.worker`, started by exec so that it inherits nothing of this process."""
 
     def __init__(self, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+        """Start the process.
+
+        Raises:
+            HostError: the system cannot start it.
+        """
         self._timeout_s = timeout_s
         self._words = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the worker)
-        # -P keeps the working directory off sys.path: a user's numpy.py must not become ours.
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "bench.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._words,
-            env=os.environ | {"PYTHONPATH": _package_root()},
-        )
+        try:
+            # -P keeps the working directory off sys.path: a user's numpy.py must not become ours.
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "bench.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._words,
+                env=os.environ | {"PYTHONPATH": _package_root()},
+            )
+        except OSError as error:
+            self._words.close()
+            raise HostError(
+                "worker",
+                f"cannot be started ({error.strerror})",
+                f"make sure that there is memory, and that this user may start {sys.executable}",
+            ) from error
         self._pending = b""
         self._op = ""
         self._killed_for_memory = memory_kills()
@@ -64,6 +79,7 @@ class WorkerProcess:
         Raises:
             EdgeproofError: what the worker found wrong with its input.
             MeasurementError: the worker died or did not answer in time.
+            WorkerFault: it met an exception that nobody foresaw.
         """
         self.begin(op, **arguments)
         return self.finish()
@@ -88,13 +104,16 @@ class WorkerProcess:
 
         Raises:
             EdgeproofError: what the worker found wrong with its input.
-            MeasurementError: the worker died or did not answer in time.
+            MeasurementError: the worker died, did not answer in time, or not in JSON.
+            WorkerFault: it met an exception that nobody foresaw.
         """
-        answer: dict[str, Any] = json.loads(self._read_line(self._op))
+        answer = _object(self._read_line(self._op), self._op)
         if "error" in answer:
             name, place, cause, fix = answer["error"]
             kind = getattr(errors, name, EdgeproofError)
             raise kind(place, cause, fix)
+        if "fault" in answer:
+            raise WorkerFault(*answer["fault"])
         return answer
 
     def close(self) -> None:
@@ -163,9 +182,11 @@ class WorkerProcess:
 
     def _last_words(self) -> str:
         self._words.seek(0, os.SEEK_END)
-        self._words.seek(max(0, self._words.tell() - _LAST_WORDS))
+        self._words.seek(max(0, self._words.tell() - _TAIL_BYTES))
         words = self._words.read().decode(errors="replace").strip()
-        return f"; its last words: {words}" if words else ""
+        if _TRACEBACK in words:
+            words = words.splitlines()[-1]
+        return f"; its last words: {words[-_LAST_WORDS:]}" if words else ""
 
 
 @contextmanager
@@ -192,6 +213,18 @@ def memory_kills(root: Path = Path("/")) -> int | None:
             if name == "oom_kill":
                 found = (found or 0) + int(count)
     return found
+
+
+def _object(line: bytes, op: str) -> dict[str, Any]:
+    """The JSON object that a worker answered with."""
+    try:
+        answer = json.loads(line)
+    except (ValueError, RecursionError):
+        answer = None
+    if not isinstance(answer, dict):
+        words = line[:_LAST_WORDS].decode(errors="replace")
+        raise MeasurementError("worker", f"answered {op!r} with {words!r}, no JSON", "report this as a bug")
+    return answer
 
 
 def _package_root() -> str:

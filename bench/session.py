@@ -40,6 +40,11 @@ class TensorSpec:
     dtype: str
     shape: tuple[int | None, ...]
 
+    @property
+    def is_numeric(self) -> bool:
+        """Whether it is a tensor of numbers that numpy has too; else `dtype` is ONNX Runtime's own name."""
+        return self.dtype in _NUMPY_TYPES.values()
+
 
 @dataclass(frozen=True)
 class Signature:

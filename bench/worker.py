@@ -20,21 +20,24 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import os
 import resource
 import signal
 import sys
 import threading
 import time
+import traceback
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bench.arrays import Array, read_npz, write_npz
-from bench.errors import DataError, EdgeproofError, ModelError
+from bench.arrays import MAX_UNPACKED_BYTES, Array, read_npz, write_npz
+from bench.errors import DataError, HostError, MeasurementError, ModelError
 from bench.evaluation import LABELS, EvaluationSet, are_classes, predictions, read_evaluation
+from bench.faults import cause_of, foreseen, place_of
 from bench.parity import EXACT_SQNR_DB, parity
 from bench.session import RuntimeOptions, Signature, check_feeds, open_session, signature_of
 
@@ -137,25 +140,24 @@ class Worker:
     def streams(self, request: dict[str, Any]) -> dict[str, Any]:
         """Run the session from `count` threads at once for a while: times of every stream."""
         times: list[list[int]] = [[] for _ in range(request["count"])]
-        failures: list[EdgeproofError] = []
+        failures: list[Exception] = []
         barrier = threading.Barrier(request["count"])
 
         def stream(index: int) -> None:
-            barrier.wait()
-            turn, end = index, time.perf_counter_ns() + request["duration_ns"]
             try:
+                barrier.wait()
+                turn, end = index, time.perf_counter_ns() + request["duration_ns"]
                 while not times[index] or time.perf_counter_ns() < end:
                     start = time.perf_counter_ns()
                     self._run(self._samples[turn % len(self._samples)])
                     times[index].append(time.perf_counter_ns() - start)
                     turn += 1
-            except EdgeproofError as error:
+            except Exception as error:  # noqa: BLE001 (a thread has nobody to raise it to)
                 failures.append(error)
 
         threads = [threading.Thread(target=stream, args=(k,)) for k in range(request["count"])]
         start = time.perf_counter_ns()
-        for thread in threads:
-            thread.start()
+        _start(threads, barrier)
         for thread in threads:
             thread.join()
         if failures:
@@ -193,7 +195,7 @@ class Worker:
         found: list[int] = []
         classes: int | None = None
         for feeds in batches(self._signature, evaluation):
-            output = np.asarray(self._run(feeds)[0])
+            output = self._numbers(self._run(feeds)[0])
             chosen = are_classes(output)
             if output.ndim != 2 and not (chosen and output.ndim == 1):
                 raise DataError(
@@ -228,7 +230,10 @@ class Worker:
         feeds, _ = read_golden(path)
         check_feeds(path, self._signature, feeds)
         names = [spec.name for spec in self._signature.outputs]
-        outputs = [self._run(part) for part in batches(self._signature, EvaluationSet(feeds, None, None))]
+        outputs = [
+            [self._numbers(output) for output in self._run(part)]
+            for part in batches(self._signature, EvaluationSet(feeds, None, None))
+        ]
         joined = {
             name: np.concatenate([part[index] for part in outputs]) for index, name in enumerate(names)
         }
@@ -251,6 +256,18 @@ class Worker:
             for i in range(0, self._feeds.count - size + 1, size)
         ]
 
+    def _numbers(self, output: Any) -> Array:
+        """An output as an array; texts, sequences and maps are none.
+
+        Raises:
+            ModelError: it holds something other than numbers.
+        """
+        if isinstance(output, np.ndarray) and output.dtype.kind in "biuf":
+            return output
+        raise ModelError(
+            self._model, "gives sequences, maps or texts", "export it with tensors of numbers as outputs"
+        )
+
     def _timed_run(self) -> int:
         feeds = self._samples[self._next % len(self._samples)]
         self._next += 1
@@ -266,6 +283,18 @@ class Worker:
                 self._model, f"fails when it runs ({error})", "check it against the feeds"
             ) from error
         return outputs
+
+
+def _start(threads: list[threading.Thread], barrier: threading.Barrier) -> None:
+    """Start all threads; where the system refuses one, those that wait for it are sent home."""
+    for index, thread in enumerate(threads):
+        try:
+            thread.start()
+        except RuntimeError as error:
+            barrier.abort()
+            raise HostError(
+                "--streams", f"the system starts {index} of {len(threads)} threads", "ask for fewer streams"
+            ) from error
 
 
 def fixed_batch(signature: Signature) -> int | None:
@@ -296,7 +325,12 @@ def batches(signature: Signature, evaluation: EvaluationSet) -> list[dict[str, A
 
 
 def synthetic_feeds(model: Path, signature: Signature) -> dict[str, Array]:
-    """Random feeds made from the input signature: good for time and memory, not for accuracy."""
+    """Random feeds made from the input signature: good for time and memory, not for accuracy.
+
+    Raises:
+        DataError: an input has an open axis, or takes more memory than an `.npz` may hold.
+        ModelError: an input is no tensor of plain numbers.
+    """
     generator = np.random.default_rng(SYNTHETIC_SEED)
     feeds: dict[str, Array] = {}
     for spec in signature.inputs:
@@ -308,12 +342,37 @@ def synthetic_feeds(model: Path, signature: Signature) -> dict[str, Array]:
                 "give real feeds with --data",
             )
         shape = tuple(size or 1 for size in spec.shape)
+        if not spec.is_numeric:
+            raise ModelError(
+                model,
+                f"its input {spec.name!r} is {spec.dtype}",
+                "only tensors of plain numbers can be fed: export it so",
+            )
+        size = math.prod(shape) * np.dtype(spec.dtype).itemsize
+        if size > MAX_UNPACKED_BYTES:
+            raise DataError(
+                model,
+                f"input {spec.name!r} of shape {list(shape)} takes {size / 1e9:.3g} GB",
+                "export it with a smaller batch or a dynamic one",
+            )
         kind = np.dtype(spec.dtype).kind
         if kind == "f":
             feeds[spec.name] = generator.standard_normal(shape).astype(spec.dtype)
         else:
             feeds[spec.name] = generator.integers(0, 2, shape).astype(spec.dtype)
     return feeds
+
+
+def told(error: Exception) -> dict[str, Any]:
+    """An exception as an answer: one that was foreseen, or a fault of the program with its traceback."""
+    if isinstance(error, MemoryError):
+        cause = f"there is too little memory ({error})" if str(error) else "there is too little memory"
+        error = MeasurementError("worker", cause, "free some, or measure a smaller model")
+    known = foreseen(error)
+    if known is not None:
+        return {"error": [type(known).__name__, known.place, known.cause, known.fix]}
+    trace = "".join(traceback.format_exception(error))
+    return {"fault": [place_of(error), cause_of(error), trace]}
 
 
 def clear_peak_memory() -> None:
@@ -356,7 +415,7 @@ def main() -> None:
     """Answer requests until standard input closes."""
     # Ctrl-C reaches the whole group of processes; the one that started this one ends it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    answers = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)
     worker = Worker()
     operations = {
@@ -371,12 +430,13 @@ def main() -> None:
         "streams": worker.streams,
         "batch": worker.batch,
     }
-    for line in sys.stdin:
+    for line in sys.stdin.buffer:
         request = json.loads(line)
+        operation = operations[request["op"]]
         try:
-            answer = operations[request["op"]](request)
-        except EdgeproofError as error:
-            answer = {"error": [type(error).__name__, error.place, error.cause, error.fix]}
+            answer = operation(request)
+        except Exception as error:  # noqa: BLE001 (whatever it is, the one that asked has to tell of it)
+            answer = told(error)
         answers.write(json.dumps(answer) + "\n")
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 
-from bench.errors import EdgeproofError
+from bench.faults import EXIT_FAULT, ending
 from bench.progress import SILENT
 
 
@@ -26,9 +27,12 @@ def main() -> int:
         answer.flush()
         with joined(job) as engine:
             run_stage(shop, job.stage, job.folders, engine, Checkpoints(job.unfinished))
-    except EdgeproofError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.exit_code
+    except Exception as error:  # noqa: BLE001 (whatever it is, its last line tells the build)
+        told = ending(error)
+        if told.exit_code == EXIT_FAULT:
+            traceback.print_exception(error)
+        sys.stderr.write(f"{told.line()}\n")
+        return told.exit_code
     return 0
 
 

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bench.errors import MissingExtraError, one_line
+from bench.faults import EXIT_FAULT, WorkerFault
 from bench.files import write_text
 from exporter.cache import UNFINISHED
 from exporter.errors import StageError
@@ -188,10 +189,10 @@ def open_engine(job: Job) -> Iterator[Engine]:
             with joined(meeting) as engine:
                 yield engine
         except RuntimeError as error:  # what a broken connection raises
-            raise StageError(
+            raise _failed(
                 job.stage,
                 f"the exchange between processes failed ({one_line(str(error), 200)})",
-                _why(others),
+                others,
             ) from error
 
 
@@ -216,7 +217,7 @@ def follow(cache: Path, node: int, *, jobs: int | None = None) -> None:
         with processes(job, range(job.recipe.train.devices)) as started:
             for process in started:
                 if process.wait() != 0:
-                    raise StageError(job.stage, "a process failed", _why([process]))
+                    raise _failed(job.stage, "a process failed", [process])
         done, jobs = text, None if jobs is None else jobs - 1
 
 
@@ -257,7 +258,7 @@ def processes(job: Job, numbers: range) -> Iterator[list[subprocess.Popen[str]]]
         for process in started:
             assert process.stdout is not None
             if process.stdout.readline().strip() != READY:
-                raise StageError(job.stage, "a further process did not start", _why([process]))
+                raise _failed(job.stage, "a further process did not start", [process])
         yield started
     finally:
         for process in started:
@@ -333,13 +334,19 @@ def _free_port() -> int:
         return port
 
 
-def _why(started: list[subprocess.Popen[str]]) -> str:
-    """The last lines of processes that have ended badly."""
-    lines = []
+def _failed(stage: str, cause: str, started: list[subprocess.Popen[str]]) -> StageError | WorkerFault:
+    """What to raise of processes that have ended badly: their last lines, and whose fault it was."""
+    lines, traces = [], []
     for process in started:
         if process.poll() is None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=5)
         if process.poll() and process.stderr is not None:
-            lines += process.stderr.read().strip().splitlines()[-1:]
-    return one_line("; ".join(lines)) or "look at the other machines"
+            words = process.stderr.read().strip()
+            lines += words.splitlines()[-1:]
+            if process.returncode == EXIT_FAULT:
+                traces.append(words)
+    why = one_line("; ".join(lines))
+    if traces:
+        return WorkerFault(stage, f"{cause}: {why}", "\n".join(traces))
+    return StageError(stage, cause, why or "look at the other machines")

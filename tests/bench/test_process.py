@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -11,7 +12,8 @@ import pytest
 
 from bench import process
 from bench.arrays import write_npz
-from bench.errors import ArtifactError, DataError, MeasurementError, ModelError
+from bench.errors import ArtifactError, DataError, HostError, MeasurementError, ModelError
+from bench.faults import WorkerFault, ending
 from bench.process import WorkerProcess, worker_group
 
 
@@ -111,3 +113,58 @@ def test_files_in_the_working_folder_are_not_imported(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with WorkerProcess(timeout_s=60) as worker:
         assert "peak_rss_bytes" in worker.ask("memory")
+
+
+class Unforeseen:
+    """Stands for the worker's process: whatever is asked, it answers with one line."""
+
+    def __init__(self, line):
+        self.line = line
+
+    def answer(self, _op):
+        return self.line
+
+
+def test_a_fault_in_a_worker_is_one_line_with_its_traceback(worker, models):
+    worker.ask("open", **open_request(models.dynamic))
+    with pytest.raises(WorkerFault) as caught:
+        worker.ask("burst")
+    told = ending(caught.value)
+    assert (told.exit_code, told.cause) == (70, "met KeyError ('untimed')")
+    assert told.place.startswith("worker, bench/worker.py, line ")
+    assert "Traceback (most recent call last)" in caught.value.trace
+    assert worker.ask("memory").keys() == {"peak_rss_bytes", "memory"}
+
+
+@pytest.mark.parametrize("line", [b"Segmentation fault", b"[1, 2]", b"\xff", b"[" * 100_000, b""])
+def test_an_answer_that_is_no_object(worker, monkeypatch, line):
+    monkeypatch.setattr(worker, "_read_line", Unforeseen(line).answer)
+    worker.begin("memory")
+    with pytest.raises(
+        MeasurementError, match=r"worker: answered 'memory' with .*, no JSON; report"
+    ) as caught:
+        worker.finish()
+    assert len(str(caught.value)) < 700
+
+
+@pytest.mark.parametrize("number", [errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.EACCES])
+def test_a_worker_that_cannot_be_started(monkeypatch, number):
+    def refuse(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    with pytest.raises(HostError, match=f"worker: cannot be started \\({os.strerror(number)}\\)") as caught:
+        WorkerProcess()
+    assert caught.value.exit_code == 2
+
+
+def test_last_words_are_the_last_line_of_a_traceback(worker):
+    with pytest.raises(MeasurementError) as caught:
+        worker.ask("juggle")
+    assert caught.value.cause == "died during 'juggle' (exit code 1); its last words: KeyError: 'juggle'"
+
+
+def test_a_strange_encoding_of_standard_streams_reaches_no_worker(monkeypatch, models):
+    monkeypatch.setenv("PYTHONIOENCODING", "utf-16")
+    with WorkerProcess(timeout_s=60) as started:
+        assert started.ask("open", **open_request(models.dynamic))["session_ns"] > 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from bench import worker as worker_module
 from bench.arrays import read_npz, write_npz
-from bench.errors import ArtifactError, DataError, ModelError
+from bench.errors import ArtifactError, DataError, HostError, ModelError
 from bench.session import Signature, TensorSpec
 from bench.worker import (
     PREDICT_BATCH,
@@ -23,6 +25,7 @@ from bench.worker import (
     fixed_batch,
     memory_bytes,
     synthetic_feeds,
+    told,
 )
 
 WEIGHT = np.random.default_rng(7).standard_normal((4, 3)).astype(np.float32)
@@ -238,3 +241,161 @@ def test_a_host_without_proc_tells_no_memory(monkeypatch):
     monkeypatch.setattr(Path, "write_text", refuse)
     clear_peak_memory()
     assert memory_bytes("VmHWM") is None
+
+
+def sequence(name):
+    tensor = helper.make_tensor_type_proto(TensorProto.FLOAT, [1, 2])
+    return helper.make_value_info(name, helper.make_sequence_type_proto(tensor))
+
+
+def optional(name):
+    tensor = helper.make_tensor_type_proto(TensorProto.FLOAT, [1, 2])
+    return helper.make_value_info(name, helper.make_optional_type_proto(tensor))
+
+
+def mapping(name):
+    tensor = helper.make_tensor_type_proto(TensorProto.FLOAT, [])
+    return helper.make_value_info(name, helper.make_map_type_proto(TensorProto.INT64, tensor))
+
+
+def tensor(name, kind=TensorProto.FLOAT, shape=(1, 2)):
+    return helper.make_tensor_value_info(name, kind, shape)
+
+
+def save_model(path, node, given, taken):
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)]
+    graph = helper.make_graph([node], "odd", [given], [taken])
+    path.write_bytes(helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString())
+    return path
+
+
+ODD_INPUTS = {
+    "tensor(string)": (
+        helper.make_node("Identity", ["x"], ["y"]),
+        tensor("x", TensorProto.STRING),
+        tensor("y", TensorProto.STRING),
+    ),
+    "tensor(bfloat16)": (
+        helper.make_node("Cast", ["x"], ["y"], to=TensorProto.FLOAT),
+        tensor("x", TensorProto.BFLOAT16),
+        tensor("y"),
+    ),
+    "seq(tensor(float))": (
+        helper.make_node("SequenceLength", ["x"], ["y"]),
+        sequence("x"),
+        tensor("y", TensorProto.INT64, ()),
+    ),
+    "optional(tensor(float))": (
+        helper.make_node("OptionalHasElement", ["x"], ["y"]),
+        optional("x"),
+        tensor("y", TensorProto.BOOL, ()),
+    ),
+    "map(int64,tensor(float))": (
+        helper.make_node(
+            "CastMap", ["x"], ["y"], domain="ai.onnx.ml", cast_to="TO_FLOAT", map_form="DENSE"
+        ),
+        mapping("x"),
+        tensor("y", shape=(1, None)),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ODD_INPUTS)
+def test_inputs_that_are_no_tensors_of_numbers(tmp_path, kind):
+    model = save_model(tmp_path / "odd.onnx", *ODD_INPUTS[kind])
+    with pytest.raises(ModelError) as caught:
+        opened(model).first({})
+    assert caught.value.cause == f"its input 'x' is {kind}"
+
+
+def test_outputs_that_are_no_tensors_of_numbers(tmp_path, feeds_file):
+    node = helper.make_node("SequenceConstruct", ["x"], ["y"])
+    model = save_model(tmp_path / "odd.onnx", node, tensor("x"), sequence("y"))
+    path = feeds_file(x=np.zeros((1, 2), np.float32))
+    with pytest.raises(ModelError, match="gives sequences, maps or texts; export it with tensors"):
+        opened(model, path).predict({"evaluation": str(path), "outputs": str(tmp_path / "o.npz")})
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"), [((200_000, 200_000), "160 GB"), ((None, 2**62), "1.84e+10 GB")]
+)
+def test_feeds_that_no_memory_holds(shape, size):
+    signature = Signature((TensorSpec("x", "float32", shape),), ())
+    with pytest.raises(
+        DataError, match=f"m.onnx: input 'x' of shape .* takes {re.escape(size)}; export it"
+    ):
+        synthetic_feeds(Path("m.onnx"), signature)
+
+
+def test_threads_that_the_system_refuses_leave_nobody_waiting(models, monkeypatch):
+    worker = opened(models.dynamic)
+    worker.first({})
+    start, started = threading.Thread.start, []
+
+    def refuse_the_third(thread):
+        if len(started) == 2:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse_the_third)
+    with pytest.raises(HostError, match="--streams: the system starts 2 of 4 threads; ask for fewer"):
+        worker.streams({"count": 4, "duration_ns": 1})
+    for thread in started:
+        thread.join(timeout=60)
+    assert not any(thread.is_alive() for thread in started)
+
+
+@pytest.mark.parametrize("error", [MemoryError("9 GiB"), ZeroDivisionError()])
+def test_what_happens_in_a_stream_is_told(models, monkeypatch, error):
+    worker = opened(models.dynamic)
+    worker.first({})
+
+    def fail(_feeds):
+        raise error
+
+    monkeypatch.setattr(worker, "_run", fail)
+    with pytest.raises(type(error)):
+        worker.streams({"count": 2, "duration_ns": 1})
+
+
+@pytest.mark.parametrize(
+    ("error", "answer"),
+    [
+        (DataError("d.npz", "is bad", "mend it"), ["DataError", "d.npz", "is bad", "mend it"]),
+        (
+            MemoryError("9 GiB"),
+            [
+                "MeasurementError",
+                "worker",
+                "there is too little memory (9 GiB)",
+                "free some, or measure a smaller model",
+            ],
+        ),
+        (
+            MemoryError(),
+            [
+                "MeasurementError",
+                "worker",
+                "there is too little memory",
+                "free some, or measure a smaller model",
+            ],
+        ),
+        (
+            ImportError("no libx.so", name="onnxruntime"),
+            [
+                "HostError",
+                "onnxruntime",
+                "cannot be imported (no libx.so)",
+                "install it again, as constraints.txt has it",
+            ],
+        ),
+    ],
+)
+def test_errors_that_were_foreseen_are_answers(error, answer):
+    assert told(error) == {"error": answer}
+
+
+def test_a_fault_is_an_answer_too():
+    place, cause, trace = told(KeyError("x"))["fault"]
+    assert (place, cause, trace) == ("edgeproof", "met KeyError ('x')", "KeyError: 'x'\n")

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from bench.errors import MissingExtraError
+from bench.faults import WorkerFault, ending
 from bench.progress import SILENT
 from exporter.errors import StageError
 from exporter.network import Network, accuracy
@@ -170,6 +171,27 @@ def test_a_further_process_that_fails_is_named(project):
         project.build(until="finetune", overrides=["train.devices=2"])
     assert caught.value.cause == "a further process did not start"
     assert "too small a machine" in caught.value.fix
+
+
+@needs_fabric
+@pytest.mark.slow
+def test_a_fault_in_a_further_process_is_one_of_the_program(project, monkeypatch):
+    script = (
+        "import sys; from exporter import follow, workshop; "
+        "workshop.open_workshop = None; sys.exit(follow.main())"
+    )
+    started = subprocess.Popen
+
+    def start(line, **options):
+        return started([sys.executable, "-c", script] if "exporter.follow" in line else line, **options)
+
+    monkeypatch.setattr("exporter.training.hardware.subprocess.Popen", start)
+    with pytest.raises(WorkerFault) as caught:
+        project.build(until="finetune", overrides=["train.devices=2"])
+    told = ending(caught.value)
+    assert (told.exit_code, told.place) == (70, "worker, finetune")
+    assert told.cause.startswith("a further process did not start: error: exporter/follow.py, line ")
+    assert "Traceback (most recent call last)" in caught.value.trace
 
 
 @needs_fabric
