@@ -16,7 +16,7 @@ from typing import Final, Literal
 import numpy as np
 from pydantic import ValidationError
 
-from bench.errors import ResultError
+from bench.errors import ResultError, StorageError
 from bench.files import write_text
 from bench.host import HostFingerprint
 from bench.judge import LATENCY_ALPHA, MEMORY_ALPHA, Verdict, judge_ratio, memory_budget
@@ -191,10 +191,18 @@ def detectable(scores: Sequence[float], budget: float) -> float | None:
 
 
 def certificate_path(host: HostFingerprint) -> Path:
-    """Where the certificate of a host lies: `$XDG_CACHE_HOME/edgeproof/certificates`."""
+    """Where the certificate of a host lies: `$XDG_CACHE_HOME/edgeproof/certificates`.
+
+    Raises:
+        StorageError: this user has no home folder, and the variable is not set.
+    """
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     key = hashlib.sha256(host.model_dump_json().encode()).hexdigest()[:16]
-    return Path(cache).expanduser() / "edgeproof" / "certificates" / f"{key}.json"
+    try:
+        folder = Path(cache).expanduser()
+    except RuntimeError as error:
+        raise StorageError("XDG_CACHE_HOME", "is not set, and there is no home folder", "set it") from error
+    return folder / "edgeproof" / "certificates" / f"{key}.json"
 
 
 def read_certificate(host: HostFingerprint) -> Certificate | None:
@@ -203,12 +211,12 @@ def read_certificate(host: HostFingerprint) -> Certificate | None:
     Raises:
         ResultError: the file is damaged, or of a schema that this version does not know.
     """
-    path = certificate_path(host)
     try:
+        path = certificate_path(host)
         if path.stat().st_size > MAX_CERTIFICATE_BYTES:
             raise ResultError(path, f"is larger than {MAX_CERTIFICATE_BYTES} bytes", "remove it")
         content = path.read_bytes()
-    except (OSError, RuntimeError):
+    except (OSError, StorageError):
         return None
     try:
         certificate = Certificate.model_validate_json(content)

@@ -26,12 +26,13 @@ from bench.certificate import (
     Certificate,
     Condition,
     FlippedLabels,
+    certificate_path,
     detectable,
     read_certificate,
     write_certificate,
 )
-from bench.errors import DataError
-from bench.files import model_sha256
+from bench.errors import DataError, StorageError
+from bench.files import check_writable, model_sha256
 from bench.fragment import rebuilt, with_allocation, with_product
 from bench.host import fingerprint
 from bench.judge import Verdict, judge_accuracy, pair_scores
@@ -86,6 +87,7 @@ def certify(
         DataError: the model has no numeric input, so that nothing can be made to depend on it.
         Interrupted: by Ctrl-C; what was measured until then is kept.
     """
+    check_writable(certificate_path(fingerprint()))
     with tempfile.TemporaryDirectory(prefix="edgeproof-") as name:
         folder = Path(name)
         progress.say("sizing the operator that slows copies down")
@@ -96,10 +98,10 @@ def certify(
                 session.add_blocks(config.blocks)
             except Interrupted as stop:
                 if stop.result.models[0].runs:
-                    _keep(subject, config, kinds, stop.result)
+                    _keep(subject, config, kinds, stop.result, progress)
                 raise
             result = session.result()
-    return _keep(subject, config, kinds, result)
+    return _keep(subject, config, kinds, result, progress)
 
 
 def conditions_of(kinds: Kinds, result: Result) -> tuple[Condition, ...]:
@@ -231,7 +233,9 @@ def _alike(earlier: Certificate, config: CertifyConfig, sha256: str, kinds: Kind
     ] == list(kinds)
 
 
-def _keep(subject: Subject, config: CertifyConfig, kinds: Kinds, result: Result) -> Certificate:
+def _keep(
+    subject: Subject, config: CertifyConfig, kinds: Kinds, result: Result, progress: Progress
+) -> Certificate:
     """Join the new pairs to those of earlier days, draw the figures, and store them."""
     host = fingerprint()
     conditions = conditions_of(kinds, result)
@@ -254,5 +258,9 @@ def _keep(subject: Subject, config: CertifyConfig, kinds: Kinds, result: Result)
         samples=len(result.models[0].labels or ()),
         mde80=detectable(unchanged, config.budget),
     )
-    write_certificate(certificate)
+    try:
+        write_certificate(certificate)
+    except StorageError:
+        progress.say(certificate.line())  # hours of measuring are not lost without a word
+        raise
     return certificate

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,6 +88,8 @@ def read_evaluation(path: Path, *, rows: int | None = None, spread: bool = False
         _check_finite(path, name, array)
     if labels is not None and labels.min() < 0:
         raise _bad_labels(path, labels)
+    if ids is not None:
+        _check_text(path, ids)
     return EvaluationSet(arrays, labels, ids)
 
 
@@ -119,6 +122,21 @@ def _check_finite(path: Path, name: str, array: Array) -> None:
     for start in range(0, len(array), step):
         if not np.isfinite(array[start : start + step]).all():
             raise DataError(path, f"feed {name!r} holds NaN or infinity", "clean the data")
+
+
+def _check_text(path: Path, ids: Array) -> None:
+    """Look for ids that no file of text can hold: halves of surrogate pairs, and what is no character."""
+    if ids.dtype.kind != "U" or not ids.dtype.itemsize:
+        return
+    letters = np.ascontiguousarray(ids).view(np.uint32).reshape(len(ids), -1)
+    wrong = ((letters >= 0xD800) & (letters <= 0xDFFF)) | (letters > sys.maxunicode)
+    if wrong.any():
+        row, column = np.argwhere(wrong)[0]
+        raise DataError(
+            path,
+            f"{IDS!r} row {row} holds the code {letters[row, column]:#x}, which is no character",
+            "write the ids as Unicode text",
+        )
 
 
 def _bad_labels(path: Path, labels: Array | ArraySpec) -> DataError:

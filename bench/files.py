@@ -23,6 +23,8 @@ from bench.model_file import external_data
 TEMPORARY_PREFIX = ".tmp-"
 # The second file of a large model, beside the first.
 DATA_SUFFIX = ".data"
+# A name has at most 255 bytes on most file systems; a temporary one has a prefix and 8 random letters more.
+_LONGEST_LABEL, _LONGEST_SUFFIX = 200, 16
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}
 
@@ -61,7 +63,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     with storage_errors(path):
         _check_target(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=_prefix(path), suffix=path.suffix, dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=temporary_prefix(path), suffix=_suffix(path), dir=path.parent)
         os.close(handle)
         temporary = Path(name)
         try:
@@ -82,10 +84,11 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     can be found on the disk at every instant.
     """
     with storage_errors(path):
+        _check_name(path)
         if path.is_symlink() or (path.exists() and not path.is_dir()):
             raise StorageError(path, "is there and is no folder", "choose another place")
         path.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=_prefix(path), dir=path.parent))
+        staging = Path(tempfile.mkdtemp(prefix=temporary_prefix(path), dir=path.parent))
         try:
             staging.chmod(0o777 & ~_umask())
             yield staging
@@ -93,7 +96,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
                 if file.is_file():
                     sync_file(file)
             sync_directory(staging)
-            old = Path(tempfile.mkdtemp(prefix=_prefix(path), dir=path.parent))
+            old = Path(tempfile.mkdtemp(prefix=temporary_prefix(path), dir=path.parent))
             replaced = path.exists()
             if replaced:
                 path.replace(old)
@@ -121,12 +124,12 @@ def check_writable(path: Path, inputs: Iterable[Path | None] = ()) -> None:
         StorageError: it is a folder, or its own folder cannot be made or written.
         UsageError: it is one of `inputs` or lies in one of them, links and other spellings included.
     """
-    _refuse_inputs(path, inputs)
     with storage_errors(path):
         _check_target(path)
+        _refuse_inputs(path, inputs)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(prefix=_prefix(path), dir=path.parent)
+            handle, name = tempfile.mkstemp(prefix=temporary_prefix(path), dir=path.parent)
         except FileNotFoundError as error:  # what /proc says of a new file
             raise PermissionError(errno.EACCES, "no file can be made there") from error
         os.close(handle)
@@ -147,6 +150,11 @@ def write_text(path: Path, content: str) -> None:
 def write_json(path: Path, value: object) -> None:
     """Write `value` as indented JSON; keys keep their order. NaN is refused: it is not JSON."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def path_text(path: Path) -> str:
+    """A path as text that any file can hold: bytes of a name that are no UTF-8 are written as escapes."""
+    return str(path).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def sha256_of(path: Path) -> str:
@@ -190,7 +198,7 @@ def remove_leftovers(folder: Path) -> None:
 def remove_leftovers_of(path: Path) -> None:
     """Remove what killed processes left of `path` alone. The caller holds a lock on `path`."""
     random_part = "?" * 8  # of tempfile's names
-    for entry in path.parent.glob(f"{glob.escape(_prefix(path))}{random_part}"):
+    for entry in path.parent.glob(f"{glob.escape(temporary_prefix(path))}{random_part}"):
         _remove(entry)
 
 
@@ -219,19 +227,34 @@ def _refuse_inputs(out: Path, inputs: Iterable[Path | None]) -> None:
 
 def _is_same(one: Path, other: Path) -> bool:
     """Whether two paths lead to one file; links of both kinds are followed."""
-    if one.exists() and other.exists():
+    try:
         return one.samefile(other)
-    return one.resolve() == other.resolve()
+    except OSError:  # one of them is not there, or its name is longer than any file's
+        return one.resolve() == other.resolve()
 
 
 def _check_target(path: Path) -> None:
     """A folder or a device must not be replaced by a file."""
+    _check_name(path)
     if path.exists() and not path.is_file():
         raise StorageError(path, "is there and is no regular file", "choose another place")
 
 
+def _check_name(path: Path) -> None:
+    """No system can store a name with a NUL; Python's own error for it names no file."""
+    if "\0" in str(path):
+        raise StorageError(str(path).replace("\0", "\\0"), "holds a NUL character", "choose another name")
+
+
 def _prefix(path: Path) -> str:
-    return f"{TEMPORARY_PREFIX}{path.name}-"
+    """How the temporary names of `path` start; short enough even where its own name is as long as any."""
+    name = os.fsencode(path.name)
+    label = path.name if len(name) <= _LONGEST_LABEL else hashlib.sha256(name).hexdigest()
+    return f"{TEMPORARY_PREFIX}{label}-"
+
+
+def _suffix(path: Path) -> str:
+    return path.suffix if len(os.fsencode(path.suffix)) <= _LONGEST_SUFFIX else ""
 
 
 def _umask() -> int:

@@ -22,7 +22,7 @@ from typing import Any, Generic, TypeVar
 
 from bench.errors import MeasurementError
 from bench.evaluation import EvaluationSet, read_evaluation, write_evaluation
-from bench.files import model_sha256, model_size, sha256_of
+from bench.files import model_sha256, model_size, path_text, sha256_of
 from bench.host import HostFingerprint, available_cores, fingerprint
 from bench.interrupt import check_interrupt
 from bench.process import DEFAULT_TIMEOUT_S, WorkerHandle, worker_group
@@ -202,7 +202,7 @@ class Session:
             labels = answer.get("labels")
             models.append(
                 ModelResult(
-                    path=str(path),
+                    path=path_text(path),
                     sha256=self._hashes[index],
                     changed=model_sha256(path) != self._hashes[index],
                     size_bytes=model_size(path),
@@ -338,7 +338,7 @@ def opening(
 def data_source(evaluation: Path | None, samples: int, ids: tuple[str, ...] | None = None) -> DataSource:
     """Where the feeds of a measurement came from: a file, or the input signature."""
     return DataSource(
-        path=None if evaluation is None else str(evaluation),
+        path=None if evaluation is None else path_text(evaluation),
         sha256=None if evaluation is None else sha256_of(evaluation),
         samples=samples,
         synthetic=evaluation is None,

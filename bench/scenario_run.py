@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.errors import MeasurementError
-from bench.files import model_sha256, model_size
+from bench.files import model_sha256, model_size, path_text
 from bench.host import HostFingerprint, available_cores, fingerprint
 from bench.interrupt import check_interrupt
 from bench.measure import (
@@ -192,7 +192,7 @@ class _Sitting:
             data=data_source(self.evaluation, self.samples),
             models=tuple(
                 ScenarioModel(
-                    path=str(path),
+                    path=path_text(path),
                     sha256=self.hashes[index],
                     size_bytes=model_size(path),
                     processes=tuple(self.found[index]),

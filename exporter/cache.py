@@ -48,7 +48,7 @@ class Cache:
                 sha256_of(folder / name) == digest for name, digest in record["files"].items()
             )
             return Entry(key, folder, record["metrics"]) if whole else None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
 
     @contextmanager

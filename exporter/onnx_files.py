@@ -19,11 +19,11 @@ from onnx import numpy_helper
 from bench.errors import ModelError, StorageError
 from bench.files import (
     DATA_SUFFIX,
-    TEMPORARY_PREFIX,
     check_writable,
     storage_errors,
     sync_directory,
     sync_file,
+    temporary_prefix,
 )
 from bench.model_file import external_data
 from bench.session import model_error, open_session
@@ -79,8 +79,7 @@ def write_checked(
     if is_large(proto) and beside.exists() and beside not in replaced:
         raise StorageError(beside, f"is there and does not belong to {path.name}", "choose another --out")
     with storage_errors(path):
-        prefix = f"{TEMPORARY_PREFIX}{path.name}-"
-        with tempfile.TemporaryDirectory(prefix=prefix, dir=path.parent) as folder:
+        with tempfile.TemporaryDirectory(prefix=temporary_prefix(path), dir=path.parent) as folder:
             staged = Path(folder) / path.name  # of the same name: a large model names its data after itself
             _write_accepted_by_onnx(proto, staged, path)
             accept(staged)

@@ -33,7 +33,7 @@ class RangeStore:
         try:
             kept = json.loads(self._file(key).read_text(encoding="utf-8"))
             pairs = {name: (float(low), float(high)) for name, (low, high) in kept[key].items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return {}
         if not all(-math.inf < low <= high < math.inf for low, high in pairs.values()):
             return {}

@@ -81,7 +81,7 @@ def _read(path: Path) -> dict[str, float]:
     """What is kept in a file; nothing where there is none, or a damaged one."""
     try:
         kept = {str(key): float(ns) for key, ns in json.loads(path.read_text(encoding="utf-8")).items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return {}
     return {key: ns for key, ns in kept.items() if 0 < ns < math.inf}
 

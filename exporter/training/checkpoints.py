@@ -69,7 +69,15 @@ class Checkpoints:
                 if values.pop("format") != FORMAT:
                     return None
                 return Saved({key: file.get_tensor(key) for key in file.keys()}, values)  # noqa: SIM118
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError):
+        except (
+            OSError,
+            SafetensorError,
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+        ):
             return None
 
     def rescue(self, name: str, state: Mapping[str, Tensor]) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from bench.certificate import (
     read_certificate,
     write_certificate,
 )
-from bench.errors import PolicyError, ResultError
+from bench.errors import PolicyError, ResultError, StorageError
 from bench.gate import GateOptions, compare, gate
 from bench.host import fingerprint
 from bench.judge import Verdict
@@ -168,3 +169,16 @@ def test_a_budget_that_the_host_cannot_resolve_is_refused(models, scripted):
     options = GateOptions(pairs=pairs)
     judgement = gate(models.dynamic, baseline=models.rounded, policy=wide, options=options, workers=workers)
     assert judgement.metrics["latency_p50"].verdict is Verdict.PASS
+
+
+def test_who_has_no_home_has_no_certificate(monkeypatch):
+    def homeless(_path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    assert read_certificate(fingerprint()) is None
+    with pytest.raises(
+        StorageError, match="XDG_CACHE_HOME: is not set, and there is no home folder; set it"
+    ):
+        certificate_path(fingerprint())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import onnx
 import pytest
@@ -11,8 +12,9 @@ import pytest
 from bench.artifact import Subject
 from bench.certificate import read_certificate
 from bench.certify import CertifyConfig, certify, flipped_labels
-from bench.errors import DataError
+from bench.errors import DataError, StorageError
 from bench.measure import Interrupted, MeasureConfig
+from bench.progress import SILENT
 
 QUICK = MeasureConfig(rounds=3)
 CONFIG = CertifyConfig(blocks=10, slowdowns=(0.05, 0.1))
@@ -69,6 +71,28 @@ def test_an_interrupt_keeps_what_was_measured(models, workers):
 
     kept = read_certificate(fingerprint())
     assert {len(c.latency_p50) for c in kept.conditions} == {4}
+
+
+def test_a_certificate_that_cannot_be_kept_is_refused_before_the_work(models, workers, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(models.dynamic))
+    with pytest.raises(StorageError, match=r"json: cannot be written"):
+        run(models, workers)
+    assert not workers.requests
+
+
+def test_a_certificate_that_is_lost_is_told(models, workers, monkeypatch):
+    said = []
+
+    def no_room(_certificate):
+        raise StorageError("certificate.json", "the disk is full", "free some space")
+
+    monkeypatch.setattr("bench.certify.write_certificate", no_room)
+    progress = SimpleNamespace(task=SILENT.task, say=said.append)
+    with pytest.raises(StorageError, match="the disk is full"):
+        certify(
+            Subject(models.dynamic, None, None), CONFIG, measure=QUICK, workers=workers, progress=progress
+        )
+    assert said[-1].startswith("error rates of this host (")
 
 
 def test_the_command_prints_one_line_a_condition(command, models, workers, monkeypatch):

@@ -348,3 +348,11 @@ def test_a_result_is_written_even_where_nobody_can_read_it(command, workers, mod
     assert ran.code == 2
     assert "error: standard output: cannot be written (No space left on device)" in ran.err
     assert len(read_result(out).models) == 1
+
+
+def test_names_that_are_no_utf8_reach_the_result(command, workers, models, evaluation, tmp_path):
+    data, out = tmp_path / os.fsdecode(b"d\x80.npz"), tmp_path / "result.json"
+    data.write_bytes(evaluation.read_bytes())
+    ran = command("bench", models.dynamic, "--data", data, "--blocks", 1, "--out", out)
+    assert ran.code == 0
+    assert read_result(out).data.path.endswith("/d\\udc80.npz")

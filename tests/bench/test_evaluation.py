@@ -105,3 +105,22 @@ def test_an_input_cannot_bear_a_reserved_name(path, name):
     with pytest.raises(DataError, match=f"a model input is called '{name}'; rename the input"):
         write_evaluation(path, EvaluationSet({name: FEEDS}, None, None))
     assert not path.exists()
+
+
+@pytest.mark.parametrize("code", [0xD800, 0xDC80, 0xDFFF, 0x110000])
+def test_ids_must_be_text(path, code):
+    ids = np.array(["a", "bc", "def", "g", "h", "é😀"])
+    ids.view(np.uint32).reshape(6, -1)[2, 1] = code
+    write_npz(path, {"x": FEEDS, "ids": ids})
+    with pytest.raises(
+        DataError, match=f"'ids' row 2 holds the code {code:#x}, which is no character; write"
+    ):
+        read_evaluation(path)
+
+
+@pytest.mark.parametrize(
+    "ids", [np.arange(6), np.array([b"a"] * 6), np.array([""] * 6), np.array(["é😀"] * 6)]
+)
+def test_other_ids_are_read(path, ids):
+    write_npz(path, {"x": FEEDS, "ids": ids})
+    np.testing.assert_array_equal(read_evaluation(path).ids, ids)

@@ -20,6 +20,7 @@ from bench.files import (
     atomic_directory,
     atomic_file,
     check_writable,
+    path_text,
     remove_leftovers,
     remove_leftovers_of,
     sha256_of,
@@ -30,6 +31,11 @@ from bench.files import (
 
 def leftovers(folder):
     return [entry.name for entry in folder.iterdir() if entry.name.startswith(TEMPORARY_PREFIX)]
+
+
+def enter_directory(path):
+    with atomic_directory(path):
+        pass
 
 
 def fail_after_writing(path):
@@ -293,3 +299,41 @@ def test_an_output_inside_a_folder_that_is_an_input_is_refused(tmp_path):
         with pytest.raises(UsageError, match=r"lies in .*artifact, which is an input"):
             check_writable(tmp_path / out, [tmp_path / "artifact"])
     check_writable(tmp_path / "result.json", [tmp_path / "artifact"])
+
+
+LONGEST = 255
+
+
+@pytest.mark.parametrize("name", ["x" * LONGEST, "é" * (LONGEST // 2), "x." + "y" * (LONGEST - 2)])
+def test_a_name_may_be_as_long_as_any(tmp_path, name):
+    path = tmp_path / name
+    check_writable(path)
+    write_text(path, "content")
+    assert path.read_text() == "content"
+    path.unlink()
+    with atomic_directory(path) as staging:
+        (staging / "file").touch()
+        assert staging.name.startswith(TEMPORARY_PREFIX)
+    assert [entry.name for entry in tmp_path.iterdir()] == [name]
+
+
+def test_leftovers_of_long_names_are_told_apart(tmp_path):
+    paths = [tmp_path / ("x" * (LONGEST - 1) + letter) for letter in "ab"]
+    with atomic_directory(paths[0]) as first, atomic_directory(paths[1]) as second:
+        remove_leftovers_of(paths[0])
+        assert (first.exists(), second.exists()) == (False, True)
+        first.mkdir()
+
+
+@pytest.mark.parametrize("write", [check_writable, lambda path: write_text(path, ""), enter_directory])
+def test_names_that_no_file_can_have(tmp_path, write):
+    with pytest.raises(StorageError, match="File name too long"):
+        write(tmp_path / ("x" * (LONGEST + 1)))
+    with pytest.raises(StorageError, match=r"a\\0b: holds a NUL character; choose another name"):
+        write(tmp_path / "a\0b")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_path_as_text_can_be_written():
+    assert path_text(Path("a/é.onnx")) == "a/é.onnx"
+    assert path_text(Path(os.fsdecode(b"a/\x80.onnx"))) == "a/\\udc80.onnx"

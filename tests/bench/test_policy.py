@@ -97,3 +97,11 @@ def test_budgets_are_symmetric_as_logarithms(relative):
     undoing = 1 / (1 + relative) - 1
     assert log_budget(relative) == pytest.approx(math.log(1 + relative))
     assert log_budget(relative) == pytest.approx(-log_budget(undoing))
+
+
+@pytest.mark.parametrize("text", ["min_accuracy = " + "1" * 5000, "a = " + "[" * 5000 + "]" * 5000])
+def test_toml_that_python_cannot_hold(tmp_path, text):
+    path = tmp_path / "policy.toml"
+    path.write_text(text)
+    with pytest.raises(PolicyError, match=r"policy\.toml: cannot be read \(.*; mend the file"):
+        read_policy(path)

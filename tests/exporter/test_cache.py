@@ -89,3 +89,9 @@ def test_every_ingredient_counts(content, value):
 def test_values_that_json_lacks_are_refused():
     with pytest.raises(ValueError, match="JSON compliant"):
         content_key({"a": float("inf")})
+
+
+def test_a_record_that_is_nested_too_deeply_is_no_entry(tmp_path):
+    entry = fill(Cache(tmp_path))
+    (entry.folder / "entry.json").write_text("[" * 100_000)
+    assert Cache(tmp_path).find(KEY) is None
