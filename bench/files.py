@@ -63,7 +63,9 @@ def atomic_file(path: Path) -> Iterator[Path]:
     with storage_errors(path):
         _check_target(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=temporary_prefix(path), suffix=_suffix(path), dir=path.parent)
+        handle, name = tempfile.mkstemp(
+            prefix=temporary_prefix(path), suffix=_suffix(path), dir=path.parent
+        )
         os.close(handle)
         temporary = Path(name)
         try:
@@ -246,7 +248,7 @@ def _check_name(path: Path) -> None:
         raise StorageError(str(path).replace("\0", "\\0"), "holds a NUL character", "choose another name")
 
 
-def _prefix(path: Path) -> str:
+def temporary_prefix(path: Path) -> str:
     """How the temporary names of `path` start; short enough even where its own name is as long as any."""
     name = os.fsencode(path.name)
     label = path.name if len(name) <= _LONGEST_LABEL else hashlib.sha256(name).hexdigest()

@@ -82,11 +82,12 @@ def edgeproof_gate(request: pytest.FixtureRequest) -> Callable[..., Judgement]:
                 options=GateOptions(same=same),
                 config=MeasureConfig(threads=threads),
             )
-            if out is not None:
-                write_result(Path(out), judgement.result)
         verdict = judgement.verdict.value
         _record(request, verdict)
         words = f"edgeproof {verdict}: {'; '.join(judgement.reasons) or 'nothing was judged'}"
+        if out is not None:
+            with _readable_errors(request, words):
+                write_result(Path(out), judgement.result)
         if verdict == "INCONCLUSIVE" and inconclusive == "skip":
             pytest.skip(words)
         if verdict != "PASS":
@@ -205,17 +206,25 @@ def _path(path: AnyPath | None) -> Path | None:
 
 
 @contextmanager
-def _readable_errors(request: pytest.FixtureRequest) -> Iterator[None]:
-    """What a user can mend is one line; where nothing was measured, the verdict is INVALID."""
-    from bench.errors import EXIT_INVALID, EdgeproofError
+def _readable_errors(request: pytest.FixtureRequest, verdict: str = "") -> Iterator[None]:
+    """What a user can mend is one line; where nothing was measured, the verdict is INVALID.
+
+    A fault of the program keeps its traceback. `verdict` is what was judged before, and is told as well.
+    """
+    from bench.errors import EXIT_INVALID
+    from bench.faults import foreseen
 
     try:
         yield
-    except EdgeproofError as error:
-        invalid = error.exit_code == EXIT_INVALID
+    except Exception as error:
+        known = foreseen(error)
+        if known is None:
+            raise
+        invalid = known.exit_code == EXIT_INVALID
         if invalid:
             _record(request, "INVALID")
-        pytest.fail(f"edgeproof {'INVALID' if invalid else 'error'}: {error}", pytrace=False)
+        before = f"{verdict}\n" if verdict else ""
+        pytest.fail(f"{before}edgeproof {'INVALID' if invalid else 'error'}: {known}", pytrace=False)
 
 
 def _record(request: pytest.FixtureRequest, verdict: str) -> None:

@@ -114,3 +114,56 @@ def test_without_pytest_benchmark_the_line_that_mends_it(project, models, evalua
     found.assert_outcomes(errors=1)
     assert "pytest-benchmark" in found.stdout.str()
     assert "pip install" in found.stdout.str()
+
+
+def test_a_verdict_is_told_where_the_result_cannot_be_written(project, models, evaluation, pytester):
+    conftest = """
+import errno, os, pytest
+from bench import files, result
+
+def no_room(path, _content):
+    with files.storage_errors(path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+@pytest.fixture(autouse=True)
+def full_disk(monkeypatch):
+    monkeypatch.setattr(result, "write_text", no_room)
+"""
+    pytester.makeconftest(conftest)
+    rest = dict.fromkeys(("latency_p50", "latency_p90", "peak_rss"))
+    policy = {"baseline": {"size": 0.02, "accuracy": 0.99, **rest}}
+    source = GATE.format(
+        candidate=str(models.heavy), baseline=str(models.dynamic), policy=policy, data=str(evaluation)
+    )
+    found = project(source, "--junitxml=junit.xml")
+    found.assert_outcomes(failed=1)
+    found.stdout.fnmatch_lines(["edgeproof FAIL: size*", "edgeproof error: result.json: the disk is full*"])
+    assert '<property name="edgeproof_verdict" value="FAIL"' in (pytester.path / "junit.xml").read_text()
+
+
+def test_a_result_that_cannot_be_written_is_told_before_the_work(project, models, evaluation, tmp_path):
+    source = GATE.format(
+        candidate=str(models.dynamic), baseline=str(models.dynamic), policy=None, data=str(evaluation)
+    ).replace("result.json", str(tmp_path))
+    found = project(source)
+    found.assert_outcomes(failed=1)
+    found.stdout.fnmatch_lines([f"edgeproof error: {tmp_path}: is there and is no regular file*"])
+
+
+def test_a_fault_of_the_program_keeps_its_traceback(project, models, evaluation, pytester):
+    conftest = """
+import pytest
+from bench import gate
+
+@pytest.fixture(autouse=True)
+def broken(monkeypatch):
+    monkeypatch.setattr(gate, "subject", lambda *_: 1 / 0)
+"""
+    pytester.makeconftest(conftest)
+    source = GATE.format(
+        candidate=str(models.dynamic), baseline=str(models.dynamic), policy=None, data=str(evaluation)
+    )
+    found = project(source)
+    found.assert_outcomes(failed=1)
+    found.stdout.fnmatch_lines(["*ZeroDivisionError: division by zero"])
+    assert "edgeproof FAIL" not in found.stdout.str()
