@@ -78,12 +78,14 @@ def write_checked(
     replaced = external_data(path)
     if is_large(proto) and beside.exists() and beside not in replaced:
         raise StorageError(beside, f"is there and does not belong to {path.name}", "choose another --out")
-    with storage_errors(path):
-        with tempfile.TemporaryDirectory(prefix=temporary_prefix(path), dir=path.parent) as folder:
-            staged = Path(folder) / path.name  # of the same name: a large model names its data after itself
-            _write_accepted_by_onnx(proto, staged, path)
-            accept(staged)
-            _publish(staged, path, replaced)
+    with (
+        storage_errors(path),
+        tempfile.TemporaryDirectory(prefix=temporary_prefix(path), dir=path.parent) as folder,
+    ):
+        staged = Path(folder) / path.name  # of the same name: a large model names its data after itself
+        _write_accepted_by_onnx(proto, staged, path)
+        accept(staged)
+        _publish(staged, path, replaced)
 
 
 def _write_accepted_by_onnx(proto: onnx.ModelProto, staged: Path, path: Path) -> None:
