@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError
 from bench.arrays import Array, read_npz
 from bench.errors import ArtifactError, UsageError
 from bench.files import sha256_of
-from bench.host import PORTABLE, HostFingerprint, host_target
+from bench.host import HostFingerprint, host_target, other_target, stated_target
 from bench.parity import Parity, parity
 from bench.policy import Policy, policy_from
 from bench.process import DEFAULT_TIMEOUT_S, worker_group
@@ -93,13 +93,18 @@ class Manifest(FrozenModel):
 class Subject:
     """What is to be measured: a model alone, or an artifact's model with what came along.
 
-    `target` is the kind of CPU that an artifact was made for.
+    `target` is the kind of CPU that it was made for, None where nothing says so.
     """
 
     model: Path
     float_twin: Path | None = None
     evaluation: Path | None = None
     target: str | None = None
+
+    @property
+    def place(self) -> Path:
+        """What a person calls it: the artifact's folder, or the file."""
+        return self.model if self.float_twin is None else self.model.parent
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -242,15 +247,14 @@ def subject(path: Path, evaluation: Path | None = None) -> Subject:
     if not path.exists():
         raise UsageError(path, "there is no such file or folder", "check the path")
     check_runtime(path, stated_version(path))
-    return Subject(path, None, evaluation)
+    return Subject(path, None, evaluation, stated_target(path))
 
 
 def target_warnings(subjects: Iterable[Subject], host: HostFingerprint) -> tuple[str, ...]:
-    """A line for each artifact that was made for another kind of CPU; what is measured here misleads."""
-    kind = host_target(host)
+    """A line for each model that was made for another kind of CPU; what is measured here misleads."""
     return tuple(
-        f"{subject.model.parent} was made for {subject.target!r}, this CPU is {kind}: "
+        f"{subject.place} was made for {subject.target!r}, this CPU is {host_target(host)}: "
         "its times and outputs here are not those of its target"
         for subject in subjects
-        if subject.target not in (None, PORTABLE, kind)
+        if other_target(subject.target, host) is not None
     )

@@ -282,11 +282,15 @@ def verify(
 
     from rich.markup import escape
 
-    from bench.artifact import check_hashes, self_test
+    from bench.artifact import FLOAT_MODEL, MODEL, Subject, check_hashes, self_test
+    from bench.gate import warn_of_targets
 
     if not artifact.is_dir():
         raise UsageError(artifact, "is no folder", "name the artifact folder of a build")
     manifest = check_hashes(artifact)
+    warn_of_targets(
+        [Subject(artifact / MODEL, artifact / FLOAT_MODEL, None, manifest.target)], error_progress()
+    )
     outcome = self_test(artifact)
     if as_json:
         print_json(

@@ -27,6 +27,8 @@ from bench.judge import (
     judge_max_p99,
     judge_min_accuracy,
     judge_pair,
+    made_for_others,
+    not_measured,
     reasons,
     same_files,
 )
@@ -110,6 +112,7 @@ def compare(
     warnings = warn_of_targets([first, second], progress)
     sitting = _Sitting(
         [first.model, second.model],
+        [first.target, second.target],
         data,
         config or MeasureConfig(),
         progress,
@@ -157,21 +160,26 @@ def gate_subjects(
 ) -> Judgement:
     """`gate` for files that need not lie in an artifact; refuses no budget, but may not resolve one."""
     models: list[Path] = []
+    targets: list[str | None] = []
     budgets: list[Budgets] = []
     if baseline is not None:
         models.append(baseline.model)
+        targets.append(baseline.target)
         budgets.append(policy.baseline)
     if candidate.float_twin is not None:
         models.append(candidate.float_twin)
+        targets.append(None)
         budgets.append(policy.float_twin)
     if not models:
         raise UsageError(candidate.model, "a lone model has nothing to be judged against", "add --baseline")
     models.append(candidate.model)
+    targets.append(candidate.target)
     judged_by = criteria(policy, budgets, pairs=options.pairs, same=options.same)
     doubt = () if baseline is None or options.any_order else swaps(baseline, candidate)
     warnings = warn_of_targets([s for s in (baseline, candidate) if s is not None], progress)
     sitting = _Sitting(
         models,
+        targets,
         candidate.evaluation,
         config or MeasureConfig(),
         progress,
@@ -205,11 +213,18 @@ def judgement_from(result: Result, judged_by: Criteria) -> Judgement:
         again = _metrics(repeat, for_repeat(judged_by)) if repeat.models[-1].runs else [{} for _ in others]
         judged = [confirmed(first, second) for first, second in zip(judged, again, strict=True)]
     metrics, twin_metrics = judged[0], judged[1] if len(judged) > 1 else {}
-    verdict = joint_verdict(m.verdict for m in (*metrics.values(), *twin_metrics.values()))
+    elsewhere = made_for_others(result)
+    verdict = joint_verdict(
+        [
+            *(metric.verdict for metric in (*metrics.values(), *twin_metrics.values())),
+            Verdict.INCONCLUSIVE if elsewhere else None,
+        ]
+    )
     return Judgement(
         verdict=Verdict.INVALID if doubt else verdict,
         reasons=(
             *(f"INVALID: {reason}" for reason in dict.fromkeys(doubt)),
+            *(f"INCONCLUSIVE: {reason}" for reason in elsewhere),
             *reasons(metrics),
             *(f"against float: {reason}" for reason in reasons(twin_metrics)),
             *(
@@ -334,6 +349,7 @@ class _Sitting:
     """One gate run: the measurement, and its repeat where something fails."""
 
     models: Sequence[Path]
+    targets: Sequence[str | None]
     evaluation: Path | None
     config: MeasureConfig
     progress: Progress
@@ -350,7 +366,9 @@ class _Sitting:
             if early:
                 stopped = empty.model_copy(update={"stopped": "; ".join(early)})
                 return judgement_from(stopped, judged_by)
-            judgement = self._measure(session, judged_by, judged_by.looks)
+            # One block shows that both run; more would tell nothing where no time counts.
+            looks = (1,) if made_for_others(empty) else judged_by.looks
+            judgement = self._measure(session, judged_by, looks)
         if judgement.verdict is not Verdict.INVALID and (failed := _timed(judgement, Verdict.FAIL)):
             repeated = self._repeated(judgement.result, set(failed), judged_by, self.clock() - begun)
             judgement = judgement_from(repeated, judged_by)
@@ -376,7 +394,9 @@ class _Sitting:
         return _with_repeat(first, repeat)
 
     def _session(self, config: MeasureConfig) -> Session:
-        return Session(self.models, self.evaluation, config, self.progress, self.workers)
+        return Session(
+            self.models, self.evaluation, config, self.progress, self.workers, targets=self.targets
+        )
 
     def _measure(
         self,
@@ -425,11 +445,12 @@ def _metrics(result: Result, judged_by: Criteria) -> list[dict[str, Metric]]:
     *others, candidate = result.models
     looks = len(judged_by.looks)
     judged = [
-        judge_pair(other, candidate, budgets, looks=looks)
+        not_measured(judge_pair(other, candidate, budgets, looks=looks), (other, candidate))
         for other, budgets in zip(others, judged_by.budgets, strict=True)
     ]
     if judged_by.max_p99_ms is not None:
-        judged[0]["latency_p99"] = judge_max_p99(candidate, judged_by.max_p99_ms, looks=looks)
+        tail = {"latency_p99": judge_max_p99(candidate, judged_by.max_p99_ms, looks=looks)}
+        judged[0] |= not_measured(tail, (candidate,))
     if judged_by.min_accuracy is not None:
         judged[0]["min_accuracy"] = judge_min_accuracy(candidate, judged_by.min_accuracy)
     return judged
@@ -455,7 +476,7 @@ def _may_be_told(judgement: Judgement, last: int) -> set[tuple[str, str]]:
     return {
         key
         for key, metric in _timed(judgement, Verdict.INCONCLUSIVE).items()
-        if metric.details.get(PAIRS_WANTED, 0) <= _HOPELESS * last
+        if metric.details.get(PAIRS_WANTED, 0) <= _HOPELESS * last and metric.not_measured_on is None
     }
 
 

@@ -7,6 +7,7 @@ import platform
 from pathlib import Path
 from typing import Final, Literal
 
+from bench.model_file import read_model_file
 from bench.schema import FrozenModel
 
 # The kinds of CPU that int8 models are made for; `portable` is right everywhere.
@@ -66,6 +67,19 @@ def host_target(host: HostFingerprint) -> ConcreteTarget:
     if host.machine in {"x86_64", "AMD64"}:
         return "x86-vnni" if has_vnni(host) else "x86-avx2"
     return PORTABLE
+
+
+def stated_target(model: Path) -> str | None:
+    """The kind of CPU that an .onnx says it was made for; None where it says nothing."""
+    return read_model_file(model).metadata.get(TARGET_KEY)
+
+
+def other_target(target: str | None, host: HostFingerprint) -> str | None:
+    """`target`, if it is another kind of CPU than this host's: what is measured here is not its own.
+
+    None for a model that was made for no kind, for every kind, or for this one.
+    """
+    return None if target in (None, PORTABLE, host_target(host)) else target
 
 
 def available_cores() -> tuple[int, ...] | None:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from pydantic import Field
 
+from bench.host import host_target
 from bench.policy import Budgets, log_budget
 from bench.result import ModelResult, Result, Run
 from bench.schema import FrozenModel
@@ -71,7 +72,8 @@ class Metric(FrozenModel):
 
     `lower` and `upper` are one-sided bounds on the same scale; None stands for "no bound". `verdict` is
     None where the policy sets no budget. A value is in `unit`: "ms", or "share" of the samples.
-    `details` holds the counts that a metric rests on, by name.
+    `details` holds the counts that a metric rests on, by name. `not_measured_on` is the kind of CPU that a
+    metric is about, where it was measured on another; then there is no figure.
     """
 
     ratio: float | None = None
@@ -84,6 +86,7 @@ class Metric(FrozenModel):
     verdict: Verdict | None = None
     reason: str = ""
     details: dict[str, float] = Field(default_factory=dict)
+    not_measured_on: str | None = None
 
 
 class Flip(FrozenModel):
@@ -380,12 +383,45 @@ def judge_min_accuracy(candidate: ModelResult, floor: float) -> Metric:
     )
 
 
+def not_measured(metrics: Mapping[str, Metric], models: Sequence[ModelResult]) -> dict[str, Metric]:
+    """The metrics, without times and memory where one of `models` was made for another kind of CPU.
+
+    A budget of such a metric is INCONCLUSIVE: times of this CPU neither keep nor break it.
+    """
+    made_for = next((model.made_for for model in reversed(models) if model.made_for is not None), None)
+    if made_for is None:
+        return dict(metrics)
+    return {
+        name: Metric(
+            unit=metric.unit,
+            budget=metric.budget,
+            verdict=None if metric.budget is None else Verdict.INCONCLUSIVE,
+            reason=f"not measured on {made_for}",
+            not_measured_on=made_for,
+        )
+        if name in TIMED
+        else metric
+        for name, metric in metrics.items()
+    }
+
+
+def made_for_others(result: Result) -> list[str]:
+    """Why no release can pass here: models that were made for another kind of CPU than this host's."""
+    here = host_target(result.host)
+    return [
+        f"{model.path} was made for {model.made_for}, this CPU is {here}: its latency and memory are not "
+        f"measured on {model.made_for}"
+        for model in result.models
+        if model.made_for is not None
+    ]
+
+
 def reasons(metrics: Mapping[str, Metric]) -> list[str]:
-    """One sentence per metric that did not pass."""
+    """One sentence per metric that did not pass; what was not measured is told once for all."""
     return [
         f"{name} {metric.verdict}: {metric.reason}"
         for name, metric in metrics.items()
-        if metric.verdict not in (None, Verdict.PASS)
+        if metric.verdict not in (None, Verdict.PASS) and metric.not_measured_on is None
     ]
 
 

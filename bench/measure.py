@@ -23,7 +23,7 @@ from typing import Any, Generic, TypeVar
 from bench.errors import MeasurementError
 from bench.evaluation import EvaluationSet, read_evaluation, write_evaluation
 from bench.files import model_sha256, model_size, path_text, sha256_of
-from bench.host import HostFingerprint, available_cores, fingerprint
+from bench.host import HostFingerprint, available_cores, fingerprint, other_target, stated_target
 from bench.interrupt import check_interrupt
 from bench.process import DEFAULT_TIMEOUT_S, WorkerHandle, worker_group
 from bench.progress import SILENT, Progress
@@ -86,6 +86,7 @@ class Session:
     """A measurement in progress: add blocks until there are enough, then take the result.
 
     Use as a context manager; the small file of feeds that the timed processes read lives as long.
+    `targets` are the kinds of CPU that the models were made for; by default what the files say of it.
     """
 
     models: Sequence[Path]
@@ -96,6 +97,7 @@ class Session:
     clock: Callable[[], float] = time.monotonic
     state: Callable[[Sequence[int] | None], HostState] = read_state
     host: Callable[[], HostFingerprint] = fingerprint
+    targets: Sequence[str | None] | None = None
     _runs: list[list[Run]] = field(init=False)
     _answers: list[dict[str, Any]] = field(init=False, default_factory=list)
     _bursts: dict[int, int] = field(init=False, default_factory=dict)
@@ -114,6 +116,8 @@ class Session:
 
     def __enter__(self) -> Session:
         self._hashes = [model_sha256(path) for path in self.models]
+        targets = self.targets or [stated_target(path) for path in self.models]
+        self._made_for = [other_target(target, self._host) for target in targets]
         self._feeds: Path | None = None
         self._samples = 1
         if self.evaluation is not None:
@@ -143,8 +147,10 @@ class Session:
             return
         with self._told(), self.progress.task("accuracy", len(self.models)) as task:
             for index, model in enumerate(self.models):
+                # What another kind of CPU would answer: sums that overflow here do not overflow there.
+                exact = {} if self._made_for[index] is None else {"exact_sums": True}
                 with self.workers(1, self.config.timeout_s) as (worker,):
-                    worker.ask("open", **self._opening(model, cores=None))
+                    worker.ask("open", **self._opening(model, cores=None), **exact)
                     self._answers.append(
                         worker.ask(
                             "predict", evaluation=str(self.evaluation), outputs=str(self._outputs(index))
@@ -209,6 +215,7 @@ class Session:
                     runs=tuple(self._runs[index]),
                     predictions=tuple(answer["predictions"]) if answer else None,
                     labels=None if labels is None else tuple(labels),
+                    made_for=self._made_for[index],
                 )
             )
         config = self.config
@@ -295,7 +302,7 @@ class Session:
 
     def _check(self, worker: WorkerHandle, index: int) -> float | None:
         """After all that is measured, since it takes memory: are these the outputs of the accuracy?"""
-        if not self._answers:
+        if not self._answers or self._made_for[index] is not None:
             return None
         return float(worker.ask("check", outputs=str(self._outputs(index)))["sqnr_db"])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from bench.certificate import LARGER, Certificate, fail_share, memory_fail_share
 from bench.gate import Judgement
-from bench.judge import Metric, Verdict
+from bench.judge import Metric, Verdict, made_for_others
 from bench.result import ModelResult, Result
 from bench.scenario_result import ScenarioModel
 
@@ -35,6 +35,7 @@ def model_json(model: ModelResult) -> dict[str, Any]:
     return {
         "path": model.path,
         "sha256": model.sha256,
+        "made_for": model.made_for,
         "latency_ns": model.latency().model_dump(mode="json"),
         "memory": {name: phase.model_dump() for name, phase in model.memory_phases().items()},
         "session_ns": model.session_ns(),
@@ -93,9 +94,12 @@ def short_names(models: Sequence[Measured]) -> dict[str, Measured]:
 
 def result_view(result: Result) -> list[RenderableType]:
     """What `bench` shows of a result."""
+    from rich.text import Text
+
     view: list[RenderableType] = [figures_table(short_names(result.models), {})]
     if result.data.synthetic:
         view.append("feeds: synthetic (made from the input signature); no accuracy")
+    view += [Text(_printable(line)) for line in made_for_others(result)]
     return view
 
 
@@ -129,26 +133,41 @@ def plain_text(view: Sequence[RenderableType], width: int = 108) -> str:
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"
 
 
-def figure_rows(models: Mapping[str, ModelResult]) -> list[tuple[str, list[str]]]:
-    """Rows of the main table: a label, and one text for each model."""
+def figure_rows(models: Mapping[str, ModelResult], *, judged: bool = False) -> list[tuple[str, list[str]]]:
+    """Rows of the main table: a label, and one text for each model.
+
+    Args:
+        models: name -> result.
+        judged: whether the table belongs to a verdict. Times and memory of a model that was made for
+            another kind of CPU are not shown there: they are not what is judged.
+    """
     columns = list(models.values())
     latencies = [model.latency() for model in columns]
 
-    def row(label: str, texts: list[str]) -> tuple[str, list[str]]:
-        return label, texts
+    def of_this_cpu(label: str, texts: Iterable[str]) -> tuple[str, list[str]]:
+        hidden = [judged and model.made_for is not None for model in columns]
+        return label, [
+            not_measured_text(model.made_for) if hide else text
+            for model, hide, text in zip(columns, hidden, texts, strict=True)
+        ]
 
     return [
-        row("accuracy", [percent(model.accuracy()) for model in columns]),
-        row("latency p50", [milliseconds(latency.p50) for latency in latencies]),
-        row("latency p90", [milliseconds(latency.p90) for latency in latencies]),
-        row("latency p99", [milliseconds(latency.p99) for latency in latencies]),
-        row("samples", [str(latency.count) for latency in latencies]),
-        row("throughput", [f"{model.throughput_per_s():.0f} /s" for model in columns]),
-        row("session creation", [milliseconds(model.session_ns()) for model in columns]),
-        row("first inference", [milliseconds(model.first_run_ns()) for model in columns]),
-        row("peak memory", [mebibytes(model.peak_rss_bytes()) for model in columns]),
-        row("file size", [mebibytes(model.size_bytes) for model in columns]),
+        ("accuracy", [percent(model.accuracy()) for model in columns]),
+        of_this_cpu("latency p50", (milliseconds(latency.p50) for latency in latencies)),
+        of_this_cpu("latency p90", (milliseconds(latency.p90) for latency in latencies)),
+        of_this_cpu("latency p99", (milliseconds(latency.p99) for latency in latencies)),
+        of_this_cpu("samples", (str(latency.count) for latency in latencies)),
+        of_this_cpu("throughput", (f"{model.throughput_per_s():.0f} /s" for model in columns)),
+        of_this_cpu("session creation", (milliseconds(model.session_ns()) for model in columns)),
+        of_this_cpu("first inference", (milliseconds(model.first_run_ns()) for model in columns)),
+        of_this_cpu("peak memory", (mebibytes(model.peak_rss_bytes()) for model in columns)),
+        ("file size", [mebibytes(model.size_bytes) for model in columns]),
     ]
+
+
+def not_measured_text(target: str | None) -> str:
+    """What stands in the place of a figure of another kind of CPU."""
+    return _printable(f"not measured on {target}")
 
 
 METRIC_OF_ROW = {
@@ -168,28 +187,31 @@ def figures_table(models: Mapping[str, ModelResult], metrics: Mapping[str, Metri
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("")
     for name in models:
-        table.add_column(escape(name), justify="right")
+        table.add_column(escape(name), justify="right", no_wrap=True)
     if metrics:
-        table.add_column("change", justify="right")
-    for label, texts in figure_rows(models):
+        table.add_column("change", justify="right", no_wrap=True)
+    for label, texts in figure_rows(models, judged=bool(metrics)):
         metric = metrics.get(METRIC_OF_ROW.get(label, ""))
         change = [change_text(metric)] if metrics else []
-        table.add_row(label, *texts, *change)
+        table.add_row(label, *(escape(text) for text in (*texts, *change)))
     return table
 
 
 def verdict_table(metrics: Mapping[str, Metric]) -> Table:
     """One row a metric: estimate, bounds, budget, verdict."""
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("metric", "estimate", "bounds", "budget", "verdict"):
-        table.add_column(heading, justify="left" if heading == "metric" else "right")
+        table.add_column(
+            heading, justify="left" if heading == "metric" else "right", no_wrap=heading != "bounds"
+        )
     for name, metric in metrics.items():
         style = _STYLES[metric.verdict] if metric.verdict else "dim"
         table.add_row(
             name,
-            change_text(metric),
+            escape(change_text(metric)),
             bounds_text(metric),
             budget_text(metric),
             f"[{style}]{metric.verdict or 'not judged'}[/]",
@@ -206,6 +228,8 @@ def change_text(metric: Metric | None) -> str:
     """`0.52 x` for ratios, `-0.20 points` for differences."""
     if metric is None:
         return ""
+    if metric.not_measured_on is not None:
+        return not_measured_text(metric.not_measured_on)
     if metric.ratio is not None:
         return f"{metric.ratio:.3f} ×"
     if metric.difference is not None:
@@ -231,9 +255,10 @@ def budget_text(metric: Metric) -> str:
     """The budget, on the scale of the estimate."""
     if metric.budget is None:
         return _ABSENT
-    if metric.ratio is not None:
+    unmeasured_ratio = metric.not_measured_on is not None and metric.unit is None
+    if metric.ratio is not None or unmeasured_ratio:
         return f"≤ {1 + metric.budget:.3f} ×"
-    if metric.value is not None:
+    if metric.unit is not None:
         return f"{'≥' if metric.unit == 'share' else '≤'} {_value_text(metric, metric.budget)}"
     return f"≥ {0.0 - metric.budget * 100:+.2f} points"
 

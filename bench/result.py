@@ -22,7 +22,8 @@ from bench.stats import minimum_count, quantile_interval
 # 1 (0.1.0): models side by side, their runs paired by index, raw nanoseconds per round.
 # 2: what the verdict was judged by, and its repeat; memory by phases; the host's state in every round;
 #    how near timed outputs come to those that accuracy rests on; sample names. All may be absent.
-SCHEMA_VERSION: Final = 2
+# 3: the kind of CPU that a model was made for, where the host is of another. May be absent.
+SCHEMA_VERSION: Final = 3
 MAX_RESULT_BYTES = 512 * 2**20
 # Bounds of reported percentiles. Five processes, as `bench` starts, allow no smaller error.
 REPORT_ALPHA = 0.05
@@ -123,6 +124,8 @@ class ModelResult(FrozenModel):
         predictions: predicted class of each evaluation sample, in order.
         labels: the classes they should be, or None without labels.
         changed: whether the file was replaced while it was measured.
+        made_for: the kind of CPU that the model was made for, where the host is of another: then its times
+            and its memory here are not those that it ships with. None where they are.
     """
 
     path: str
@@ -132,6 +135,7 @@ class ModelResult(FrozenModel):
     predictions: tuple[ClassIndex, ...] | None = None
     labels: tuple[ClassIndex, ...] | None = None
     changed: bool = False
+    made_for: Annotated[str, Field(max_length=100)] | None = None
 
     def latency(self) -> LatencySummary:
         """Percentiles over the samples of all processes."""
@@ -214,7 +218,7 @@ class Result(FrozenModel):
         certificate: what was known of this host's error rates when the verdict was given.
     """
 
-    schema_version: Literal[1, 2] = SCHEMA_VERSION
+    schema_version: Literal[1, 2, 3] = SCHEMA_VERSION
     tool_version: str
     started_utc: str
     ended_utc: str

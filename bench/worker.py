@@ -4,7 +4,8 @@ It imports numpy and ONNX Runtime and nothing else that takes memory, because it
 reported. One answer per request, on the standard output that it found at the start; whatever a library
 prints goes to standard error. Requests, in order:
 
-    {"op": "open", "model": PATH, "feeds": PATH | null, "threads": N, "arena": BOOL, "cores": [..] | null}
+    {"op": "open", "model": PATH, "feeds": PATH | null, "threads": N, "arena": BOOL, "cores": [..] | null,
+     "exact_sums": BOOL, by default false}
     {"op": "first"}
     {"op": "warm", "limit_ns": N}
     {"op": "burst", "count": N, "untimed": N}
@@ -77,7 +78,9 @@ class Worker:
         import_rss, imported = memory_bytes("VmRSS"), memory_reading()
         # Of the processor, not of the clock: other workers may create theirs on the same core meanwhile.
         start = time.process_time_ns()
-        options = RuntimeOptions(threads=request["threads"], arena=request["arena"])
+        options = RuntimeOptions(
+            threads=request["threads"], arena=request["arena"], exact_sums=request.get("exact_sums", False)
+        )
         self._session = open_session(self._model, options)
         session_ns = time.process_time_ns() - start
         self._signature = signature_of(self._session)

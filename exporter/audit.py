@@ -29,6 +29,9 @@ from exporter.saturation import observe_saturation
 # Samples on which saturation is observed; its shares hardly change with more.
 SAMPLES = 32
 _BATCH = 8
+# Whether signed activations (S8S8) fuse into int8 kernels. That is what ONNX Runtime's optimizer decides by
+# the kind of CPU (graph_transformer_utils.cc, QDQIsInt8Allowed), unless a session is told.
+_SIGNED_FUSES = {"x86-vnni": "0", "x86-avx2": "0", "arm64": "1"}
 
 
 class FloatOperator(FrozenModel):
@@ -76,6 +79,9 @@ class Audit(FrozenModel):
     In loops and branches they are those of the run that was looked at.
 
     Attributes:
+        target: the kind of CPU whose fusions these are.
+        host_target: the kind of this CPU. Where it is another, the graph is the one that ONNX Runtime makes
+            for `target`, and its kernels were not seen.
         macs: multiply-adds that were counted; what `uncounted` operators do is not among them.
         int8_mac_ratio: share of the counted multiply-adds that run in int8. With `uncounted` operators it
             is an upper bound of the true share; `share_text` says so.
@@ -85,6 +91,8 @@ class Audit(FrozenModel):
         samples: how many real samples saturation was observed on.
     """
 
+    target: str
+    host_target: str
     macs: int
     int8_macs: int
     int8_mac_ratio: float
@@ -97,11 +105,13 @@ class Audit(FrozenModel):
     samples: int
 
 
-def audit(path: Path, data: Path | None = None) -> Audit:
-    """Load a model as it is run on this CPU, and count.
+def audit(path: Path, data: Path | None = None, made_for: str | None = None) -> Audit:
+    """Load a model as it is run on this CPU, or on the kind of CPU that it was made for, and count.
 
     Args:
         path: an .onnx file.
+        made_for: a kind of CPU. ONNX Runtime's optimizer then fuses as it does there, which it can do on
+            any host; by default, and for a kind that is not known, as it does here.
         data: samples as of `bench.evaluation`, or None: then feeds are made up from the input signature
             and saturation is bounded, not observed.
 
@@ -113,10 +123,12 @@ def audit(path: Path, data: Path | None = None) -> Audit:
     batches = [] if data is None else _read_batches(data, signature)
     feeds = _first(batches[0], signature) if batches else synthetic_feeds(path, signature)
     with tempfile.TemporaryDirectory(prefix="edgeproof-") as folder:
-        model = _optimized(path, Path(folder) / "optimized.onnx")
-    graph, host, written = Graph.of(model), fingerprint(), onnx.load(path)
+        here = host_target(fingerprint())
+        target = made_for if made_for in _SIGNED_FUSES else here
+        model = _optimized(path, Path(folder) / "optimized.onnx", target)
+    graph, written = Graph.of(model), onnx.load(path)
     counted, uncounted = _count(path, model, feeds)
-    x86 = host_target(host).startswith("x86")
+    x86 = target.startswith("x86")
     floats = [_float_operator(one, work, graph, x86=x86) for one, work in counted if work.float]
     in_int8 = {plain_name(one.node) for one, work in counted if work.int8}
     operators: dict[str, int] = {}
@@ -125,6 +137,8 @@ def audit(path: Path, data: Path | None = None) -> Audit:
     total = sum((work for _, work in counted), NOTHING)
     macs = total.int8 + total.float
     return Audit(
+        target=target,
+        host_target=here,
         macs=macs,
         int8_macs=total.int8,
         int8_mac_ratio=total.int8 / macs if macs else 0.0,
@@ -133,7 +147,7 @@ def audit(path: Path, data: Path | None = None) -> Audit:
         uncounted=uncounted,
         needless_pairs=needless_pairs(graph),
         quantized_at_load=_quantized_at_load(written, in_int8),
-        saturation=_saturation(path, written, batches, {f.name for f in floats} - in_int8),
+        saturation=_saturation(path, written, batches, {f.name for f in floats} - in_int8) if x86 else (),
         samples=sum(len(next(iter(batch.values()))) for batch in batches),
     )
 
@@ -278,9 +292,11 @@ def _first(batch: Mapping[str, Array], signature: Signature) -> dict[str, Array]
     return {name: array[: fixed_batch(signature) or 1] for name, array in batch.items()}
 
 
-def _optimized(path: Path, destination: Path) -> onnx.ModelProto:
-    """The graph after all of ONNX Runtime's optimizations."""
+def _optimized(path: Path, destination: Path, target: str) -> onnx.ModelProto:
+    """The graph after all of ONNX Runtime's optimizations, as they are on a kind of CPU."""
     options = onnxruntime.SessionOptions()
+    if (fuses := _SIGNED_FUSES.get(target)) is not None:
+        options.add_session_config_entry("session.qdqisint8allowed", fuses)
     options.log_severity_level = ERRORS_ONLY
     options.optimized_model_filepath = str(destination)
     try:

@@ -160,7 +160,7 @@ def inspect(
     from exporter.audit import audit, coverage_failure
 
     chosen = subject(model, data)
-    found = audit(chosen.model, chosen.evaluation)
+    found = audit(chosen.model, chosen.evaluation, chosen.target)
     errors = _layer_errors(chosen, float_model) if layers else []
     if as_json:
         print_json(found.model_dump(mode="json") | ({"layers": errors} if layers else {}))
@@ -303,6 +303,11 @@ def _print_audit(found: Any) -> None:
 
     from exporter.audit import share_text
 
+    if found.target != found.host_target:
+        print_rich(
+            f"made for {found.target}: fused as ONNX Runtime does there; its kernels were not run, "
+            f"for this CPU is {found.host_target}"
+        )
     print_rich(escape(share_text(found)))
     for operator in found.uncounted:
         print_rich(escape(f"  not counted: {operator.name} ({operator.op_type}): {operator.reason}"))

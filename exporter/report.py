@@ -65,7 +65,7 @@ def render_report(manifest: Manifest, judgement: Judgement) -> str:
         blocks=judgement.blocks,
         figures=[
             (label, texts, change_text(metrics.get(METRIC_OF_ROW.get(label, ""))))
-            for label, texts in figure_rows(models)
+            for label, texts in figure_rows(models, judged=True)
         ],
         judged=[
             {

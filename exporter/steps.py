@@ -17,7 +17,7 @@ from bench.errors import MeasurementError
 from bench.evaluation import EvaluationSet, write_evaluation
 from bench.files import model_sha256, model_size, sha256_of
 from bench.gate import gate_subjects, with_plain_paths
-from bench.host import fingerprint
+from bench.host import fingerprint, host_target, other_target
 from bench.measure import MeasureConfig
 from bench.parity import Parity, parity
 from bench.render import metrics_json
@@ -71,6 +71,11 @@ def recipe_steps(shop: Workshop, *, kept: Path | None = None) -> list[Step]:
     `kept` is the folder where activation ranges and times of layers go from one build to the next.
     """
     recipe = shop.recipe
+    if (other := other_target(shop.target().name, here := fingerprint())) is not None:
+        shop.progress.say(
+            f"warning: quantize.target is {other}, this CPU is {host_target(here)}: what stages time, they "
+            "time here, and the gate stays INCONCLUSIVE until it runs on the target"
+        )
     check_hardware(recipe)
     _check_teachers(shop)
     sample_count(shop.data.calibration, recipe.quantize)
@@ -423,7 +428,7 @@ def _parity(
     if not np.isfinite(int8_outputs).all():
         raise ExportError(MODEL, "gives NaN or infinity", "look at the calibration data")
     write_evaluation(out / EVALUATION, evaluation_set(shipped))
-    found = audit(int8_model, out / EVALUATION)
+    found = audit(int8_model, out / EVALUATION, shop.target().name)
     if failure := coverage_failure(found, shop.recipe.quantize.min_int8_ratio):
         raise ExportError(
             "quantize.min_int8_ratio", failure, "mend what it names, or be content with a lower ratio"
@@ -461,7 +466,10 @@ def _write_golden(path: Path, sample: Split, model: Path, scores: Array) -> None
 
 def _gate(shop: Workshop, folders: Mapping[str, Path], out: Path) -> dict[str, Any]:
     subject = Subject(
-        folders["quantize"] / MODEL, folders["export"] / FLOAT_MODEL, folders["parity"] / EVALUATION
+        folders["quantize"] / MODEL,
+        folders["export"] / FLOAT_MODEL,
+        folders["parity"] / EVALUATION,
+        shop.target().name,
     )
     judgement = with_plain_paths(
         gate_subjects(
@@ -478,7 +486,8 @@ def _gate(shop: Workshop, folders: Mapping[str, Path], out: Path) -> dict[str, A
     write_result(out / RESULT, judgement.result)
     latency = judgement.metrics.get("latency_p50")
     faster = latency is not None and latency.upper is not None and latency.upper < 1
-    slow = [] if faster else [_slow(shop, subject.model)]
+    measured = latency is not None and latency.not_measured_on is None
+    slow = [_slow(shop, subject.model)] if measured and not faster else []
     return {
         "verdict": judgement.verdict.value,
         "reasons": list(judgement.reasons),

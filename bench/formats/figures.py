@@ -11,10 +11,11 @@ from bench.result import ModelResult
 def flat_figures(model: ModelResult) -> dict[str, float | int]:
     """The figures of a model; what the host or the data do not tell is left out, never zero.
 
-    `accuracy` is a share of 1.
+    `accuracy` is a share of 1. Times and memory of a model that was made for another kind of CPU are left
+    out: a tool that keeps them would take them for those of its own.
     """
     latency = model.latency()
-    figures: dict[str, float | int | None] = {
+    of_this_cpu: dict[str, float | int | None] = {
         "latency_p50_ns": latency.p50,
         "latency_p90_ns": latency.p90,
         "latency_p99_ns": latency.p99,
@@ -22,6 +23,8 @@ def flat_figures(model: ModelResult) -> dict[str, float | int]:
         "first_run_ns": model.first_run_ns(),
         "throughput_per_s": model.throughput_per_s(),
         "peak_rss_bytes": model.peak_rss_bytes(),
+    }
+    figures = (of_this_cpu if model.made_for is None else {}) | {
         "size_bytes": model.size_bytes,
         "accuracy": model.accuracy(),
     }

@@ -64,7 +64,7 @@ def _figures(result: Result, metrics: Mapping[str, Metric]) -> str:
     models = short_names(result.models)
     heads = ["", *(code(name) for name in models)] + ["change"] * bool(metrics)
     rows = []
-    for label, texts in figure_rows(models):
+    for label, texts in figure_rows(models, judged=bool(metrics)):
         change = [change_text(metrics.get(METRIC_OF_ROW.get(label, "")))] * bool(metrics)
         rows.append([label, *texts, *change])
     return _table(heads, rows)

@@ -43,11 +43,11 @@ def render(result: Result, judgement: Judgement | None) -> str:
 
 
 def _benchmarks(name: str, model: ModelResult) -> list[dict[str, Any]]:
+    size = _benchmark(f"{name} size", "byte", [{"values": [model.size_bytes]}])
+    if model.made_for is not None:  # times and memory here are not its own
+        return [size]
     memory = [run.peak_rss_bytes for run in model.runs if run.peak_rss_bytes is not None]
-    benchmarks = [
-        _benchmark(f"{name} latency", "second", [_run(run) for run in model.runs]),
-        _benchmark(f"{name} size", "byte", [{"values": [model.size_bytes]}]),
-    ]
+    benchmarks = [_benchmark(f"{name} latency", "second", [_run(run) for run in model.runs]), size]
     if memory:
         runs = [{"values": [peak]} for peak in memory]
         benchmarks.append(_benchmark(f"{name} peak_rss", "byte", runs))

@@ -54,7 +54,11 @@ def _benchmark(name: str, model: ModelResult, result: Result) -> dict[str, Any]:
         "fullname": name,
         "params": None,
         "param": None,
-        "extra_info": {"sha256": model.sha256, **flat_figures(model)},
+        "extra_info": {
+            "sha256": model.sha256,
+            **flat_figures(model),
+            **({} if model.made_for is None else {"not_measured_on": model.made_for}),
+        },
         "options": result.settings.model_dump(mode="json"),
         "stats": pooled_statistics(seconds) | {"data": seconds, "iterations": 1},
     }

@@ -30,6 +30,7 @@ METRIC_KEYS = {
     "verdict",
     "reason",
     "details",
+    "not_measured_on",
 }
 RIGHT = [0] * 40
 # Forty samples resolve no less.

@@ -92,7 +92,9 @@ def test_a_model_that_fails_is_one_line(models, tmp_path):
     feeds = tmp_path / "feeds.npz"
     write_npz(feeds, {"x": np.zeros((2, 5), np.float32)})
     ran = bench_command("bench", models.dynamic, "--data", feeds, "--json")
-    assert (ran.code, ran.out) == (2, "")
+    told = json.loads(ran.out)  # what reads the output gets one object, whatever happens
+    assert (ran.code, told["exit_code"]) == (2, 2)
+    assert (told["error"]["place"], told["error"]["fix"]) == (str(feeds), "the model wants ['N', 4]")
     assert (
         ran.err.splitlines()[-1] == f"error: {feeds}: feed 'x' has shape [2, 5]; the model wants ['N', 4]"
     )

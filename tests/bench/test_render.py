@@ -40,6 +40,7 @@ METRIC_KEYS = {
     "verdict",
     "reason",
     "details",
+    "not_measured_on",
 }
 RATIO = Metric(ratio=0.5, lower=0.48, upper=0.52, budget=0.02, verdict=Verdict.PASS)
 UNBOUNDED = Metric(ratio=1.0, budget=-0.4, verdict=Verdict.INCONCLUSIVE)

@@ -36,7 +36,7 @@ def test_what_was_written_is_read(path, result):
 
 def test_raw_samples_are_kept(path, result):
     written = json.loads(path.read_text())
-    assert written["schema_version"] == 2
+    assert written["schema_version"] == 3
     first = written["models"][0]["runs"][0]
     assert first["rounds_ns"] == [list(times) for times in result.models[0].runs[0].rounds_ns]
     assert len(first["warmup_ns"]) == 20
@@ -52,8 +52,8 @@ def edit(path, change):
     ("change", "words"),
     [
         (
-            lambda c: c.update(schema_version=3),
-            "schema_version: 3 is refused; this version reads schemas 1 to 2; install a newer edgeproof",
+            lambda c: c.update(schema_version=4),
+            "schema_version: 4 is refused; this version reads schemas 1 to 3; install a newer edgeproof",
         ),
         (
             lambda c: c.update(surprise=1),
@@ -76,6 +76,16 @@ def test_files_that_are_refused(path, change, words):
     with pytest.raises(ResultError) as caught:
         read_result(path)
     assert f"{path}: {words}" in str(caught.value)
+
+
+def test_a_file_of_the_second_schema_is_read(path, result):
+    def as_before(content):
+        content.update(schema_version=2)
+        for model in content["models"]:
+            assert model.pop("made_for") is None
+
+    edit(path, as_before)
+    assert read_result(path) == result.model_copy(update={"schema_version": 2})
 
 
 def test_a_file_of_the_first_schema_is_read(path, result):

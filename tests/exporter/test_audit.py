@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from bench.errors import DataError, ModelError
-from bench.host import fingerprint, has_vnni
+from bench.host import fingerprint, has_vnni, host_target
 from bench.progress import SILENT
 from exporter import audit as audit_module
 from exporter.audit import audit, coverage_failure
 from exporter.data import Split
 from exporter.quantize import quantize
 from exporter.recipe import QuantizeConfig
+from exporter.standalone import quantize_file
 from exporter.targets import TARGETS
 
 
@@ -301,3 +304,65 @@ def test_the_share_that_is_wanted(save, to_int8):
     )
     empty = audit(save([helper.make_node("Relu", ["x"], ["y"])], {}, ["N", 3]))
     assert coverage_failure(empty, 0.5) == "0.0% of multiply-adds run in int8, at least 50.0% wanted"
+
+
+@pytest.fixture
+def residual(tmp_path):
+    """Two convolutions and a sum: a tensor with two readers, whose S8S8 form x86 does not fuse."""
+    generator = np.random.default_rng(0)
+    weights = {f"w{k}": generator.standard_normal((8, 8, 3, 3)).astype(np.float32) for k in range(2)}
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["x", "w0"], ["a"], name="first", pads=[1] * 4),
+            helper.make_node("Relu", ["a"], ["r"]),
+            helper.make_node("Conv", ["r", "w1"], ["b"], name="second", pads=[1] * 4),
+            helper.make_node("Add", ["r", "b"], ["y"], name="sum"),
+        ],
+        "residual",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 8, 6, 6])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 8, 6, 6])],
+        [numpy_helper.from_array(value, name) for name, value in weights.items()],
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9),
+        tmp_path / "float.onnx",
+    )
+    np.savez(tmp_path / "x.npz", x=generator.standard_normal((8, 8, 6, 6)).astype(np.float32))
+
+    def quantized(target):
+        path = tmp_path / f"{target}.onnx"
+        quantize_file(tmp_path / "float.onnx", tmp_path / "x.npz", path, target=target)
+        return path
+
+    return quantized
+
+
+def test_a_file_for_another_kind_of_cpu_is_fused_as_it_is_there(residual):
+    """The optimizer of any host can be told; what it makes for this one says nothing of the other."""
+    path = residual("arm64")
+    there, here = audit(path, made_for="arm64"), audit(path, made_for="x86-vnni")
+    assert (there.target, there.int8_mac_ratio, there.float_ops) == ("arm64", 1.0, ())
+    assert there.operators["QLinearConv"] == 2
+    assert there.saturation == ()
+    assert here.int8_mac_ratio < 1.0
+    assert "quantize for x86-vnni" in here.float_ops[0].reason
+    assert audit(residual("x86-vnni"), made_for="x86-avx2").int8_mac_ratio == 1.0
+
+
+def test_inspect_takes_the_kind_that_the_file_states(residual, command):
+    host = host_target(fingerprint())
+    ran = command("inspect", residual("arm64"))
+    said = ran.out.splitlines()
+    words = "made for arm64: fused as ONNX Runtime does there; its kernels were not run, for this CPU is"
+    assert said[:-1] == ([] if host == "arm64" else [f"{words} {host}"])
+    assert said[-1].startswith("100.0% of ")
+    assert "x86" not in said[-1]
+    told = json.loads(command("inspect", residual("arm64"), "--json", "--min-int8", "0.95").out)
+    assert (told["target"], told["host_target"], told["int8_mac_ratio"]) == ("arm64", host, 1.0)
+    assert command("inspect", residual("portable")).out.splitlines()[0].startswith("100.0% of ")
+
+
+def test_a_kind_that_is_not_known_is_looked_at_as_this_one(residual):
+    path = residual("portable")
+    for made_for in (None, "portable", "z80"):
+        assert audit(path, made_for=made_for).target == host_target(fingerprint())

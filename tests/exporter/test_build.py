@@ -19,6 +19,7 @@ from bench.artifact import check_hashes, read_manifest, self_test
 from bench.errors import ArtifactError, DataError, MeasurementError, MissingExtraError, UsageError
 from bench.evaluation import read_evaluation
 from bench.gate import judgement_from
+from bench.host import fingerprint, host_target
 from bench.policy import criteria
 from bench.progress import SilentProgress
 from bench.result import read_result
@@ -159,6 +160,28 @@ def test_a_failed_gate_is_still_an_artifact(measured):
     outcome = measured.build(overrides=["gate.float_twin.size=-0.99"])
     assert outcome.judgement.verdict == "FAIL"
     assert check_hashes(measured.artifact).verdict == "FAIL"
+
+
+def test_a_build_for_another_kind_of_cpu_cannot_pass(built, command):
+    here = host_target(fingerprint())
+    other = "arm64" if here.startswith("x86") else "x86-vnni"
+    ran = command("build", built.recipe, "--set", f"quantize.target={other}")
+    assert ran.code == 3
+    assert f"warning: quantize.target is {other}, this CPU is {here}" in ran.err
+    assert "int8 is not faster than float on this CPU" not in ran.err
+    lines = {line.split("  ")[0]: line for line in ran.out.splitlines()}
+    for row in ("latency p50", "peak memory", "latency_p50", "peak_rss"):
+        assert f"not measured on {other}" in lines[row]
+    manifest = check_hashes(built.artifact)
+    gate = next(stage.metrics for stage in manifest.stages if stage.kind == "gate")
+    assert (manifest.verdict, manifest.target, gate["verdict"]) == ("INCONCLUSIVE", other, "INCONCLUSIVE")
+    assert f"was made for {other}, this CPU is {here}" in gate["reasons"][0]
+    assert gate["metrics"]["latency_p50"]["ratio"] is None
+    page = (built.artifact / "report.html").read_text()
+    assert page.count(f"not measured on {other}") > 10
+    assert "INCONCLUSIVE" in page
+    # The same when it is judged later, here.
+    assert command("gate", built.artifact).code == 3
 
 
 def test_until_writes_no_artifact(project):

@@ -35,6 +35,7 @@ METRIC_KEYS = {
     "value",
     "unit",
     "details",
+    "not_measured_on",
 }
 HEAVY = {
     "torch",

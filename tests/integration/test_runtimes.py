@@ -1,6 +1,7 @@
 """Artifacts of the reference recipes on the oldest, a middle and the newest supported ONNX Runtime.
 
-Each version gets an environment of its own, with the base install, as a device has it.
+Each version gets an environment of its own, with the base install, as a device has it. It is one test, so
+that what takes long is made once.
 """
 
 from __future__ import annotations
@@ -10,13 +11,12 @@ import os
 import subprocess
 import sys
 import venv
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from bench.host import fingerprint, host_target
 from bench.runtime import OLDEST
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,13 +28,13 @@ VERSIONS = (f"{OLDEST}.0", "1.27.0", PINNED["onnxruntime"])
 DECIDED = {f"gate.float_twin.{name}": 10.0 for name in ("latency_p50", "peak_rss", "size")}
 SHORT = {
     "efficientnet_lite": {
-        "data.args.train": 64, "data.args.calibration": 64, "data.args.evaluation": 300,
+        "data.args.train": 64, "data.args.calibration": 64, "data.args.evaluation": 100,
         "quantize.samples": 64,
         "stage.finetune.epochs": 1, "stage.distill.epochs": 1, "stage.qat.epochs": 1,
         "gate.min_accuracy": 0.01, "gate.float_twin.accuracy": 0.9,
     },
     "simplenet": {
-        "data.args.evaluation": 300, "stage.pretrain.epochs": 1, "stage.finetune.epochs": 1,
+        "data.args.evaluation": 100, "stage.pretrain.epochs": 1, "stage.finetune.epochs": 1,
         "stage.finetune.from_scratch": "false", "stage.finetune.few_shot.images": "[5]",
         "stage.finetune.few_shot.seeds": 2, "gate.float_twin.accuracy": 0.9,
     },
@@ -50,100 +50,107 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def artifacts(tmp_path_factory):
-    """Short builds of both reference recipes; of the first also one for the target with most rewrites."""
-    folder = tmp_path_factory.mktemp("artifacts")
-    build = [sys.executable, "-m", "exporter", "build"]
-    found = []
-    for name, target in (
-        ("simplenet", "auto"),
-        ("efficientnet_lite", "auto"),
-        ("efficientnet_lite", "x86-vnni"),
-    ):
-        settings = SHORT[name] | DECIDED | {"quantize.target": target}
-        overrides = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
-        out = folder / f"{name}-{target}"
-        built = subprocess.run(
-            [*build, ROOT / "models" / name / "digits.toml", "--out", out, *overrides],
-            env=os.environ | {"EDGEPROOF_CACHE": str(folder / "cache")},
-            cwd=ROOT,
+@dataclass(frozen=True)
+class Device:
+    """An environment with the base install and one version of ONNX Runtime."""
+
+    version: str
+    command: Path
+
+    def run(self, *arguments: object) -> subprocess.CompletedProcess[str]:
+        """`edgeproof ...` there."""
+        return subprocess.run(
+            [self.command, *map(str, arguments)],
+            cwd=self.command.parent,
             capture_output=True,
             text=True,
             check=False,
         )
-        assert (out / "manifest.json").is_file(), built.stderr
-        manifest = json.loads((out / "manifest.json").read_text())
-        found.append(
-            SimpleNamespace(
-                folder=out, target=manifest["target"], min_onnxruntime=manifest["min_onnxruntime"]
-            )
-        )
-    return found
 
 
-@pytest.fixture(scope="module", params=VERSIONS)
-def device(request, tmp_path_factory):
-    """An environment with the base install and one version of ONNX Runtime."""
-    folder = tmp_path_factory.mktemp("device")
-    venv.create(folder / "venv", with_pip=True)
+def workstation(folder: Path, *arguments: object) -> None:
+    """`edgeproof ...` here."""
+    subprocess.run(
+        [sys.executable, "-m", "exporter", *map(str, arguments)],
+        env=os.environ | {"EDGEPROOF_CACHE": str(folder / "cache")},
+        cwd=ROOT,
+        capture_output=True,
+        check=False,
+    )
+
+
+def reference_artifact(name: str, folder: Path) -> Path:
+    """A short build of a reference recipe."""
+    settings = SHORT[name] | DECIDED
+    overrides = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    out = folder / name
+    workstation(folder, "build", ROOT / "models" / name / "digits.toml", "--out", out, *overrides)
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["min_onnxruntime"] == str(OLDEST)
+    return out
+
+
+def model_with_most_rewrites(artifact: Path) -> Path:
+    """The reference network for CPUs with VNNI, whose first convolution runs on blocks of pixels."""
+    out = artifact.with_name("vnni.onnx")
+    samples = ["--data", artifact / "evaluation.npz"]
+    model = artifact / "model.fp32.onnx"
+    workstation(artifact.parent, "quantize", model, *samples, "--target", "x86-vnni", "--out", out)
+    return out
+
+
+def make_device(version: str, wheel: Path, folder: Path) -> Device:
+    """Install the package as a device gets it, with one version of ONNX Runtime."""
+    venv.create(folder / "venv", with_pip=False)
     python = folder / "venv" / "bin" / "python"
     constraints = folder / "constraints.txt"
-    others = [f"{name}=={version}" for name, version in PINNED.items() if name != "onnxruntime"]
-    constraints.write_text("\n".join([*others, f"onnxruntime=={request.param}"]))
-    install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", constraints]
-    reachable = subprocess.run(
-        [*install, f"onnxruntime=={request.param}"], capture_output=True, text=True, check=False
+    others = [f"{name}=={pinned}" for name, pinned in PINNED.items() if name != "onnxruntime"]
+    constraints.write_text("\n".join([*others, f"onnxruntime=={version}"]))
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-compile"]
+    installed = subprocess.run(
+        [*pip, "--disable-pip-version-check", "-c", constraints, wheel],
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    if reachable.returncode:
-        pytest.skip(f"no package index can be reached: {reachable.stderr.strip().splitlines()[-1]}")
-    subprocess.run([*install, ROOT], check=True)
-    return SimpleNamespace(command=python.with_name("edgeproof"), version=request.param)
+    if installed.returncode:
+        pytest.skip(f"no package index can be reached: {installed.stderr.strip().splitlines()[-1]}")
+    return Device(version, python.with_name("edgeproof"))
 
 
-def test_reference_artifacts_load_and_run(artifacts, device, tmp_path):
-    for artifact in artifacts:
-        assert artifact.min_onnxruntime == str(OLDEST)
-        ran = subprocess.run(
-            [device.command, "bench", artifact.folder, "--blocks", "1", "--json"],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert ran.returncode == 0, f"{artifact.folder.name} on {device.version}: {ran.stderr}"
-        content = json.loads(ran.stdout)
-        assert content["host"]["onnxruntime"] == device.version
-        assert len(content["models"]) == 2
+def make_wheel(folder: Path) -> Path:
+    """The package as it is published."""
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, ROOT]
+    subprocess.run(build, capture_output=True, check=True)
+    (wheel,) = folder.glob("*.whl")
+    return wheel
 
 
-def test_reference_artifacts_verify(artifacts, device, tmp_path):
-    """Their golden outputs; sums of another CPU's artifact may saturate here, which `verify` reports."""
-    here = host_target(fingerprint())
-    for artifact in artifacts:
-        if artifact.target != here:
-            continue
-        ran = subprocess.run(
-            [device.command, "verify", artifact.folder],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert ran.returncode == 0, f"{artifact.folder.name} on {device.version}: {ran.stderr}"
-
-
-def test_an_older_runtime_says_what_to_do(artifacts, device, tmp_path):
-    """An artifact for a newer runtime: one line, and nothing is measured."""
-    copy = tmp_path / "artifact"
-    copy.mkdir()
-    for file in artifacts[0].folder.iterdir():
-        (copy / file.name).write_bytes(file.read_bytes())
-    manifest = json.loads((copy / "manifest.json").read_text())
-    (copy / "manifest.json").write_text(json.dumps(manifest | {"min_onnxruntime": "9.9"}))
+def test_reference_artifacts_run_on_every_supported_runtime(tmp_path):
+    wheel = make_wheel(tmp_path)
+    devices = []
+    for version in VERSIONS:
+        folder = tmp_path / version
+        folder.mkdir()
+        devices.append(make_device(version, wheel, folder))
+    artifacts = [reference_artifact(name, tmp_path) for name in SHORT]
+    lone = model_with_most_rewrites(artifacts[0])
+    for device in devices:
+        for artifact in artifacts:
+            ran = device.run("verify", artifact)
+            assert ran.returncode == 0, f"{artifact.name} on {device.version}: {ran.stderr}"
+        for model, count in ((artifacts[0], 2), (artifacts[1], 2), (lone, 1)):
+            ran = device.run("bench", model, "--blocks", 1, "--json")
+            assert ran.returncode == 0, f"{model.name} on {device.version}: {ran.stderr}"
+            measured = json.loads(ran.stdout)
+            assert measured["host"]["onnxruntime"] == device.version
+            assert len(measured["models"]) == count
+    # One that needs more says so in one line, and nothing is measured.
+    manifest = artifacts[1] / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"min_onnxruntime": "9.9"}))
     for name in ("verify", "bench", "gate"):
-        ran = subprocess.run([device.command, name, copy], capture_output=True, text=True, check=False)
+        ran = devices[0].run(name, artifacts[1])
         assert ran.returncode == 2
-        assert ran.stderr.startswith(
-            f"error: {copy}: needs ONNX Runtime 9.9, this is {device.version}; upgrade, or rebuild for it"
-        )
+        needs = f"needs ONNX Runtime 9.9, this is {devices[0].version}; upgrade, or rebuild for it"
+        assert ran.stderr.startswith(f"error: {artifacts[1]}: {needs}")
+        assert ran.stderr.count("\n") == 1
