@@ -55,10 +55,11 @@ def storage_error(place: object, error: OSError) -> StorageError | None:
 
 
 @contextlib.contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path, *, mode: int = 0o666) -> Iterator[Path]:
     """Yield a path beside `path` to write to; on success it replaces `path` in one step.
 
-    On any exception the file written so far is removed and `path` stays as it was.
+    On any exception the file written so far is removed and `path` stays as it was. At no instant has the
+    file more rights than `mode` without what the umask takes.
     """
     with storage_errors(path):
         _check_target(path)
@@ -69,7 +70,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
         os.close(handle)
         temporary = Path(name)
         try:
-            temporary.chmod(0o666 & ~_umask())
+            temporary.chmod(mode & ~_umask())
             yield temporary
             sync_file(temporary)
             temporary.replace(path)
@@ -138,15 +139,15 @@ def check_writable(path: Path, inputs: Iterable[Path | None] = ()) -> None:
         Path(name).unlink()
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes, *, mode: int = 0o666) -> None:
     """Write `content` to `path` so that a reader finds the old file or the new one, never a part."""
-    with atomic_file(path) as temporary:
+    with atomic_file(path, mode=mode) as temporary:
         temporary.write_bytes(content)
 
 
-def write_text(path: Path, content: str) -> None:
+def write_text(path: Path, content: str, *, mode: int = 0o666) -> None:
     """`write_bytes` for UTF-8 text."""
-    write_bytes(path, content.encode())
+    write_bytes(path, content.encode(), mode=mode)
 
 
 def write_json(path: Path, value: object) -> None:

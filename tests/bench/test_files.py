@@ -68,11 +68,13 @@ def test_the_umask_decides_who_may_read(tmp_path, mask):
     before = os.umask(mask)
     try:
         write_text(tmp_path / "file.txt", "")
+        write_text(tmp_path / "own.txt", "", mode=0o600)
         with atomic_directory(tmp_path / "folder"):
             pass
     finally:
         os.umask(before)
     assert (tmp_path / "file.txt").stat().st_mode & 0o777 == 0o666 & ~mask
+    assert (tmp_path / "own.txt").stat().st_mode & 0o777 == 0o600
     assert (tmp_path / "folder").stat().st_mode & 0o777 == 0o777 & ~mask
 
 
