@@ -17,7 +17,7 @@ from bench.policy import Budgets
 from bench.progress import SILENT, Progress
 from bench.render import mebibytes, milliseconds, percent
 from bench.result import ModelResult, Result
-from exporter.build import cache_root, require_all
+from exporter.build import cache_root, prepare_cache, require_all
 from exporter.cache import Cache
 from exporter.lock import exclusive
 from exporter.pipeline import run_steps
@@ -95,11 +95,12 @@ def ablate(
     """
     require_all()
     recipe = read_recipe(recipe_path, overrides)
-    root = cache_root(recipe_path)
+    root, folder = cache_root(recipe_path), recipe_path.resolve().parent
+    prepare_cache(recipe, folder, root)
     with exclusive(root / "lock", progress.say), tempfile.TemporaryDirectory(prefix="edgeproof-") as name:
         from exporter.workshop import open_workshop
 
-        shop = open_workshop(recipe, recipe_path.resolve().parent, progress)
+        shop = open_workshop(recipe, folder, progress)
         models = _build(shop, root)
         evaluation = _evaluation(shop, Path(name))
         config = MeasureConfig(threads=recipe.bench.threads)

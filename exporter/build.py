@@ -115,6 +115,7 @@ def build(
     root = cache_root(recipe_path)
     # Matplotlib writes its list of fonts into the home folder unless told another place.
     os.environ.setdefault("MPLCONFIGDIR", str(root / "matplotlib"))
+    prepare_cache(recipe, folder, root)
     with exclusive(root / "lock", progress.say):
         cache = Cache(root)
         cache.sweep()
@@ -138,6 +139,18 @@ def build(
 def cache_root(recipe_path: Path) -> Path:
     """Where a recipe's finished steps are kept."""
     return Path(os.environ.get(CACHE_VARIABLE) or recipe_path.resolve().parent / CACHE_FOLDER).absolute()
+
+
+def prepare_cache(recipe: Recipe, folder: Path, root: Path) -> None:
+    """Make sure, before any work, that other machines will follow a build; one machine needs nothing.
+
+    Raises:
+        StageError: others can write to the recipe's folder or the cache.
+    """
+    if recipe.train.nodes > 1:
+        from exporter.training.hardware import prepare_places
+
+        prepare_places(folder, root)
 
 
 def _run(

@@ -111,8 +111,13 @@ def follow(
     recipe: Annotated[Path, typer.Argument(help="The recipe, on a file system that all machines share.")],
     node: Annotated[int, typer.Option(min=1, help="Which of train.nodes this machine is, from 1.")],
 ) -> None:
-    """Take part, until it is ended, in the trainings of a build that runs on another machine."""
+    """Take part, until it is ended, in the trainings of a build that runs on another machine.
+
+    A build says which code to run. It is followed only if it runs as this user, and if nobody else but root
+    can write to the recipe's folder, the cache, the working directory or a folder above them.
+    """
     from exporter.build import cache_root, require
+    from exporter.errors import RecipeError
 
     if not recipe.is_file():
         raise UsageError(
@@ -122,7 +127,9 @@ def follow(
         require(module, extra)
     from exporter.training.hardware import follow as take_part
 
-    take_part(cache_root(recipe), node)
+    if not recipe.is_file():
+        raise RecipeError(recipe, "is no file", "check the path")
+    take_part(cache_root(recipe), node, folder=recipe.resolve().parent)
 
 
 app.add_typer(device_app)

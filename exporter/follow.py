@@ -17,11 +17,11 @@ def main() -> int:
     from exporter.training.hardware import READY, Job, joined
     from exporter.workshop import open_workshop
 
-    job = Job.from_json(sys.stdin.readline())
     # What a user's code prints must not be taken for an answer.
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     try:
+        job = Job.from_json(sys.stdin.buffer.readline())
         shop = open_workshop(job.recipe, job.folder, SILENT)
         answer.write(f"{READY}\n")
         answer.flush()

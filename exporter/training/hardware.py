@@ -20,17 +20,20 @@ from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
+from pydantic import Field, ValidationError, model_validator
 
 from bench.errors import MissingExtraError, one_line
 from bench.faults import EXIT_FAULT, WorkerFault
 from bench.files import write_text
+from bench.schema import THE_FILE, FrozenModel, explain_validation
 from exporter.cache import UNFINISHED
 from exporter.errors import StageError
 from exporter.recipe import Recipe, ShrinkConfig, TrainConfig, trains
 from exporter.training.engine import ONE_CPU, Engine, FabricEngine
+from exporter.trusted import check_folder, make_private, read_own, resolved
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -39,7 +42,42 @@ READY = "ready"
 # A machine may need that long to load its data; a network that exchanges gradients never does.
 TIMEOUT = timedelta(minutes=10)
 JOB = "job.json"
+# Version 1. A job of another version is refused.
+FORMAT = 1
+MAX_JOB_BYTES = 16 << 20
+OWNER_ALONE = 0o600
+MAX_PORT = 65_535
 POLL_S = 1.0
+
+FolderText = Annotated[str, Field(pattern=r"^[^\x00]+$", max_length=4096)]
+
+
+class JobText(FrozenModel):
+    """A job as it is written: what `Job` holds, as plain values."""
+
+    format: Literal[1]
+    recipe: Recipe
+    folder: FolderText
+    stage: str
+    folders: dict[str, FolderText]
+    unfinished: FolderText
+    host: str = Field(pattern=r"^[A-Za-z0-9._-]+$", max_length=255)
+    port: int = Field(ge=1, le=MAX_PORT)
+    node: int
+    local: int
+
+    @model_validator(mode="after")
+    def _fits_its_recipe(self) -> JobText:
+        names, train = self.recipe.stage_names(), self.recipe.train
+        if self.stage not in names:
+            raise ValueError(f"stage {self.stage!r} is not in its recipe; there are: {', '.join(names)}")
+        earlier = ["pretrained", *names[: names.index(self.stage)]]
+        if set(self.folders) != set(earlier):
+            raise ValueError(f"folders are not those of the earlier steps; name: {', '.join(earlier)}")
+        for key, number, count in (("node", self.node, train.nodes), ("local", self.local, train.devices)):
+            if not 0 <= number < count:
+                raise ValueError(f"{key} {number} is outside its recipe; choose one from 0 to {count - 1}")
+        return self
 
 
 @dataclass(frozen=True)
@@ -62,7 +100,7 @@ class Job:
     folders: Mapping[str, Path]
     unfinished: Path
     host: str = "127.0.0.1"
-    port: int = 0
+    port: int = 29500
     node: int = 0
     local: int = 0
 
@@ -79,6 +117,7 @@ class Job:
     def to_json(self) -> str:
         """One line of text."""
         content: dict[str, Any] = {
+            "format": FORMAT,
             **self.__dict__,
             # What was set alone: that a default was written out is an error for some keys.
             "recipe": self.recipe.model_dump(mode="json", exclude_unset=True),
@@ -89,17 +128,26 @@ class Job:
         return json.dumps(content)
 
     @classmethod
-    def from_json(cls, text: str) -> Job:
-        """What `to_json` wrote."""
-        content = json.loads(text)
+    def from_json(cls, text: str | bytes, place: object = "the job") -> Job:
+        """What `to_json` wrote.
+
+        Raises:
+            StageError: it is damaged or of another version; it names `place` and the key.
+        """
+        try:
+            found = JobText.model_validate_json(text)
+        except ValidationError as error:
+            raise _unreadable(error, place) from error
         return cls(
-            **{
-                **content,
-                "recipe": Recipe.model_validate_json(json.dumps(content["recipe"])),
-                "folder": Path(content["folder"]),
-                "folders": {name: Path(path) for name, path in content["folders"].items()},
-                "unfinished": Path(content["unfinished"]),
-            }
+            recipe=found.recipe,
+            folder=Path(found.folder),
+            stage=found.stage,
+            folders={name: Path(path) for name, path in found.folders.items()},
+            unfinished=Path(found.unfinished),
+            host=found.host,
+            port=found.port,
+            node=found.node,
+            local=found.local,
         )
 
 
@@ -132,7 +180,7 @@ def check_hardware(recipe: Recipe) -> None:
 
     Raises:
         MissingExtraError: the recipe asks for more than one CPU process at 32 bit, and Fabric is missing.
-        StageError: there are too few GPUs, or a batch cannot be shared out.
+        StageError: there are too few GPUs, a port is none, or a batch cannot be shared out.
     """
     config = recipe.train
     if is_plain(config):
@@ -147,6 +195,8 @@ def check_hardware(recipe: Recipe) -> None:
                 f"{config.devices} GPU(s) are asked for, PyTorch finds {found}",
                 'ask for fewer, set accelerator = "cpu", or install PyTorch for this GPU',
             )
+    if config.nodes > 1 and not 1 <= (port := int(config.main.rpartition(":")[2])) <= MAX_PORT:
+        raise StageError("train.main", f"{port} is no port", f"choose one from 1 to {MAX_PORT}")
     world = config.devices * config.nodes
     for stage in recipe.stage:
         if isinstance(stage, ShrinkConfig) and trains(stage) and world > 1:
@@ -196,29 +246,103 @@ def open_engine(job: Job) -> Iterator[Engine]:
             ) from error
 
 
-def follow(cache: Path, node: int, *, jobs: int | None = None) -> None:
+def follow(cache: Path, node: int, *, folder: Path, jobs: int | None = None) -> None:
     """Work on the trainings of a build that runs on another machine.
+
+    A job says what code to run. It is used only if nobody but this user, and root, can have written it or
+    the code.
 
     Args:
         cache: of the build, on a file system that both see under the same path.
         node: which of the machines this is, from 1.
+        folder: of the recipe that is followed.
         jobs: how many trainings to take part in before returning; None never returns.
 
     Raises:
-        StageError: a process failed.
+        StageError: a process failed, a job is damaged or leads elsewhere, or others can write to what is
+            used.
     """
-    path, done = cache / UNFINISHED / JOB, ""
+    uid, done = os.geteuid(), None
+    # Modules are imported from the working directory too.
+    check_places(folder, cache, uid)
+    check_folder(Path.cwd(), uid)
     while jobs is None or jobs > 0:
-        text = path.read_text(encoding="utf-8") if path.is_file() else done
-        if text == done:
+        path = resolved(cache / UNFINISHED) / JOB
+        text = read_own(path, uid, MAX_JOB_BYTES)
+        if text is None or text == done:
             time.sleep(POLL_S)
             continue
-        job = replace(Job.from_json(text), node=node)
+        check_places(folder, cache, uid)
+        job = followed(Job.from_json(text, path), node, folder, cache)
         with processes(job, range(job.recipe.train.devices)) as started:
             for process in started:
                 if process.wait() != 0:
                     raise _failed(job.stage, "a process failed", [process])
         done, jobs = text, None if jobs is None else jobs - 1
+
+
+def followed(job: Job, node: int, folder: Path, cache: Path) -> Job:
+    """A job as the machine `node` takes part in it, with paths free of links.
+
+    Raises:
+        StageError: the job is for one machine or fewer than `node`, or leads to another recipe or cache.
+    """
+    place, nodes = cache / UNFINISHED / JOB, job.recipe.train.nodes
+    if not 1 <= node < nodes:
+        raise StageError(
+            "--node",
+            f"the build has {nodes} machine(s), numbered from 0",
+            "choose another, or raise train.nodes",
+        )
+    root, below = resolved(cache), resolved(cache / UNFINISHED)
+    if resolved(job.folder) != resolved(folder):
+        raise StageError(
+            f"{place}: folder",
+            f"{job.folder} is not the recipe's, {folder}",
+            "follow the recipe that is built",
+        )
+    for key, path, parent in (
+        ("unfinished", job.unfinished, below),
+        *((f"folders.{name}", path, root) for name, path in job.folders.items()),
+    ):
+        if parent not in resolved(path).parents:
+            raise StageError(
+                f"{place}: {key}",
+                f"{path} lies outside {parent}",
+                "use one cache, by one path, for build and follow",
+            )
+    return replace(
+        job,
+        node=node,
+        folder=resolved(job.folder),
+        folders={name: resolved(path) for name, path in job.folders.items()},
+        unfinished=resolved(job.unfinished),
+    )
+
+
+def prepare_places(folder: Path, cache: Path) -> None:
+    """Before a build on several machines: make the folder of the job, and check what followers will check.
+
+    Args:
+        folder: of the recipe.
+        cache: of the build.
+
+    Raises:
+        StageError: others can write to what is used.
+        StorageError: the folder cannot be made.
+    """
+    make_private(cache / UNFINISHED)
+    check_places(folder, cache, os.geteuid())
+
+
+def check_places(folder: Path, cache: Path, uid: int) -> None:
+    """Make sure that nobody but a user, and root, can change a recipe's code or announce a job.
+
+    Raises:
+        StageError: others can.
+    """
+    for place in (folder, cache, cache / UNFINISHED):
+        check_folder(place, uid)
 
 
 @contextlib.contextmanager
@@ -273,7 +397,8 @@ def _announced(job: Job) -> Iterator[None]:
         yield
         return
     path = job.unfinished.parent / JOB
-    write_text(path, job.to_json())
+    prepare_places(job.folder, path.parent.parent)
+    write_text(path, job.to_json(), mode=OWNER_ALONE)
     try:
         yield
     finally:
@@ -325,6 +450,19 @@ def _fabric(job: Job) -> Fabric:
         precision=config.precision,
         strategy=several if job.world > 1 else "auto",
     )
+
+
+def _unreadable(error: ValidationError, place: object) -> StageError:
+    """What is wrong with the text of a job, in one line."""
+    found = error.errors(include_url=False)[0]
+    if found["loc"] == ("format",):
+        return StageError(
+            place, "was written by another edgeproof", "install the same version on all machines"
+        )
+    if found["type"] == "json_invalid":
+        return StageError(place, f"is damaged ({found['msg']})", "remove it and build again")
+    key, cause, fix = explain_validation(error, JobText)
+    return StageError(place if key == THE_FILE else f"{place}: {key}", cause, fix)
 
 
 def _free_port() -> int:

@@ -150,7 +150,7 @@ class Project:
 
     @classmethod
     def make(cls, folder: Path) -> Project:
-        folder.mkdir()
+        folder.mkdir(mode=0o755)  # with any umask: a follower refuses a folder that others can write to
         for name, text in (("net.py", NETWORK_SOURCE), ("shapes.py", DATA_SOURCE), ("recipe.toml", RECIPE)):
             (folder / name).write_text(text)
         return cls(folder)
