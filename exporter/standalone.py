@@ -14,7 +14,7 @@ import onnx
 import onnx_ir as ir
 
 from bench.arrays import Array
-from bench.errors import ModelError, UsageError
+from bench.errors import DataError, ModelError, UsageError
 from bench.evaluation import open_samples, read_evaluation
 from bench.files import check_writable, model_sha256, model_size, sha256_of
 from bench.progress import SILENT, Progress
@@ -127,7 +127,7 @@ def quantize_file(
     with _float_file(model) as path:
         proto, signature = _read_float(path, None if onnxruntime is None else chosen.runtime)
         check_feeds(data, signature, samples.feeds)
-        answers = answers_of(path, few_samples(data, signature))
+        answers = _answers_to(data, path, signature)
     network = prepare(proto, answers)
     common: dict[str, Any] = {
         "target": chosen,
@@ -180,6 +180,16 @@ def _read_float(model: Path, asked: RuntimeVersion | None) -> tuple[onnx.ModelPr
     if asked is not None:
         check_runtime_asked(proto, asked, model)
     return raise_opset(proto, model), signature_of(open_session(model))
+
+
+def _answers_to(data: Path, model: Path, signature: Signature) -> list[Answer]:
+    """What a model gives for a few samples; it can be loaded, so that it is they that it fails on."""
+    try:
+        return answers_of(model, few_samples(data, signature))
+    except ModelError as error:
+        raise DataError(
+            data, f"the model fails on a sample (it {error.cause})", "give samples that the model takes"
+        ) from error
 
 
 def _answers_if_any(model: Path, batches: Sequence[Mapping[str, Array]]) -> list[Answer]:

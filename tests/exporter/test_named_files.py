@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import onnx
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -244,9 +245,12 @@ def test_files_of_teachers_and_of_source_data_count_for_their_stage_alone(readin
 
 
 def test_the_second_file_of_a_models_weights_counts_too(reading, onnx_models):
-    (reading.folder / "t.onnx").write_bytes(onnx_models.float.read_bytes())
+    model = onnx.load(onnx_models.float)
+    path = reading.folder / "t.onnx"
+    onnx.save(model, path, save_as_external_data=True, location="t.onnx.data", size_threshold=0)
     stage = DISTILL.partition("teacher")[0] + 'teacher = { model = "t.onnx" }\n'
     reading.recipe.write_text(reading.recipe.read_text() + stage)
     before = ingredients(reading)["distill"]
-    (reading.folder / "t.onnx.data").write_bytes(b"weights")
+    weights = reading.folder / "t.onnx.data"
+    weights.write_bytes(bytes([weights.read_bytes()[0] ^ 1]) + weights.read_bytes()[1:])
     assert ingredients(reading)["distill"] != before

@@ -86,7 +86,8 @@ def test_nothing_of_this_machine_is_in_the_file(onnx_models):
     ):
         assert trace not in content
     model = onnx.load(onnx_models.float)
-    assert {entry.key for entry in model.metadata_props} == {"edgeproof.name"}
+    stated = {"edgeproof.name", "edgeproof.min_onnxruntime"}
+    assert {entry.key for entry in model.metadata_props} == stated
     assert model.graph.name == "tiny"
 
 
@@ -107,6 +108,7 @@ def test_metadata_are_kept(tiny, exported):
     assert {e.key: e.value for e in model.metadata_props} == {
         "edgeproof.name": "x",
         "edgeproof.weights": "y",
+        "edgeproof.min_onnxruntime": "1.22",
     }
 
 
