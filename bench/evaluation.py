@@ -125,7 +125,7 @@ def _check_finite(path: Path, name: str, array: Array) -> None:
 
 
 def _check_text(path: Path, ids: Array) -> None:
-    """Look for ids that no file of text can hold: halves of surrogate pairs, and what is no character."""
+    """Look for ids that no text file can hold: halves of surrogate pairs, codes that are not characters."""
     if ids.dtype.kind != "U" or not ids.dtype.itemsize:
         return
     letters = np.ascontiguousarray(ids).view(np.uint32).reshape(len(ids), -1)
@@ -134,7 +134,7 @@ def _check_text(path: Path, ids: Array) -> None:
         row, column = np.argwhere(wrong)[0]
         raise DataError(
             path,
-            f"{IDS!r} row {row} holds the code {letters[row, column]:#x}, which is no character",
+            f"{IDS!r} row {row} holds the code {letters[row, column]:#x}, which is not a character",
             "write the ids as Unicode text",
         )
 

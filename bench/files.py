@@ -156,7 +156,7 @@ def write_json(path: Path, value: object) -> None:
 
 
 def path_text(path: Path) -> str:
-    """A path as text that any file can hold: bytes of a name that are no UTF-8 are written as escapes."""
+    """A path as text that any file can hold: bytes of a name that are not UTF-8 are written as escapes."""
     return str(path).encode("utf-8", "backslashreplace").decode("utf-8")
 
 

@@ -207,7 +207,7 @@ def _path(path: AnyPath | None) -> Path | None:
 
 @contextmanager
 def _readable_errors(request: pytest.FixtureRequest, verdict: str = "") -> Iterator[None]:
-    """What a user can mend is one line; where nothing was measured, the verdict is INVALID.
+    """What a user can fix is one line; where nothing was measured, the verdict is INVALID.
 
     A fault of the program keeps its traceback. `verdict` is what was judged before, and is told as well.
     """

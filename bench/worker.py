@@ -332,7 +332,7 @@ def synthetic_feeds(model: Path, signature: Signature) -> dict[str, Array]:
 
     Raises:
         DataError: an input has an open axis, or takes more memory than an `.npz` may hold.
-        ModelError: an input is no tensor of plain numbers.
+        ModelError: an input is not a tensor of plain numbers.
     """
     generator = np.random.default_rng(SYNTHETIC_SEED)
     feeds: dict[str, Array] = {}

@@ -128,7 +128,7 @@ def follow(
     from exporter.training.hardware import follow as take_part
 
     if not recipe.is_file():
-        raise RecipeError(recipe, "is no file", "check the path")
+        raise RecipeError(recipe, "is not a file", "check the path")
     take_part(cache_root(recipe), node, folder=recipe.resolve().parent)
 
 

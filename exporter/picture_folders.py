@@ -124,7 +124,7 @@ def few_names(root: Path, paths: Sequence[Path]) -> str:
 
 
 def _refuse_unclear(root: Path, folders: Sequence[Path]) -> None:
-    """Refuse folders that are no classes by their names, and splits within the classes."""
+    """Refuse folders that are not classes by their names, and splits within the classes."""
     exact = [folder for folder in folders if folder.name.lower() in _SPLITS]
     train = [folder for folder in exact if folder.name.lower() in TRAINING]
     others = [folder for names in EVALUATION for folder in exact if folder.name.lower() in names]
@@ -190,7 +190,7 @@ def _beside_classes(path: Path) -> Skipped:
 
 
 def _walk(folder: Path) -> tuple[list[Path], list[Skipped]]:
-    """The pictures of a class, nested folders included, and what is no picture; both sorted."""
+    """The pictures of a class, nested folders included, and what is not a picture; both sorted."""
     pictures, skipped = [], []
     for path in sorted(_below(folder)):
         reason = _reason_against(path)
@@ -229,5 +229,5 @@ def _reason_against(path: Path) -> str | None:
 
 def _unreadable(error: OSError) -> DataError:
     return DataError(
-        error.filename, f"cannot be read ({error.strerror})", "mend its rights or leave it out"
+        error.filename, f"cannot be read ({error.strerror})", "fix its permissions or leave it out"
     )

@@ -60,11 +60,11 @@ def read_picture(path: Path, *, max_pixels: int, least: int | None = None) -> Pi
     except DataError:
         raise
     except library.UnidentifiedImageError as error:
-        cause = "is no readable picture (its content is of no known format)"
+        cause = "is not a readable picture (its content is of no known format)"
         raise DataError(path, cause, "remove or replace it") from error
     except Exception as error:  # damaged files raise whatever their readers stumble over
         cause = str(error) or type(error).__name__
-        raise DataError(path, f"is no readable picture ({cause})", "remove or replace it") from error
+        raise DataError(path, f"is not a readable picture ({cause})", "remove or replace it") from error
 
 
 def square(picture: Picture, size: int) -> npt.NDArray[np.float32]:

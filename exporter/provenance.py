@@ -92,7 +92,8 @@ def _installed_packages() -> set[Path]:
 def _library_paths(*names: str) -> set[Path]:
     """Folders by their names in `sysconfig`, as they are written and with links resolved.
 
-    The prefixes themselves are no library: a project may lie in its virtual environment, or below `/usr`.
+    The prefixes themselves are not libraries: a project may lie in its virtual environment, or below
+    `/usr`.
     """
     found: set[Path] = set()
     for prefix in (sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix):

@@ -278,7 +278,7 @@ def _others_read(shop: Workshop, name: str, config: Stage) -> dict[str, Any]:
     if isinstance(config, PretrainConfig):
         source = shop.load_data(config.data, "stage.data")
         say_notes(source, f"{name}.data", shop.progress)
-        # Samples are hashed themselves; what alters them in training may hang on files.
+        # Samples are hashed themselves; what alters them in training may depend on files.
         files = {} if source.augment is None else shop.files_of(config.data)
         return {"source": data_fingerprint(source), **files}
     found = _teacher_files(shop, name, config)

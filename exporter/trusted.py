@@ -25,7 +25,7 @@ _GONE = {errno.ENOENT, errno.ESTALE}
 def file_fault(place: Path, status: os.stat_result, uid: int) -> tuple[str, str] | None:
     """Why a file may be the work of others, and what to do about it; None if it can only be the user's."""
     if not stat.S_ISREG(status.st_mode):
-        return "is no regular file", "remove it"
+        return "is not a regular file", "remove it"
     if status.st_uid != uid:
         return (
             f"belongs to user {status.st_uid}, not to user {uid}",
@@ -45,7 +45,7 @@ def folder_fault(place: Path, status: os.stat_result, uid: int, *, above: bool) 
             sticky folder, such as `/tmp`, others can add entries and cannot replace that one.
     """
     if not stat.S_ISDIR(status.st_mode):
-        return "is no folder", "move it away"
+        return "is not a folder", "move it away"
     if status.st_uid not in {uid, ROOT}:
         return (
             f"belongs to user {status.st_uid}, not to user {uid} or root",
@@ -71,7 +71,7 @@ def check_folder(folder: Path, uid: int, *, status_of: Callable[[Path], os.stat_
         except FileNotFoundError:
             continue
         except OSError as error:
-            raise StageError(place, f"cannot be read ({error.strerror})", "mend its rights") from error
+            raise StageError(place, f"cannot be read ({error.strerror})", "fix its permissions") from error
         if (fault := folder_fault(place, status, uid, above=place != inner)) is not None:
             raise StageError(place, *fault)
 

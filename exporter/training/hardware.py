@@ -196,7 +196,7 @@ def check_hardware(recipe: Recipe) -> None:
                 'ask for fewer, set accelerator = "cpu", or install PyTorch for this GPU',
             )
     if config.nodes > 1 and not 1 <= (port := int(config.main.rpartition(":")[2])) <= MAX_PORT:
-        raise StageError("train.main", f"{port} is no port", f"choose one from 1 to {MAX_PORT}")
+        raise StageError("train.main", f"{port} is not a port", f"choose one from 1 to {MAX_PORT}")
     world = config.devices * config.nodes
     for stage in recipe.stage:
         if isinstance(stage, ShrinkConfig) and trains(stage) and world > 1:

@@ -113,7 +113,7 @@ def test_ids_must_be_text(path, code):
     ids.view(np.uint32).reshape(6, -1)[2, 1] = code
     write_npz(path, {"x": FEEDS, "ids": ids})
     with pytest.raises(
-        DataError, match=f"'ids' row 2 holds the code {code:#x}, which is no character; write"
+        DataError, match=f"'ids' row 2 holds the code {code:#x}, which is not a character; write"
     ):
         read_evaluation(path)
 

@@ -1,4 +1,4 @@
-"""What ends a command: an error that a user can mend, or a fault of the program."""
+"""What ends a command: an error that a user can fix, or a fault of the program."""
 
 from __future__ import annotations
 

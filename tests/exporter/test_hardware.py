@@ -121,7 +121,7 @@ def test_a_damaged_job_ends_a_process_with_one_line():
 @needs_fabric
 @pytest.mark.parametrize("port", [0, 65_536])
 def test_a_port_that_is_none(port):
-    with pytest.raises(StageError, match=f"train.main: {port} is no port; choose one from 1 to 65535"):
+    with pytest.raises(StageError, match=f"train.main: {port} is not a port; choose one from 1 to 65535"):
         check_hardware(job(nodes=2, main=f"127.0.0.1:{port}").recipe)
     check_hardware(job(nodes=2, main="127.0.0.1:65535").recipe)
 
@@ -458,7 +458,7 @@ def test_following_says_one_line(command, project, announced, joins):
     assert result.err.count("\n") == 1
     result = command("follow", project.folder / "other.toml", "--node", "1")
     assert (result.code, joins) == (2, [])
-    assert "other.toml: is no file" in result.err
+    assert "other.toml: is not a file" in result.err
 
 
 @pytest.fixture

@@ -203,14 +203,14 @@ def test_a_truncated_picture_is_named(tmp_path, ending):
     Image.fromarray(noise).save(path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(
-        DataError, match=rf"x\.{ending}: is no readable picture \(.+\); remove or replace it"
+        DataError, match=rf"x\.{ending}: is not a readable picture \(.+\); remove or replace it"
     ):
         pixels(path)
 
 
 def test_a_program_for_a_printer_is_no_picture(tmp_path):
     Image.new("RGB", (2, 2)).save(tmp_path / "x.png", "EPS")
-    with pytest.raises(DataError, match="is no readable picture"):
+    with pytest.raises(DataError, match="is not a readable picture"):
         pixels(tmp_path / "x.png")
 
 
@@ -219,7 +219,7 @@ def test_a_picture_with_too_many_pixels_gives_one_line(tmp_path, monkeypatch, li
     Image.new("RGB", (20, 12)).save(tmp_path / "x.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
     with pytest.raises(
-        DataError, match=r"x\.png: (has 20 x 12 pixels; keep|is no readable picture)"
+        DataError, match=r"x\.png: (has 20 x 12 pixels; keep|is not a readable picture)"
     ) as caught:
         pixels(tmp_path / "x.png", max_pixels=239)
     assert "\n" not in str(caught.value)

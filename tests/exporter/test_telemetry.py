@@ -18,7 +18,7 @@ import bench
 CALLS = "%network,open,openat,openat2,creat,mkdir,mkdirat,rename,renameat,renameat2,link,linkat,symlink"
 CALL = re.compile(r"^\d+\s+(?P<name>\w+)\((?P<arguments>.*)", re.MULTILINE)
 PATH = re.compile(r'"(?P<path>/[^"]*)"')
-# Devices, and what the kernel shows of a process, are no files that stay.
+# Devices, and what the kernel shows of a process, are not files that stay.
 NO_FILES = ("/dev/", "/proc/")
 
 

@@ -47,8 +47,8 @@ def test_a_file_of_ones_own(mode):
         (status(stat.S_IFREG | 0o600, ROOT), "belongs to user 0, not to user 1000"),
         (status(stat.S_IFREG | 0o620), "others can write to it (mode 0620)"),
         (status(stat.S_IFREG | 0o602), "others can write to it (mode 0602)"),
-        (status(stat.S_IFIFO | 0o600), "is no regular file"),
-        (status(stat.S_IFDIR | 0o700), "is no regular file"),
+        (status(stat.S_IFIFO | 0o600), "is not a regular file"),
+        (status(stat.S_IFDIR | 0o700), "is not a regular file"),
     ],
 )
 def test_a_file_that_others_may_have_written(found, cause):
@@ -92,7 +92,7 @@ def test_root_trusts_root_alone():
 
 def test_no_folder_and_a_folder_that_is_not_there_yet(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(StageError, match="file: is no folder"):
+    with pytest.raises(StageError, match="file: is not a folder"):
         check_folder(tmp_path / "file", os.geteuid())
     check_folder(tmp_path / "later" / "still", os.geteuid())
     tmp_path.chmod(0o777)
@@ -160,7 +160,7 @@ def test_links_pipes_and_folders_are_not_read(tmp_path):
     with pytest.raises(StageError, match="link: is a symbolic link; remove it"):
         read_own(tmp_path / "link", os.geteuid(), 100)
     for name in ("pipe", "folder"):
-        with pytest.raises(StageError, match=f"{name}: is no regular file; remove it"):
+        with pytest.raises(StageError, match=f"{name}: is not a regular file; remove it"):
             read_own(tmp_path / name, os.geteuid(), 100)
     with pytest.raises(StageError, match=r"cannot be read \(Not a directory\)"):
         read_own(tmp_path / "target" / "job", os.geteuid(), 100)
