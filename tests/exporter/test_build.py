@@ -59,6 +59,9 @@ def test_the_artifact_is_whole(built_once):
     assert {path.name for path in built_once.artifact.iterdir()} == FILES
     manifest = check_hashes(built_once.artifact)
     assert manifest.min_onnxruntime == str(stated_version(built_once.artifact / "model.onnx")) == "1.22"
+    assert "for portable, ONNX Runtime 1.22 and later, by edgeproof" in (
+        built_once.artifact / "report.html"
+    ).read_text(encoding="utf-8")
     assert set(manifest.files) == FILES - {"manifest.json"}
     assert tuple(stage.name for stage in manifest.stages) == STEPS
     assert manifest.recipe == read_recipe(built_once.recipe).model_dump(mode="json")
