@@ -135,7 +135,7 @@ class ModelResult(FrozenModel):
     predictions: tuple[ClassIndex, ...] | None = None
     labels: tuple[ClassIndex, ...] | None = None
     changed: bool = False
-    made_for: Annotated[str, Field(max_length=100)] | None = None
+    made_for: str | None = None
 
     def latency(self) -> LatencySummary:
         """Percentiles over the samples of all processes."""
