@@ -117,7 +117,6 @@ def follow(
     can write to the recipe's folder, the cache, the working directory or a folder above them.
     """
     from exporter.build import cache_root, require
-    from exporter.errors import RecipeError
 
     if not recipe.is_file():
         raise UsageError(
@@ -127,8 +126,6 @@ def follow(
         require(module, extra)
     from exporter.training.hardware import follow as take_part
 
-    if not recipe.is_file():
-        raise RecipeError(recipe, "is not a file", "check the path")
     take_part(cache_root(recipe), node, folder=recipe.resolve().parent)
 
 

@@ -130,7 +130,7 @@ def test_all_twenty_convolutions_of_a_residual_network_run_in_int8(residual):
 
 @only_x86
 def test_the_same_network_with_signed_activations_fails_with_the_reason(residual, command):
-    found = audit(residual["arm64"])
+    found = audit(residual["arm64"], made_for="x86-vnni")
     left = {operator.name: operator.reason for operator in found.float_ops}
     assert 0 < found.int8_mac_ratio < 0.95
     assert len(left) > 5
@@ -138,7 +138,11 @@ def test_the_same_network_with_signed_activations_fails_with_the_reason(residual
     assert all("(S8S8)" in reason for reason in left.values())
     shared = left["layer1.0.conv1"]
     assert shared.startswith("its input is signed and has 2 readers: ONNX Runtime turns signed activations")
-    ran = command("inspect", residual["arm64"], "--min-int8", 0.95)
+    model = onnx.load(residual["arm64"])
+    del model.metadata_props[:]  # as of another tool, which does not state what it is for
+    path = residual["arm64"].with_name("silent.onnx")
+    onnx.save(model, path)
+    ran = command("inspect", path, "--min-int8", 0.95)
     assert ran.code == 1
     (line,) = ran.err.splitlines()
     assert line.startswith(

@@ -458,7 +458,7 @@ def test_following_says_one_line(command, project, announced, joins):
     assert result.err.count("\n") == 1
     result = command("follow", project.folder / "other.toml", "--node", "1")
     assert (result.code, joins) == (2, [])
-    assert "other.toml: is not a file" in result.err
+    assert "other.toml: there is no such file" in result.err
 
 
 @pytest.fixture

@@ -65,6 +65,7 @@ class Device:
         """`edgeproof ...` there."""
         return subprocess.run(
             [self.command, *map(str, arguments)],
+            env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
             cwd=self.command.parent,
             capture_output=True,
             text=True,
@@ -114,6 +115,7 @@ def make_device(version: str, wheel: Path, folder: Path) -> Device:
     pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-compile"]
     installed = subprocess.run(
         [*pip, "--disable-pip-version-check", "-c", constraints, wheel],
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
         capture_output=True,
         text=True,
         check=False,
