@@ -4,39 +4,27 @@ from __future__ import annotations
 
 import json
 import subprocess
-import venv
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-ROOT = Path(__file__).resolve().parents[2]
+if TYPE_CHECKING:
+    from tests.integration.conftest import Device
+
 FORBIDDEN = ("torch", "onnx", "onnxscript", "onnx_ir", "safetensors", "PIL", "matplotlib", "jinja2")
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
-def device(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def device(make_device: Callable[[], Device]) -> Path:
     """The `bin` folder of a virtual environment that holds the base install alone."""
-    folder = tmp_path_factory.mktemp("device") / "venv"
-    venv.create(folder, with_pip=True)
-    python = folder / "bin" / "python"
-    constraints = ["-c", str(ROOT / "constraints.txt")]
-    quiet = ["--quiet", "--disable-pip-version-check"]
-    reachable = subprocess.run(
-        [python, "-m", "pip", "install", *quiet, *constraints, "typer"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if reachable.returncode:
-        pytest.skip(f"no package index can be reached: {reachable.stderr.strip().splitlines()[-1]}")
-    # A wheel, as users get it; an editable install would also find what the wheel forgets.
-    subprocess.run([python, "-m", "pip", "install", *quiet, *constraints, str(ROOT)], check=True)
-    return folder / "bin"
+    return make_device().folder
 
 
 @pytest.fixture(scope="module")
