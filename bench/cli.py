@@ -77,15 +77,14 @@ def bench(
 ) -> None:
     """Measure latency, memory, size and accuracy of models, side by side."""
     from bench.artifact import subject
-    from bench.files import check_writable
     from bench.gate import warn_of_targets
     from bench.measure import MeasureConfig, Session
-    from bench.result import write_result
+    from bench.result import check_result_place, write_result
 
     check_options(scenario, streams=streams, batches=batches, duration=duration, blocks=blocks)
     sizes = DEFAULT_BATCHES if batches is None else parse_batches(batches)
     if out is not None:
-        check_writable(out, [*models, data])
+        check_result_place(out, [*models, data])
     subjects = [subject(path, data) for path in models]
     paths = [p for found in subjects for p in (found.model, found.float_twin) if p is not None]
     evaluation = data or next((s.evaluation for s in subjects if s.evaluation is not None), None)
@@ -135,13 +134,13 @@ def compare(
     as_json: JsonOption = False,
 ) -> None:
     """Measure two models in interleaved pairs and judge the candidate by the default budgets."""
-    from bench.files import check_writable
     from bench.gate import GateOptions
     from bench.gate import compare as compare_models
     from bench.measure import MeasureConfig
+    from bench.result import check_result_place
 
     if out is not None:
-        check_writable(out, [baseline, candidate, data])
+        check_result_place(out, [baseline, candidate, data])
     with _kept(out):
         judgement = compare_models(
             baseline,
@@ -172,14 +171,14 @@ def gate(
 ) -> None:
     """Pass or fail a release: exit code 0 PASS, 1 FAIL, 3 INCONCLUSIVE, 4 INVALID."""
     from bench.artifact import own_policy
-    from bench.files import check_writable
     from bench.gate import GateOptions
     from bench.gate import gate as judge
     from bench.measure import MeasureConfig
     from bench.policy import read_policy
+    from bench.result import check_result_place
 
     if out is not None:
-        check_writable(out, [candidate, baseline, policy, data])
+        check_result_place(out, [candidate, baseline, policy, data])
     with _kept(out):
         judgement = judge(
             candidate,

@@ -23,6 +23,8 @@ from bench.model_file import external_data
 TEMPORARY_PREFIX = ".tmp-"
 # The second file of a large model, beside the first.
 DATA_SUFFIX = ".data"
+# Files by which an artifact's folder is known; no file may be added to it, or changed in it.
+ARTIFACT_MARKS = ("manifest.json", "golden.npz")
 # A name has at most 255 bytes on most file systems; a temporary one has a prefix and 8 random letters more.
 _LONGEST_LABEL, _LONGEST_SUFFIX = 200, 16
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -125,7 +127,8 @@ def check_writable(path: Path, inputs: Iterable[Path | None] = ()) -> None:
 
     Raises:
         StorageError: it is a folder, or its own folder cannot be made or written.
-        UsageError: it is one of `inputs` or lies in one of them, links and other spellings included.
+        UsageError: it is one of `inputs` or lies in one of them, links and other spellings included; or it
+            lies in any artifact.
     """
     with storage_errors(path):
         _check_target(path)
@@ -226,6 +229,9 @@ def _refuse_inputs(out: Path, inputs: Iterable[Path | None]) -> None:
         for read in (source, *external_data(source)):
             if any(_is_same(path, read) for path in written):
                 raise UsageError(out, f"would overwrite {read}, which is an input", "choose another --out")
+    for folder in out.resolve().parents:
+        if all((folder / name).is_file() for name in ARTIFACT_MARKS):
+            raise UsageError(out, f"lies in the artifact {folder}", "choose another --out")
 
 
 def _is_same(one: Path, other: Path) -> bool:

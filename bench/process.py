@@ -60,7 +60,7 @@ class WorkerProcess:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._words,
-                env=os.environ | {"PYTHONPATH": _package_root()},
+                env=os.environ | {"PYTHONPATH": _import_path()},
             )
         except OSError as error:
             self._words.close()
@@ -225,6 +225,13 @@ def _object(line: bytes, op: str) -> dict[str, Any]:
         words = line[:_LAST_WORDS].decode(errors="replace")
         raise MeasurementError("worker", f"answered {op!r} with {words!r}, no JSON", "report this as a bug")
     return answer
+
+
+def _import_path() -> str:
+    """This package first, then what this process was told: a worker must load the same ONNX Runtime."""
+    told = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    # An empty entry stands for the working directory.
+    return os.pathsep.join([_package_root(), *(str(Path(entry).resolve()) for entry in told if entry)])
 
 
 def _package_root() -> str:

@@ -62,18 +62,17 @@ def edgeproof_gate(request: pytest.FixtureRequest) -> Callable[..., Judgement]:
         out: AnyPath | None = None,
         inconclusive: Literal["fail", "skip"] = "fail",
     ) -> Judgement:
-        from bench.files import check_writable
         from bench.gate import GateOptions
         from bench.gate import gate as measure_and_judge
         from bench.measure import MeasureConfig
         from bench.policy import Policy
         from bench.render import judgement_view, plain_text
-        from bench.result import write_result
+        from bench.result import check_result_place, write_result
 
         with _readable_errors(request):
             if out is not None:
                 policy_file = None if isinstance(policy, (Policy, Mapping)) else _path(policy)
-                check_writable(Path(out), [Path(candidate), _path(baseline), policy_file, _path(data)])
+                check_result_place(Path(out), [Path(candidate), _path(baseline), policy_file, _path(data)])
             judgement = measure_and_judge(
                 Path(candidate),
                 baseline=_path(baseline),

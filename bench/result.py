@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Final, Literal, TypeVar
 
@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, ValidationError
 
-from bench.errors import ResultError
-from bench.files import write_text
+from bench.errors import ResultError, UsageError
+from bench.files import check_writable, write_text
 from bench.host import HostFingerprint
 from bench.policy import Criteria
 from bench.schema import FrozenModel, explain_validation
@@ -25,6 +25,7 @@ from bench.stats import minimum_count, quantile_interval
 # 3: the kind of CPU that a model was made for, where the host is of another. May be absent.
 SCHEMA_VERSION: Final = 3
 MAX_RESULT_BYTES = 512 * 2**20
+_LOOKED_AT = 64  # bytes that tell JSON from other files
 # Bounds of reported percentiles. Five processes, as `bench` starts, allow no smaller error.
 REPORT_ALPHA = 0.05
 
@@ -235,6 +236,20 @@ class Result(FrozenModel):
     def states(self) -> list[HostState]:
         """Every reading of the host, in order."""
         return [turn.state for block in self.blocks for turn in block]
+
+
+def check_result_place(path: Path, inputs: Iterable[Path | None]) -> None:
+    """Make sure, before long work, that a result can be written to `path` and replaces only a result.
+
+    Raises:
+        StorageError, UsageError: as `bench.files.check_writable`; or another file is there.
+    """
+    check_writable(path, inputs)
+    if path.is_file():
+        with path.open("rb") as stream:
+            beginning = stream.read(_LOOKED_AT)
+        if beginning.strip() and not beginning.lstrip().startswith(b"{"):
+            raise UsageError(path, "is there and is not a result", "choose another --out")
 
 
 def write_result(path: Path, result: FrozenModel) -> None:

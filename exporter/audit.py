@@ -155,11 +155,11 @@ def audit(path: Path, data: Path | None = None, made_for: str | None = None) -> 
 def share_text(found: Audit) -> str:
     """The share of int8 in words; what is not counted is named, for the share is an upper bound then."""
     if not found.uncounted:
-        return f"{found.int8_mac_ratio:.1%} of {found.macs:,} multiply-adds run in int8"
+        return f"{_share(found.int8_mac_ratio)} of {found.macs:,} multiply-adds run in int8"
     missing = _uncounted_text(found.uncounted)
     if not found.macs:
         return f"how much runs in int8 is not known: {missing}"
-    return f"at most {found.int8_mac_ratio:.1%} of {found.macs:,} multiply-adds run in int8: {missing}"
+    return f"at most {_share(found.int8_mac_ratio)} of {found.macs:,} multiply-adds run in int8: {missing}"
 
 
 def coverage_failure(found: Audit, minimum: float) -> str | None:
@@ -172,7 +172,7 @@ def coverage_failure(found: Audit, minimum: float) -> str | None:
         return None
     most = "at most " if found.uncounted else ""
     parts = [
-        f"{most}{found.int8_mac_ratio:.1%} of multiply-adds run in int8, at least {minimum:.1%} wanted",
+        f"{most}{_share(found.int8_mac_ratio)} of multiply-adds run in int8, at least {minimum:.1%} wanted",
         *([_uncounted_text(found.uncounted)] if found.uncounted else []),
     ]
     if short and found.float_ops:
@@ -182,6 +182,11 @@ def coverage_failure(found: Audit, minimum: float) -> str | None:
             f"first {worst.name or worst.op_type}: {worst.reason}"
         )
     return "; ".join(parts)
+
+
+def _share(ratio: float) -> str:
+    """A share as percent, which reads 100 % only where nothing is left out."""
+    return f"{min(ratio, 0.999) if ratio < 1 else ratio:.1%}"
 
 
 def _uncounted_text(uncounted: Sequence[UncountedOperator]) -> str:

@@ -91,13 +91,12 @@ def ablate(
     as_json: JsonOption = False,
 ) -> None:
     """Build every prefix of a recipe and table what each stage gave: accuracy, time, size and memory."""
-    from bench.files import check_writable
-    from bench.result import write_result
+    from bench.result import check_result_place, write_result
     from exporter.ablation import ablate as ablate_recipe
     from exporter.ablation import ablation_json, ablation_table
 
     if out is not None:
-        check_writable(out, [recipe])
+        check_result_place(out, [recipe])
     found = ablate_recipe(recipe, blocks=blocks, overrides=overrides or (), progress=error_progress())
     show_then_write(
         lambda: print_json(ablation_json(found)) if as_json else print_rich(ablation_table(found)),
@@ -337,6 +336,8 @@ def _print_audit(found: Any) -> None:
 
 def _layer_errors(chosen: Subject, float_model: Path | None) -> list[dict[str, Any]]:
     from bench.evaluation import read_evaluation
+    from bench.runtime import check_runtime, stated_version
+    from bench.session import open_session
     from exporter.data import ArraySamples
     from exporter.layers import LAYER_SAMPLES, layer_errors
 
@@ -345,6 +346,8 @@ def _layer_errors(chosen: Subject, float_model: Path | None) -> list[dict[str, A
         raise UsageError("--layers", "there is no float model to compare with", "name it with --float")
     if chosen.evaluation is None:
         raise UsageError("--layers", "there are no samples to run", "name some with --data")
+    check_runtime(reference, stated_version(reference))
+    open_session(reference)  # for its clear errors
     samples = read_evaluation(chosen.evaluation, rows=LAYER_SAMPLES, spread=True)
     return layer_errors(reference, chosen.model, ArraySamples(samples.feeds))
 

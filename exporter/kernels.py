@@ -22,8 +22,9 @@ from exporter.onnx_files import infer_shapes
 _V1_23, _V1_24, _V1_25, _V1_26, _V1_27, _V1_28, _V1_29, _V1_30, _V1_31, _V1_32 = (
     RuntimeVersion(1, minor) for minor in range(23, 33)
 )
-# The highest opset of ONNX, and the highest IR version, that each version loads.
-_OPSETS = {22: OLDEST, 23: _V1_23, 25: _V1_24, 26: _V1_25, 28: _V1_32}
+# The highest opset of ONNX, and the highest IR version, that each version loads. 1.23 loads opset 23 too,
+# but its QuantizeLinear of that opset has no kernel.
+_OPSETS = {22: OLDEST, 25: _V1_24, 26: _V1_25, 28: _V1_32}
 _IR_VERSIONS = {10: OLDEST, 11: _V1_23, 13: _V1_24, 14: _V1_32}
 _MICROSOFT = "com.microsoft"
 _ONNX = {"", "ai.onnx"}  # two names of one domain
@@ -49,6 +50,8 @@ _NEW_OPERATORS = (
     ),
     (_MICROSOFT, ("GatedDeltaNet", "GatherPacked", "MoEGroupRouter", "VarlenCausalConvWithState"), _V1_32),
 )  # fmt: skip
+# Operators whose newer version in ONNX came to the kernels later: name, opset, the version that has it.
+_REVISED = (("LpNormalization", 22, _V1_25),)
 _OPERATORS = {(domain, name): version for domain, names, version in _NEW_OPERATORS for name in names}
 _FLOAT8 = ("float8e4m3fn", "float8e4m3fnuz", "float8e5m2", "float8e5m2fnuz")
 # Element types of inputs or outputs that came to the kernels of an operator later than the operator.
@@ -107,6 +110,12 @@ def oldest_runtime(model: onnx.ModelProto) -> Need:
     needs = [Need(OLDEST, "edgeproof supports no older one")]
     opsets = [opset.version for opset in model.opset_import if opset.domain in _ONNX]
     needs += [Need(_of_table(_OPSETS, opset), f"opset {opset}") for opset in opsets]
+    kinds = {node.op_type for node in model.graph.node if node.domain in _ONNX}
+    needs += [
+        Need(version, f"{name} of opset {since}")
+        for name, since, version in _REVISED
+        if name in kinds and max(opsets, default=1) >= since
+    ]
     needs.append(Need(_of_table(_IR_VERSIONS, model.ir_version), f"IR version {model.ir_version}"))
     try:
         shaped = infer_shapes(model)

@@ -20,8 +20,8 @@ from bench.session import Signature, open_session, signature_of
 from bench.worker import fixed_batch, synthetic_feeds
 from exporter.errors import ExportError
 
-# Samples that are run together, and the first of them alone: a shape may be right for one batch only.
-SAMPLES = 4
+# Samples that both files are run on, some together and one alone: a shape may be right for one batch only.
+SAMPLES, _TOGETHER = 32, 8
 # What an axis that a model leaves open is given where there are no samples.
 _MADE_UP_SIZE = 8
 
@@ -46,10 +46,14 @@ def few_samples(data: Path, signature: Signature) -> list[dict[str, Array]]:
     """
     size = fixed_batch(signature)
     feeds = dict(read_evaluation(data, rows=size or SAMPLES, spread=True).feeds)
-    together = {name: np.ascontiguousarray(array) for name, array in feeds.items()}
-    if size is not None or len(next(iter(feeds.values()))) == 1:
-        return [together]
-    return [together, {name: np.ascontiguousarray(array[:1]) for name, array in feeds.items()}]
+    count, step = len(next(iter(feeds.values()))), size or _TOGETHER
+    cuts = [(start, start + step) for start in range(0, count, step)]
+    if size is None and count > 1:
+        cuts.append((0, 1))
+    return [
+        {name: np.ascontiguousarray(array[start:end]) for name, array in feeds.items()}
+        for start, end in cuts
+    ]
 
 
 def made_up_samples(model: Path, signature: Signature) -> list[dict[str, Array]]:

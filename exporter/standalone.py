@@ -122,6 +122,8 @@ def quantize_file(
     """
     start = time.monotonic()
     check_writable(out, [model, data])
+    if cache is not None:
+        check_writable(cache / "ranges.json")  # such as are kept there
     chosen = _target(target, onnxruntime)
     samples = open_samples(data)
     with _float_file(model) as path:
@@ -177,9 +179,10 @@ def _read_float(model: Path, asked: RuntimeVersion | None) -> tuple[onnx.ModelPr
     """
     proto = read_model(model)
     check_quantizable(proto, model)
+    proto = raise_opset(proto, model)
     if asked is not None:
         check_runtime_asked(proto, asked, model)
-    return raise_opset(proto, model), signature_of(open_session(model))
+    return proto, signature_of(open_session(model))
 
 
 def _answers_to(data: Path, model: Path, signature: Signature) -> list[Answer]:

@@ -357,3 +357,25 @@ def test_names_that_are_no_utf8_reach_the_result(command, workers, models, evalu
     ran = command("bench", models.dynamic, "--data", data, "--blocks", 1, "--out", out)
     assert ran.code == 0
     assert read_result(out).data.path.endswith("/d\\udc80.npz")
+
+
+@pytest.mark.parametrize("name", ["bench", "compare", "gate"])
+def test_only_a_result_is_replaced_by_a_result(command, workers, own_files, name):
+    """A slip of the finger must not cost the source of a network."""
+    source = own_files["MODEL"].with_name("network.py")
+    source.write_text("class Network: ...\n")
+    others = {"compare": [own_files["OTHER"]], "gate": ["--baseline", own_files["OTHER"]]}.get(name, [])
+    ran = command(name, own_files["MODEL"], *others, "--out", source)
+    assert (ran.code, "is there and is not a result; choose another --out" in ran.err) == (2, True)
+    assert source.read_text() == "class Network: ...\n"
+
+
+def test_a_file_inside_an_artifact_does_not_open_it(command, workers, own_files):
+    """The artifact itself is not named, only a file of it."""
+    folder = own_files["ARTIFACT"]
+    before = (folder / "golden.npz").read_bytes()
+    for out in ("result.json", "deep/result.json"):
+        ran = command("bench", folder / "model.onnx", "--blocks", 1, "--out", folder / out)
+        assert (ran.code, f"lies in the artifact {folder.resolve()}" in ran.err) == (2, True)
+    assert (folder / "golden.npz").read_bytes() == before
+    assert not (folder / "deep").exists()

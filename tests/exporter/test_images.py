@@ -101,7 +101,7 @@ def test_the_draw_hangs_on_the_seed(flat):
 def test_a_broken_picture_is_named(flat, content):
     path = flat / "red" / "03.png"
     path.write_bytes(path.read_bytes()[:40] if content is None else content)
-    with pytest.raises(DataError, match=r"red/03.png: is no readable picture .*; remove or replace it"):
+    with pytest.raises(DataError, match=r"red/03.png: is not a readable picture .*; remove or replace it"):
         load_image_folder(flat, size=8)
 
 
@@ -148,7 +148,7 @@ def test_pictures_can_be_too_large_or_too_many(flat, monkeypatch):
 
 def test_a_decompression_bomb_is_refused(flat, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
-    with pytest.raises(DataError, match="is no readable picture"):
+    with pytest.raises(DataError, match="is not a readable picture"):
         load_image_folder(flat, size=4)
 
 

@@ -182,7 +182,7 @@ def test_a_folder_that_cannot_be_read_is_named(littered, monkeypatch):
 
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(
-        DataError, match=r"dog/puppy: cannot be read \(Permission denied\); mend its rights"
+        DataError, match=r"dog/puppy: cannot be read \(Permission denied\); fix its permissions"
     ):
         load_image_folder(littered, size=4)
 

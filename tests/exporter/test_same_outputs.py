@@ -97,7 +97,7 @@ def test_the_same_passes_and_so_does_infinity_that_the_file_gives(tmp_path, give
 def test_a_batch_and_a_single_sample_are_run(given, tmp_path):
     np.savez(tmp_path / "x.npz", x=np.random.default_rng(0).standard_normal((9, 4)).astype(np.float32))
     found = few_samples(tmp_path / "x.npz", signature_of(open_session(given)))
-    assert [batch["x"].shape for batch in found] == [(4, 4), (1, 4)]
+    assert [batch["x"].shape for batch in found] == [(8, 4), (1, 4), (1, 4)]
 
 
 def test_a_fixed_batch_is_run_as_it_is(tmp_path):
@@ -240,3 +240,42 @@ def test_what_is_forgotten(tmp_path):
     assert not any(size.HasField("dim_value") for size in found["y"].shape.dim)
     assert found["unseen"].shape.dim[0].dim_value == 7
     assert not found["varies"].HasField("shape")
+
+
+def test_a_sample_among_many_that_gives_nan_is_met(tmp_path, command):
+    """A few dim pictures round to zero, whose norm divides by zero."""
+    generator = np.random.default_rng(0)
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 8, 8])]
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], pads=[1] * 4),
+        helper.make_node("Relu", ["c"], ["r"]),
+        helper.make_node("GlobalAveragePool", ["r"], ["p"]),
+        helper.make_node("ReduceL2", ["p", "axes"], ["norm"], keepdims=1),
+        helper.make_node("Div", ["p", "norm"], ["y"]),
+    ]
+    constants = {"w": generator.standard_normal((4, 3, 3, 3)).astype(np.float32), "axes": np.array([1])}
+    path = save(tmp_path / "m.onnx", nodes, [tensor("y")], inputs=inputs, constants=constants, opset=18)
+    x = generator.standard_normal((40, 3, 8, 8)).astype(np.float32)
+    x[3:40:8] *= 1e-6
+    np.savez(tmp_path / "x.npz", x=x)
+    ran = command("quantize", path, "--data", tmp_path / "x.npz", "--out", tmp_path / "o.onnx")
+    assert (ran.code, "gives NaN or infinity for output 'y'" in ran.err) == (2, True)
+    assert not (tmp_path / "o.onnx").exists()
+
+
+@pytest.mark.parametrize("listed", [True, False], ids=["constants are inputs", "they are not"])
+@pytest.mark.parametrize(("opset", "ir_version"), [(8, 3), (9, 3), (11, 4), (17, 13)])
+def test_files_of_old_and_new_writers_run_on_the_oldest_runtime(
+    pictures, command, opset, ir_version, listed
+):
+    given, out = recognizer(pictures.with_name("m.onnx"), 9, (1, "steps")), pictures.with_name("o.onnx")
+    model = onnx.load(given)
+    model.ir_version, model.opset_import[0].version = ir_version, opset
+    if listed or ir_version == 3:
+        model.graph.input.extend(tensor(c.name, c.data_type, list(c.dims)) for c in model.graph.initializer)
+    onnx.save(model, given)
+    ran = command("quantize", given, "--data", pictures, "--out", out, "--onnxruntime", ">=1.22")
+    assert ran.code == 0, ran.err
+    made = onnx.load(out)
+    assert 8 <= made.ir_version <= 10
+    assert [value.name for value in made.graph.input] == ["x"]
