@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError
 from bench.arrays import Array, read_npz
 from bench.errors import ArtifactError, UsageError
 from bench.files import sha256_of
-from bench.host import HostFingerprint, host_target, other_target, stated_target
+from bench.host import HostFingerprint, fingerprint, host_target, other_target, stated_target
 from bench.parity import Parity, parity
 from bench.policy import Policy, policy_from
 from bench.process import DEFAULT_TIMEOUT_S, worker_group
@@ -184,18 +184,21 @@ def self_test(folder: Path, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Parity:
         ArtifactError: this CPU gives other answers than the one that the artifact was built on.
         ModelError: the artifact needs a newer ONNX Runtime than there is here.
     """
-    check_runtime(folder, read_manifest(folder).runtime())
+    manifest = read_manifest(folder)
+    check_runtime(folder, manifest.runtime())
     golden = folder / GOLDEN
     with worker_group(1, timeout_s) as (worker,):
         worker.ask("open", model=str(folder / MODEL), feeds=None, threads=1, arena=True, cores=None)
         answer = worker.ask("golden", golden=str(golden))
     outcome = Parity(**answer)
     if outcome.agreement < 1.0 or outcome.sqnr_db < GOLDEN_MIN_SQNR_DB:
+        other = other_target(manifest.target, fingerprint())
+        wanted = "than where it was built" if other is None else f"than on {other}, which it was made for"
         raise ArtifactError(
             folder / MODEL,
-            f"gives other outputs here than where it was built (SQNR {outcome.sqnr_db:.1f} dB, "
+            f"gives other outputs here {wanted} (SQNR {outcome.sqnr_db:.1f} dB, "
             f"{outcome.agreement:.0%} equal predictions)",
-            "build it for this CPU",
+            "build it for this CPU" if other is None else "verify it there, or build it for this CPU",
         )
     return outcome
 

@@ -15,7 +15,7 @@ from bench.judge import Metric, judge_pair
 from bench.measure import MeasureConfig, Session
 from bench.policy import Budgets
 from bench.progress import SILENT, Progress
-from bench.render import mebibytes, milliseconds, percent
+from bench.render import mebibytes, milliseconds, not_measured_text, percent
 from bench.result import ModelResult, Result
 from exporter.build import cache_root, prepare_cache, require_all
 from exporter.cache import Cache
@@ -167,6 +167,7 @@ def ablation_json(ablation: Ablation) -> dict[str, Any]:
             {
                 "after": variant.after,
                 "precision": variant.precision,
+                "made_for": variant.model.made_for,
                 "accuracy": variant.model.accuracy(),
                 "latency_ns": variant.model.latency().model_dump(mode="json"),
                 "time_ratio": {
@@ -196,13 +197,17 @@ def ablation_table(ablation: Ablation) -> Table:
     for variant in ablation.variants():
         model, time = variant.model, variant.time
         bounds = "" if None in (time.lower, time.upper) else f" ({time.lower:.3f} … {time.upper:.3f})"
+        latency, ratio = milliseconds(model.latency().p50), f"{time.ratio:.3f}{bounds}"
+        memory = mebibytes(model.peak_rss_bytes())
+        if model.made_for is not None:  # for another kind of CPU: neither its times nor its memory are here
+            latency, ratio, memory = escape(not_measured_text(model.made_for)), "", ""
         table.add_row(
             escape(variant.after) if variant.precision == "float" else "",
             variant.precision,
             percent(model.accuracy()),
-            milliseconds(model.latency().p50),
-            f"{time.ratio:.3f}{bounds}",
+            latency,
+            ratio,
             mebibytes(model.size_bytes),
-            mebibytes(model.peak_rss_bytes()),
+            memory,
         )
     return table

@@ -250,7 +250,7 @@ def follow(cache: Path, node: int, *, folder: Path, jobs: int | None = None) -> 
     """Work on the trainings of a build that runs on another machine.
 
     A job says what code to run. It is used only if nobody but this user, and root, can have written it or
-    the code.
+    changed the folders that it and the code lie in. Single files of code are not looked at.
 
     Args:
         cache: of the build, on a file system that both see under the same path.

@@ -136,6 +136,10 @@ def test_other_outputs_than_the_build_saw_fail(artifact, share_wrong):
     write_npz(golden, feeds | {"expected.y": wrong})
     with pytest.raises(ArtifactError, match=r"gives other outputs here .*; build it for this CPU"):
         self_test(artifact.folder)
+    artifact.seal(target="z80")
+    words = r"than on z80, which it was made for .*; verify it there, or build it for this CPU"
+    with pytest.raises(ArtifactError, match=words):
+        self_test(artifact.folder)
 
 
 def test_another_class_fails_however_small_the_error(artifact):

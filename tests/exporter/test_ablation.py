@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -116,6 +117,15 @@ def test_what_is_told_can_be_computed_again(ablated):
     table = plain_text([ablation_table(found)])
     assert table.count("int8") == table.count("float") == 3
     assert replay(project.folder / "out.json") == (found.result, None)
+    models = [
+        model.model_copy(update={"made_for": "z80" if index % 2 else None})
+        for index, model in enumerate(found.result.models)
+    ]
+    other = dataclasses.replace(found, result=found.result.model_copy(update={"models": tuple(models)}))
+    rows = plain_text([ablation_table(other)]).splitlines()
+    assert sum("not measured on z80" in row for row in rows) == 3
+    assert not [row for row in rows if "z80" in row and (" ms" in row or row.count("MiB") > 1)]
+    assert [entry["made_for"] for entry in ablation_json(other)["variants"]] == [None, "z80"] * 3
 
 
 def test_bad_input_is_one_line(project, tmp_path):
