@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ from bench.model_file import external_data
 from bench.policy import criteria
 from bench.progress import SILENT, Progress
 from bench.result import read_result
-from bench.runtime import stated_version
+from bench.runtime import RuntimeVersion, stated_version
 from exporter.cache import RECORD, Cache
 from exporter.lock import exclusive
 from exporter.lookup import PACKAGE_SCHEME, local_path
@@ -50,6 +51,8 @@ from exporter.runlog import RunLog
 CACHE_VARIABLE = "EDGEPROOF_CACHE"
 CACHE_FOLDER = ".edgeproof"
 ARTIFACTS_FOLDER = "artifacts"
+# The same as of the extra `export` in pyproject.toml.
+QUANTIZER_NEEDS = RuntimeVersion(1, 27)
 # module -> extra that brings it; checked before an hour of training, not after
 _NEEDED = {
     "torch": "export",
@@ -179,6 +182,26 @@ def require_all() -> None:
     """
     for module, extra in _NEEDED.items():
         require(module, extra)
+    require_quantizer()
+
+
+def require_quantizer(installed: str | None = None) -> None:
+    """Make sure that ONNX Runtime's quantizer is one that edgeproof can drive.
+
+    Args:
+        installed: the version; by default that of the installed package.
+
+    Raises:
+        UsageError: it is older.
+    """
+    installed = installed or version("onnxruntime")
+    here = RuntimeVersion.parse(installed)
+    if here is not None and here < QUANTIZER_NEEDS:
+        raise UsageError(
+            "onnxruntime",
+            f"to quantize takes {QUANTIZER_NEEDS} or later, this is {installed}",
+            'run: pip install -c constraints.txt "edgeproof[export]" (models run on older ones too)',
+        )
 
 
 def require(module: str, extra: str) -> None:
@@ -298,8 +321,8 @@ def _package(destination: Path, recipe: Recipe, trail: Trail, judgement: Judgeme
 
 def _oldest_runtime(folder: Path) -> str:
     """The oldest ONNX Runtime that runs both models of an artifact."""
-    stated = (stated_version(folder / name) for name in (MODEL, FLOAT_MODEL))
-    return str(max(version for version in stated if version is not None))
+    stated = [stated_version(folder / name) for name in (MODEL, FLOAT_MODEL)]
+    return str(max(needed for needed in stated if needed is not None))
 
 
 def _entries(folder: Path) -> dict[str, FileEntry]:

@@ -220,10 +220,11 @@ def quantize(
     as_json: JsonOption = False,
 ) -> None:
     """Quantize a finished model, statically to int8 or its weights to 4 bits; needs no recipe."""
-    from exporter.build import require
+    from exporter.build import require, require_quantizer
 
     for module in ("onnx", "onnx_ir", "onnxscript"):
         require(module, "export")
+    require_quantizer()
     from exporter.recipe import FallbackConfig
     from exporter.repaired import Repairing, check_repairs
     from exporter.standalone import quantize_file, quantize_weights_file

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import tomllib
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import onnx
 import pytest
 from safetensors.torch import load_file
 
+import exporter
 from bench.artifact import check_hashes, read_manifest, self_test
 from bench.errors import ArtifactError, DataError, MeasurementError, MissingExtraError, UsageError
 from bench.evaluation import read_evaluation
@@ -26,6 +28,7 @@ from bench.result import read_result
 from bench.runtime import stated_version
 from exporter import build as build_module
 from exporter import steps
+from exporter.build import QUANTIZER_NEEDS, require_quantizer
 from exporter.errors import CheckpointError, ExportError, LookupFailed
 from exporter.recipe import read_recipe
 
@@ -660,3 +663,12 @@ def test_a_gate_that_measured_nothing_is_no_artifact(measured, monkeypatch):
         measured.build(overrides=["gate.float_twin.accuracy=0.3"])
     with pytest.raises(ArtifactError):
         check_hashes(measured.folder / "nowhere")
+
+
+def test_an_older_quantizer_is_refused_before_any_work():
+    content = tomllib.loads((Path(exporter.__file__).parent.parent / "pyproject.toml").read_text())
+    assert f"onnxruntime>={QUANTIZER_NEEDS}" in content["project"]["optional-dependencies"]["export"]
+    require_quantizer("1.27.0")
+    require_quantizer("1.32.0")
+    with pytest.raises(UsageError, match=r"takes 1\.27 or later, this is 1\.24\.4; run: pip"):
+        require_quantizer("1.24.4")
