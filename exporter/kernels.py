@@ -50,8 +50,8 @@ _NEW_OPERATORS = (
     ),
     (_MICROSOFT, ("GatedDeltaNet", "GatherPacked", "MoEGroupRouter", "VarlenCausalConvWithState"), _V1_32),
 )  # fmt: skip
-# Operators whose newer version in ONNX came to the kernels later: name, opset, the version that has it.
-_REVISED = (("LpNormalization", 22, _V1_25),)
+# Operators whose newer version in ONNX came to the kernels later: its opset, and the runtime.
+_REVISED = {("", "LpNormalization"): (22, _V1_25)}
 _OPERATORS = {(domain, name): version for domain, names, version in _NEW_OPERATORS for name in names}
 _FLOAT8 = ("float8e4m3fn", "float8e4m3fnuz", "float8e5m2", "float8e5m2fnuz")
 # Element types of inputs or outputs that came to the kernels of an operator later than the operator.
@@ -110,20 +110,15 @@ def oldest_runtime(model: onnx.ModelProto) -> Need:
     needs = [Need(OLDEST, "edgeproof supports no older one")]
     opsets = [opset.version for opset in model.opset_import if opset.domain in _ONNX]
     needs += [Need(_of_table(_OPSETS, opset), f"opset {opset}") for opset in opsets]
-    kinds = {node.op_type for node in model.graph.node if node.domain in _ONNX}
-    needs += [
-        Need(version, f"{name} of opset {since}")
-        for name, since, version in _REVISED
-        if name in kinds and max(opsets, default=1) >= since
-    ]
     needs.append(Need(_of_table(_IR_VERSIONS, model.ir_version), f"IR version {model.ir_version}"))
     try:
         shaped = infer_shapes(model)
     except onnx.shape_inference.InferenceError:
         shaped = model
-    needs += _needs_of(shaped.graph, {})
+    opset = max(opsets, default=1)
+    needs += _needs_of(shaped.graph, {}, opset)
     for function in shaped.functions:
-        needs += [_need_of(node, {}) for node in function.node]
+        needs += [_need_of(node, {}, opset) for node in function.node]
     return max(needs, key=lambda need: need.version)
 
 
@@ -155,26 +150,29 @@ def _of_table(table: Mapping[int, RuntimeVersion], wanted: int) -> RuntimeVersio
     return next((version for reached, version in table.items() if wanted <= reached), [*table.values()][-1])
 
 
-def _needs_of(graph: onnx.GraphProto, outer: Mapping[str, str]) -> Iterator[Need]:
+def _needs_of(graph: onnx.GraphProto, outer: Mapping[str, str], opset: int) -> Iterator[Need]:
     types = dict(outer)
     for value in (*graph.input, *graph.value_info, *graph.output):
         types[value.name] = _type_name(value.type.tensor_type.elem_type)
     for tensor in graph.initializer:
         types[tensor.name] = _type_name(tensor.data_type)
     for node in graph.node:
-        yield _need_of(node, types)
+        yield _need_of(node, types, opset)
         for attribute in node.attribute:
             for branch in (attribute.g, *attribute.graphs):
-                yield from _needs_of(branch, types)
+                yield from _needs_of(branch, types, opset)
 
 
-def _need_of(node: onnx.NodeProto, types: Mapping[str, str]) -> Need:
+def _need_of(node: onnx.NodeProto, types: Mapping[str, str], opset: int) -> Need:
     domain = "" if node.domain in _ONNX else node.domain
     label = repr(node.name or node.output[0])
     needs = [Need(kernel_version(node.op_type, "", domain), f"{node.op_type} ({label})")]
     for element in sorted({types.get(name, "") for name in (*node.input, *node.output)}):
         version = kernel_version(node.op_type, element, domain)
         needs.append(Need(version, f"{node.op_type} of {element} ({label})"))
+    since, revised = _REVISED.get((domain, node.op_type), (opset + 1, OLDEST))
+    if opset >= since:
+        needs.append(Need(revised, f"{node.op_type} of opset {since}"))
     return max(needs, key=lambda need: need.version)  # of equals the first, which is the operator itself
 
 

@@ -94,6 +94,24 @@ def test_branches_count():
     ).version == (1, 28)
 
 
+def test_a_revised_operator_counts_in_a_branch_too():
+    inner = one_operator("LpNormalization").graph
+    inner.node[0].input[0] = "outer"
+    del inner.input[:]
+    graph = helper.make_graph(
+        [helper.make_node("If", ["condition"], ["y"], then_branch=inner, else_branch=inner)],
+        "g",
+        [
+            helper.make_tensor_value_info("condition", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("outer", TensorProto.FLOAT, [1, 4, 4, 4]),
+        ],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+    )
+    for opset, version in ((21, (1, 22)), (22, (1, 25))):
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+        assert oldest_runtime(model).version == version
+
+
 def test_a_kernel_is_as_old_as_its_operator_and_its_type():
     assert kernel_version("Conv", "float") == OLDEST
     assert kernel_version("SpaceToDepth", "uint8") == (1, 28)
