@@ -42,7 +42,7 @@ coverage: $(STAMP)  ## Run the tests with branch coverage of bench and exporter.
 	$(BIN)/python -m pytest $(PARALLEL) --cov --cov-report=term --cov-fail-under=90
 
 schema: $(STAMP)  ## Write docs/recipe.schema.json anew.
-	$(BIN)/python -c "from exporter.scaffold import schema_text; print(schema_text(), end='')" > docs/recipe.schema.json
+	$(BIN)/python -c "from exporter.pipeline.scaffold import schema_text; print(schema_text(), end='')" > docs/recipe.schema.json
 
 perf: $(STAMP)  ## Performance benchmarks; by hand, on a quiet machine.
 	$(BIN)/python -m pytest tests/perf -m perf -s

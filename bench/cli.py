@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bench.command import run
-from bench.errors import UsageError
-from bench.formats import Format
-from bench.scenario import DEFAULT_BATCHES, Scenario, check_options, parse_batches
-from bench.streams import write_out
+from bench.core.command import run
+from bench.core.errors import UsageError
+from bench.core.streams import write_out
+from bench.measuring.scenario import DEFAULT_BATCHES, Scenario, check_options, parse_batches
+from bench.views.formats import Format
 
 if TYPE_CHECKING:
-    from bench.gate import Judgement
-    from bench.result import Result
-    from bench.scenario_result import ScenarioResult
+    from bench.judging.gate import Judgement
+    from bench.measuring.result import Result
+    from bench.measuring.scenario_result import ScenarioResult
 
 DEFAULT_BLOCKS = 5
 
@@ -76,10 +76,10 @@ def bench(
     as_json: JsonOption = False,
 ) -> None:
     """Measure latency, memory, size and accuracy of models, side by side."""
-    from bench.artifact import subject
-    from bench.gate import warn_of_targets
-    from bench.measure import MeasureConfig, Session
-    from bench.result import check_result_place, write_result
+    from bench.inputs.artifact import subject
+    from bench.judging.gate import warn_of_targets
+    from bench.measuring.measure import MeasureConfig, Session
+    from bench.measuring.result import check_result_place, write_result
 
     check_options(scenario, streams=streams, batches=batches, duration=duration, blocks=blocks)
     sizes = DEFAULT_BATCHES if batches is None else parse_batches(batches)
@@ -92,7 +92,7 @@ def bench(
     warnings = warn_of_targets(subjects, progress)
     blocks = blocks or DEFAULT_BLOCKS
     if scenario is not Scenario.SINGLE_STREAM:
-        from bench.scenario_run import ScenarioConfig, run_scenario
+        from bench.measuring.scenario_run import ScenarioConfig, run_scenario
 
         load = ScenarioConfig(
             scenario,
@@ -134,10 +134,10 @@ def compare(
     as_json: JsonOption = False,
 ) -> None:
     """Measure two models in interleaved pairs and judge the candidate by the default budgets."""
-    from bench.gate import GateOptions
-    from bench.gate import compare as compare_models
-    from bench.measure import MeasureConfig
-    from bench.result import check_result_place
+    from bench.judging.gate import GateOptions
+    from bench.judging.gate import compare as compare_models
+    from bench.measuring.measure import MeasureConfig
+    from bench.measuring.result import check_result_place
 
     if out is not None:
         check_result_place(out, [baseline, candidate, data])
@@ -170,12 +170,12 @@ def gate(
     as_json: JsonOption = False,
 ) -> None:
     """Pass or fail a release: exit code 0 PASS, 1 FAIL, 3 INCONCLUSIVE, 4 INVALID."""
-    from bench.artifact import own_policy
-    from bench.gate import GateOptions
-    from bench.gate import gate as judge
-    from bench.measure import MeasureConfig
-    from bench.policy import read_policy
-    from bench.result import check_result_place
+    from bench.core.policy import read_policy
+    from bench.inputs.artifact import own_policy
+    from bench.judging.gate import GateOptions
+    from bench.judging.gate import gate as judge
+    from bench.measuring.measure import MeasureConfig
+    from bench.measuring.result import check_result_place
 
     if out is not None:
         check_result_place(out, [candidate, baseline, policy, data])
@@ -203,12 +203,12 @@ def certify(
     as_json: JsonOption = False,
 ) -> None:
     """Measure how often the gate cries wolf on this host, and which slowdowns it catches."""
-    from bench.artifact import subject
-    from bench.certificate import certificate_path
-    from bench.certify import CertifyConfig
-    from bench.certify import certify as measure_host
-    from bench.measure import MeasureConfig
-    from bench.render import certificate_rows
+    from bench.inputs.artifact import subject
+    from bench.judging.certificate import certificate_path
+    from bench.judging.certify import CertifyConfig
+    from bench.judging.certify import certify as measure_host
+    from bench.measuring.measure import MeasureConfig
+    from bench.views.tables import certificate_rows
 
     certificate = measure_host(
         subject(model, data),
@@ -238,10 +238,10 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """Compute all figures and the verdict of a result anew; the exit code is that of the verdict."""
-    from bench.files import check_writable, write_text
-    from bench.formats import convert
-    from bench.replay import replay
-    from bench.scenario_result import holds_scenario, read_scenario
+    from bench.core.files import check_writable, write_text
+    from bench.judging.replay import replay
+    from bench.measuring.scenario_result import holds_scenario, read_scenario
+    from bench.views.formats import convert
 
     if out is not None and as_format is None:
         raise UsageError("--out", "wants to know the format", "add --format")
@@ -281,8 +281,9 @@ def verify(
 
     from rich.markup import escape
 
-    from bench.artifact import FLOAT_MODEL, MODEL, Subject, check_hashes, self_test
-    from bench.gate import warn_of_targets
+    from bench.inputs.artifact import FLOAT_MODEL, MODEL, Subject, check_hashes
+    from bench.judging.gate import warn_of_targets
+    from bench.measuring.self_test import self_test
 
     if not artifact.is_dir():
         raise UsageError(artifact, "is no folder", "name the artifact folder of a build")
@@ -326,7 +327,7 @@ def error_progress() -> Any:
     """Progress on standard error, bars or lines."""
     from rich.console import Console
 
-    from bench.console import progress_for
+    from bench.core.console import progress_for
 
     return progress_for(Console(stderr=True))
 
@@ -334,8 +335,8 @@ def error_progress() -> Any:
 @contextmanager
 def _kept(out: Path | None) -> Iterator[None]:
     """On Ctrl-C, write what was measured so far, marked so."""
-    from bench.measure import Interrupted
-    from bench.result import write_result
+    from bench.measuring.measure import Interrupted
+    from bench.measuring.result import write_result
 
     try:
         yield
@@ -346,7 +347,7 @@ def _kept(out: Path | None) -> Iterator[None]:
 
 
 def _report(judgement: Judgement, out: Path | None, as_json: bool) -> None:
-    from bench.result import write_result
+    from bench.measuring.result import write_result
 
     show_then_write(
         lambda: _show_judgement(judgement, as_json),
@@ -365,7 +366,7 @@ def show_then_write(show: Callable[[], None], out: Path | None, write: Callable[
 
 
 def _show_result(result: Result, as_json: bool, warnings: Sequence[str] = ()) -> None:
-    from bench.render import result_json, result_view
+    from bench.views.tables import result_json, result_view
 
     if as_json:
         print_json({**result_json(result), "warnings": list(warnings)})
@@ -375,7 +376,7 @@ def _show_result(result: Result, as_json: bool, warnings: Sequence[str] = ()) ->
 
 
 def _show_scenario(result: ScenarioResult, as_json: bool, warnings: Sequence[str] = ()) -> None:
-    from bench.scenario_view import scenario_json, scenario_view
+    from bench.views.scenario_tables import scenario_json, scenario_view
 
     if as_json:
         print_json({**scenario_json(result), "warnings": list(warnings)})
@@ -385,7 +386,7 @@ def _show_scenario(result: ScenarioResult, as_json: bool, warnings: Sequence[str
 
 
 def _show_judgement(judgement: Judgement, as_json: bool) -> None:
-    from bench.render import judgement_json, judgement_view
+    from bench.views.tables import judgement_json, judgement_view
 
     if as_json:
         print_json(judgement_json(judgement))

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import pytest
 
 if TYPE_CHECKING:
-    from bench.artifact import Subject
-    from bench.gate import Judgement
-    from bench.policy import Policy
-    from bench.result import ModelResult
+    from bench.core.policy import Policy
+    from bench.inputs.artifact import Subject
+    from bench.judging.gate import Judgement
+    from bench.measuring.result import ModelResult
 
 AnyPath: TypeAlias = str | PathLike[str]
 
@@ -62,12 +62,12 @@ def edgeproof_gate(request: pytest.FixtureRequest) -> Callable[..., Judgement]:
         out: AnyPath | None = None,
         inconclusive: Literal["fail", "skip"] = "fail",
     ) -> Judgement:
-        from bench.gate import GateOptions
-        from bench.gate import gate as measure_and_judge
-        from bench.measure import MeasureConfig
-        from bench.policy import Policy
-        from bench.render import judgement_view, plain_text
-        from bench.result import check_result_place, write_result
+        from bench.core.policy import Policy
+        from bench.judging.gate import GateOptions
+        from bench.judging.gate import gate as measure_and_judge
+        from bench.measuring.measure import MeasureConfig
+        from bench.measuring.result import check_result_place, write_result
+        from bench.views.tables import judgement_view, plain_text
 
         with _readable_errors(request):
             if out is not None:
@@ -114,8 +114,8 @@ class _WithBenchmark:
         def run(
             model: AnyPath, *, data: AnyPath | None = None, threads: int = 1, rounds: int = DEFAULT_ROUNDS
         ) -> ModelResult:
-            from bench.artifact import subject
-            from bench.formats.figures import flat_figures
+            from bench.inputs.artifact import subject
+            from bench.views.formats.figures import flat_figures
 
             with _readable_errors(request):
                 chosen = subject(Path(model), _path(data))
@@ -138,14 +138,14 @@ class _WithoutBenchmark:
     @pytest.fixture
     def edgeproof_benchmark(self) -> None:
         """Fail with the line that mends it."""
-        from bench.errors import MissingExtraError
+        from bench.core.errors import MissingExtraError
 
         pytest.fail(str(MissingExtraError("pytest-benchmark", "pytest")), pytrace=False)
 
 
 def _measure_apart(chosen: Subject, threads: int) -> ModelResult:
     """Memory and accuracy, as `edgeproof bench` measures them: in fresh processes."""
-    from bench.measure import MeasureConfig, Session
+    from bench.measuring.measure import MeasureConfig, Session
 
     # The times of the one short burst serve only where benchmarks are disabled.
     config = MeasureConfig(threads=threads, rounds=1)
@@ -159,10 +159,10 @@ def _times_ns(benchmark: Any, chosen: Subject, threads: int, rounds: int) -> tup
     """Time inferences in this process; empty where benchmarks are disabled."""
     from itertools import cycle
 
-    from bench.evaluation import read_evaluation
-    from bench.measure import TIMED_FEEDS
-    from bench.session import RuntimeOptions, open_session, signature_of
-    from bench.worker import fixed_batch, synthetic_feeds
+    from bench.inputs.evaluation import read_evaluation
+    from bench.inputs.session import RuntimeOptions, open_session, signature_of
+    from bench.measuring.measure import TIMED_FEEDS
+    from bench.measuring.worker import fixed_batch, synthetic_feeds
 
     session = open_session(chosen.model, RuntimeOptions(threads=threads))
     signature = signature_of(session)
@@ -188,8 +188,8 @@ def _times_ns(benchmark: Any, chosen: Subject, threads: int, rounds: int) -> tup
 
 
 def _policy(policy: Policy | Mapping[str, Any] | AnyPath | None, candidate: Path) -> Policy:
-    from bench.artifact import own_policy
-    from bench.policy import Policy, policy_from, read_policy
+    from bench.core.policy import Policy, policy_from, read_policy
+    from bench.inputs.artifact import own_policy
 
     if policy is None:
         return own_policy(candidate)
@@ -210,8 +210,8 @@ def _readable_errors(request: pytest.FixtureRequest, verdict: str = "") -> Itera
 
     A fault of the program keeps its traceback. `verdict` is what was judged before, and is told as well.
     """
-    from bench.errors import EXIT_INVALID
-    from bench.faults import foreseen
+    from bench.core.errors import EXIT_INVALID
+    from bench.core.faults import foreseen
 
     try:
         yield

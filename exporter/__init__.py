@@ -3,11 +3,11 @@
 What a user's own model and data code needs is here; the rest is behind the command `edgeproof`.
 """
 
-from bench.errors import DataError, EdgeproofError
-from exporter.data import Split, Splits, stratified_indices
-from exporter.images import load_image_folder, resize_images
-from exporter.lookup import package_file
-from exporter.trained import load_trained
+from bench.core.errors import DataError, EdgeproofError
+from exporter.networks.trained import load_trained
+from exporter.sources.images import load_image_folder, resize_images
+from exporter.sources.lookup import package_file
+from exporter.sources.splits import Split, Splits, stratified_indices
 
 __all__ = [
     "DataError",

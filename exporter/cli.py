@@ -13,12 +13,12 @@ import typer
 
 from bench.cli import JsonOption, OutOption, error_progress, print_json, print_rich, show_then_write
 from bench.cli import app as device_app
-from bench.command import run
-from bench.errors import UsageError
-from exporter.choices import CalibrationMethod, TargetName
+from bench.core.command import run
+from bench.core.errors import UsageError
+from exporter.recipes.options import CalibrationMethod, TargetName
 
 if TYPE_CHECKING:
-    from bench.artifact import Subject
+    from bench.inputs.artifact import Subject
 
 SetOption = Annotated[
     list[str] | None,
@@ -35,7 +35,7 @@ app = typer.Typer(
 
 def _version(asked: bool) -> None:
     if asked:
-        from bench.measure import tool_version
+        from bench.measuring.measure import tool_version
 
         print(f"edgeproof {tool_version()}")
         raise typer.Exit
@@ -69,7 +69,7 @@ def build(
     as_json: JsonOption = False,
 ) -> None:
     """Run a recipe: fine-tune, compress, export, quantize, measure and judge."""
-    from exporter.build import build as build_recipe
+    from exporter.pipeline.build import build as build_recipe
 
     outcome = build_recipe(
         recipe, out=out, until=until, overrides=overrides or (), fresh=fresh, progress=error_progress()
@@ -91,9 +91,9 @@ def ablate(
     as_json: JsonOption = False,
 ) -> None:
     """Build every prefix of a recipe and table what each stage gave: accuracy, time, size and memory."""
-    from bench.result import check_result_place, write_result
-    from exporter.ablation import ablate as ablate_recipe
-    from exporter.ablation import ablation_json, ablation_table
+    from bench.measuring.result import check_result_place, write_result
+    from exporter.pipeline.ablate import ablate as ablate_recipe
+    from exporter.pipeline.ablate import ablation_json, ablation_table
 
     if out is not None:
         check_result_place(out, [recipe])
@@ -115,7 +115,8 @@ def follow(
     A build says which code to run. It is followed only if it runs as this user, and if nobody else but root
     can write to the recipe's folder, the cache, the working directory or a folder above them.
     """
-    from exporter.build import cache_root, require
+    from exporter.extras import require
+    from exporter.pipeline.build import cache_root
 
     if not recipe.is_file():
         raise UsageError(
@@ -123,7 +124,7 @@ def follow(
         )
     for module, extra in (("torch", "export"), ("lightning_fabric", "train")):
         require(module, extra)
-    from exporter.training.hardware import follow as take_part
+    from exporter.training.loop.hardware import follow as take_part
 
     take_part(cache_root(recipe), node, folder=recipe.resolve().parent)
 
@@ -156,11 +157,11 @@ def inspect(
     Shares are of multiply-adds: convolutions, matrix products, recurrent layers and attention. Elementwise
     work, norms, pooling and reductions are none.
     """
-    from bench.artifact import subject
-    from exporter.build import require
+    from bench.inputs.artifact import subject
+    from exporter.extras import require
 
     require("onnx", "export")
-    from exporter.audit import audit, coverage_failure
+    from exporter.inspection.audit import audit, coverage_failure
 
     chosen = subject(model, data)
     found = audit(chosen.model, chosen.evaluation, chosen.target)
@@ -220,14 +221,14 @@ def quantize(
     as_json: JsonOption = False,
 ) -> None:
     """Quantize a finished model, statically to int8 or its weights to 4 bits; needs no recipe."""
-    from exporter.build import require, require_quantizer
+    from exporter.extras import require, require_quantizer
 
     for module in ("onnx", "onnx_ir", "onnxscript"):
         require(module, "export")
     require_quantizer()
-    from exporter.recipe import FallbackConfig
-    from exporter.repaired import Repairing, check_repairs
-    from exporter.standalone import quantize_file, quantize_weights_file
+    from exporter.pipeline.quantize_file import quantize_file, quantize_weights_file
+    from exporter.quantization.repaired import Repairing, check_repairs
+    from exporter.recipes import FallbackConfig
 
     fallback = None if max_drop is None else FallbackConfig(max_drop=max_drop)
     if bits == 4:
@@ -296,7 +297,7 @@ def new(
     """Write a commented recipe with a model and data to start from; it builds as it is."""
     from rich.markup import escape
 
-    from exporter.scaffold import scaffold
+    from exporter.pipeline.scaffold import scaffold
 
     recipe = scaffold(folder)
     print_rich(escape(f"wrote {folder}; next: edgeproof build {recipe}"))
@@ -305,7 +306,7 @@ def new(
 def _print_audit(found: Any) -> None:
     from rich.markup import escape
 
-    from exporter.audit import share_text
+    from exporter.inspection.audit import share_text
 
     if found.target != found.host_target:
         print_rich(
@@ -336,11 +337,11 @@ def _print_audit(found: Any) -> None:
 
 
 def _layer_errors(chosen: Subject, float_model: Path | None) -> list[dict[str, Any]]:
-    from bench.evaluation import read_evaluation
-    from bench.runtime import check_runtime, stated_version
-    from bench.session import open_session
-    from exporter.data import ArraySamples
-    from exporter.layers import LAYER_SAMPLES, layer_errors
+    from bench.inputs.evaluation import read_evaluation
+    from bench.inputs.runtime import check_runtime, stated_version
+    from bench.inputs.session import open_session
+    from exporter.inspection.layer_errors import LAYER_SAMPLES, layer_errors
+    from exporter.sources.splits import ArraySamples
 
     reference = float_model or chosen.float_twin
     if reference is None:
@@ -364,7 +365,7 @@ def _print_layers(errors: list[dict[str, Any]]) -> None:
 
 
 def _outcome_json(outcome: Any) -> dict[str, Any]:
-    from bench.render import metrics_json, model_json
+    from bench.views.tables import metrics_json, model_json
 
     judgement = outcome.judgement
     return {
@@ -381,7 +382,7 @@ def _outcome_json(outcome: Any) -> dict[str, Any]:
 def _print_outcome(outcome: Any) -> None:
     from rich.markup import escape
 
-    from bench.render import figures_table, styled_verdict, verdict_table
+    from bench.views.tables import figures_table, styled_verdict, verdict_table
 
     judgement = outcome.judgement
     if judgement is None:

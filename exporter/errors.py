@@ -1,4 +1,4 @@
-"""The workstation's part of the error tree (its root and the rest: `bench.errors`).
+"""The workstation's part of the error tree (its root and the rest: `bench.core.errors`).
 
 EdgeproofError
 ├── RecipeError        a recipe that cannot be read, or asks for what cannot be
@@ -11,7 +11,7 @@ EdgeproofError
 
 from __future__ import annotations
 
-from bench.errors import EdgeproofError
+from bench.core.errors import EdgeproofError
 
 
 class RecipeError(EdgeproofError):

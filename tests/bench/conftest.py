@@ -18,8 +18,8 @@ from hypothesis import settings
 from onnx import TensorProto, helper, numpy_helper
 
 from bench import cli
-from bench.arrays import write_npz
-from bench.result import ModelResult, Run
+from bench.core.arrays import write_npz
+from bench.measuring.result import ModelResult, Run
 
 # A shared machine may stall any example: no deadline; the same examples every time.
 settings.register_profile("steady", deadline=None, derandomize=True)
@@ -212,7 +212,7 @@ def reading(mebibytes):
 
 @dataclass
 class ScriptedWorkers:
-    """Takes the place of `bench.process.worker_group`: times are drawn, never measured.
+    """Takes the place of `bench.measuring.worker_process.worker_group`: times are drawn, never measured.
 
     Attributes:
         typical_ns: an undisturbed inference.

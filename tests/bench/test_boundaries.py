@@ -26,16 +26,17 @@ def imported(statement):
 
 def test_a_device_loads_no_library_of_the_workstation():
     loaded = imported(
-        "import bench.cli, bench.gate, bench.measure, bench.render, bench.worker, bench.console\n"
+        "import bench.cli, bench.judging.gate, bench.measuring.measure, bench.views.tables\n"
+        "import bench.measuring.worker, bench.core.console\n"
         "import onnxruntime, rich.progress"
     )
-    assert "bench.render" in loaded
+    assert "bench.views.tables" in loaded
     assert loaded.isdisjoint(HEAVY)
 
 
 def test_the_measured_process_loads_little():
-    loaded = imported("import bench.worker")
-    assert {"numpy", "bench.session"} <= loaded
+    loaded = imported("import bench.measuring.worker")
+    assert {"numpy", "bench.inputs.session"} <= loaded
     assert loaded.isdisjoint(HEAVY | {"rich", "typer", "pydantic", "onnxruntime"})
 
 

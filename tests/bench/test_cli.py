@@ -12,12 +12,15 @@ from pathlib import Path
 import pytest
 import typer
 
-from bench import cli, files, gate, measure, result
-from bench.command import EXIT_INTERRUPTED, run
-from bench.errors import MeasurementError, ModelError
-from bench.measure import MeasureConfig
-from bench.policy import Policy
-from bench.result import read_result
+from bench import cli
+from bench.core import files
+from bench.core.command import EXIT_INTERRUPTED, run
+from bench.core.errors import MeasurementError, ModelError
+from bench.core.policy import Policy
+from bench.judging import gate
+from bench.measuring import measure, result
+from bench.measuring.measure import MeasureConfig
+from bench.measuring.result import read_result
 
 METRIC_KEYS = {
     "ratio",

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import bench
-from bench.arrays import read_npz, write_npz
+from bench.core.arrays import read_npz, write_npz
 
 ROOT = Path(bench.__file__).parent.parent
 

@@ -119,7 +119,8 @@ def test_without_pytest_benchmark_the_line_that_mends_it(project, models, evalua
 def test_a_verdict_is_told_where_the_result_cannot_be_written(project, models, evaluation, pytester):
     conftest = """
 import errno, os, pytest
-from bench import files, result
+from bench.core import files
+from bench.measuring import result
 
 def no_room(path, _content):
     with files.storage_errors(path):
@@ -153,7 +154,7 @@ def test_a_result_that_cannot_be_written_is_told_before_the_work(project, models
 def test_a_fault_of_the_program_keeps_its_traceback(project, models, evaluation, pytester):
     conftest = """
 import pytest
-from bench import gate
+from bench.judging import gate
 
 @pytest.fixture(autouse=True)
 def broken(monkeypatch):

@@ -18,17 +18,17 @@ import torch
 from hypothesis import settings
 from torch import nn
 
-from bench.progress import SILENT
+from bench.core.progress import SILENT
 from exporter import Split, Splits, cli
-from exporter.build import build
-from exporter.network import Network, deterministic
-from exporter.quantize import quantize
-from exporter.recipe import ExportConfig, FineTuneConfig, QuantizeConfig
-from exporter.stages import Context
-from exporter.stages.finetune import cross_entropy
-from exporter.targets import TARGETS
-from exporter.to_onnx import export
-from exporter.training import fit
+from exporter.graphs.targets import TARGETS
+from exporter.networks.network import Network, deterministic
+from exporter.onnx_export.export import export
+from exporter.pipeline.build import build
+from exporter.quantization.int8 import quantize
+from exporter.recipes import ExportConfig, FineTuneConfig, QuantizeConfig
+from exporter.training.loop import fit
+from exporter.training.stages import Context
+from exporter.training.stages.labelled_loss import cross_entropy
 
 settings.register_profile("steady", deadline=None, derandomize=True)
 settings.load_profile("steady")
@@ -302,7 +302,7 @@ def trained(tiny, splits, tmp_path_factory):
 @pytest.fixture(scope="session")
 def onnx_models(tiny, splits, trained, tmp_path_factory):
     """Paths of the trained network as ONNX: `float`, and `int8` for a CPU with VNNI."""
-    from exporter.network import load_network
+    from exporter.networks.network import load_network
 
     folder = tmp_path_factory.mktemp("onnx")
     paths = SimpleNamespace(float=folder / "model.fp32.onnx", int8=folder / "model.onnx")

@@ -16,11 +16,11 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import save_file
 
-from bench.gate import judgement_from
-from bench.policy import Policy, TwinBudgets, criteria
-from bench.result import read_result
-from exporter import build as build_module
-from exporter import steps
+from bench.core.policy import Policy, TwinBudgets, criteria
+from bench.judging.gate import judgement_from
+from bench.measuring.result import read_result
+from exporter import extras
+from exporter.pipeline import steps
 
 pytestmark = pytest.mark.slow
 
@@ -75,7 +75,7 @@ def loaded_after(*arguments):
 def test_help_loads_nothing_heavy(arguments):
     loaded = loaded_after(*arguments)
     assert "exporter.cli" in loaded
-    assert loaded.isdisjoint(HEAVY | {"pandas", "scipy", "sklearn", "exporter.steps"})
+    assert loaded.isdisjoint(HEAVY | {"pandas", "scipy", "sklearn", "exporter.pipeline.steps"})
 
 
 def test_help_lists_every_command(command):
@@ -240,7 +240,7 @@ def test_inspect_takes_names_as_they_are(built_once, command, tmp_path):
 
 
 def test_inspect_without_onnx_names_the_extra(built_once, command, monkeypatch):
-    monkeypatch.setattr(build_module, "find_spec", lambda name: None)
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
     ran = command("inspect", built_once.artifact)
     assert (ran.code, ran.out) == (2, "")
     assert ran.err.startswith("error: onnx: this Python module is not installed; run: pip install")

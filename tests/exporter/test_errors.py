@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 
-from bench.errors import EdgeproofError
+from bench.core.errors import EdgeproofError
 from exporter import errors
 
 OWN = [

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from bench.errors import DataError
+from bench.core.errors import DataError
 from exporter import package_file
-from exporter.checkpoint import load_into, read_checkpoint
-from exporter.data import check_splits
-from exporter.network import deterministic
+from exporter.networks.network import deterministic
+from exporter.sources.checkpoint import load_into, read_checkpoint
+from exporter.sources.splits import check_splits
 from models import digits
 from models.efficientnet_lite import efficientnet_lite0
 from models.efficientnet_lite.network import LITE0_GROUPS, SamePaddingConv2d

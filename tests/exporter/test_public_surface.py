@@ -14,7 +14,7 @@ import exporter
 
 ROOT = Path(exporter.__file__).parent.parent
 MODULES = sorted(path for path in (ROOT / "exporter").rglob("*.py") if "templates" not in path.parts)
-TEMPLATES = sorted((ROOT / "exporter" / "templates" / "new").glob("*.py"))
+TEMPLATES = sorted((ROOT / "exporter" / "pipeline" / "templates" / "new").glob("*.py"))
 USERS = [*sorted((ROOT / "models").rglob("*.py")), *TEMPLATES]
 
 
@@ -55,7 +55,18 @@ def test_every_module_says_what_it_is_for(path):
     assert ast.get_docstring(ast.parse(path.read_text()))
 
 
-@pytest.mark.parametrize("name", ["rewrites", "stages", "calibration", "repair", "qat"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "graphs.rewrites",
+        "quantization.calibration",
+        "quantization.repair",
+        "recipes",
+        "training.loop",
+        "training.qat",
+        "training.stages",
+    ],
+)
 def test_packages_list_what_they_offer(name):
     package = importlib.import_module(f"exporter.{name}")
     assert all(hasattr(package, public) for public in package.__all__)

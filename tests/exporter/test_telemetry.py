@@ -26,7 +26,13 @@ def test_telemetry_is_off_before_onnxruntime_is_imported():
     script = "import os, {module}; print([os.environ.get(n) for n in {names}])"
     bare = {name: value for name, value in os.environ.items() if name not in bench.TELEMETRY_OFF}
     names = ("ORT_DISABLE_TELEMETRY", "ORT_TELEMETRY_DISABLED")
-    for module in ("bench", "exporter", "bench.worker", "exporter.follow", "bench.pytest_plugin"):
+    for module in (
+        "bench",
+        "exporter",
+        "bench.measuring.worker",
+        "exporter.pipeline.follow",
+        "bench.pytest_plugin",
+    ):
         ran = subprocess.run(
             [sys.executable, "-c", script.format(module=module, names=names)],
             env=bare,

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.runtime import OLDEST
+from bench.inputs.runtime import OLDEST
 
 ROOT = Path(__file__).resolve().parents[2]
 VERSIONS = (f"{OLDEST}.0", "1.27.0", version("onnxruntime"))

@@ -24,9 +24,9 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from bench.measure import WARM_LIMIT_NS  # noqa: E402
-from bench.process import WorkerProcess  # noqa: E402
-from bench.stats import signed_rank_interval  # noqa: E402
+from bench.core.statistics import signed_rank_interval  # noqa: E402
+from bench.measuring.measure import WARM_LIMIT_NS  # noqa: E402
+from bench.measuring.worker_process import WorkerProcess  # noqa: E402
 
 ROUNDS, INFERENCES, UNTIMED, WARM = 16, 25, 2, 100
 ALPHA = 0.01
@@ -82,9 +82,9 @@ def main() -> None:
 
 def write_feeds(model: Path) -> Path:
     """One synthetic feed, in a file."""
-    from bench.arrays import write_npz
-    from bench.session import open_session, signature_of
-    from bench.worker import synthetic_feeds
+    from bench.core.arrays import write_npz
+    from bench.inputs.session import open_session, signature_of
+    from bench.measuring.worker import synthetic_feeds
 
     path = ROOT / "build" / "bare-feeds.npz"
     path.parent.mkdir(exist_ok=True)

@@ -118,10 +118,10 @@ def child_export(path: str, side: str) -> dict[str, float]:
     """The float model."""
     sys.path.insert(0, str(ROOT))
     from exporter import package_file
-    from exporter.checkpoint import load_into, read_checkpoint
-    from exporter.data import Split
-    from exporter.recipe import ExportConfig
-    from exporter.to_onnx import export
+    from exporter.onnx_export.export import export
+    from exporter.recipes import ExportConfig
+    from exporter.sources.checkpoint import load_into, read_checkpoint
+    from exporter.sources.splits import Split
     from models.efficientnet_lite import efficientnet_lite0
 
     module = efficientnet_lite0()
@@ -134,8 +134,8 @@ def child_export(path: str, side: str) -> dict[str, float]:
 
 def child_ours(model: str, data: str, method: str) -> dict[str, float]:
     """`edgeproof quantize`."""
-    from bench.worker import memory_bytes
-    from exporter.standalone import quantize_file
+    from bench.measuring.worker import memory_bytes
+    from exporter.pipeline.quantize_file import quantize_file
 
     with tempfile.TemporaryDirectory() as folder:
         start = time.monotonic()
@@ -153,7 +153,7 @@ def child_theirs(model: str, data: str, method: str) -> dict[str, float]:
         quantize_static,
     )
 
-    from bench.worker import memory_bytes
+    from bench.measuring.worker import memory_bytes
 
     with np.load(data) as arrays:
         samples = {name: arrays[name] for name in arrays.files}

@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 import pictures
 
-from exporter.network import Network
-from exporter.recipe import DistillConfig, FineTuneConfig, PruneConfig, PruneTarget
-from exporter.seeds import mean_interval
-from exporter.stages.distill import distill
-from exporter.stages.finetune import finetune
-from exporter.stages.prune import prune
+from exporter.networks.network import Network
+from exporter.recipes import DistillConfig, FineTuneConfig, PruneConfig, PruneTarget
+from exporter.training.stages.distill import distill
+from exporter.training.stages.finetune import finetune
+from exporter.training.stages.prune import prune
+from exporter.training.stages.seed_interval import mean_interval
 
 HEALING = {"batch_size": 32, "learning_rate": 1e-3}
 

@@ -31,11 +31,11 @@ sys.path.insert(0, str(ROOT))
 import photographs  # noqa: E402
 from natural_images import Images, from_folder, load  # noqa: E402
 
-from bench.judge import pair_scores  # noqa: E402
-from bench.measure import MeasureConfig, Session  # noqa: E402
-from bench.parity import parity  # noqa: E402
-from bench.session import open_session  # noqa: E402
-from bench.stats import Interval, proportion_interval, signed_rank_interval  # noqa: E402
+from bench.core.statistics import Interval, proportion_interval, signed_rank_interval  # noqa: E402
+from bench.inputs.session import open_session  # noqa: E402
+from bench.judging.verdicts import pair_scores  # noqa: E402
+from bench.measuring.measure import MeasureConfig, Session  # noqa: E402
+from bench.metrics.parity import parity  # noqa: E402
 
 SIDE = 224
 # A calibration method, and repairs behind it; last, layers in float.
@@ -201,9 +201,9 @@ def child_export(path: str) -> None:
 
 def child_ours(model: str, data: str, out: str, method: str) -> None:
     """`edgeproof quantize`, for this CPU."""
-    from exporter.recipe import FallbackConfig
-    from exporter.repaired import Repairing, check_repairs
-    from exporter.standalone import quantize_file
+    from exporter.pipeline.quantize_file import quantize_file
+    from exporter.quantization.repaired import Repairing, check_repairs
+    from exporter.recipes import FallbackConfig
 
     calibration, *repairs = method.split("+")
     fallback = None

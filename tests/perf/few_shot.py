@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pictures
 
-from exporter.recipe import FewShotConfig, FineTuneConfig
-from exporter.stages.few_shot import few_shot_curve
-from exporter.stages.finetune import cross_entropy
+from exporter.recipes import FewShotConfig, FineTuneConfig
+from exporter.training.stages.few_shot import few_shot_curve
+from exporter.training.stages.labelled_loss import cross_entropy
 
 
 def main() -> int:

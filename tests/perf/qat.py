@@ -43,14 +43,14 @@ def main() -> None:
 
 def compare(name: str, seed: int) -> dict[str, float]:
     """Accuracies of the float network and of its int8 files."""
-    from bench.progress import SILENT
-    from exporter import targets
-    from exporter.distillation.losses import Distillation
-    from exporter.network import Network, accuracy, deterministic
-    from exporter.recipe import DistillConfig, QatConfig, QuantizeConfig
-    from exporter.stages import Context
-    from exporter.stages.finetune import finetune
-    from exporter.stages.qat import qat
+    from bench.core.progress import SILENT
+    from exporter.graphs import targets
+    from exporter.networks.network import Network, accuracy, deterministic
+    from exporter.recipes import DistillConfig, QatConfig, QuantizeConfig
+    from exporter.training.distillation.losses import Distillation
+    from exporter.training.stages import Context
+    from exporter.training.stages.finetune import finetune
+    from exporter.training.stages.qat import qat
 
     data, config = digits(32 if name == "simplenet" else 64), QatConfig(**QAT)
     with deterministic(seed, "model"):
@@ -85,8 +85,8 @@ def compare(name: str, seed: int) -> dict[str, float]:
 def fresh(name: str):  # type: ignore[no-untyped-def]
     """A network to fine-tune, and how."""
     from exporter import package_file
-    from exporter.checkpoint import load_into, read_checkpoint
-    from exporter.recipe import FineTuneConfig
+    from exporter.recipes import FineTuneConfig
+    from exporter.sources.checkpoint import load_into, read_checkpoint
     from models.efficientnet_lite import efficientnet_lite0
     from models.simplenet import SimpleNet
 
@@ -109,10 +109,10 @@ def digits(size: int):  # type: ignore[no-untyped-def]
 
 def int8_accuracy(network, data, context) -> float:  # type: ignore[no-untyped-def]
     """Export and quantize a network, and let ONNX Runtime judge it."""
-    from exporter.inference import run_model
-    from exporter.quantize import quantize
-    from exporter.targets import find_target
-    from exporter.to_onnx import export
+    from exporter.graphs.inference import run_model
+    from exporter.graphs.targets import find_target
+    from exporter.onnx_export.export import export
+    from exporter.quantization.int8 import quantize
 
     with tempfile.TemporaryDirectory() as folder:
         source, out = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"

@@ -45,11 +45,11 @@ RECIPES = (
 def main() -> None:
     """Print the table."""
     sys.path.insert(0, str(ROOT))
-    from bench.parity import parity
-    from bench.progress import SILENT
-    from exporter.repair.score import outputs_of
-    from exporter.repaired import Repairing, quantize_repaired
-    from exporter.targets import find_target
+    from bench.core.progress import SILENT
+    from bench.metrics.parity import parity
+    from exporter.graphs.targets import find_target
+    from exporter.quantization.repair.score import outputs_of
+    from exporter.quantization.repaired import Repairing, quantize_repaired
     from tests.perf.calibration import child_export
 
     pictures = [path for package in PICTURES for path in found(package)]

@@ -29,20 +29,20 @@ from time import monotonic
 
 import pictures
 
-from bench.evaluation import EvaluationSet, write_evaluation
-from bench.files import write_json
-from bench.gate import GateOptions, compare
-from bench.policy import Budgets
+from bench.core.files import write_json
+from bench.core.policy import Budgets
+from bench.inputs.evaluation import EvaluationSet, write_evaluation
+from bench.judging.gate import GateOptions, compare
 from exporter.errors import StageError
-from exporter.inference import run_model
-from exporter.network import Network, load_network
-from exporter.quantize import quantize
-from exporter.recipe import ExportConfig, FineTuneConfig, QuantizeConfig, ShrinkConfig, ShrinkTarget
-from exporter.stages.finetune import finetune
-from exporter.stages.shrink import shrink
-from exporter.targets import find_target
-from exporter.to_onnx import export
-from exporter.training import Checkpoints
+from exporter.graphs.inference import run_model
+from exporter.graphs.targets import find_target
+from exporter.networks.network import Network, load_network
+from exporter.onnx_export.export import export
+from exporter.quantization.int8 import quantize
+from exporter.recipes import ExportConfig, FineTuneConfig, QuantizeConfig, ShrinkConfig, ShrinkTarget
+from exporter.training.loop import Checkpoints
+from exporter.training.stages.finetune import finetune
+from exporter.training.stages.shrink import shrink
 from models.efficientnet_lite import efficientnet_lite0
 
 TOLERANCE = 0.05

@@ -16,12 +16,12 @@ import numpy as np
 import pictures
 import torch
 
-from bench.stats import signed_rank_interval
-from exporter.data import Split
-from exporter.distillation.onnx_teacher import OnnxTeacher, as_graph
-from exporter.layout import laid_out, layout_for
-from exporter.network import call
-from exporter.recipe import ExportConfig
+from bench.core.statistics import signed_rank_interval
+from exporter.networks.memory_layout import laid_out, layout_for
+from exporter.networks.network import call
+from exporter.recipes import ExportConfig
+from exporter.sources.splits import Split
+from exporter.training.distillation.onnx_teacher import OnnxTeacher, as_graph
 
 ALPHA = 0.01
 

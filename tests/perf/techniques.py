@@ -57,8 +57,8 @@ class Bench:
 
     def build(self, recipe: str, seed: int = 0, until: str = "quantize", *, overrides: Sequence[str] = ()):
         """Run a recipe up to a step."""
-        from exporter.build import build
-        from exporter.recipe import read_recipe
+        from exporter.pipeline.build import build
+        from exporter.recipes import read_recipe
         from models.digits import load
 
         path, chosen = SIMPLENET / f"{recipe}.toml", [f"seed={seed}", *overrides]
@@ -226,7 +226,7 @@ def combination(bench: Bench) -> None:
 
 def mistakes(bench: Bench) -> None:
     """The wrong weights zeroed, and weights cast to bytes."""
-    from exporter.sparsity.masks import lowest_masks
+    from exporter.training.sparsity.masks import lowest_masks
 
     header("zeroed", "the smallest", "the largest")
     for share in (0.05, 0.1, 0.3, 0.5, 0.7, 0.9):
@@ -270,7 +270,7 @@ def weights(module: nn.Module) -> list[nn.Parameter]:
 
 def bent(module: nn.Module, evaluation: Any, change: Callable[[Tensor], Tensor]) -> float:
     """Accuracy of a network after a change of each of its weights."""
-    from exporter.network import accuracy
+    from exporter.networks.network import accuracy
 
     module = copy.deepcopy(module)
     with torch.no_grad():
@@ -287,14 +287,14 @@ def rounded(weight: Tensor, bits: int) -> Tensor:
 
 
 def decibels(before: np.ndarray, after: np.ndarray) -> float:
-    from bench.parity import sqnr_db
+    from bench.metrics.parity import sqnr_db
 
     return sqnr_db(before, after)
 
 
 def int8_accuracy(built: Built) -> float:
     """What ONNX Runtime gets right with a build's int8 file."""
-    from exporter.inference import run_model
+    from exporter.graphs.inference import run_model
 
     outputs = run_model(built.folder / "model.onnx", built.evaluation)
     return float((outputs.argmax(axis=1) == built.evaluation.labels).mean())
@@ -302,14 +302,14 @@ def int8_accuracy(built: Built) -> float:
 
 def sizes(path: Path) -> tuple[int, int]:
     """Bytes as they are, and under zlib."""
-    from exporter.sparsity.sizes import compressed_size
+    from exporter.training.sparsity.sizes import compressed_size
 
     return path.stat().st_size, compressed_size([path])
 
 
 def timed(baseline: Path, candidate: Path, pairs: int) -> list[str]:
     """What `edgeproof compare` says of the time of two models."""
-    from bench.gate import GateOptions, compare
+    from bench.judging.gate import GateOptions, compare
 
     judged = compare(baseline, candidate, options=GateOptions(pairs=pairs, any_order=True))
     metric = judged.metrics["latency_p50"]
@@ -319,7 +319,7 @@ def timed(baseline: Path, candidate: Path, pairs: int) -> list[str]:
 
 def gained(ours: Sequence[float], theirs: Sequence[float]) -> str:
     """Mean difference of pairs in points, with the 95 % interval of Student's t."""
-    from exporter.seeds import mean_interval
+    from exporter.training.stages.seed_interval import mean_interval
 
     found = mean_interval([100 * (a - b) for a, b in zip(ours, theirs, strict=True)], 0.025)
     return f"{found.estimate:+.2f} ({found.lower:+.2f} … {found.upper:+.2f})"

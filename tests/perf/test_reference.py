@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.evaluation import read_evaluation
-from bench.session import RuntimeOptions, open_session
+from bench.inputs.evaluation import read_evaluation
+from bench.inputs.session import RuntimeOptions, open_session
 
 pytestmark = pytest.mark.perf
 

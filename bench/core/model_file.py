@@ -1,0 +1,150 @@
+"""What an .onnx file says of itself, read without the onnx package and without loading its weights.
+
+An .onnx file is one protobuf message. Its fields are walked in place, and what is not looked for is
+skipped by its length, so that a file of gigabytes is read in milliseconds. Field numbers are those of
+onnx.proto (IR version 3 and later), the encoding is that of protobuf.dev, "Encoding".
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.core.errors import ModelError
+
+# Message -> field -> the message that it holds; only the way to tensors, wherever a model may keep one.
+_MESSAGES = {
+    "model": {7: "graph", 25: "function"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "function": {7: "node"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: "tensor", 2: "tensor"},
+}
+_METADATA, _EXTERNAL_DATA = 14, 13
+_KEY, _VALUE = 1, 2
+_VARINT, _EIGHT_BYTES, _LENGTH, _FOUR_BYTES = 0, 1, 2, 5
+# protobuf itself refuses messages that lie deeper in each other.
+_MAX_DEPTH = 100
+_MAX_ENTRY_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """What a model says of itself.
+
+    Attributes:
+        metadata: its `metadata_props`.
+        locations: the files that it names for its weights, as it names them, in order.
+    """
+
+    metadata: dict[str, str]
+    locations: tuple[str, ...]
+
+
+NOTHING_SAID = ModelFile({}, ())
+
+
+def read_model_file(path: Path) -> ModelFile:
+    """Read what a model says of itself; nothing, where the file is absent or is not an ONNX model.
+
+    Opening such a file with ONNX Runtime gives the reason.
+    """
+    try:
+        with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            entries = dict(_entry(content, *span) for span in _fields(content, 0, len(content), _METADATA))
+            names = dict.fromkeys(_locations(content, 0, len(content), "model"))
+            return ModelFile(entries, tuple(names))
+    except (OSError, ValueError, IndexError, RecursionError):  # an empty file cannot be mapped
+        return NOTHING_SAID
+
+
+def external_data(model: Path) -> list[Path]:
+    """The files of weights that an .onnx names, as far as they are there.
+
+    Raises:
+        ModelError: it names one outside its own folder.
+    """
+    # A store that keeps files by their hash links to a model and to its weights.
+    folders = (model.parent.resolve(), model.resolve().parent)
+    found = []
+    for location in read_model_file(model).locations:
+        path = model.parent / location
+        inside = any(path.resolve().is_relative_to(folder) for folder in folders)
+        if not inside or "\\" in location or ":" in location[:2]:
+            raise ModelError(
+                model,
+                f"reads its weights from {location!r}, outside its folder",
+                "keep external data beside the model",
+            )
+        if path.is_file():
+            found.append(path)
+    return found
+
+
+def _locations(content: mmap.mmap, start: int, end: int, message: str, depth: int = 0) -> Iterator[str]:
+    """The locations of external data of all tensors below a message."""
+    if depth > _MAX_DEPTH:
+        raise ValueError("messages lie too deep in each other")
+    if message == "tensor":
+        for span in _fields(content, start, end, _EXTERNAL_DATA):
+            key, value = _entry(content, *span)
+            if key == "location":
+                yield value
+        return
+    below = _MESSAGES[message]
+    for number, first, last in _walk(content, start, end):
+        if number in below:
+            yield from _locations(content, first, last, below[number], depth + 1)
+
+
+def _fields(content: mmap.mmap, start: int, end: int, wanted: int) -> Iterator[tuple[int, int]]:
+    for number, first, last in _walk(content, start, end):
+        if number == wanted:
+            yield first, last
+
+
+def _entry(content: mmap.mmap, start: int, end: int) -> tuple[str, str]:
+    """A StringStringEntryProto."""
+    if end - start > _MAX_ENTRY_BYTES:
+        raise ValueError("an entry of metadata is too long")
+    parts = {number: content[first:last].decode() for number, first, last in _walk(content, start, end)}
+    return parts.get(_KEY, ""), parts.get(_VALUE, "")
+
+
+def _walk(content: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """The fields of a message that have a length: number, first byte, byte after the last."""
+    position = start
+    while position < end:
+        tag, position = _varint(content, position, end)
+        kind = tag & 7
+        if kind == _VARINT:
+            _, position = _varint(content, position, end)
+        elif kind == _EIGHT_BYTES:
+            position += 8
+        elif kind == _FOUR_BYTES:
+            position += 4
+        elif kind == _LENGTH:
+            size, position = _varint(content, position, end)
+            yield tag >> 3, position, position + size
+            position += size
+        else:
+            raise ValueError(f"there is no kind {kind} of field")
+        if position > end:
+            raise ValueError("a field goes beyond its message")
+
+
+def _varint(content: mmap.mmap, position: int, end: int) -> tuple[int, int]:
+    """A number in pieces of seven bits, the lowest first, and the byte after it."""
+    value = 0
+    for shift in range(0, 70, 7):
+        if position >= end:
+            break
+        byte = content[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+    raise ValueError("a number has no end")

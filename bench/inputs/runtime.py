@@ -1,0 +1,82 @@
+"""Which versions of ONNX Runtime a model runs on."""
+
+from __future__ import annotations
+
+import re
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple, Self
+
+from bench.core.errors import ModelError
+from bench.core.model_file import read_model_file
+
+# Where an .onnx that edgeproof wrote says which version it needs, such as "1.28".
+METADATA_KEY = "edgeproof.min_onnxruntime"
+VERSION_PATTERN = r"\d{1,4}\.\d{1,4}"
+_VERSION = re.compile(rf"{VERSION_PATTERN}(?![\d])")
+_REQUIREMENT = re.compile(rf"\s*>=\s*({VERSION_PATTERN})(?:\.\d{{1,4}})?\s*")
+
+
+class RuntimeVersion(NamedTuple):
+    """A version of ONNX Runtime. Patch releases add no operators, so that two numbers tell."""
+
+    major: int
+    minor: int
+
+    @classmethod
+    def parse(cls, text: str) -> Self | None:
+        """The version that a text begins with, or None."""
+        found = _VERSION.match(text)
+        return None if found is None else cls(*(int(number) for number in found[0].split(".")))
+
+    def __str__(self) -> str:
+        return f"{self.major}.{self.minor}"
+
+
+# The oldest one that edgeproof supports: that of `dependencies` in pyproject.toml.
+OLDEST = RuntimeVersion(1, 22)
+
+
+def required_version(requirement: str) -> RuntimeVersion:
+    """The version of a requirement such as `>=1.24`.
+
+    Raises:
+        ValueError: it is written otherwise, or names a version that edgeproof does not support.
+    """
+    found = _REQUIREMENT.fullmatch(requirement)
+    if found is None:
+        raise ValueError(f'{requirement!r} is not a requirement on ONNX Runtime: write it as ">={OLDEST}"')
+    wanted = RuntimeVersion.parse(found[1])
+    assert wanted is not None
+    if wanted < OLDEST:
+        raise ValueError(
+            f"{wanted} is older than {OLDEST}, the oldest ONNX Runtime that edgeproof supports"
+        )
+    return wanted
+
+
+def stated_version(model: Path) -> RuntimeVersion | None:
+    """The version that an .onnx file says it needs; None where it says nothing."""
+    return RuntimeVersion.parse(read_model_file(model).metadata.get(METADATA_KEY, ""))
+
+
+def check_runtime(place: Path, needed: RuntimeVersion | None, installed: str | None = None) -> None:
+    """Make sure that the ONNX Runtime of this host is new enough.
+
+    Args:
+        place: the model or artifact, for the error.
+        needed: what it says it needs, or None.
+        installed: the version here; by default that of the installed package.
+
+    Raises:
+        ModelError: it is older.
+    """
+    installed = installed or version("onnxruntime")
+    here = RuntimeVersion.parse(installed)
+    if needed is not None and here is not None and here < needed:
+        raise ModelError(
+            place,
+            f"needs ONNX Runtime {needed}, this is {installed}",
+            f'upgrade, or rebuild for it (onnxruntime = ">={here}" in the recipe\'s [quantize], or '
+            f'quantize --onnxruntime ">={here}")',
+        )

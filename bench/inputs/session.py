@@ -1,0 +1,224 @@
+"""Opening an .onnx with ONNX Runtime on the CPU, with errors that say what to do."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.core.arrays import Array, ArraySpec
+from bench.core.errors import DataError, ModelError
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+_NUMPY_TYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(uint8)": "uint8",
+    "tensor(int8)": "int8",
+    "tensor(uint16)": "uint16",
+    "tensor(int16)": "int16",
+    "tensor(int32)": "int32",
+    "tensor(int64)": "int64",
+    "tensor(uint32)": "uint32",
+    "tensor(uint64)": "uint64",
+    "tensor(bool)": "bool",
+}
+ERRORS_ONLY, _FATAL_ONLY = 3, 4  # ONNX Runtime's severity scale
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output: a dimension is a size, or None where the model leaves it open."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+
+    @property
+    def is_numeric(self) -> bool:
+        """Whether it is a tensor of numbers that numpy has too; else `dtype` is ONNX Runtime's own name."""
+        return self.dtype in _NUMPY_TYPES.values()
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a model takes and gives."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True)
+class RuntimeOptions:
+    """The session options that change a measurement.
+
+    Attributes:
+        threads: intra-op threads.
+        arena: whether the memory arena is on.
+        exact_sums: no sum of int8 products saturates, on whatever CPU; for numbers, and not for times.
+    """
+
+    threads: int = 1
+    arena: bool = True
+    exact_sums: bool = False
+
+
+def open_session(path: Path, options: RuntimeOptions = RuntimeOptions()) -> onnxruntime.InferenceSession:
+    """Load a model on the CPU with all graph optimizations.
+
+    Raises:
+        ModelError: the file is missing, damaged, or wants what this runtime lacks.
+    """
+    import onnxruntime
+
+    if not path.is_file():
+        raise ModelError(path, "there is no such file", "check the path")
+
+    def settings() -> onnxruntime.SessionOptions:
+        made = onnxruntime.SessionOptions()
+        made.intra_op_num_threads = options.threads
+        made.inter_op_num_threads = 1
+        made.enable_cpu_mem_arena = options.arena
+        made.log_severity_level = ERRORS_ONLY
+        return made
+
+    def open_with(chosen: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+        return onnxruntime.InferenceSession(str(path), chosen, providers=["CPUExecutionProvider"])
+
+    try:
+        return exact_session(open_with, settings) if options.exact_sums else open_with(settings())
+    except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
+        raise model_error(path, error) from error
+
+
+def exact_session(
+    open_with: Callable[[onnxruntime.SessionOptions], onnxruntime.InferenceSession],
+    settings: Callable[[], onnxruntime.SessionOptions],
+) -> onnxruntime.InferenceSession:
+    """A session in which no sum of int8 products saturates, and results are to the bit those of VNNI.
+
+    x86 without VNNI adds products in 16 bits, which can overflow, but it has kernels for unsigned weights
+    that add in 32. ONNX Runtime does not load with those what shares weights between nodes (1.32). Such a
+    model runs in float between its roundings: with the same sums, which then fall to the other side of a
+    half now and then.
+
+    Args:
+        open_with: opens the model.
+        settings: makes the session's options, to which what is needed is added.
+    """
+    from bench.inputs.host import fingerprint, host_target  # not needed where time and memory are measured
+
+    chosen = settings()
+    if host_target(fingerprint()) != "x86-avx2":
+        return open_with(chosen)
+    chosen.log_severity_level = _FATAL_ONLY
+    chosen.add_session_config_entry("session.x64quantprecision", "1")
+    with suppress(Exception):  # what is the model's own fault, the next try says as well
+        return open_with(chosen)
+    chosen = settings()
+    chosen.add_session_config_entry("session.disable_quant_qdq", "1")
+    return open_with(chosen)
+
+
+def model_error(path: Path, error: Exception) -> ModelError:
+    """Translate ONNX Runtime's words for a model that does not load."""
+    words = str(error)
+    lowered = words.lower()
+    if (newer := _too_new(words)) is not None:
+        return ModelError(path, *newer)
+    if "external" in lowered and ("data" in lowered or "initializer" in lowered):
+        return ModelError(
+            path,
+            f"its external data cannot be read ({words})",
+            "put the data file back beside the model",
+        )
+    if "protobuf" in lowered or "modelproto" in lowered:
+        return ModelError(path, "is truncated or no ONNX model", "copy or export it again")
+    return ModelError(path, f"ONNX Runtime cannot load it ({words})", "export it again")
+
+
+def _too_new(words: str) -> tuple[str, str] | None:
+    """Cause and fix where ONNX Runtime says that it lacks what a model uses, or None."""
+    lowered = words.lower()
+    if "opset" in lowered and ("under development" in lowered or "till opset" in lowered):
+        opset = re.search(r"opset (\d+)", words, re.IGNORECASE)
+        wanted = f"opset {opset.group(1)}" if opset else "an opset"
+        return (
+            f"wants {wanted}, which this ONNX Runtime lacks",
+            "export with a lower opset or install a newer onnxruntime",
+        )
+    if kernel := re.search(r"Could not find an implementation for (\w+)\(\d+\)", words):
+        return (
+            f"uses {kernel.group(1)} with types that this ONNX Runtime has no CPU kernel for",
+            "install a newer onnxruntime, or export it without that operator",
+        )
+    unknown = re.search(r"(\S+:\w+)\(-?\d+\) is not a registered function/op", words) or re.search(
+        r"No Op registered for (\w+) with domain_version", words
+    )
+    if unknown:
+        return (
+            f"uses the operator {unknown.group(1)}, which this ONNX Runtime does not know",
+            "export it with ONNX's own operators",
+        )
+    if "ir version" in lowered or "ir_version" in lowered:
+        return (
+            "its IR version is newer than this ONNX Runtime",
+            "export with an older onnx or install a newer onnxruntime",
+        )
+    return None
+
+
+def signature_of(session: onnxruntime.InferenceSession) -> Signature:
+    """The names, types and shapes of a session's inputs and outputs."""
+    return Signature(
+        tuple(_spec(node) for node in session.get_inputs()),
+        tuple(_spec(node) for node in session.get_outputs()),
+    )
+
+
+def check_feeds(place: object, signature: Signature, feeds: Mapping[str, Array | ArraySpec]) -> None:
+    """Make sure that `feeds` fit a model.
+
+    Raises:
+        DataError: a feed is missing, unknown, or of another type or shape.
+    """
+    wanted = {spec.name: spec for spec in signature.inputs}
+    if missing := sorted(wanted.keys() - feeds.keys()):
+        raise DataError(
+            place, f"lacks the model's input {missing[0]!r}", f"name the arrays {sorted(wanted)}"
+        )
+    if unknown := sorted(feeds.keys() - wanted.keys()):
+        raise DataError(
+            place, f"{unknown[0]!r} is no input of the model", f"name the arrays {sorted(wanted)}"
+        )
+    for name, spec in wanted.items():
+        array = feeds[name]
+        if array.dtype.name != spec.dtype:
+            raise DataError(place, f"feed {name!r} is {array.dtype}", f"the model wants {spec.dtype}")
+        fits = len(array.shape) == len(spec.shape) and all(
+            # Axis 0 counts samples: it is cut into batches that fit.
+            axis == 0 or want is None or got == want
+            for axis, (got, want) in enumerate(zip(array.shape, spec.shape, strict=True))
+        )
+        if not fits:
+            if not spec.shape:
+                raise DataError(
+                    place,
+                    f"feed {name!r} has shape {list(array.shape)}; the model does not say what it wants",
+                    "export it with the shapes of its inputs",
+                )
+            shape = ["N" if axis == 0 else s or "any" for axis, s in enumerate(spec.shape)]
+            raise DataError(
+                place, f"feed {name!r} has shape {list(array.shape)}", f"the model wants {shape}"
+            )
+
+
+def _spec(node: Any) -> TensorSpec:
+    shape = tuple(size if isinstance(size, int) else None for size in node.shape)
+    return TensorSpec(node.name, _NUMPY_TYPES.get(node.type, node.type), shape)

@@ -1,0 +1,266 @@
+"""Measuring the gate itself: false alarms on unchanged models, power on models made really slower.
+
+Copies of one model take turns in the same blocks: the file again, the same network in other bytes, and
+copies with an extra operator sized to a share of the model's time, or to a share of its memory. The
+baseline carries the same operator at its smallest size, so that only the size differs.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from bench.core.errors import DataError, StorageError
+from bench.core.files import check_writable, model_sha256
+from bench.core.model_file import external_data
+from bench.core.policy import ReleaseBudgets
+from bench.core.progress import SILENT, Progress
+from bench.inputs.artifact import Subject
+from bench.inputs.host import fingerprint
+from bench.inputs.session import open_session, signature_of
+from bench.judging.certificate import (
+    LARGER,
+    REBUILT,
+    SAME,
+    SLOWER,
+    Certificate,
+    Condition,
+    FlippedLabels,
+    certificate_path,
+    detectable,
+    read_certificate,
+    write_certificate,
+)
+from bench.judging.degraded_models import rebuilt, with_allocation, with_product
+from bench.judging.verdicts import Verdict, judge_accuracy, pair_scores
+from bench.measuring.measure import Interrupted, MeasureConfig, Session, WorkerGroup
+from bench.measuring.result import ModelResult, Result
+from bench.measuring.worker_process import worker_group
+
+SLOWDOWNS = (0.01, 0.02, 0.03, 0.05, 0.10)
+EXTRA_MEMORY = 0.10
+FLIP_SHARES = (0.005, 0.01, 0.02, 0.05)
+FLIP_DRAWS = 200
+SIZING_BLOCKS = 3
+# Sizes tried first: the operator's cost grows in proportion to its rows, from a few microseconds on.
+_NARROW, _WIDE, _PROBE_ROWS, _MAX_ROWS = 64, 256, 1024, 1 << 14
+
+
+Kinds = Sequence[tuple[str, float]]
+
+
+@dataclass(frozen=True)
+class CertifyConfig:
+    """What to measure.
+
+    Attributes:
+        blocks: pairs of every condition.
+        slowdowns: what to inject, relative to the model's median latency.
+        budget: of latency and memory, for the rates that are reported.
+        fresh: forget the pairs of earlier days.
+    """
+
+    blocks: int = 30
+    slowdowns: tuple[float, ...] = SLOWDOWNS
+    budget: float = 0.02
+    fresh: bool = False
+
+
+def certify(
+    subject: Subject,
+    config: CertifyConfig,
+    *,
+    measure: MeasureConfig,
+    progress: Progress = SILENT,
+    workers: WorkerGroup = worker_group,
+) -> Certificate:
+    """Measure this host's error rates and keep them beside those of earlier days.
+
+    Raises:
+        DataError: the model has no numeric input, so that nothing can be made to depend on it.
+        Interrupted: by Ctrl-C; what was measured until then is kept.
+    """
+    check_writable(certificate_path(fingerprint()))
+    with tempfile.TemporaryDirectory(prefix="edgeproof-") as name:
+        folder = Path(name)
+        progress.say("sizing the operator that slows copies down")
+        kinds, paths = _copies(subject, config, measure, folder, workers)
+        with Session(paths, subject.evaluation, measure, progress, workers) as session:
+            session.predict()
+            try:
+                session.add_blocks(config.blocks)
+            except Interrupted as stop:
+                if stop.result.models[0].runs:
+                    _keep(subject, config, kinds, stop.result, progress)
+                raise
+            result = session.result()
+    return _keep(subject, config, kinds, result, progress)
+
+
+def conditions_of(kinds: Kinds, result: Result) -> tuple[Condition, ...]:
+    """Scores of every condition: the first model is the baseline, the others follow `kinds`."""
+    baseline, *others = result.models
+    return tuple(
+        Condition.model_validate(
+            {
+                "kind": kind,
+                "asked": asked,
+                "latency_p50": tuple(pair_scores(baseline.runs, other.runs, 0.5)),
+                "latency_p90": tuple(pair_scores(baseline.runs, other.runs, 0.9)),
+                "peak_rss": tuple(
+                    (one.peak_rss_bytes, two.peak_rss_bytes)
+                    for one, two in zip(baseline.runs, other.runs, strict=True)
+                    if one.peak_rss_bytes is not None and two.peak_rss_bytes is not None
+                ),
+            }
+        )
+        for (kind, asked), other in zip(kinds, others, strict=True)
+    )
+
+
+def flipped_labels(model: ModelResult, budget: float) -> tuple[FlippedLabels, ...]:
+    """Turn shares of a model's right predictions wrong, many times; how often does the budget catch it?"""
+    right = model.correct()
+    if right is None or model.predictions is None:
+        return ()
+    generator = np.random.default_rng(len(right))
+    predictions = np.asarray(model.predictions)
+    found = []
+    for share in FLIP_SHARES:
+        fails = 0
+        for _ in range(FLIP_DRAWS):
+            count = min(int(right.sum()), round(share * len(right)))
+            chosen = generator.choice(np.flatnonzero(right), count, replace=False)
+            changed = predictions.copy()
+            changed[chosen] += 1
+            candidate = model.model_copy(update={"predictions": tuple(changed.tolist())})
+            metric = judge_accuracy(model, candidate, budget)
+            fails += metric is not None and metric.verdict is Verdict.FAIL
+        found.append(FlippedLabels(share=share, fail_share=fails / FLIP_DRAWS))
+    return tuple(found)
+
+
+def _copies(
+    subject: Subject,
+    config: CertifyConfig,
+    measure: MeasureConfig,
+    folder: Path,
+    workers: WorkerGroup,
+) -> tuple[list[tuple[str, float]], list[Path]]:
+    """Write the baseline and a copy for each condition: (kind, asked) of the copies, and all paths."""
+    content, name = subject.model.read_bytes(), _numeric_input(subject.model)
+
+    def write(label: str, changed: bytes) -> Path:
+        path = folder / f"{label}.onnx"
+        path.write_bytes(changed)
+        for file in external_data(subject.model):
+            copy = folder / file.relative_to(subject.model.parent)
+            if not copy.exists():
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, copy)
+        return path
+
+    width, rows_per_share, peak = _sizes(measure, workers, write, content, name)
+    plain = with_product(content, name, 1, width)
+    kinds: list[tuple[str, float]] = [(SAME, 0.0), (REBUILT, 0.0)]
+    paths = [write("baseline", plain), write("same", plain), write("rebuilt", rebuilt(plain))]
+    for share in config.slowdowns:
+        rows = 1 + round(rows_per_share * share)
+        kinds.append((SLOWER, share))
+        paths.append(write(f"slower-{share:g}", with_product(content, name, rows, width)))
+    if peak is not None:
+        kinds.append((LARGER, EXTRA_MEMORY))
+        paths.append(write("larger", with_allocation(content, name, int(peak * EXTRA_MEMORY))))
+    return kinds, paths
+
+
+def _sizes(
+    measure: MeasureConfig,
+    workers: WorkerGroup,
+    write: Callable[[str, bytes], Path],
+    content: bytes,
+    name: str,
+) -> tuple[int, float, int | None]:
+    """Width of the operator, rows that double the model's time, and the model's peak memory in bytes.
+
+    A wide operator is taken where a narrow one would need more rows than its memory is worth.
+    """
+    probes = [(1, _NARROW), (_PROBE_ROWS, _NARROW), (_PROBE_ROWS, _WIDE)]
+    paths = [
+        write(f"probe-{rows}-{width}", with_product(content, name, rows, width)) for rows, width in probes
+    ]
+    with Session(paths, None, measure, workers=workers) as session:
+        session.add_blocks(SIZING_BLOCKS)
+        plain, *others = session.result().models
+    peak = plain.peak_rss_bytes()
+    for (rows, width), other in zip(probes[1:], others, strict=True):
+        slower = math.expm1(float(np.median(pair_scores(plain.runs, other.runs, 0.5))))
+        # What cannot be told from nothing is taken for a tenth of a percent: the copies' real cost is
+        # measured anyway, and reported.
+        doubling = (rows - 1) / max(slower, 1e-3)
+        if doubling <= _MAX_ROWS or width == _WIDE:
+            return width, doubling, peak
+    raise AssertionError("a width is always chosen")
+
+
+def _numeric_input(model: Path) -> str:
+    for spec in signature_of(open_session(model)).inputs:
+        if spec.dtype.startswith(("float", "int", "uint")):
+            return spec.name
+    raise DataError(model, "has no numeric input", "certify with another model")
+
+
+def _join(old: Condition, new: Condition) -> Condition:
+    return new.model_copy(
+        update={
+            "latency_p50": old.latency_p50 + new.latency_p50,
+            "latency_p90": old.latency_p90 + new.latency_p90,
+            "peak_rss": old.peak_rss + new.peak_rss,
+        }
+    )
+
+
+def _alike(earlier: Certificate, config: CertifyConfig, sha256: str, kinds: Kinds, threads: int) -> bool:
+    return (earlier.sha256, earlier.threads, earlier.budget) == (sha256, threads, config.budget) and [
+        (c.kind, c.asked) for c in earlier.conditions
+    ] == list(kinds)
+
+
+def _keep(
+    subject: Subject, config: CertifyConfig, kinds: Kinds, result: Result, progress: Progress
+) -> Certificate:
+    """Join the new pairs to those of earlier days, draw the figures, and store them."""
+    host = fingerprint()
+    conditions = conditions_of(kinds, result)
+    sha256, threads = model_sha256(subject.model), result.settings.threads
+    earlier = None if config.fresh else read_certificate(host)
+    if earlier is not None and _alike(earlier, config, sha256, kinds, threads):
+        conditions = tuple(_join(old, new) for old, new in zip(earlier.conditions, conditions, strict=True))
+    accuracy_budget = ReleaseBudgets().accuracy or 0.01
+    unchanged = [score for c in conditions if c.kind in (SAME, REBUILT) for score in c.latency_p50]
+    certificate = Certificate(
+        updated_utc=datetime.now(UTC).isoformat(timespec="seconds"),
+        host=host,
+        model=subject.model.name,
+        sha256=sha256,
+        threads=threads,
+        budget=config.budget,
+        accuracy_budget=accuracy_budget,
+        conditions=conditions,
+        flipped=flipped_labels(result.models[0], accuracy_budget),
+        samples=len(result.models[0].labels or ()),
+        mde80=detectable(unchanged, config.budget),
+    )
+    try:
+        write_certificate(certificate)
+    except StorageError:
+        progress.say(certificate.line())  # hours of measuring are not lost without a word
+        raise
+    return certificate

@@ -1,0 +1,519 @@
+"""Comparing a candidate with its baselines, all measured in one sitting."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from bench.core.errors import MeasurementError, PolicyError, UsageError
+from bench.core.files import model_sha256
+from bench.core.policy import LOOKS, Budgets, Criteria, Policy, ReleaseBudgets, criteria, repeat_looks
+from bench.core.progress import SILENT, Progress
+from bench.core.statistics import sample_size_difference, sample_size_share
+from bench.inputs.artifact import (
+    MANIFEST,
+    MODEL,
+    Manifest,
+    Subject,
+    read_manifest,
+    subject,
+    target_warnings,
+)
+from bench.inputs.evaluation import open_samples
+from bench.inputs.host import fingerprint
+from bench.judging.certificate import Certificate, read_certificate
+from bench.judging.verdicts import (
+    ACCURACY_ALPHA,
+    PAIRS_WANTED,
+    TIMED,
+    Flip,
+    Metric,
+    Verdict,
+    confirmed,
+    doubts,
+    flips_of,
+    joint_verdict,
+    judge_max_p99,
+    judge_min_accuracy,
+    judge_pair,
+    made_for_others,
+    not_measured,
+    reasons,
+    same_files,
+)
+from bench.measuring.measure import TIME_LIMIT, Interrupted, MeasureConfig, Session, WorkerGroup
+from bench.measuring.result import Result
+from bench.measuring.worker_process import worker_group
+
+# Of the repeat that a FAIL is held against: the same design, another order of turns.
+_REPEAT_SEED = 1_000_003
+# A metric that by plan wants this many times the pairs of the last look is not waited for.
+_HOPELESS = 4
+# Settings that two results may differ in and still be held against each other.
+_MAY_DIFFER = {"seed", "path", "ids"}
+NOT_CERTIFIED = "error rates of this host: not measured; run `edgeproof certify MODEL`"
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A verdict and everything it rests on.
+
+    Attributes:
+        metrics: against `baseline`, each judged by its budget.
+        twin_metrics: against the artifact's float model, where there is one and `baseline` is another.
+        flips: samples whose prediction differs from the baseline's.
+        blocks: how many blocks were measured, without those of a repeat.
+        warnings: what makes this host a poor one to measure on.
+    """
+
+    verdict: Verdict
+    reasons: tuple[str, ...]
+    candidate: str
+    baseline: str
+    metrics: Mapping[str, Metric]
+    twin_metrics: Mapping[str, Metric]
+    flips: tuple[Flip, ...]
+    blocks: int
+    result: Result
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class GateOptions:
+    """What a person may ask of a gate beside its budgets.
+
+    Attributes:
+        pairs: blocks at the last look; more of them resolve smaller budgets.
+        same: baseline and candidate may be the same file: an A/A run.
+        any_order: the baseline may be younger than the candidate.
+    """
+
+    pairs: int = LOOKS[-1]
+    same: bool = False
+    any_order: bool = False
+
+
+def compare(
+    baseline: Path,
+    candidate: Path,
+    *,
+    evaluation: Path | None = None,
+    budgets: Budgets | None = None,
+    options: GateOptions = GateOptions(),
+    config: MeasureConfig | None = None,
+    progress: Progress = SILENT,
+    workers: WorkerGroup = worker_group,
+) -> Judgement:
+    """Measure two models (files or artifacts) side by side and judge the candidate.
+
+    Without an evaluation set, accuracy is neither measured nor judged.
+    """
+    first, second = subject(baseline, evaluation), subject(candidate, evaluation)
+    data = evaluation or second.evaluation or first.evaluation
+    budgets = budgets or ReleaseBudgets()
+    if data is None:
+        budgets = budgets.model_copy(update={"accuracy": None})
+    judged_by = criteria(Policy(), [budgets], pairs=options.pairs, same=options.same)
+    doubt = () if options.any_order else swaps(first, second)
+    warnings = warn_of_targets([first, second], progress)
+    sitting = _Sitting(
+        [first.model, second.model],
+        [first.target, second.target],
+        data,
+        config or MeasureConfig(),
+        progress,
+        workers,
+        read_certificate(fingerprint()),
+    )
+    return replace(sitting.judge(judged_by, doubt), warnings=warnings)
+
+
+def gate(
+    candidate: Path,
+    *,
+    baseline: Path | None = None,
+    policy: Policy | None = None,
+    evaluation: Path | None = None,
+    options: GateOptions = GateOptions(),
+    config: MeasureConfig | None = None,
+    progress: Progress = SILENT,
+    workers: WorkerGroup = worker_group,
+) -> Judgement:
+    """Judge an artifact against its own float model and, if given, against an earlier release.
+
+    Raises:
+        UsageError: the candidate is a lone .onnx and no baseline is given: nothing to judge by.
+        PolicyError: a budget that this data set or this host cannot resolve.
+    """
+    chosen = subject(candidate, evaluation)
+    earlier = None if baseline is None else subject(baseline, evaluation)
+    policy = policy or Policy()
+    refuse_unresolvable(policy, chosen, earlier, options.pairs)
+    return gate_subjects(
+        chosen, earlier, policy, options=options, config=config, progress=progress, workers=workers
+    )
+
+
+def gate_subjects(
+    candidate: Subject,
+    baseline: Subject | None,
+    policy: Policy,
+    *,
+    options: GateOptions = GateOptions(),
+    config: MeasureConfig | None = None,
+    progress: Progress = SILENT,
+    workers: WorkerGroup = worker_group,
+) -> Judgement:
+    """`gate` for files that need not lie in an artifact; refuses no budget, but may not resolve one."""
+    models: list[Path] = []
+    targets: list[str | None] = []
+    budgets: list[Budgets] = []
+    if baseline is not None:
+        models.append(baseline.model)
+        targets.append(baseline.target)
+        budgets.append(policy.baseline)
+    if candidate.float_twin is not None:
+        models.append(candidate.float_twin)
+        targets.append(None)
+        budgets.append(policy.float_twin)
+    if not models:
+        raise UsageError(candidate.model, "a lone model has nothing to be judged against", "add --baseline")
+    models.append(candidate.model)
+    targets.append(candidate.target)
+    judged_by = criteria(policy, budgets, pairs=options.pairs, same=options.same)
+    doubt = () if baseline is None or options.any_order else swaps(baseline, candidate)
+    warnings = warn_of_targets([s for s in (baseline, candidate) if s is not None], progress)
+    sitting = _Sitting(
+        models,
+        targets,
+        candidate.evaluation,
+        config or MeasureConfig(),
+        progress,
+        workers,
+        read_certificate(fingerprint()),
+    )
+    return replace(sitting.judge(judged_by, doubt), warnings=warnings)
+
+
+def warn_of_targets(subjects: Sequence[Subject], progress: Progress) -> tuple[str, ...]:
+    """Say which artifacts were made for another kind of CPU, and return what was said."""
+    warnings = target_warnings(subjects, fingerprint())
+    for warning in warnings:
+        progress.say(f"warning: {warning}")
+    return warnings
+
+
+def judgement_from(result: Result, judged_by: Criteria) -> Judgement:
+    """A judgement from raw samples: the last model is the candidate, the first the baseline.
+
+    What `result.criteria` holds gives the verdict that was given; other criteria give another.
+    """
+    *others, candidate = result.models
+    doubt = [] if judged_by.same else same_files(result)
+    if result.stopped not in (None, TIME_LIMIT):
+        doubt.append(f"stopped after {len(candidate.runs)} blocks: {result.stopped}")
+    doubt += doubts(result)
+    judged = _metrics(result, judged_by) if candidate.runs else [{} for _ in others]
+    if (repeat := result.repeat) is not None:
+        doubt += [f"in the repeat: {reason}" for reason in doubts(repeat)] + mismatches(result, repeat)
+        again = _metrics(repeat, for_repeat(judged_by)) if repeat.models[-1].runs else [{} for _ in others]
+        judged = [confirmed(first, second) for first, second in zip(judged, again, strict=True)]
+    metrics, twin_metrics = judged[0], judged[1] if len(judged) > 1 else {}
+    elsewhere = made_for_others(result)
+    verdict = joint_verdict(
+        [
+            *(metric.verdict for metric in (*metrics.values(), *twin_metrics.values())),
+            Verdict.INCONCLUSIVE if elsewhere else None,
+        ]
+    )
+    return Judgement(
+        verdict=Verdict.INVALID if doubt else verdict,
+        reasons=(
+            *(f"INVALID: {reason}" for reason in dict.fromkeys(doubt)),
+            *(f"INCONCLUSIVE: {reason}" for reason in elsewhere),
+            *reasons(metrics),
+            *(f"against float: {reason}" for reason in reasons(twin_metrics)),
+            *(
+                (f"only {len(candidate.runs)} blocks: {TIME_LIMIT}",)
+                if result.stopped == TIME_LIMIT
+                else ()
+            ),
+        ),
+        candidate=candidate.path,
+        baseline=others[0].path,
+        metrics=metrics,
+        twin_metrics=twin_metrics,
+        flips=flips_of(others[0], candidate, result.data.ids),
+        blocks=len(candidate.runs),
+        result=result,
+    )
+
+
+def for_repeat(judged_by: Criteria) -> Criteria:
+    """What a repeat is judged by: the same budgets, but the whole error at each of its looks.
+
+    The first measurement alone bounds the false alarms, for a repeat can only take one back: there is no
+    error to share. Looked at once, with as many blocks as the FAIL took, it also took back 3 of 31 real
+    slowdowns of 5 %, with estimates of 3.3 to 4.1 %: so it goes on where it cannot tell.
+    """
+    return judged_by.model_copy(update={"looks": judged_by.looks[-1:]})
+
+
+def mismatches(first: Result, second: Result) -> list[str]:
+    """Why two results must not be held against each other: host, settings, data or models differ."""
+    found = []
+    for name in ("host", "settings", "data"):
+        one, other = (getattr(result, name).model_dump(exclude=_MAY_DIFFER) for result in (first, second))
+        found += [
+            f"{name}.{key} differs: {one[key]!r} and {other[key]!r}"
+            for key in one
+            if one[key] != other[key]
+        ]
+    if [model.sha256 for model in first.models] != [model.sha256 for model in second.models]:
+        found.append("the models differ")
+    return found
+
+
+def swaps(baseline: Subject, candidate: Subject) -> tuple[str, ...]:
+    """Signs that baseline and candidate changed places, from their manifests and hashes."""
+    if baseline.float_twin is not None and _same_file(baseline.float_twin, candidate.model):
+        return ("the candidate is the float model of the baseline: they seem swapped",)
+    before, after = _manifest(baseline), _manifest(candidate)
+    if before is None or after is None or before.name != after.name:
+        return ()
+    if before.created_utc > after.created_utc:
+        return (
+            f"the baseline was built after the candidate ({before.created_utc}, {after.created_utc}): "
+            "they seem swapped; say --any-order if that is meant",
+        )
+    return ()
+
+
+def refuse_unresolvable(policy: Policy, candidate: Subject, baseline: Subject | None, pairs: int) -> None:
+    """Refuse budgets that could not pass whatever the candidate is, before anything is measured.
+
+    Raises:
+        PolicyError: says which budget, and what would resolve it: more samples, more pairs, or a budget
+            that this data set and this host can resolve.
+    """
+    judged: list[tuple[str, Budgets]] = []
+    if baseline is not None:
+        judged.append(("baseline", policy.baseline))
+    if candidate.float_twin is not None:
+        judged.append(("float_twin", policy.float_twin))
+    certificate = read_certificate(fingerprint())
+    if certificate is not None:
+        for name, budgets in judged:
+            _refuse_latency(name, budgets, certificate, pairs)
+    if candidate.evaluation is None:
+        return
+    count = open_samples(candidate.evaluation).count
+    for name, budgets in judged:
+        if budgets.accuracy is not None:
+            if budgets.accuracy == 0.0:
+                raise PolicyError(f"{name}.accuracy", "0 cannot be shown", "allow a loss above 0")
+            _refuse_few(
+                f"{name}.accuracy = {budgets.accuracy:g}",
+                count,
+                sample_size_difference(budgets.accuracy, ACCURACY_ALPHA),
+            )
+        _refuse_share(f"{name}.agreement", budgets.agreement, count)
+    _refuse_share("min_accuracy", policy.min_accuracy, count)
+
+
+def _refuse_share(name: str, floor: float | None, count: int) -> None:
+    if floor is None:
+        return
+    if floor == 1.0:
+        raise PolicyError(name, "1 cannot be shown", "ask for a share below 1")
+    _refuse_few(f"{name} = {floor:g}", count, sample_size_share(floor, ACCURACY_ALPHA))
+
+
+def _refuse_few(place: str, count: int, needed: int) -> None:
+    if count < needed:
+        raise PolicyError(
+            place,
+            f"{count} evaluation samples cannot resolve it, even if none is lost",
+            f"give at least {needed}, or a wider budget",
+        )
+
+
+def _refuse_latency(name: str, budgets: Budgets, certificate: Certificate, pairs: int) -> None:
+    for metric in ("latency_p50", "latency_p90"):
+        budget = getattr(budgets, metric)
+        needed = None if budget is None or budget <= 0 else certificate.pairs_for(metric, budget)
+        if needed is not None and needed > pairs:
+            raise PolicyError(
+                f"{name}.{metric} = {budget:g}",
+                f"on this host {pairs} pairs resolve {certificate.resolution(metric, pairs):.1%} at best",
+                f"measure {needed} pairs (--pairs), or allow more",
+            )
+
+
+@dataclass(frozen=True)
+class _Sitting:
+    """One gate run: the measurement, and its repeat where something fails."""
+
+    models: Sequence[Path]
+    targets: Sequence[str | None]
+    evaluation: Path | None
+    config: MeasureConfig
+    progress: Progress
+    workers: WorkerGroup
+    certificate: Certificate | None
+    clock: Callable[[], float] = time.monotonic
+
+    def judge(self, judged_by: Criteria, doubt: Sequence[str]) -> Judgement:
+        """Measure in looks, repeat what fails, and judge; nothing is measured where doubts come first."""
+        begun = self.clock()
+        with self._session(self.config) as session:
+            empty = self._noted(session.result(), judged_by)
+            early = [*doubt, *([] if judged_by.same else same_files(empty))]
+            if early:
+                stopped = empty.model_copy(update={"stopped": "; ".join(early)})
+                return judgement_from(stopped, judged_by)
+            # One block shows that both run; more would tell nothing where no time counts.
+            looks = (1,) if made_for_others(empty) else judged_by.looks
+            judgement = self._measure(session, judged_by, looks)
+        if judgement.verdict is not Verdict.INVALID and (failed := _timed(judgement, Verdict.FAIL)):
+            repeated = self._repeated(judgement.result, set(failed), judged_by, self.clock() - begun)
+            judgement = judgement_from(repeated, judged_by)
+        return judgement
+
+    def _repeated(
+        self, first: Result, failed: set[tuple[str, str]], judged_by: Criteria, spent_s: float
+    ) -> Result:
+        """A result with an independent repeat: fresh processes, another order, the time that is left."""
+        self.progress.say("a budget is broken: measuring once more, to confirm it")
+        limit = self.config.time_limit_s
+        again = replace(
+            self.config,
+            seed=self.config.seed + _REPEAT_SEED,
+            time_limit_s=None if limit is None else limit - spent_s,
+        )
+        looks = repeat_looks(judged_by.looks, len(first.models[-1].runs))
+        try:
+            with self._session(again) as session:
+                repeat = self._measure(session, for_repeat(judged_by), looks, failed).result
+        except Interrupted as stop:
+            raise Interrupted(_with_repeat(first, stop.result)) from None
+        return _with_repeat(first, repeat)
+
+    def _session(self, config: MeasureConfig) -> Session:
+        return Session(
+            self.models, self.evaluation, config, self.progress, self.workers, targets=self.targets
+        )
+
+    def _measure(
+        self,
+        session: Session,
+        judged_by: Criteria,
+        looks: Sequence[int],
+        wanted: set[tuple[str, str]] | None = None,
+    ) -> Judgement:
+        """Measure until all is decided that more blocks can tell, or what of it is wanted, look by look."""
+
+        def judged() -> Judgement:
+            return judgement_from(self._noted(session.result(), judged_by), judged_by)
+
+        done = 0
+        try:
+            session.predict()
+            for look in looks:
+                session.add_blocks(look - done)
+                done = look
+                judgement = judged()
+                open_ = _may_be_told(judgement, looks[-1])
+                if session.stopped is not None or not (open_ if wanted is None else open_ & wanted):
+                    break
+        except MeasurementError:
+            return judged()
+        except Interrupted as stop:
+            raise Interrupted(self._noted(stop.result, judged_by)) from None
+        return judgement
+
+    def _noted(self, result: Result, judged_by: Criteria) -> Result:
+        """A result that also holds what it is judged by, and what is known of the host."""
+        line = NOT_CERTIFIED if self.certificate is None else self.certificate.line()
+        return result.model_copy(update={"criteria": judged_by, "certificate": line})
+
+
+def _with_repeat(first: Result, repeat: Result) -> Result:
+    """A FAIL and the measurement that was to confirm it; where that one is but a part, so is the whole."""
+    stopped = first.stopped
+    if repeat.stopped not in (None, TIME_LIMIT):
+        stopped = f"in the repeat: {repeat.stopped}"
+    return first.model_copy(update={"repeat": repeat, "stopped": stopped})
+
+
+def _metrics(result: Result, judged_by: Criteria) -> list[dict[str, Metric]]:
+    """Metrics of the candidate against each other model; absolute ones stand with the first."""
+    *others, candidate = result.models
+    looks = len(judged_by.looks)
+    judged = [
+        not_measured(judge_pair(other, candidate, budgets, looks=looks), (other, candidate))
+        for other, budgets in zip(others, judged_by.budgets, strict=True)
+    ]
+    if judged_by.max_p99_ms is not None:
+        tail = {"latency_p99": judge_max_p99(candidate, judged_by.max_p99_ms, looks=looks)}
+        judged[0] |= not_measured(tail, (candidate,))
+    if judged_by.min_accuracy is not None:
+        judged[0]["min_accuracy"] = judge_min_accuracy(candidate, judged_by.min_accuracy)
+    return judged
+
+
+def _timed(judgement: Judgement, verdict: Verdict) -> dict[tuple[str, str], Metric]:
+    """The metrics of this verdict that more blocks can sharpen, by what they are held against and name."""
+    return {
+        (against, name): metrics[name]
+        for against, metrics in (("baseline", judgement.metrics), ("float", judgement.twin_metrics))
+        for name in TIMED
+        if name in metrics and metrics[name].verdict is verdict
+    }
+
+
+def _may_be_told(judgement: Judgement, last: int) -> set[tuple[str, str]]:
+    """Those that are still open, and not hopelessly so.
+
+    Giving up early raises neither error: it says INCONCLUSIVE, as the last look would have.
+    """
+    if judgement.verdict is Verdict.INVALID:
+        return set()
+    return {
+        key
+        for key, metric in _timed(judgement, Verdict.INCONCLUSIVE).items()
+        if metric.details.get(PAIRS_WANTED, 0) <= _HOPELESS * last and metric.not_measured_on is None
+    }
+
+
+def _manifest(subject: Subject) -> Manifest | None:
+    """The manifest of an artifact's model; None of a lone file."""
+    folder = subject.model.parent
+    if subject.model.name != MODEL or not (folder / MANIFEST).is_file():
+        return None
+    return read_manifest(folder)
+
+
+def _same_file(first: Path, second: Path) -> bool:
+    return model_sha256(first) == model_sha256(second)
+
+
+def with_plain_paths(judgement: Judgement) -> Judgement:
+    """The same judgement with bare file names: an artifact tells nothing of the builder's disk."""
+    return replace(
+        judgement,
+        candidate=Path(judgement.candidate).name,
+        baseline=Path(judgement.baseline).name,
+        result=_plain(judgement.result),
+    )
+
+
+def _plain(result: Result) -> Result:
+    models = tuple(m.model_copy(update={"path": Path(m.path).name}) for m in result.models)
+    data = result.data
+    if data.path is not None:
+        data = data.model_copy(update={"path": Path(data.path).name})
+    repeat = None if result.repeat is None else _plain(result.repeat)
+    return result.model_copy(update={"models": models, "data": data, "repeat": repeat})

@@ -1,0 +1,59 @@
+"""A result file once more: every figure and the verdict, from the raw samples alone."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+
+from bench.core.errors import ResultError
+from bench.judging.gate import Judgement, judgement_from
+from bench.measuring.result import ModelResult, Result, read_result
+
+
+def replay(path: Path) -> tuple[Result, Judgement | None]:
+    """Read a result and judge it again by the criteria that it holds.
+
+    Returns:
+        The result, and its judgement or None where nothing was judged.
+
+    Raises:
+        ResultError: the file cannot be read, or its parts do not fit together.
+    """
+    result = read_result(path)
+    if cause := _misfit(result):
+        raise ResultError(path, cause, "measure again, or restore the file")
+    return result, None if result.criteria is None else judgement_from(result, result.criteria)
+
+
+def _misfit(result: Result) -> str | None:
+    """What in a well-formed result contradicts itself, or None."""
+    if not result.models:
+        return "holds no models"
+    for moment in (result.started_utc, result.ended_utc):
+        try:
+            datetime.fromisoformat(moment)
+        except ValueError:
+            return f"{moment[:60]!r} is no time"
+    unfinished = result.stopped is not None
+    broken = [cause for model in result.models if (cause := _misfit_of_model(model, unfinished=unfinished))]
+    if broken or result.criteria is None:
+        return broken[0] if broken else None
+    if len(result.criteria.budgets) != len(result.models) - 1:
+        return f"holds {len(result.models)} models and {len(result.criteria.budgets)} sets of budgets"
+    shapes = {tuple(len(run.rounds_ns) for run in model.runs) for model in result.models}
+    answers = {None if model.predictions is None else len(model.predictions) for model in result.models}
+    if len(shapes) > 1 or len(answers) > 1:
+        return "its models were not measured alike: their runs, rounds or predictions differ in number"
+    return None
+
+
+def _misfit_of_model(model: ModelResult, *, unfinished: bool) -> str | None:
+    if not model.runs and not unfinished:
+        return f"holds no runs of {model.path!r}"
+    if not all(run.samples_ns().all() for run in model.runs):
+        return f"holds a sample of 0 ns of {model.path!r}"
+    if model.predictions is None or model.labels is None:
+        return None
+    if not len(model.predictions) == len(model.labels) > 0:
+        return f"predictions and labels of {model.path!r} differ in number"
+    return None

@@ -1,0 +1,378 @@
+"""Measuring models side by side.
+
+A *block* starts one fresh process per model, all idle but one at any time, and lets them take turns in
+short bursts whose order is drawn anew each round. What drifts more slowly than a round (clock, heat,
+neighbours) touches all models alike, and what differs from process to process (address layout, core)
+is drawn again with every block. One block gives one score per pair of models.
+"""
+
+from __future__ import annotations
+
+import random
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from bench.core.errors import MeasurementError
+from bench.core.files import model_sha256, model_size, path_text, sha256_of
+from bench.core.interrupt import check_interrupt
+from bench.core.progress import SILENT, Progress
+from bench.core.schema import FrozenModel
+from bench.inputs.evaluation import EvaluationSet, read_evaluation, write_evaluation
+from bench.inputs.host import HostFingerprint, available_cores, fingerprint, other_target, stated_target
+from bench.measuring.host_state import HostState, read_state
+from bench.measuring.result import DataSource, ModelResult, Result, Round, Run, Settings
+from bench.measuring.worker_process import DEFAULT_TIMEOUT_S, WorkerHandle, worker_group
+
+TIMED_FEEDS = 16
+WARM_LIMIT_NS = 1_000_000_000
+MIN_BURST, MAX_BURST = 3, 200
+# Slow models get fewer rounds, so that a block lasts some seconds; never so few that their median jumps.
+BLOCK_TARGET_NS, MIN_ROUNDS = 4_000_000_000, 16
+INTERRUPTED = "interrupted"
+TIME_LIMIT = "the time limit came first"
+OTHER_HOST = "the host is not the one that it was at the start"
+
+Kept = TypeVar("Kept", bound=FrozenModel)
+WorkerGroup = Callable[[int, float], AbstractContextManager[Sequence[WorkerHandle]]]
+
+
+@dataclass(frozen=True)
+class MeasureConfig:
+    """How to measure.
+
+    Attributes:
+        threads: intra-op threads of each session.
+        arena: whether ONNX Runtime's memory arena is on, as it is by default.
+        rounds: bursts per model and block, at most.
+        burst_target_ns: how long a burst should take: long against the clock's resolution, short
+            against the drift of the machine. Many short bursts beat few long ones: on two cores shared
+            with other work, the score of a pair spread 1.8 % with 64 bursts of 3 ms, 4.8 % with 16 of 10.
+        untimed_per_burst: inferences before each burst that are thrown away, to refill the caches.
+        seed: of the order in which models take turns.
+        pin: keep all processes on the same `threads` cores, where the system allows it.
+        timeout_s: how long a worker may take for one request.
+        time_limit_s: how long blocks may be added; the block that would exceed it is not begun.
+    """
+
+    threads: int = 1
+    arena: bool = True
+    rounds: int = 64
+    burst_target_ns: int = 3_000_000
+    untimed_per_burst: int = 2
+    seed: int = 0
+    pin: bool = True
+    timeout_s: float = DEFAULT_TIMEOUT_S
+    time_limit_s: float | None = None
+
+
+class Interrupted(KeyboardInterrupt, Generic[Kept]):
+    """Somebody pressed Ctrl-C; `result` is what was measured until then, and says so."""
+
+    def __init__(self, result: Kept) -> None:
+        super().__init__()
+        self.result = result
+
+
+@dataclass
+class Session:
+    """A measurement in progress: add blocks until there are enough, then take the result.
+
+    Use as a context manager; the small file of feeds that the timed processes read lives as long.
+    `targets` are the kinds of CPU that the models were made for; by default what the files say of it.
+    """
+
+    models: Sequence[Path]
+    evaluation: Path | None
+    config: MeasureConfig = field(default_factory=MeasureConfig)
+    progress: Progress = SILENT
+    workers: WorkerGroup = worker_group
+    clock: Callable[[], float] = time.monotonic
+    state: Callable[[Sequence[int] | None], HostState] = read_state
+    host: Callable[[], HostFingerprint] = fingerprint
+    targets: Sequence[str | None] | None = None
+    _runs: list[list[Run]] = field(init=False)
+    _answers: list[dict[str, Any]] = field(init=False, default_factory=list)
+    _bursts: dict[int, int] = field(init=False, default_factory=dict)
+    _rounds: int = field(init=False, default=0)
+    _blocks: list[tuple[Round, ...]] = field(init=False, default_factory=list)
+    _stopped: str | None = field(init=False, default=None)
+    _stack: ExitStack = field(init=False, default_factory=ExitStack)
+
+    def __post_init__(self) -> None:
+        self._runs = [[] for _ in self.models]
+        self._order = random.Random(self.config.seed)
+        self._starts = self._orders()
+        self._started = utc_now()
+        self._begun = self.clock()
+        self._host = self.host()
+
+    def __enter__(self) -> Session:
+        self._hashes = [model_sha256(path) for path in self.models]
+        targets = self.targets or [stated_target(path) for path in self.models]
+        self._made_for = [other_target(target, self._host) for target in targets]
+        self._feeds: Path | None = None
+        self._samples = 1
+        if self.evaluation is not None:
+            with ExitStack() as stack:
+                self._folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgeproof-")))
+                self._feeds = write_timed_feeds(self.evaluation, self._folder)
+                self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._stack.close()
+
+    @property
+    def cores(self) -> tuple[int, ...] | None:
+        """The cores that all workers share, or None if they are not pinned.
+
+        The last ones: interrupts and other programs tend to sit on the first.
+        """
+        cores = available_cores()
+        if not self.config.pin or cores is None or len(cores) < self.config.threads:
+            return None
+        return cores[-self.config.threads :]
+
+    def predict(self) -> None:
+        """Classify the evaluation set with every model, each in a process of its own."""
+        if self.evaluation is None:
+            return
+        with self._told(), self.progress.task("accuracy", len(self.models)) as task:
+            for index, model in enumerate(self.models):
+                # What another kind of CPU would answer: sums that overflow here do not overflow there.
+                exact = {} if self._made_for[index] is None else {"exact_sums": True}
+                with self.workers(1, self.config.timeout_s) as (worker,):
+                    worker.ask("open", **self._opening(model, cores=None), **exact)
+                    self._answers.append(
+                        worker.ask(
+                            "predict", evaluation=str(self.evaluation), outputs=str(self._outputs(index))
+                        )
+                    )
+                task.advance(note=model.name)
+
+    def add_blocks(self, count: int) -> None:
+        """Measure `count` more blocks, or as many as the time limit allows.
+
+        Raises:
+            Interrupted: by Ctrl-C, with the blocks that were finished.
+            MeasurementError: a worker died or hung; `result()` still gives the blocks before.
+        """
+        with self._told(), self.progress.task("latency and memory", count) as task:
+            for _ in range(count):
+                check_interrupt()
+                if self._out_of_time():
+                    self._stopped = TIME_LIMIT
+                    return
+                self._add_block()
+                task.advance()
+
+    @property
+    def stopped(self) -> str | None:
+        """Why no more blocks are to be added, or None."""
+        return self._stopped
+
+    def _out_of_time(self) -> bool:
+        limit, done = self.config.time_limit_s, len(self._blocks)
+        if limit is None:
+            return False
+        spent = self.clock() - self._begun
+        return spent + (spent / done if done else 0.0) > limit
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Note in the result what ended the measurement too early."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            self._stopped = INTERRUPTED
+            raise Interrupted(self.result()) from None
+        except MeasurementError as error:
+            self._stopped = str(error)
+            raise
+
+    def result(self) -> Result:
+        """What was measured so far."""
+        if self._stopped is None and self.host() != self._host:
+            self._stopped = OTHER_HOST  # a virtual machine may move, a library be replaced
+        models = []
+        for index, path in enumerate(self.models):
+            answer = self._answers[index] if len(self._answers) == len(self.models) else {}
+            labels = answer.get("labels")
+            models.append(
+                ModelResult(
+                    path=path_text(path),
+                    sha256=self._hashes[index],
+                    changed=model_sha256(path) != self._hashes[index],
+                    size_bytes=model_size(path),
+                    runs=tuple(self._runs[index]),
+                    predictions=tuple(answer["predictions"]) if answer else None,
+                    labels=None if labels is None else tuple(labels),
+                    made_for=self._made_for[index],
+                )
+            )
+        config = self.config
+        return Result(
+            tool_version=tool_version(),
+            started_utc=self._started,
+            ended_utc=utc_now(),
+            host=self._host,
+            settings=Settings(
+                threads=config.threads,
+                arena=config.arena,
+                rounds=config.rounds,
+                burst_target_ns=config.burst_target_ns,
+                untimed_per_burst=config.untimed_per_burst,
+                seed=config.seed,
+                cores=self.cores,
+            ),
+            data=data_source(self.evaluation, self._samples, self._ids()),
+            models=tuple(models),
+            blocks=tuple(self._blocks),
+            stopped=self._stopped,
+        )
+
+    def _add_block(self) -> None:
+        with self.workers(len(self.models), self.config.timeout_s) as started:
+            # Who starts first gets other pages of memory than who starts second, and keeps them: where one
+            # session was created after the other, the second was 1.5 to 4 % faster ever after (2 cores of a
+            # virtual machine). So they draw on the same free pages at the same time, in an order of chance.
+            workers = dict(zip(next(self._starts), started, strict=True))
+            for k, worker in workers.items():
+                worker.begin("open", **self._opening(self.models[k], self.cores))
+            opened = {k: worker.finish() for k, worker in workers.items()}
+            first = {k: worker.ask("first") for k, worker in workers.items()}
+            self._samples = first[0]["samples"]
+            warmups = {k: worker.ask("warm", limit_ns=WARM_LIMIT_NS)["ns"] for k, worker in workers.items()}
+            if not self._bursts:
+                self._plan_bursts(warmups)
+            rounds, bursts = self._take_turns(workers)
+            runs = {
+                k: Run(
+                    session_ns=opened[k]["session_ns"],
+                    first_run_ns=first[k]["first_run_ns"],
+                    import_rss_bytes=opened[k]["import_rss_bytes"],
+                    peak_rss_bytes=(memory := worker.ask("memory"))["peak_rss_bytes"],
+                    memory=opened[k]["memory"] | first[k]["memory"] | memory["memory"],
+                    warmup_ns=tuple(warmups[k]),
+                    rounds_ns=tuple(tuple(answer["ns"]) for answer in bursts[k]),
+                    switches=tuple(answer["switches"] for answer in bursts[k]),
+                    outputs_sqnr_db=self._check(worker, k),
+                )
+                for k, worker in workers.items()
+            }
+        # Only now: a block is there with all its models, or not at all.
+        self._blocks.append(tuple(rounds))
+        for k, run in runs.items():
+            self._runs[k].append(run)
+
+    def _orders(self) -> Iterator[tuple[int, ...]]:
+        """Orders drawn at random, each followed by its reverse.
+
+        Whoever goes first in a round has an advantage (measured: 1.5 % with bursts of 3 ms); so it is not
+        left to chance how often each does.
+        """
+        order = list(range(len(self.models)))
+        while True:
+            self._order.shuffle(order)
+            yield tuple(order)
+            yield tuple(reversed(order))
+
+    def _take_turns(
+        self, workers: Mapping[int, WorkerHandle]
+    ) -> tuple[list[Round], dict[int, list[dict[str, Any]]]]:
+        """All rounds of a block: how each went, and the answers of each worker, round by round."""
+        rounds: list[Round] = []
+        answers: dict[int, list[dict[str, Any]]] = {k: [] for k in workers}
+        for turn in islice(self._orders(), self._rounds):
+            check_interrupt()
+            rounds.append(Round(order=turn, state=self.state(self.cores)))
+            for k in turn:
+                answers[k].append(
+                    workers[k].ask("burst", count=self._bursts[k], untimed=self.config.untimed_per_burst)
+                )
+        return rounds, answers
+
+    def _check(self, worker: WorkerHandle, index: int) -> float | None:
+        """After all that is measured, since it takes memory: are these the outputs of the accuracy?"""
+        if not self._answers or self._made_for[index] is not None:
+            return None
+        return float(worker.ask("check", outputs=str(self._outputs(index)))["sqnr_db"])
+
+    def _outputs(self, index: int) -> Path:
+        return self._folder / f"outputs-{index}.npz"
+
+    def _ids(self) -> tuple[str, ...] | None:
+        ids = self._answers[0]["ids"] if self._answers else None
+        return None if ids is None else tuple(ids)
+
+    def _opening(self, model: Path, cores: tuple[int, ...] | None) -> dict[str, Any]:
+        return opening(
+            model, self._feeds, threads=self.config.threads, arena=self.config.arena, cores=cores
+        )
+
+    def _plan_bursts(self, warmups_ns: Mapping[int, Sequence[int]]) -> None:
+        """How many inferences fill a burst, and how many rounds a block; once, so that all are alike."""
+        config, round_ns = self.config, 0
+        for k, times in warmups_ns.items():
+            tail = sorted(times[-10:])
+            typical = max(tail[len(tail) // 2], 1)
+            self._bursts[k] = max(MIN_BURST, min(MAX_BURST, config.burst_target_ns // typical))
+            round_ns += (self._bursts[k] + config.untimed_per_burst) * typical
+        self._rounds = min(config.rounds, max(MIN_ROUNDS, BLOCK_TARGET_NS // round_ns))
+
+
+def opening(
+    model: Path, feeds: Path | None, *, threads: int, arena: bool, cores: Sequence[int] | None
+) -> dict[str, Any]:
+    """The arguments of a worker's `open`."""
+    return {
+        "model": str(model),
+        "feeds": None if feeds is None else str(feeds),
+        "threads": threads,
+        "arena": arena,
+        "cores": None if cores is None else list(cores),
+    }
+
+
+def data_source(evaluation: Path | None, samples: int, ids: tuple[str, ...] | None = None) -> DataSource:
+    """Where the feeds of a measurement came from: a file, or the input signature."""
+    return DataSource(
+        path=None if evaluation is None else path_text(evaluation),
+        sha256=None if evaluation is None else sha256_of(evaluation),
+        samples=samples,
+        synthetic=evaluation is None,
+        ids=ids,
+    )
+
+
+def write_timed_feeds(evaluation: Path, folder: Path) -> Path:
+    """The first samples of an evaluation set without labels, in a small file for timed processes.
+
+    Raises:
+        DataError: the set cannot be read.
+    """
+    sample = read_evaluation(evaluation, rows=TIMED_FEEDS)
+    path = folder / "feeds.npz"
+    write_evaluation(path, EvaluationSet(sample.feeds, None, None))
+    return path
+
+
+def tool_version() -> str:
+    """The version of edgeproof."""
+    try:
+        return version("edgeproof")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def utc_now() -> str:
+    """The time, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

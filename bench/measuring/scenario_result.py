@@ -1,0 +1,200 @@
+"""What a scenario leaves behind: raw samples under every load, from which its figures are computed anew."""
+
+from __future__ import annotations
+
+from itertools import accumulate
+from pathlib import Path
+from typing import Annotated, Final, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from bench.core.errors import ResultError
+from bench.core.schema import FrozenModel
+from bench.inputs.host import HostFingerprint
+from bench.measuring.host_state import HostState
+from bench.measuring.result import (
+    MAX_RESULT_BYTES,
+    Bytes,
+    DataSource,
+    LatencySummary,
+    Nanoseconds,
+    latency_summary,
+    median_known,
+    read_versioned,
+)
+from bench.measuring.scenario import Scenario
+
+# History of the format. A reader refuses a version it does not know.
+# 1: one scenario; models in the order given; processes, loads, bursts of raw nanoseconds.
+SCENARIO_SCHEMA_VERSION: Final = 1
+# First and last part of a sustained run that are compared, or a half where it is shorter than two minutes.
+WINDOW_NS = 60_000_000_000
+
+
+class Spell(FrozenModel):
+    """A while under one load in one process.
+
+    Attributes:
+        load: concurrent streams, or samples in a batch.
+        samples_ns: time of each inference, [streams][any]; of a sustained run [pieces][any].
+        elapsed_ns: how long each piece lasted by the clock, pauses between inferences included.
+        states: the host before each piece, and after the last.
+    """
+
+    load: int = Field(ge=1, le=1_000_000)
+    samples_ns: tuple[Annotated[tuple[Nanoseconds, ...], Field(min_length=1)], ...] = Field(min_length=1)
+    elapsed_ns: tuple[Annotated[int, Field(ge=1, le=2**62)], ...] = Field(min_length=1)
+    states: tuple[HostState, ...] = ()
+
+    def all_ns(self) -> npt.NDArray[np.int64]:
+        """All its samples."""
+        return np.concatenate([np.asarray(part, dtype=np.int64) for part in self.samples_ns])
+
+
+class LoadedProcess(FrozenModel):
+    """A fresh process: its spells in the order they were run, and the peak of its memory over all."""
+
+    spells: tuple[Spell, ...] = Field(min_length=1)
+    peak_rss_bytes: Bytes | None = None
+
+
+class ScenarioModel(FrozenModel):
+    """One model's part."""
+
+    path: str
+    sha256: str
+    size_bytes: Bytes
+    processes: tuple[LoadedProcess, ...]
+
+    def loads(self) -> list[int]:
+        """All loads, ascending."""
+        return sorted({spell.load for process in self.processes for spell in process.spells})
+
+    def spells(self, load: int) -> list[Spell]:
+        """The spells under a load, one a process."""
+        return [spell for process in self.processes for spell in process.spells if spell.load == load]
+
+    def peak_rss_bytes(self) -> int | None:
+        """Median over processes of the peak resident memory, under all loads of a process."""
+        return median_known([process.peak_rss_bytes for process in self.processes])
+
+    def latency(self, load: int) -> LatencySummary:
+        """Percentiles under a load, bounded over processes; None where too few samples tell nothing."""
+        return latency_summary([spell.all_ns() for spell in self.spells(load)])
+
+    def throughput_per_s(self, load: int, scenario: Scenario) -> float:
+        """Samples a second under a load: the median over processes of count by elapsed time."""
+        each = load if scenario is Scenario.OFFLINE else 1
+        return float(
+            np.median([each * len(s.all_ns()) * 1e9 / sum(s.elapsed_ns) for s in self.spells(load)])
+        )
+
+
+class Drift(FrozenModel):
+    """First against last part of a sustained run.
+
+    Attributes:
+        window_ns: how long each part is: a minute, or half of a shorter run.
+        first, last: percentiles in ns of either.
+        p50_ratio: last by first.
+    """
+
+    window_ns: int
+    first: LatencySummary
+    last: LatencySummary
+    p50_ratio: float
+
+
+class ScenarioResult(FrozenModel):
+    """Several models under one scenario, in one sitting on one host.
+
+    Attributes:
+        duration_s: how long each spell was to last.
+        stopped: why it is but a part of what was planned; None where it is whole.
+    """
+
+    schema_version: Literal[1] = SCENARIO_SCHEMA_VERSION
+    scenario: Literal[Scenario.MULTI_STREAM, Scenario.OFFLINE, Scenario.SUSTAINED]
+    tool_version: str
+    started_utc: str
+    ended_utc: str
+    host: HostFingerprint
+    threads: int
+    arena: bool
+    cores: tuple[int, ...] | None
+    duration_s: float
+    data: DataSource
+    models: tuple[ScenarioModel, ...] = Field(min_length=1)
+    stopped: str | None = None
+
+    @model_validator(mode="after")
+    def _whole_or_said_so(self) -> Self:
+        if self.stopped is None and not all(model.processes for model in self.models):
+            raise ValueError("holds a model that was not measured, and does not say why")
+        return self
+
+
+def drift(spell: Spell) -> Drift:
+    """What became of the time from the beginning of a sustained run to its end."""
+    ends = list(accumulate(spell.elapsed_ns))
+    window = min(WINDOW_NS, ends[-1] // 2)
+    starts = [end - length for end, length in zip(ends, spell.elapsed_ns, strict=True)]
+
+    def within(low: int, high: int) -> LatencySummary:
+        chosen = [
+            np.asarray(part, dtype=np.int64)
+            for part, start, end in zip(spell.samples_ns, starts, ends, strict=True)
+            if low <= (start + end) // 2 <= high
+        ]
+        return latency_summary([np.concatenate(chosen or [spell.all_ns()])])
+
+    first, last = within(0, window), within(ends[-1] - window, ends[-1])
+    return Drift(
+        window_ns=window, first=first, last=last, p50_ratio=last.p50 / first.p50 if first.p50 else 1.0
+    )
+
+
+class _Head(BaseModel):
+    """All that tells the kind of a result; the rest of it is passed over, and no objects are made of it."""
+
+    scenario: object
+
+
+def holds_scenario(path: Path) -> bool:
+    """Whether a file is the result of a scenario, as far as a first look tells."""
+    try:
+        if path.stat().st_size > MAX_RESULT_BYTES:
+            return False
+        _Head.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        return False
+    return True
+
+
+def read_scenario(path: Path) -> ScenarioResult:
+    """Read a result.
+
+    Raises:
+        ResultError: the file is missing, damaged, or of a schema that this version does not know.
+    """
+    result = read_versioned(path, ScenarioResult, f"schema {SCENARIO_SCHEMA_VERSION}")
+    for model in result.models:
+        for process in model.processes:
+            for spell in process.spells:
+                _check(path, spell, sustained=result.scenario is Scenario.SUSTAINED)
+    return result
+
+
+def _check(path: Path, spell: Spell, *, sustained: bool) -> None:
+    """Refuse what contradicts itself: a zero divides, and pieces must match their lengths."""
+    if not spell.all_ns().all():
+        raise ResultError(path, "holds a sample of 0 ns", "measure again, or restore the file")
+    pieces = len(spell.samples_ns) if sustained else 1
+    if len(spell.elapsed_ns) != pieces:
+        raise ResultError(
+            path,
+            f"holds {len(spell.elapsed_ns)} lengths of {pieces} pieces",
+            "measure again, or restore the file",
+        )

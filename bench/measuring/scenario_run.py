@@ -1,0 +1,216 @@
+"""Scenarios beside the single stream: several streams at once, batches, and a load that lasts.
+
+Every load is applied in fresh processes, in an order drawn anew in each; the models take turns process by
+process. Nothing here is compared by tests: for that there is `compare`, on a single stream.
+"""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench.core.errors import MeasurementError
+from bench.core.files import model_sha256, model_size, path_text
+from bench.core.interrupt import check_interrupt
+from bench.core.progress import SILENT, Progress
+from bench.inputs.host import HostFingerprint, available_cores, fingerprint
+from bench.measuring.host_state import HostState, read_state
+from bench.measuring.measure import (
+    INTERRUPTED,
+    WARM_LIMIT_NS,
+    Interrupted,
+    WorkerGroup,
+    data_source,
+    opening,
+    tool_version,
+    utc_now,
+    write_timed_feeds,
+)
+from bench.measuring.scenario import DEFAULT_BATCHES, Scenario
+from bench.measuring.scenario_result import LoadedProcess, ScenarioModel, ScenarioResult, Spell
+from bench.measuring.worker_process import DEFAULT_TIMEOUT_S, WorkerHandle, worker_group
+
+DEFAULT_DURATION_S = {Scenario.MULTI_STREAM: 3.0, Scenario.OFFLINE: 2.0, Scenario.SUSTAINED: 600.0}
+# A sustained run is cut into pieces, between which the host's clock and heat are read.
+PIECE_NS = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class ScenarioConfig:
+    """How to load a model.
+
+    Attributes:
+        scenario: any but the single stream.
+        streams: concurrent streams, beside which one alone is measured; by default a stream a core.
+        batches: samples in a batch, each a load of its own.
+        duration_s: how long each load lasts in each process.
+        processes: fresh processes a model; a sustained run has one.
+        threads: intra-op threads of each session.
+        arena: whether ONNX Runtime's memory arena is on.
+        seed: of the order of loads.
+        timeout_s: how long a worker may take beyond what it is asked to last.
+    """
+
+    scenario: Scenario
+    streams: int | None = None
+    batches: tuple[int, ...] = DEFAULT_BATCHES
+    duration_s: float | None = None
+    processes: int = 5
+    threads: int = 1
+    arena: bool = True
+    seed: int = 0
+    timeout_s: float = DEFAULT_TIMEOUT_S
+
+    @property
+    def lasts_s(self) -> float:
+        """How long each load lasts."""
+        return DEFAULT_DURATION_S[self.scenario] if self.duration_s is None else self.duration_s
+
+    @property
+    def rounds(self) -> int:
+        """Processes a model."""
+        return 1 if self.scenario is Scenario.SUSTAINED else self.processes
+
+    def loads(self) -> tuple[int, ...]:
+        """The loads of a process."""
+        if self.scenario is Scenario.MULTI_STREAM:
+            return tuple(sorted({1, self.streams or len(available_cores() or (0, 1))}))
+        return self.batches if self.scenario is Scenario.OFFLINE else (1,)
+
+    def cores(self) -> tuple[int, ...] | None:
+        """The cores that a process is kept on; None for several streams, which need them all."""
+        cores = available_cores()
+        if self.scenario is Scenario.MULTI_STREAM or cores is None or len(cores) < self.threads:
+            return None
+        return cores[-self.threads :]
+
+
+def run_scenario(
+    models: Sequence[Path],
+    evaluation: Path | None,
+    config: ScenarioConfig,
+    *,
+    progress: Progress = SILENT,
+    workers: WorkerGroup = worker_group,
+    state: Callable[[Sequence[int] | None], HostState] = read_state,
+    host: Callable[[], HostFingerprint] = fingerprint,
+) -> ScenarioResult:
+    """Measure models under a scenario.
+
+    Raises:
+        Interrupted: by Ctrl-C, with the processes that were finished.
+        MeasurementError: a worker died or hung.
+        DataError: feeds do not fit, or a model with a fixed batch is asked for another.
+    """
+    with tempfile.TemporaryDirectory(prefix="edgeproof-") as folder:
+        feeds = None if evaluation is None else write_timed_feeds(evaluation, Path(folder))
+        sitting = _Sitting(models, evaluation, feeds, config, workers, state, host())
+        with progress.task(str(config.scenario), config.rounds * len(models)) as task:
+            try:
+                for model in sitting.turns():
+                    check_interrupt()
+                    task.advance(note=model.name)
+            except KeyboardInterrupt:
+                raise Interrupted(sitting.result(INTERRUPTED)) from None
+        return sitting.result(None)
+
+
+@dataclass
+class _Sitting:
+    models: Sequence[Path]
+    evaluation: Path | None
+    feeds: Path | None
+    config: ScenarioConfig
+    workers: WorkerGroup
+    state: Callable[[Sequence[int] | None], HostState]
+    host: HostFingerprint
+    found: list[list[LoadedProcess]] = field(init=False)
+    samples: int = 1
+
+    def __post_init__(self) -> None:
+        self.found = [[] for _ in self.models]
+        self.hashes = [model_sha256(path) for path in self.models]
+        self.started = utc_now()
+        self.random = random.Random(self.config.seed)
+
+    def turns(self) -> Iterator[Path]:
+        """Measure process by process; gives each model after its process."""
+        for _ in range(self.config.rounds):
+            for index in self.random.sample(range(len(self.models)), len(self.models)):
+                self.found[index].append(self._process(self.models[index]))
+                yield self.models[index]
+
+    def _process(self, model: Path) -> LoadedProcess:
+        config = self.config
+        cores, loads = config.cores(), list(config.loads())
+        self.random.shuffle(loads)
+        with self.workers(1, config.timeout_s + config.lasts_s) as (worker,):
+            request = opening(model, self.feeds, threads=config.threads, arena=config.arena, cores=cores)
+            worker.ask("open", **request)
+            self.samples = worker.ask("first")["samples"]
+            worker.ask("warm", limit_ns=WARM_LIMIT_NS)
+            spells = tuple(self._spell(worker, load, cores) for load in loads)
+            return LoadedProcess(spells=spells, peak_rss_bytes=worker.ask("memory")["peak_rss_bytes"])
+
+    def _spell(self, worker: WorkerHandle, load: int, cores: Sequence[int] | None) -> Spell:
+        left = round(self.config.lasts_s * 1e9)
+        if self.config.scenario is not Scenario.SUSTAINED:
+            before = self.state(cores)
+            if self.config.scenario is Scenario.OFFLINE:
+                answer = worker.ask("batch", size=load, duration_ns=left)
+                samples, elapsed = [answer["ns"]], sum(answer["ns"])
+            else:
+                answer = worker.ask("streams", count=load, duration_ns=left)
+                samples, elapsed = answer["ns"], answer["elapsed_ns"]
+            return _spelled(load, samples, [elapsed], [before, self.state(cores)])
+        pieces, lengths, states = [], [], [self.state(cores)]
+        while left > 0:
+            check_interrupt()
+            answer = worker.ask("streams", count=1, duration_ns=min(left, PIECE_NS))
+            pieces += answer["ns"]
+            lengths.append(answer["elapsed_ns"])
+            states.append(self.state(cores))
+            left -= answer["elapsed_ns"]
+        return _spelled(load, pieces, lengths, states)
+
+    def result(self, stopped: str | None) -> ScenarioResult:
+        """What was measured so far."""
+        config = self.config
+        return ScenarioResult(
+            scenario=config.scenario,  # type: ignore[arg-type]
+            tool_version=tool_version(),
+            started_utc=self.started,
+            ended_utc=utc_now(),
+            host=self.host,
+            threads=config.threads,
+            arena=config.arena,
+            cores=config.cores(),
+            duration_s=config.lasts_s,
+            data=data_source(self.evaluation, self.samples),
+            models=tuple(
+                ScenarioModel(
+                    path=path_text(path),
+                    sha256=self.hashes[index],
+                    size_bytes=model_size(path),
+                    processes=tuple(self.found[index]),
+                )
+                for index, path in enumerate(self.models)
+            ),
+            stopped=stopped,
+        )
+
+
+def _spelled(
+    load: int, samples: Sequence[Sequence[int]], elapsed: Sequence[int], states: Sequence[HostState]
+) -> Spell:
+    if not all(samples):
+        raise MeasurementError("worker", "a stream measured nothing", "give a longer --duration")
+    return Spell(
+        load=load,
+        samples_ns=tuple(tuple(part) for part in samples),
+        elapsed_ns=tuple(elapsed),
+        states=tuple(states),
+    )

@@ -1,0 +1,447 @@
+"""The measured process, `python -m bench.measuring.worker`, driven by JSON lines on standard input.
+
+It imports numpy and ONNX Runtime and nothing else that takes memory, because its own peak is what is
+reported. One answer per request, on the standard output that it found at the start; whatever a library
+prints goes to standard error. Requests, in order:
+
+    {"op": "open", "model": PATH, "feeds": PATH | null, "threads": N, "arena": BOOL, "cores": [..] | null,
+     "exact_sums": BOOL, by default false}
+    {"op": "first"}
+    {"op": "warm", "limit_ns": N}
+    {"op": "burst", "count": N, "untimed": N}
+    {"op": "memory"}
+    {"op": "predict", "evaluation": PATH, "outputs": PATH}
+    {"op": "check", "outputs": PATH}
+    {"op": "streams", "count": N, "duration_ns": N}
+    {"op": "batch", "size": N, "duration_ns": N}
+    {"op": "golden", "golden": PATH}
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import os
+import resource
+import signal
+import sys
+import threading
+import time
+import traceback
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.core.arrays import MAX_UNPACKED_BYTES, Array, read_npz, write_npz
+from bench.core.errors import DataError, HostError, MeasurementError, ModelError
+from bench.core.faults import cause_of, foreseen, place_of
+from bench.inputs.evaluation import LABELS, EvaluationSet, are_classes, predictions, read_evaluation
+from bench.inputs.session import RuntimeOptions, Signature, check_feeds, open_session, signature_of
+from bench.metrics.parity import EXACT_SQNR_DB, parity
+
+WARM_WINDOW = 10
+# Warm means: the last ten runs are no faster than the ten before them by more than this.
+WARM_TOLERANCE = 0.03
+PREDICT_BATCH = 32
+OUTPUTS = "outputs"
+CLASSES_AGREE = 0.75
+SYNTHETIC_SEED = 20_240_229
+
+
+class Worker:
+    """The state of one measured process."""
+
+    def __init__(self) -> None:
+        self._session: Any = None
+        self._feeds: EvaluationSet | None = None
+        self._feeds_path = Path()
+        self._samples: list[dict[str, Array]] = []
+        self._signature = Signature((), ())
+        self._model = Path()
+        self._next = 0
+
+    def open(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Create the session; the clock of peak memory starts just before."""
+        self._model = Path(request["model"])
+        if request["cores"] is not None:
+            os.sched_setaffinity(0, request["cores"])
+        if request["feeds"] is not None:
+            self._feeds_path = Path(request["feeds"])
+            self._feeds = read_evaluation(self._feeds_path)
+        import onnxruntime  # noqa: F401  (before the memory clock: its import is not the model's)
+
+        gc.collect()
+        clear_peak_memory()
+        import_rss, imported = memory_bytes("VmRSS"), memory_reading()
+        # Of the processor, not of the clock: other workers may create theirs on the same core meanwhile.
+        start = time.process_time_ns()
+        options = RuntimeOptions(
+            threads=request["threads"], arena=request["arena"], exact_sums=request.get("exact_sums", False)
+        )
+        self._session = open_session(self._model, options)
+        session_ns = time.process_time_ns() - start
+        self._signature = signature_of(self._session)
+        return {
+            "session_ns": session_ns,
+            "import_rss_bytes": import_rss,
+            "memory": {"import": imported, "session": memory_reading()},
+        }
+
+    def first(self, _request: dict[str, Any]) -> dict[str, Any]:
+        """Run for the first time, on the first feeds."""
+        self._samples = self._split()
+        first_run_ns = self._timed_run()
+        return {
+            "first_run_ns": first_run_ns,
+            "samples": len(self._samples),
+            "memory": {"first_run": memory_reading()},
+        }
+
+    def warm(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Run until the times stop falling, or until the limit."""
+        times: list[int] = []
+        start = time.perf_counter_ns()
+        while True:
+            times.append(self._timed_run())
+            spent = time.perf_counter_ns() - start
+            if spent > request["limit_ns"]:
+                break
+            if len(times) >= 2 * WARM_WINDOW:
+                before = np.median(times[-2 * WARM_WINDOW : -WARM_WINDOW])
+                now = np.median(times[-WARM_WINDOW:])
+                if now >= before * (1 - WARM_TOLERANCE):
+                    break
+        return {"ns": times}
+
+    def burst(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Time `count` inferences after `untimed` ones that refill the caches."""
+        for _ in range(request["untimed"]):
+            self._timed_run()
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+        times = [self._timed_run() for _ in range(request["count"])]
+        return {"ns": times, "switches": resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw - before}
+
+    def memory(self, _request: dict[str, Any]) -> dict[str, Any]:
+        """Peak resident memory since just before the session was created."""
+        return {"peak_rss_bytes": memory_bytes("VmHWM"), "memory": {"steady": memory_reading()}}
+
+    def check(self, request: dict[str, Any]) -> dict[str, Any]:
+        """How near the outputs of the timed feeds come to those that accuracy rests on."""
+        (expected,) = read_npz(Path(request["outputs"])).values()
+        found = np.concatenate([np.asarray(self._run(feeds)[0]) for feeds in self._samples])
+        expected = expected[: len(found)]
+        if found.shape != expected.shape or not np.isfinite(found).all():
+            return {"sqnr_db": -EXACT_SQNR_DB}
+        near = parity(expected, found)
+        if are_classes(found):  # a tie falls this way or that, and numbers of classes are no amounts
+            return {"sqnr_db": EXACT_SQNR_DB if near.agreement >= CLASSES_AGREE else -EXACT_SQNR_DB}
+        return {"sqnr_db": near.sqnr_db}
+
+    def streams(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Run the session from `count` threads at once for a while: times of every stream."""
+        times: list[list[int]] = [[] for _ in range(request["count"])]
+        failures: list[Exception] = []
+        barrier = threading.Barrier(request["count"])
+
+        def stream(index: int) -> None:
+            try:
+                barrier.wait()
+                turn, end = index, time.perf_counter_ns() + request["duration_ns"]
+                while not times[index] or time.perf_counter_ns() < end:
+                    start = time.perf_counter_ns()
+                    self._run(self._samples[turn % len(self._samples)])
+                    times[index].append(time.perf_counter_ns() - start)
+                    turn += 1
+            except Exception as error:  # noqa: BLE001 (a thread has nobody to raise it to)
+                failures.append(error)
+
+        threads = [threading.Thread(target=stream, args=(k,)) for k in range(request["count"])]
+        start = time.perf_counter_ns()
+        _start(threads, barrier)
+        for thread in threads:
+            thread.join()
+        if failures:
+            raise failures[0]
+        return {"ns": times, "elapsed_ns": time.perf_counter_ns() - start}
+
+    def batch(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Run batches of `size` samples for a while; a model with a fixed batch takes that one alone."""
+        size = request["size"]
+        fixed = fixed_batch(self._signature)
+        if fixed is not None and fixed != size:
+            raise DataError(
+                self._model, f"has a fixed batch of {fixed}, not {size}", "export it with a dynamic batch"
+            )
+        step = len(next(iter(self._samples[0].values())))
+        parts = [self._samples[k % len(self._samples)] for k in range(max(size // step, 1))]
+        feeds = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        self._run(feeds)
+        times: list[int] = []
+        begin = time.perf_counter_ns()
+        while not times or time.perf_counter_ns() - begin < request["duration_ns"]:
+            start = time.perf_counter_ns()
+            self._run(feeds)
+            times.append(time.perf_counter_ns() - start)
+        return {"ns": times}
+
+    def predict(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Classify a whole evaluation set by the first output: scores [N, classes], or integer classes.
+
+        Outputs of the first samples go to a file, for the timed processes to compare theirs with.
+        """
+        path = Path(request["evaluation"])
+        evaluation = read_evaluation(path)
+        check_feeds(path, self._signature, dict(evaluation.feeds))
+        found: list[int] = []
+        classes: int | None = None
+        for feeds in batches(self._signature, evaluation):
+            output = self._numbers(self._run(feeds)[0])
+            chosen = are_classes(output)
+            if output.ndim != 2 and not (chosen and output.ndim == 1):
+                raise DataError(
+                    self._model,
+                    f"its first output has shape {list(output.shape)}",
+                    "accuracy needs class scores of shape [N, classes]",
+                )
+            if not np.isfinite(output).all():
+                raise ModelError(self._model, "gives NaN or infinity", "look for overflow in it")
+            if not found:
+                write_npz(Path(request["outputs"]), {OUTPUTS: output})
+            classes = None if chosen else output.shape[1]
+            found.extend(int(index) for index in predictions(output))
+        labels = evaluation.labels
+        if labels is not None and classes is not None and int(labels.max()) >= classes:
+            raise DataError(
+                path,
+                f"{LABELS!r} go up to {int(labels.max())}, the model has {classes} classes",
+                "check that data and model belong together",
+            )
+        return {
+            "predictions": found,
+            "labels": None if labels is None else [int(label) for label in labels],
+            "ids": None if evaluation.ids is None else [str(name) for name in evaluation.ids],
+        }
+
+    def golden(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Run an artifact's golden feeds and compare with the outputs expected of them."""
+        from bench.measuring.golden import compare_golden, read_golden
+
+        path = Path(request["golden"])
+        feeds, _ = read_golden(path)
+        check_feeds(path, self._signature, feeds)
+        names = [spec.name for spec in self._signature.outputs]
+        outputs = [
+            [self._numbers(output) for output in self._run(part)]
+            for part in batches(self._signature, EvaluationSet(feeds, None, None))
+        ]
+        joined = {
+            name: np.concatenate([part[index] for part in outputs]) for index, name in enumerate(names)
+        }
+        return asdict(compare_golden(path, joined))
+
+    def _split(self) -> list[dict[str, Array]]:
+        if self._feeds is None:
+            return [synthetic_feeds(self._model, self._signature)]
+        feeds = dict(self._feeds.feeds)
+        check_feeds(self._feeds_path, self._signature, feeds)
+        size = fixed_batch(self._signature) or 1
+        if self._feeds.count < size:
+            raise DataError(
+                self._feeds_path,
+                f"{self._feeds.count} samples do not fill one batch of {size}",
+                "export the model with a dynamic batch",
+            )
+        return [
+            {name: np.ascontiguousarray(a[i : i + size]) for name, a in feeds.items()}
+            for i in range(0, self._feeds.count - size + 1, size)
+        ]
+
+    def _numbers(self, output: Any) -> Array:
+        """An output as an array; texts, sequences and maps are none.
+
+        Raises:
+            ModelError: it holds something other than numbers.
+        """
+        if isinstance(output, np.ndarray) and output.dtype.kind in "biuf":
+            return output
+        raise ModelError(
+            self._model, "gives sequences, maps or texts", "export it with tensors of numbers as outputs"
+        )
+
+    def _timed_run(self) -> int:
+        feeds = self._samples[self._next % len(self._samples)]
+        self._next += 1
+        start = time.perf_counter_ns()
+        self._run(feeds)
+        return time.perf_counter_ns() - start
+
+    def _run(self, feeds: dict[str, Array]) -> list[Any]:
+        try:
+            outputs: list[Any] = self._session.run(None, feeds)
+        except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
+            raise ModelError(
+                self._model, f"fails when it runs ({error})", "check it against the feeds"
+            ) from error
+        return outputs
+
+
+def _start(threads: list[threading.Thread], barrier: threading.Barrier) -> None:
+    """Start all threads; where the system refuses one, those that wait for it are sent home."""
+    for index, thread in enumerate(threads):
+        try:
+            thread.start()
+        except RuntimeError as error:
+            barrier.abort()
+            raise HostError(
+                "--streams", f"the system starts {index} of {len(threads)} threads", "ask for fewer streams"
+            ) from error
+
+
+def fixed_batch(signature: Signature) -> int | None:
+    """The batch size that a model insists on, or None where axis 0 is open."""
+    sizes = {spec.shape[0] for spec in signature.inputs if spec.shape}
+    fixed = sizes - {None}
+    return fixed.pop() if len(fixed) == 1 else None
+
+
+def batches(signature: Signature, evaluation: EvaluationSet) -> list[dict[str, Array]]:
+    """Cut an evaluation set into feeds that the model takes.
+
+    Raises:
+        DataError: the model insists on a batch size that does not divide the number of samples.
+    """
+    size = fixed_batch(signature)
+    if size is not None and evaluation.count % size:
+        raise DataError(
+            "evaluation set",
+            f"{evaluation.count} samples do not fill batches of {size}",
+            "export the model with a dynamic batch",
+        )
+    step = size or PREDICT_BATCH
+    return [
+        {name: array[i : i + step] for name, array in evaluation.feeds.items()}
+        for i in range(0, evaluation.count, step)
+    ]
+
+
+def synthetic_feeds(model: Path, signature: Signature) -> dict[str, Array]:
+    """Random feeds made from the input signature: good for time and memory, not for accuracy.
+
+    Raises:
+        DataError: an input has an open axis, or takes more memory than an `.npz` may hold.
+        ModelError: an input is not a tensor of plain numbers.
+    """
+    generator = np.random.default_rng(SYNTHETIC_SEED)
+    feeds: dict[str, Array] = {}
+    for spec in signature.inputs:
+        open_axes = [axis for axis, size in enumerate(spec.shape) if size is None and axis > 0]
+        if open_axes:
+            raise DataError(
+                model,
+                f"axis {open_axes[0]} of input {spec.name!r} has no fixed size",
+                "give real feeds with --data",
+            )
+        shape = tuple(size or 1 for size in spec.shape)
+        if not spec.is_numeric:
+            raise ModelError(
+                model,
+                f"its input {spec.name!r} is {spec.dtype}",
+                "only tensors of plain numbers can be fed: export it so",
+            )
+        size = math.prod(shape) * np.dtype(spec.dtype).itemsize
+        if size > MAX_UNPACKED_BYTES:
+            raise DataError(
+                model,
+                f"input {spec.name!r} of shape {list(shape)} takes {size / 1e9:.3g} GB",
+                "export it with a smaller batch or a dynamic one",
+            )
+        kind = np.dtype(spec.dtype).kind
+        if kind == "f":
+            feeds[spec.name] = generator.standard_normal(shape).astype(spec.dtype)
+        else:
+            feeds[spec.name] = generator.integers(0, 2, shape).astype(spec.dtype)
+    return feeds
+
+
+def told(error: Exception) -> dict[str, Any]:
+    """An exception as an answer: one that was foreseen, or a fault of the program with its traceback."""
+    if isinstance(error, MemoryError):
+        cause = f"there is too little memory ({error})" if str(error) else "there is too little memory"
+        error = MeasurementError("worker", cause, "free some, or measure a smaller model")
+    known = foreseen(error)
+    if known is not None:
+        return {"error": [type(known).__name__, known.place, known.cause, known.fix]}
+    trace = "".join(traceback.format_exception(error))
+    return {"fault": [place_of(error), cause_of(error), trace]}
+
+
+def clear_peak_memory() -> None:
+    """Reset the kernel's high-water mark, so that it counts from here (Linux: proc(5), clear_refs)."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return  # the mark then includes the imports, whose peak lies below any session's
+
+
+def memory_bytes(field: str) -> int | None:
+    """A memory field of /proc/self/status in bytes, or None where the system has none."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def memory_reading() -> dict[str, int | None]:
+    """What this process takes now: resident, proportional and private bytes; None where untold."""
+    try:
+        lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    except OSError:
+        lines = []
+    fields = dict(line.split(":", 1) for line in lines[1:])
+    kib = {name: int(value.split()[0]) for name, value in fields.items()}
+    private = [kib[name] for name in ("Private_Clean", "Private_Dirty") if name in kib]
+    return {
+        "rss_bytes": memory_bytes("VmRSS"),
+        "pss_bytes": kib["Pss"] * 1024 if "Pss" in kib else None,
+        "private_bytes": sum(private) * 1024 if private else None,
+    }
+
+
+def main() -> None:
+    """Answer requests until standard input closes."""
+    # Ctrl-C reaches the whole group of processes; the one that started this one ends it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    answers = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
+    os.dup2(2, 1)
+    worker = Worker()
+    operations = {
+        "open": worker.open,
+        "first": worker.first,
+        "warm": worker.warm,
+        "burst": worker.burst,
+        "memory": worker.memory,
+        "predict": worker.predict,
+        "golden": worker.golden,
+        "check": worker.check,
+        "streams": worker.streams,
+        "batch": worker.batch,
+    }
+    for line in sys.stdin.buffer:
+        request = json.loads(line)
+        operation = operations[request["op"]]
+        try:
+            answer = operation(request)
+        except Exception as error:  # noqa: BLE001 (whatever it is, the one that asked has to tell of it)
+            answer = told(error)
+        answers.write(json.dumps(answer) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,239 @@
+"""Starting worker processes, and what to say when one of them dies or hangs."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from bench.core import errors
+from bench.core.errors import EdgeproofError, HostError, MeasurementError
+from bench.core.faults import WorkerFault
+
+DEFAULT_TIMEOUT_S = 300.0
+_LAST_WORDS, _TAIL_BYTES = 400, 64 * 2**10
+_TRACEBACK = "Traceback (most recent call last)"
+_MAX_ANSWER_BYTES = 64 * 2**20
+
+
+class WorkerHandle(Protocol):
+    """One measured process, as the measuring code sees it; tests put a scripted one in its place."""
+
+    def ask(self, op: str, **arguments: Any) -> dict[str, Any]:
+        """Send a request and wait for its answer."""
+
+    def begin(self, op: str, **arguments: Any) -> None:
+        """Send a request, whose answer `finish` waits for."""
+
+    def finish(self) -> dict[str, Any]:
+        """Wait for the answer to the request that was begun."""
+
+    def close(self) -> None:
+        """End the process."""
+
+
+class WorkerProcess:
+    """A fresh `bench.measuring.worker`, started by exec so that it inherits nothing of this process."""
+
+    def __init__(self, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+        """Start the process.
+
+        Raises:
+            HostError: the system cannot start it.
+        """
+        self._timeout_s = timeout_s
+        self._words = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the worker)
+        try:
+            # -P keeps the working directory off sys.path: a user's numpy.py must not become ours.
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "bench.measuring.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._words,
+                env=os.environ | {"PYTHONPATH": _import_path()},
+            )
+        except OSError as error:
+            self._words.close()
+            raise HostError(
+                "worker",
+                f"cannot be started ({error.strerror})",
+                f"make sure that there is memory, and that this user may start {sys.executable}",
+            ) from error
+        self._pending = b""
+        self._op = ""
+        self._killed_for_memory = memory_kills()
+
+    def ask(self, op: str, **arguments: Any) -> dict[str, Any]:
+        """Send a request and wait for its answer.
+
+        Raises:
+            EdgeproofError: what the worker found wrong with its input.
+            MeasurementError: the worker died or did not answer in time.
+            WorkerFault: it met an exception that nobody foresaw.
+        """
+        self.begin(op, **arguments)
+        return self.finish()
+
+    def begin(self, op: str, **arguments: Any) -> None:
+        """Send a request, whose answer `finish` waits for.
+
+        Raises:
+            MeasurementError: the worker died.
+        """
+        assert self._process.stdin is not None
+        self._op = op
+        request = json.dumps({"op": op, **arguments}).encode() + b"\n"
+        try:
+            self._process.stdin.write(request)
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise self._death(op) from None
+
+    def finish(self) -> dict[str, Any]:
+        """Wait for the answer to the request that was begun.
+
+        Raises:
+            EdgeproofError: what the worker found wrong with its input.
+            MeasurementError: the worker died, did not answer in time, or not in JSON.
+            WorkerFault: it met an exception that nobody foresaw.
+        """
+        answer = _object(self._read_line(self._op), self._op)
+        if "error" in answer:
+            name, place, cause, fix = answer["error"]
+            kind = getattr(errors, name, EdgeproofError)
+            raise kind(place, cause, fix)
+        if "fault" in answer:
+            raise WorkerFault(*answer["fault"])
+        return answer
+
+    def close(self) -> None:
+        """End the process, politely and then by force."""
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                try:
+                    stream.close()
+                except BrokenPipeError:
+                    continue
+        try:
+            self._process.wait(timeout=2)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._words.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _read_line(self, op: str) -> bytes:
+        assert self._process.stdout is not None
+        descriptor = self._process.stdout.fileno()
+        deadline = time.monotonic() + self._timeout_s
+        while b"\n" not in self._pending:
+            left = deadline - time.monotonic()
+            if left <= 0 or not select.select([descriptor], [], [], left)[0]:
+                self._process.kill()
+                raise MeasurementError(
+                    "worker",
+                    f"no answer to {op!r} within {self._timeout_s:g} s{self._last_words()}",
+                    "check that the model runs at all, or give more time",
+                )
+            chunk = os.read(descriptor, 1 << 16)
+            if not chunk:
+                raise self._death(op)
+            self._pending += chunk
+            if len(self._pending) > _MAX_ANSWER_BYTES:
+                self._process.kill()
+                raise MeasurementError("worker", "its answer has no end", "report this as a bug")
+        line, _, self._pending = self._pending.partition(b"\n")
+        return line
+
+    def _death(self, op: str) -> MeasurementError:
+        code = self._process.wait()
+        how = f"exit code {code}"
+        if code < 0:
+            how = f"signal {signal.Signals(-code).name}"
+        fix = "run the model alone to see why"
+        if code == -signal.SIGKILL:
+            now = memory_kills()
+            if now is not None and self._killed_for_memory is not None and now > self._killed_for_memory:
+                how = "killed by the system for memory"
+                fix = "free some memory, or measure a smaller model"
+            else:
+                fix = "it was probably killed for memory: free some, or measure a smaller model"
+        return MeasurementError("worker", f"died during {op!r} ({how}){self._last_words()}", fix)
+
+    def _last_words(self) -> str:
+        self._words.seek(0, os.SEEK_END)
+        self._words.seek(max(0, self._words.tell() - _TAIL_BYTES))
+        words = self._words.read().decode(errors="replace").strip()
+        if _TRACEBACK in words:
+            words = words.splitlines()[-1]
+        return f"; its last words: {words[-_LAST_WORDS:]}" if words else ""
+
+
+@contextmanager
+def worker_group(count: int, timeout_s: float) -> Iterator[list[WorkerHandle]]:
+    """`count` fresh workers; all are ended on the way out, whatever happened."""
+    with ExitStack() as stack:
+        yield [stack.enter_context(WorkerProcess(timeout_s)) for _ in range(count)]
+
+
+def memory_kills(root: Path = Path("/")) -> int | None:
+    """How many processes the system has killed for memory, or None where it does not tell.
+
+    The control group counts those of a container, the kernel those of the whole machine
+    (cgroup-v2 memory.events; proc(5), vmstat).
+    """
+    found = None
+    for path in (root / "sys/fs/cgroup/memory.events", root / "proc/vmstat"):
+        try:
+            lines = path.read_text(encoding="ascii", errors="replace").splitlines()
+        except OSError:
+            continue
+        for line in lines:
+            name, _, count = line.partition(" ")
+            if name == "oom_kill":
+                found = (found or 0) + int(count)
+    return found
+
+
+def _object(line: bytes, op: str) -> dict[str, Any]:
+    """The JSON object that a worker answered with."""
+    try:
+        answer = json.loads(line)
+    except (ValueError, RecursionError):
+        answer = None
+    if not isinstance(answer, dict):
+        words = line[:_LAST_WORDS].decode(errors="replace")
+        raise MeasurementError("worker", f"answered {op!r} with {words!r}, no JSON", "report this as a bug")
+    return answer
+
+
+def _import_path() -> str:
+    """This package first, then what this process was told: a worker must load the same ONNX Runtime."""
+    told = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    # An empty entry stands for the working directory.
+    return os.pathsep.join([_package_root(), *(str(Path(entry).resolve()) for entry in told if entry)])
+
+
+def _package_root() -> str:
+    """The folder that holds the package `bench`, for a worker that starts with a bare path."""
+    return str(Path(__file__).resolve().parents[2])

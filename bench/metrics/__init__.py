@@ -1,0 +1,1 @@
+"""Figures of merit of outputs, one a file, in numpy alone."""

@@ -1,0 +1,62 @@
+"""Numerical agreement of two sets of outputs. Parity is about numbers; accuracy is about the task."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from bench.core.arrays import Array
+from bench.inputs.evaluation import are_classes, predictions
+
+# Reported for outputs that are equal to the last bit, whose true SQNR is infinite (and no JSON).
+EXACT_SQNR_DB = 999.0
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How near `other` comes to `reference`.
+
+    Attributes:
+        max_error: largest absolute difference, in units of the output.
+        sqnr_db: 20 log10(|x| / |x - y|), the higher the better; 999 stands for equality.
+        agreement: share of samples of equal predictions (`predictions`).
+        samples: how many samples were compared.
+    """
+
+    max_error: float
+    sqnr_db: float
+    agreement: float
+    samples: int
+
+
+def parity(reference: Array, other: Array) -> Parity:
+    """Compare outputs of shape [N, classes] (or [N, ...], flattened per sample).
+
+    Of classes, which are no amounts, only the predictions are compared.
+    """
+    if reference.shape != other.shape:
+        raise ValueError(f"shapes differ: {list(reference.shape)} and {list(other.shape)}")
+    agreement = float((predictions(reference) == predictions(other)).mean())
+    if are_classes(reference) and are_classes(other):
+        reference, other = predictions(reference), predictions(other)
+    first = np.asarray(reference, dtype=np.float64).reshape(len(reference), -1)
+    second = np.asarray(other, dtype=np.float64).reshape(len(other), -1)
+    return Parity(
+        max_error=float(np.abs(first - second).max()),
+        sqnr_db=sqnr_db(first, second),
+        agreement=agreement,
+        samples=len(first),
+    )
+
+
+def sqnr_db(reference: Array, other: Array) -> float:
+    """Signal-to-quantization-noise ratio, 20 log10(|x| / |x - y|) in dB."""
+    return decibels(float(np.linalg.norm(reference)) ** 2, float(np.linalg.norm(reference - other)) ** 2)
+
+
+def decibels(signal: float, noise: float) -> float:
+    """SQNR of two energies (sums of squares), 10 log10(signal / noise) in dB."""
+    if noise == 0.0:
+        return EXACT_SQNR_DB
+    return float(10 * np.log10(signal / noise)) if signal > 0.0 else -EXACT_SQNR_DB

@@ -1,0 +1,61 @@
+"""Results in the formats that other tools read, one file a format.
+
+Every format is a pure function of a result and its judgement. Names carry units, what is unknown is left
+out, and what came from a path or a file is escaped as the format wants it.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bench.judging.gate import Judgement
+    from bench.measuring.result import Result
+
+__all__ = ["Format", "convert"]
+
+
+class Format(enum.StrEnum):
+    """The formats, by the names of the tools that read them."""
+
+    BENCHER = "bencher"
+    CUSTOM_SMALLER_IS_BETTER = "customSmallerIsBetter"
+    JUNIT = "junit"
+    MARKDOWN = "markdown"
+    PYPERF = "pyperf"
+    PYTEST_BENCHMARK = "pytest-benchmark"
+
+
+def convert(result: Result, judgement: Judgement | None, target: Format) -> str:
+    """A result as the text of a file of another format.
+
+    Args:
+        result: what was measured.
+        judgement: the judgement of the same result, or None where nothing was judged.
+        target: the format.
+
+    Raises:
+        UsageError: the format needs a verdict or figures, and there are none.
+    """
+    from bench.core.errors import UsageError
+    from bench.views.formats import (
+        bencher,
+        custom_smaller_is_better,
+        junit,
+        markdown,
+        pyperf,
+        pytest_benchmark,
+    )
+
+    render = {
+        Format.BENCHER: bencher.render,
+        Format.CUSTOM_SMALLER_IS_BETTER: custom_smaller_is_better.render,
+        Format.JUNIT: junit.render,
+        Format.MARKDOWN: markdown.render,
+        Format.PYPERF: pyperf.render,
+        Format.PYTEST_BENCHMARK: pytest_benchmark.render,
+    }[target]
+    if target not in (Format.JUNIT, Format.MARKDOWN) and not all(model.runs for model in result.models):
+        raise UsageError(target.value, "the result holds no figures", "measure again")
+    return render(result, judgement)

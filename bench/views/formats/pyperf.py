@@ -1,0 +1,72 @@
+"""pyperf's JSON, version 1.0: processes and their warm-ups kept apart, seconds and bytes.
+
+https://pyperf.readthedocs.io/en/latest/api.html: `pyperf show`, `stats`, `hist` and `compare_to` read it.
+Each model gives a benchmark of its times, one of its size, and one of its peak memory, a value a process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from bench.judging.gate import Judgement
+from bench.measuring.result import ModelResult, Result, Run
+from bench.views.formats.figures import json_text
+from bench.views.tables import short_names
+
+FORMAT_VERSION = "1.0"
+
+
+def render(result: Result, judgement: Judgement | None) -> str:
+    """The result as `pyperf.BenchmarkSuite.load` reads it."""
+    benchmarks: list[dict[str, Any]] = []
+    for name, model in short_names(result.models).items():
+        benchmarks += _benchmarks(name, model)
+    host = result.host
+    metadata = {
+        "cpu_model_name": host.cpu_model,
+        "cpu_count": host.cpu_count,
+        "platform": f"{host.system} {host.machine}",
+        "python_version": host.python,
+        "onnxruntime_version": host.onnxruntime,
+        "edgeproof_version": result.tool_version,
+        "edgeproof_verdict": None if judgement is None else judgement.verdict.value,
+        "threads": result.settings.threads,
+    }
+    return json_text(
+        {
+            "version": FORMAT_VERSION,
+            "metadata": {name: value for name, value in map(_known, metadata.items()) if value},
+            "benchmarks": benchmarks,
+        }
+    )
+
+
+def _benchmarks(name: str, model: ModelResult) -> list[dict[str, Any]]:
+    size = _benchmark(f"{name} size", "byte", [{"values": [model.size_bytes]}])
+    if model.made_for is not None:  # times and memory here are not its own
+        return [size]
+    memory = [run.peak_rss_bytes for run in model.runs if run.peak_rss_bytes is not None]
+    benchmarks = [_benchmark(f"{name} latency", "second", [_run(run) for run in model.runs]), size]
+    if memory:
+        runs = [{"values": [peak]} for peak in memory]
+        benchmarks.append(_benchmark(f"{name} peak_rss", "byte", runs))
+    return benchmarks
+
+
+def _benchmark(name: str, unit: str, runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return {"metadata": {"name": name, "unit": unit}, "runs": list(runs)}
+
+
+def _run(run: Run) -> dict[str, Any]:
+    # One inference a value: pyperf's loop count is 1 throughout.
+    return {
+        "warmups": [[1, nanoseconds / 1e9] for nanoseconds in run.warmup_ns],
+        "values": [int(nanoseconds) / 1e9 for nanoseconds in run.samples_ns()],
+    }
+
+
+def _known(item: tuple[str, Any]) -> tuple[str, Any]:
+    """Spaces alone between words: pyperf refuses line breaks and empty texts."""
+    name, value = item
+    return name, " ".join(value.split()) if isinstance(value, str) else value

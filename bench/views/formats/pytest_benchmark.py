@@ -1,0 +1,111 @@
+"""pytest-benchmark's JSON: one benchmark a model, in seconds; percentiles go into `extra_info`.
+
+https://pytest-benchmark.readthedocs.io: `pytest-benchmark compare FILE`, `--benchmark-compare=FILE` and
+github-action-benchmark's `pytest` tool read it. The statistics are pytest-benchmark's own, of all samples
+pooled; whoever compares two such files by them compares iterations as if they were independent.
+"""
+
+from __future__ import annotations
+
+import statistics
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from typing import Any
+
+from bench.judging.gate import Judgement
+from bench.measuring.result import ModelResult, Result
+from bench.views.formats.figures import flat_figures, json_text
+from bench.views.tables import metrics_json, short_names
+
+
+def render(result: Result, judgement: Judgement | None) -> str:
+    """The result as pytest-benchmark would have saved it."""
+    benchmarks = [_benchmark(name, model, result) for name, model in short_names(result.models).items()]
+    if judgement is not None:
+        benchmarks[-1]["extra_info"] |= {
+            "verdict": judgement.verdict.value,
+            "metrics": metrics_json(judgement.metrics),
+            "float_twin": metrics_json(judgement.twin_metrics),
+        }
+    host = result.host
+    cpu = {"brand_raw": host.cpu_model, "count": host.cpu_count, "flags": list(host.cpu_flags)}
+    machine = {
+        "machine": host.machine,
+        "system": host.system,
+        "python_version": host.python,
+        "cpu": {name: value for name, value in cpu.items() if value is not None},
+    }
+    return json_text(
+        {
+            "machine_info": machine,
+            "commit_info": {},
+            "benchmarks": benchmarks,
+            "datetime": result.started_utc,
+            "version": f"edgeproof {result.tool_version}",
+        }
+    )
+
+
+def _benchmark(name: str, model: ModelResult, result: Result) -> dict[str, Any]:
+    seconds = [nanoseconds / 1e9 for run in model.runs for burst in run.rounds_ns for nanoseconds in burst]
+    return {
+        "group": None,
+        "name": name,
+        "fullname": name,
+        "params": None,
+        "param": None,
+        "extra_info": {
+            "sha256": model.sha256,
+            **flat_figures(model),
+            **({} if model.made_for is None else {"not_measured_on": model.made_for}),
+        },
+        "options": result.settings.model_dump(mode="json"),
+        "stats": pooled_statistics(seconds) | {"data": seconds, "iterations": 1},
+    }
+
+
+def pooled_statistics(seconds: Sequence[float]) -> dict[str, Any]:
+    """The statistics of `pytest_benchmark.stats.Stats`, by the same definitions."""
+    ordered = sorted(seconds)
+    mean, total = statistics.mean(seconds), sum(seconds)
+    spread = statistics.stdev(seconds) if len(seconds) > 1 else 0
+    lower = _quartile(ordered)
+    upper = -_quartile([-value for value in reversed(ordered)])
+    iqr = upper - lower
+    fences = lower - 1.5 * iqr, upper + 1.5 * iqr
+    beyond_spread = sum(not mean - spread <= value <= mean + spread for value in seconds)
+    beyond_fences = sum(not fences[0] <= value <= fences[1] for value in seconds)
+    return {
+        "min": ordered[0],
+        "max": ordered[-1],
+        "mean": mean,
+        "stddev": spread,
+        "rounds": len(seconds),
+        "median": statistics.median(seconds),
+        "iqr": iqr,
+        "q1": lower,
+        "q3": upper,
+        "iqr_outliers": beyond_fences,
+        "stddev_outliers": beyond_spread,
+        "outliers": f"{beyond_spread};{beyond_fences}",
+        "ld15iqr": ordered[bisect_left(ordered, fences[0])],
+        "hd15iqr": ordered[bisect_right(ordered, fences[1]) - 1],
+        "ops": len(seconds) / total,
+        "total": total,
+    }
+
+
+def _quartile(ordered: Sequence[float]) -> float:
+    """The lower quartile: of an even number the median of the lower half, else by method 3.
+
+    https://en.wikipedia.org/wiki/Quartile#Computing_methods
+    """
+    count = len(ordered)
+    if count == 1:
+        return ordered[0]
+    if count % 2 == 0:
+        return statistics.median(ordered[: count // 2])
+    n, rest = divmod(count, 4)
+    if rest == 1:
+        return 0.25 * ordered[n - 1] + 0.75 * ordered[n]
+    return 0.75 * ordered[n] + 0.25 * ordered[n + 1]

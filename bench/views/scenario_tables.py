@@ -1,0 +1,137 @@
+"""Tables for people and JSON for machines, of what a scenario found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from bench.measuring.host_state import HostState, throttled
+from bench.measuring.scenario import Scenario
+from bench.measuring.scenario_result import ScenarioModel, ScenarioResult, Spell, drift
+from bench.views.tables import mebibytes, milliseconds, short_names
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+_HEADINGS = {
+    Scenario.MULTI_STREAM: ("streams", "p50 (95 %)", "p90", "p99", "inferences /s"),
+    Scenario.OFFLINE: ("batch", "p50 of a batch (95 %)", "p90", "p99", "samples /s"),
+    Scenario.SUSTAINED: ("part", "p50", "p90", "p99", "by first"),
+}
+
+
+def scenario_json(result: ScenarioResult) -> dict[str, Any]:
+    """What `bench --scenario ... --json` prints; times in ns, memory in bytes."""
+    return {
+        "scenario": result.scenario.value,
+        "stopped": result.stopped,
+        "models": [_model_json(model, result.scenario) for model in result.models],
+        "host": result.host.model_dump(mode="json"),
+        "settings": result.model_dump(mode="json", include={"threads", "arena", "cores", "duration_s"}),
+        "data": result.data.model_dump(mode="json"),
+    }
+
+
+def _model_json(model: ScenarioModel, scenario: Scenario) -> dict[str, Any]:
+    rates = {load: model.throughput_per_s(load, scenario) for load in model.loads()}
+    found: dict[str, Any] = {
+        "path": model.path,
+        "sha256": model.sha256,
+        "size_bytes": model.size_bytes,
+        "peak_rss_bytes": model.peak_rss_bytes(),
+        "loads": [
+            {
+                "load": load,
+                "latency_ns": model.latency(load).model_dump(mode="json"),
+                "throughput_per_s": rate,
+            }
+            for load, rate in rates.items()
+        ],
+    }
+    if scenario is Scenario.OFFLINE and rates:
+        found["best_batch"] = max(rates, key=lambda load: rates[load])
+    if scenario is Scenario.SUSTAINED:
+        spells = [spell for load in model.loads() for spell in model.spells(load)]
+        found["drift"] = [drift(spell).model_dump(mode="json") for spell in spells]
+        found["states"] = [_trace(spell.states) for spell in spells]
+    return found
+
+
+def scenario_view(result: ScenarioResult) -> list[RenderableType]:
+    """What `bench --scenario ...` and `show` print."""
+    from rich.markup import escape
+
+    view: list[RenderableType] = []
+    for name, model in short_names(result.models).items():
+        peak = mebibytes(model.peak_rss_bytes())
+        arena = "" if result.arena else ", arena off"
+        view.append(f"[bold]{escape(name)}[/]  {result.scenario}, peak memory {peak}{arena}")
+        if not model.processes:
+            continue
+        if result.scenario is Scenario.SUSTAINED:
+            view += [part for spell in model.spells(1) for part in _sustained(spell)]
+        else:
+            view.append(_loads_table(model, result.scenario))
+    if result.data.synthetic:
+        view.append("feeds: synthetic (made from the input signature)")
+    if result.stopped is not None:
+        view.append(f"not whole: {escape(result.stopped)}")
+    return view
+
+
+def _loads_table(model: ScenarioModel, scenario: Scenario) -> Table:
+    rates = {load: model.throughput_per_s(load, scenario) for load in model.loads()}
+    best = max(rates, key=lambda load: rates[load])
+    table = _table(scenario)
+    for load, rate in rates.items():
+        latency = model.latency(load)
+        bounds = latency.bounds.get("p50")
+        text = milliseconds(latency.p50)
+        if bounds is not None:
+            text += f" ({bounds[0] / 1e6:.3f} … {bounds[1] / 1e6:.3f})"
+        mark = "  most" if load == best and len(rates) > 1 else ""
+        table.add_row(
+            str(load), text, milliseconds(latency.p90), milliseconds(latency.p99), f"{rate:.0f}{mark}"
+        )
+    return table
+
+
+def _sustained(spell: Spell) -> Iterable[RenderableType]:
+    found = drift(spell)
+    table, seconds = _table(Scenario.SUSTAINED), found.window_ns / 1e9
+    for label, part, ratio in (("first", found.first, 1.0), ("last", found.last, found.p50_ratio)):
+        table.add_row(
+            f"{label} {seconds:.0f} s",
+            milliseconds(part.p50),
+            milliseconds(part.p90),
+            milliseconds(part.p99),
+            f"{ratio:.3f} ×",
+        )
+    yield table
+    trace = _trace(spell.states)
+    if frequencies := trace.get("frequency_khz"):
+        yield f"clock: {min(frequencies) / 1e6:.2f} to {max(frequencies) / 1e6:.2f} GHz"
+    if heat := trace.get("temperature_mc"):
+        yield f"heat: {heat[0] / 1000:.0f} °C at first, {max(heat) / 1000:.0f} °C at most"
+    if throttled(spell.states):
+        yield "[bold red]the host throttled[/]"
+
+
+def _trace(states: Iterable[HostState]) -> dict[str, list[Any]]:
+    """Readings of the host in order; what it does not tell is absent."""
+    readings = [state.model_dump() for state in states]
+    return {
+        name: [reading[name] for reading in readings]
+        for name in HostState.model_fields
+        if readings and all(reading[name] is not None for reading in readings)
+    }
+
+
+def _table(scenario: Scenario) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in _HEADINGS[scenario]:
+        table.add_column(heading, justify="right")
+    return table

@@ -1,0 +1,1 @@
+"""ONNX graphs: files, names, attributes, kernels, rewrites, and running them."""

@@ -1,0 +1,181 @@
+"""The oldest ONNX Runtime that can run a model, from its opset, its IR version and its operators.
+
+A model loads where the opset and the IR version are known and where each operator has a CPU kernel for its
+types. The tables are differences between the kernel registries of all releases from the oldest that
+edgeproof supports on (`onnxruntime_pybind11_state.get_all_opkernel_def`); `tests/perf/kernel_versions.py`
+prints them again. Left out is what every version runs by other means: ONNX Runtime casts float16 to float
+where it has no kernel for it, and writes an operator that ONNX defines by others as those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import onnx
+from onnx import TensorProto
+
+from bench.core.errors import ModelError
+from bench.inputs.runtime import METADATA_KEY, OLDEST, RuntimeVersion
+from exporter.graphs.onnx_files import infer_shapes
+
+_V1_23, _V1_24, _V1_25, _V1_26, _V1_27, _V1_28, _V1_29, _V1_30, _V1_31, _V1_32 = (
+    RuntimeVersion(1, minor) for minor in range(23, 33)
+)
+# The highest opset of ONNX, and the highest IR version, that each version loads. 1.23 loads opset 23 too,
+# but its QuantizeLinear of that opset has no kernel.
+_OPSETS = {22: OLDEST, 25: _V1_24, 26: _V1_25, 28: _V1_32}
+_IR_VERSIONS = {10: OLDEST, 11: _V1_23, 13: _V1_24, 14: _V1_32}
+_MICROSOFT = "com.microsoft"
+_ONNX = {"", "ai.onnx"}  # two names of one domain
+# Operators that the oldest version has no kernel for at all: domain, names, the version that has.
+_NEW_OPERATORS = (
+    ("", ("Attention", "RMSNormalization", "RotaryEmbedding"), _V1_23),
+    ("", ("BitCast", "CumProd", "DeformConv", "TensorScatter"), _V1_25),
+    (_MICROSOFT, ("MoE", "QMoE"), _V1_23),
+    (_MICROSOFT, ("CausalConvWithState", "LinearAttention"), _V1_25),
+    (_MICROSOFT, ("MRotaryEmbedding",), _V1_29),
+    (
+        _MICROSOFT,
+        ("EngramGate", "GatedAdd", "GatedRMSNorm", "LinearAttentionGate", "NGramHashMapping"),
+        _V1_30,
+    ),
+    (
+        _MICROSOFT,
+        (
+            "BranchwiseRMSNorm", "HyperConnectionPostMix", "HyperConnectionPreMix", "ScaledSiLU",
+            "VarlenNGramHashMapping",
+        ),
+        _V1_31,
+    ),
+    (_MICROSOFT, ("GatedDeltaNet", "GatherPacked", "MoEGroupRouter", "VarlenCausalConvWithState"), _V1_32),
+)  # fmt: skip
+# Operators whose newer version in ONNX came to the kernels later: its opset, and the runtime.
+_REVISED = {("", "LpNormalization"): (22, _V1_25)}
+_OPERATORS = {(domain, name): version for domain, names, version in _NEW_OPERATORS for name in names}
+_FLOAT8 = ("float8e4m3fn", "float8e4m3fnuz", "float8e5m2", "float8e5m2fnuz")
+# Element types of inputs or outputs that came to the kernels of an operator later than the operator.
+_TYPES: dict[tuple[str, str], dict[str, RuntimeVersion]] = {
+    ("", "Cast"): {
+        "int4": _V1_23, "uint4": _V1_23, "int2": _V1_24, "uint2": _V1_24, "float8e8m0": _V1_27,
+    },
+    ("", "SplitToSequence"): {"bool": _V1_23},
+    ("", "ConvInteger"): {"int8": _V1_24},
+    ("", "DequantizeLinear"): {"int2": _V1_24, "uint2": _V1_24},
+    ("", "QuantizeLinear"): {"int2": _V1_24, "uint2": _V1_24},
+    ("", "Transpose"): {"int2": _V1_24, "uint2": _V1_24},
+    ("", "Max"): {"int8": _V1_24, "uint8": _V1_24},
+    ("", "Min"): {"int8": _V1_24, "uint8": _V1_24},
+    ("", "TopK"): {"int8": _V1_26, "uint8": _V1_26, "int16": _V1_26},
+    (_MICROSOFT, "FusedMatMul"): {"double": _V1_26},
+    (_MICROSOFT, "GroupQueryAttention"): {"int8": _V1_27, "uint8": _V1_27},
+    ("", "DepthToSpace"): {"int8": _V1_28},
+    ("", "SpaceToDepth"): {"int8": _V1_28, "uint8": _V1_28},
+    ("", "Cos"): {"double": _V1_29},
+    ("", "Trilu"): {"int32": _V1_29},
+    ("", "LayerNormalization"): {"bfloat16": _V1_30},
+    (_MICROSOFT, "SkipLayerNormalization"): {"bfloat16": _V1_30},
+    (_MICROSOFT, "SkipSimplifiedLayerNormalization"): {"bfloat16": _V1_30},
+    ("", "Where"): {"int8": _V1_31, "uint32": _V1_31},
+    (_MICROSOFT, "GatherBlockQuantized"): dict.fromkeys((*_FLOAT8, "float4e2m1"), _V1_31),
+    ("", "BitShift"): dict.fromkeys(("int8", "int16", "int32", "int64", "uint16"), _V1_32),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Need:
+    """The oldest ONNX Runtime that runs a model, and what of the model asks for it."""
+
+    version: RuntimeVersion
+    reason: str
+
+
+def kernel_version(operator: str, element_type: str, domain: str = "") -> RuntimeVersion:
+    """The oldest ONNX Runtime whose CPU kernel of an operator takes an element type.
+
+    Args:
+        operator: such as `SpaceToDepth`.
+        element_type: as ONNX Runtime writes it: `float`, `uint8`, `bfloat16`.
+        domain: of the operator; empty for ONNX's own.
+    """
+    types = _TYPES.get((domain, operator), {})
+    return max(_OPERATORS.get((domain, operator), OLDEST), types.get(element_type, OLDEST))
+
+
+def oldest_runtime(model: onnx.ModelProto) -> Need:
+    """The oldest ONNX Runtime that runs a model.
+
+    Types of tensors are inferred; where ONNX cannot tell one, the operator alone decides.
+    """
+    needs = [Need(OLDEST, "edgeproof supports no older one")]
+    opsets = [opset.version for opset in model.opset_import if opset.domain in _ONNX]
+    needs += [Need(_of_table(_OPSETS, opset), f"opset {opset}") for opset in opsets]
+    needs.append(Need(_of_table(_IR_VERSIONS, model.ir_version), f"IR version {model.ir_version}"))
+    try:
+        shaped = infer_shapes(model)
+    except onnx.shape_inference.InferenceError:
+        shaped = model
+    opset = max(opsets, default=1)
+    needs += _needs_of(shaped.graph, {}, opset)
+    for function in shaped.functions:
+        needs += [_need_of(node, {}, opset) for node in function.node]
+    return max(needs, key=lambda need: need.version)
+
+
+def state_oldest_runtime(model: onnx.ModelProto) -> RuntimeVersion:
+    """Write into a model's metadata, in place, which ONNX Runtime it needs; return that version."""
+    needed = oldest_runtime(model).version
+    metadata = {entry.key: entry.value for entry in model.metadata_props} | {METADATA_KEY: str(needed)}
+    onnx.helper.set_model_props(model, dict(sorted(metadata.items())))
+    return needed
+
+
+def check_runtime_asked(model: onnx.ModelProto, asked: RuntimeVersion, place: object) -> None:
+    """Make sure that a float model itself runs on the ONNX Runtime that is asked for.
+
+    Raises:
+        ModelError: it needs a newer one; names the operator, opset or IR version.
+    """
+    need = oldest_runtime(model)
+    if need.version > asked:
+        raise ModelError(
+            place,
+            f"cannot run on ONNX Runtime {asked}: {need.reason} needs {need.version}",
+            f'ask for onnxruntime ">={need.version}", or change the network',
+        )
+
+
+def _of_table(table: Mapping[int, RuntimeVersion], wanted: int) -> RuntimeVersion:
+    """The version of the lowest entry that reaches `wanted`; the last one where none does."""
+    return next((version for reached, version in table.items() if wanted <= reached), [*table.values()][-1])
+
+
+def _needs_of(graph: onnx.GraphProto, outer: Mapping[str, str], opset: int) -> Iterator[Need]:
+    types = dict(outer)
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        types[value.name] = _type_name(value.type.tensor_type.elem_type)
+    for tensor in graph.initializer:
+        types[tensor.name] = _type_name(tensor.data_type)
+    for node in graph.node:
+        yield _need_of(node, types, opset)
+        for attribute in node.attribute:
+            for branch in (attribute.g, *attribute.graphs):
+                yield from _needs_of(branch, types, opset)
+
+
+def _need_of(node: onnx.NodeProto, types: Mapping[str, str], opset: int) -> Need:
+    domain = "" if node.domain in _ONNX else node.domain
+    label = repr(node.name or node.output[0])
+    needs = [Need(kernel_version(node.op_type, "", domain), f"{node.op_type} ({label})")]
+    for element in sorted({types.get(name, "") for name in (*node.input, *node.output)}):
+        version = kernel_version(node.op_type, element, domain)
+        needs.append(Need(version, f"{node.op_type} of {element} ({label})"))
+    since, revised = _REVISED.get((domain, node.op_type), (opset + 1, OLDEST))
+    if opset >= since:
+        needs.append(Need(revised, f"{node.op_type} of opset {since}"))
+    return max(needs, key=lambda need: need.version)  # of equals the first, which is the operator itself
+
+
+def _type_name(elem_type: int) -> str:
+    """The name that ONNX Runtime gives an element type: that of ONNX in small letters."""
+    return TensorProto.DataType.Name(elem_type).lower() if elem_type else ""

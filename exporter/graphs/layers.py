@@ -1,0 +1,202 @@
+"""Looking at a graph layer by layer: nodes with constant weights, and who reads what."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from bench.core.arrays import Array
+from exporter.graphs.attributes import attributes_of
+from exporter.graphs.names import unused_name
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A node that multiplies by constant weights.
+
+    Attributes:
+        node: its name.
+        op_type: `Conv`, `Gemm` or `MatMul`.
+        source: the tensor that it reads.
+        weight: the initializer of its weights.
+        transposed: whether the weights are [out, in, ...] and not [in, out].
+        groups: of a convolution; 1 for all others.
+        bias_node: the node that adds the bias: itself, the Add behind a MatMul, or None.
+        bias: the initializer of the bias [out], or None.
+        output: what `bias_node` makes (or the node itself): the layer's result before any activation.
+    """
+
+    node: str
+    op_type: str
+    source: str
+    weight: str
+    transposed: bool
+    groups: int
+    bias_node: str | None
+    bias: str | None
+    output: str
+
+    @property
+    def channel_axis(self) -> int:
+        """The axis of channels in `source` and `output`."""
+        return 1 if self.op_type == "Conv" else -1
+
+
+class Graph:
+    """A model's graph with indices of who makes and who reads each tensor. It is never changed."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.nodes: Sequence[onnx.NodeProto] = model.graph.node
+        self.outputs = {value.name for value in model.graph.output}
+        self.constants = {i.name: i for i in model.graph.initializer}
+        self.readers: dict[str, list[onnx.NodeProto]] = {}
+        for node in self.nodes:
+            for name in node.input:
+                self.readers.setdefault(name, []).append(node)
+
+    def constant(self, name: str) -> Array:
+        """The value of an initializer."""
+        return numpy_helper.to_array(self.constants[name])
+
+    def only_reader(self, tensor: str) -> onnx.NodeProto | None:
+        """The one node that reads a tensor; None if there are others, or the tensor leaves the graph."""
+        readers = self.readers.get(tensor, [])
+        return readers[0] if len(readers) == 1 and tensor not in self.outputs else None
+
+    def layers(self) -> list[Layer]:
+        """All layers whose weights are float, constant and their own, in graph order."""
+        return [layer for node in self.nodes if (layer := self._layer(node)) is not None]
+
+    def _layer(self, node: onnx.NodeProto) -> Layer | None:
+        if node.op_type not in {"Conv", "Gemm", "MatMul"} or not self._multiplies_by_own_constant(node):
+            return None
+        weight = self.constants[node.input[1]]
+        if node.op_type == "MatMul":
+            return self._matmul(node, weight)
+        attributes = attributes_of(node)
+        transposed = node.op_type == "Conv" or bool(attributes.get("transB", 0))
+        bias = node.input[2] if len(node.input) > 2 and node.input[2] else None
+        if bias is not None and not self._is_bias(bias, weight.dims[0 if transposed else 1]):
+            return None
+        return Layer(
+            node.name,
+            node.op_type,
+            node.input[0],
+            weight.name,
+            transposed=transposed,
+            groups=attributes.get("group", 1),
+            bias_node=node.name,
+            bias=bias,
+            output=node.output[0],
+        )
+
+    def _multiplies_by_own_constant(self, node: onnx.NodeProto) -> bool:
+        weight, attributes = self.constants.get(node.input[1]), attributes_of(node)
+        plain = attributes.get("alpha", 1.0) == attributes.get("beta", 1.0) == 1.0
+        return (
+            node.domain in {"", "ai.onnx"}
+            and weight is not None
+            and weight.data_type == onnx.TensorProto.FLOAT
+            and len(weight.dims) >= 2
+            and len(self.readers[weight.name]) == 1
+            and node.input[0] not in self.constants
+            and plain
+            and not attributes.get("transA", 0)
+        )
+
+    def _matmul(self, node: onnx.NodeProto, weight: onnx.TensorProto) -> Layer | None:
+        """A MatMul has no bias; the Add behind it, if there is one, is taken for it."""
+        if len(weight.dims) != 2:
+            return None
+        follower = self.only_reader(node.output[0])
+        bias = None
+        if follower is not None and follower.op_type == "Add":
+            bias = next((name for name in follower.input if self._is_bias(name, weight.dims[1])), None)
+        adder = follower if bias is not None and follower is not None else None
+        return Layer(
+            node.name,
+            "MatMul",
+            node.input[0],
+            weight.name,
+            transposed=False,
+            groups=1,
+            bias_node=None if adder is None else adder.name,
+            bias=bias,
+            output=node.output[0] if adder is None else adder.output[0],
+        )
+
+    def _is_bias(self, name: str, width: int) -> bool:
+        found = self.constants.get(name)
+        return (
+            found is not None and list(found.dims) == [width] and found.data_type == onnx.TensorProto.FLOAT
+        )
+
+
+def rows(layer: Layer, weight: Array) -> Array:
+    """The weights as [out, products that an output sums]."""
+    return weight.reshape(len(weight), -1) if layer.transposed else weight.T
+
+
+def from_rows(layer: Layer, matrix: Array, shape: Sequence[int]) -> Array:
+    """The inverse of `rows`."""
+    return np.ascontiguousarray(matrix if layer.transposed else matrix.T).reshape(shape)
+
+
+def with_constants(model: onnx.ModelProto, values: Mapping[str, Array]) -> onnx.ModelProto:
+    """A copy of the model with other values for some initializers, of the same shapes."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for initializer in copy.graph.initializer:
+        if initializer.name in values:
+            array = np.asarray(values[initializer.name], dtype=np.float32)
+            initializer.CopyFrom(numpy_helper.from_array(array, initializer.name))
+    return copy
+
+
+def with_constants_of(
+    model: onnx.ModelProto, other: onnx.ModelProto, nodes: Collection[str]
+) -> onnx.ModelProto:
+    """A copy of the model in which some nodes have the constants that they have in another.
+
+    What else reads such a constant keeps it as it is, and so do both.
+    """
+    graph, constants = Graph(model), Graph(other).constants
+    own = {
+        name
+        for node in graph.nodes
+        if node.name in nodes
+        for name in node.input
+        if name in graph.constants and name in constants and len(graph.readers[name]) == 1
+    }
+    return with_constants(model, {name: numpy_helper.to_array(constants[name]) for name in own})
+
+
+def with_own_biases(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy in which every convolution and Gemm has a bias, and shares it with nobody.
+
+    A convolution without one gets zeros: its accumulators start from a bias at no cost.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    graph = Graph(copy)
+    by_name = {node.name: node for node in copy.graph.node}
+    taken = {*graph.constants, *graph.readers}
+    for layer in graph.layers():
+        if layer.bias_node is None or (layer.bias is not None and len(graph.readers[layer.bias]) == 1):
+            continue
+        width = len(rows(layer, graph.constant(layer.weight)))
+        value = np.zeros(width, np.float32) if layer.bias is None else graph.constant(layer.bias)
+        name = unused_name(f"{layer.node}.bias", taken)
+        taken.add(name)
+        copy.graph.initializer.append(numpy_helper.from_array(value, name))
+        node = by_name[layer.bias_node]
+        if layer.bias is not None:
+            node.input[list(node.input).index(layer.bias)] = name
+        else:
+            del node.input[2:]
+            node.input.append(name)
+    return copy

@@ -1,0 +1,17 @@
+"""The range of an activation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Range:
+    """The real values that the lowest and the highest integer stand for."""
+
+    lowest: float
+    highest: float
+
+    def with_zero(self) -> Range:
+        """The range, widened to hold zero."""
+        return Range(min(self.lowest, 0.0), max(self.highest, 0.0))

@@ -1,0 +1,85 @@
+"""Small readings of a graph that several rewrites need: constants, and shapes computed inside the graph."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from bench.core.arrays import Array
+
+# One entry of a computed shape: a number, or "axis `n` of that value".
+Size = int | tuple[ir.Value, int]
+
+
+def constant(value: ir.Value | None) -> Array | None:
+    """The content of a constant or initializer, or None where a value is computed."""
+    if value is None or value.is_graph_input():
+        return None
+    tensor = ir.convenience.get_const_tensor(value)
+    return None if tensor is None else tensor.numpy()
+
+
+def scalar(value: ir.Value | None) -> float | None:
+    """The number in a constant of one element, else None."""
+    content = constant(value)
+    return float(content.reshape(())) if content is not None and content.size == 1 else None
+
+
+def rank(value: ir.Value | None) -> int | None:
+    """The number of axes, where known."""
+    return None if value is None or value.shape is None else len(value.shape)
+
+
+def producer(value: ir.Value | None, op_type: str) -> ir.Node | None:
+    """The node that makes a value, if it is an ONNX operator of that type."""
+    node = None if value is None else value.producer()
+    if node is None or node.op_type != op_type or node.domain not in {"", "ai.onnx"}:
+        return None
+    return node
+
+
+def permutation(node: ir.Node) -> tuple[int, ...] | None:
+    """`perm` of a Transpose, where written out."""
+    attribute = node.attributes.get("perm")
+    return None if attribute is None else tuple(attribute.as_ints())
+
+
+def computed_shape(value: ir.Value | None) -> tuple[Size, ...] | None:
+    """What a shape that the graph computes consists of; None where it is more than picking and joining.
+
+    PyTorch's exporter writes `x.reshape(-1, x.shape[-2], x.shape[-1])` as Shape, Slice, Concat, Reshape.
+    """
+    content = constant(value)
+    if content is not None:
+        return tuple(int(size) for size in content.reshape(-1))
+    node = None if value is None else value.producer()
+    if node is None or node.domain not in {"", "ai.onnx"}:
+        return None
+    if node.op_type == "Shape":
+        return _axes_of(node)
+    if node.op_type == "Concat":
+        parts = [computed_shape(part) for part in node.inputs]
+        return None if None in parts else tuple(size for part in parts if part for size in part)
+    if node.op_type == "Slice":
+        return _slice(node)
+    return None
+
+
+def _axes_of(node: ir.Node) -> tuple[Size, ...] | None:
+    source = node.inputs[0]
+    count = rank(source)
+    if source is None or count is None:
+        return None
+    bounds = [node.attributes.get(name) for name in ("start", "end")]
+    start, end = (None if bound is None else bound.as_int() for bound in bounds)
+    return tuple((source, axis) for axis in range(count)[start:end])
+
+
+def _slice(node: ir.Node) -> tuple[Size, ...] | None:
+    sizes = computed_shape(node.inputs[0])
+    bounds = [constant(value) for value in node.inputs[1:3]]
+    if sizes is None or any(bound is None or bound.size != 1 for bound in bounds):
+        return None
+    if len(node.inputs) > 4 and node.inputs[4] is not None and scalar(node.inputs[4]) != 1:
+        return None
+    start, end = (int(bound.reshape(())) for bound in bounds if bound is not None)
+    return sizes[start:end]

@@ -1,0 +1,1 @@
+"""What ONNX Runtime really runs, how fast, and how far from float."""

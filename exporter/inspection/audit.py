@@ -1,0 +1,324 @@
+"""What ONNX Runtime really runs: the optimized graph, counted in multiply-adds (`inspection.macs`).
+
+A QDQ model says what could run in int8; only the graph after fusion says what does. As long as an operator
+that may multiply is not counted, the share of int8 is only an upper bound, and is called so.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+
+from bench.core.arrays import Array
+from bench.core.errors import DataError, ModelError
+from bench.core.schema import FrozenModel
+from bench.inputs.evaluation import read_evaluation
+from bench.inputs.host import fingerprint, has_vnni, host_target
+from bench.inputs.session import (
+    ERRORS_ONLY,
+    Signature,
+    check_feeds,
+    model_error,
+    open_session,
+    signature_of,
+)
+from bench.measuring.worker import fixed_batch, synthetic_feeds
+from exporter.inspection.fusion import Graph, NeedlessPair, float_reason, needless_pairs, plain_name
+from exporter.inspection.macs import NOTHING, Call, Work, has_no_macs, work_of
+from exporter.inspection.node_calls import PlacedNode, all_nodes, node_calls
+from exporter.inspection.saturation import observe_saturation
+
+# Samples on which saturation is observed; its shares hardly change with more.
+SAMPLES = 32
+_BATCH = 8
+# Whether signed activations (S8S8) fuse into int8 kernels. That is what ONNX Runtime's optimizer decides by
+# the kind of CPU (graph_transformer_utils.cc, QDQIsInt8Allowed), unless a session is told.
+_SIGNED_FUSES = {"x86-vnni": "0", "x86-avx2": "0", "arm64": "1"}
+
+
+class FloatOperator(FrozenModel):
+    """A multiplying operator that runs in float, and why."""
+
+    name: str
+    op_type: str
+    macs: int
+    reason: str
+
+
+class UncountedOperator(FrozenModel):
+    """An operator that may multiply, whose multiply-adds are in no figure, and why not."""
+
+    name: str
+    op_type: str
+    reason: str
+
+    @property
+    def label(self) -> str:
+        """Type and name, for people."""
+        return f"{self.op_type} {self.name!r}" if self.name else self.op_type
+
+
+class SaturatingLayer(FrozenModel):
+    """A layer whose 16-bit sums can overflow on x86 without VNNI (`exporter.inspection.saturation`).
+
+    Attributes:
+        channels: output channels in which a pair of products can overflow, in the kernel's own pairing.
+        affects_this_host: False where the CPU adds in 32 bits.
+        observed_share: share of the layer's sums that overflows changed on samples, or None without.
+        drift_sqnr_db: exact sums against those with overflows, in dB, or None without samples.
+    """
+
+    name: str
+    channels: int
+    affects_this_host: bool
+    observed_share: float | None
+    drift_sqnr_db: float | None
+
+
+class Audit(FrozenModel):
+    """The outcome of an inspection; multiply-adds are those of a batch of one.
+
+    In loops and branches they are those of the run that was looked at.
+
+    Attributes:
+        target: the kind of CPU whose fusions these are.
+        host_target: the kind of this CPU. Where it is another, the graph is the one that ONNX Runtime makes
+            for `target`, and its kernels were not seen.
+        macs: multiply-adds that were counted; what `uncounted` operators do is not among them.
+        int8_mac_ratio: share of the counted multiply-adds that run in int8. With `uncounted` operators it
+            is an upper bound of the true share; `share_text` says so.
+        quantized_at_load: operators with float weights in the file that run in int8 all the same. Between
+            quantized tensors, ONNX Runtime quantizes the weights of Conv and Gemm itself, with a single
+            scale (weight_bias_quantization.cc); to exclude such a node has no effect.
+        samples: how many real samples saturation was observed on.
+    """
+
+    target: str
+    host_target: str
+    macs: int
+    int8_macs: int
+    int8_mac_ratio: float
+    operators: dict[str, int]
+    float_ops: tuple[FloatOperator, ...]
+    uncounted: tuple[UncountedOperator, ...]
+    needless_pairs: tuple[NeedlessPair, ...]
+    quantized_at_load: tuple[str, ...]
+    saturation: tuple[SaturatingLayer, ...]
+    samples: int
+
+
+def audit(path: Path, data: Path | None = None, made_for: str | None = None) -> Audit:
+    """Load a model as it is run on this CPU, or on the kind of CPU that it was made for, and count.
+
+    Args:
+        path: an .onnx file.
+        made_for: a kind of CPU. ONNX Runtime's optimizer then fuses as it does there, which it can do on
+            any host; by default, and for a kind that is not known, as it does here.
+        data: samples as of `inputs.evaluation`, or None: then feeds are made up from the input signature
+            and saturation is bounded, not observed.
+
+    Raises:
+        ModelError: it cannot be loaded or run.
+        DataError: it has open dimensions besides the batch and there are no samples; or they do not fit.
+    """
+    signature = signature_of(open_session(path))
+    batches = [] if data is None else _read_batches(data, signature)
+    feeds = _first(batches[0], signature) if batches else synthetic_feeds(path, signature)
+    with tempfile.TemporaryDirectory(prefix="edgeproof-") as folder:
+        here = host_target(fingerprint())
+        target = made_for if made_for in _SIGNED_FUSES else here
+        model = _optimized(path, Path(folder) / "optimized.onnx", target)
+    graph, written = Graph.of(model), onnx.load(path)
+    counted, uncounted = _count(path, model, feeds)
+    x86 = target.startswith("x86")
+    floats = [_float_operator(one, work, graph, x86=x86) for one, work in counted if work.float]
+    in_int8 = {plain_name(one.node) for one, work in counted if work.int8}
+    operators: dict[str, int] = {}
+    for one, _ in counted:
+        operators[one.node.op_type] = operators.get(one.node.op_type, 0) + 1
+    total = sum((work for _, work in counted), NOTHING)
+    macs = total.int8 + total.float
+    return Audit(
+        target=target,
+        host_target=here,
+        macs=macs,
+        int8_macs=total.int8,
+        int8_mac_ratio=total.int8 / macs if macs else 0.0,
+        operators=operators,
+        float_ops=tuple(sorted(floats, key=lambda operator: -operator.macs)),
+        uncounted=uncounted,
+        needless_pairs=needless_pairs(graph),
+        quantized_at_load=_quantized_at_load(written, in_int8),
+        saturation=_saturation(path, written, batches, {f.name for f in floats} - in_int8) if x86 else (),
+        samples=sum(len(next(iter(batch.values()))) for batch in batches),
+    )
+
+
+def share_text(found: Audit) -> str:
+    """The share of int8 in words; what is not counted is named, for the share is an upper bound then."""
+    if not found.uncounted:
+        return f"{_share(found.int8_mac_ratio)} of {found.macs:,} multiply-adds run in int8"
+    missing = _uncounted_text(found.uncounted)
+    if not found.macs:
+        return f"how much runs in int8 is not known: {missing}"
+    return f"at most {_share(found.int8_mac_ratio)} of {found.macs:,} multiply-adds run in int8: {missing}"
+
+
+def coverage_failure(found: Audit, minimum: float) -> str | None:
+    """Why too little runs in int8, in one line, or None if `minimum` (a share of multiply-adds) is met.
+
+    An upper bound shows no share above 0 to be met.
+    """
+    short = found.int8_mac_ratio < minimum
+    if not short and (not found.uncounted or minimum == 0):
+        return None
+    most = "at most " if found.uncounted else ""
+    parts = [
+        f"{most}{_share(found.int8_mac_ratio)} of multiply-adds run in int8, at least {minimum:.1%} wanted",
+        *([_uncounted_text(found.uncounted)] if found.uncounted else []),
+    ]
+    if short and found.float_ops:
+        worst = found.float_ops[0]
+        parts.append(
+            f"{len(found.float_ops)} operators stay in float, "
+            f"first {worst.name or worst.op_type}: {worst.reason}"
+        )
+    return "; ".join(parts)
+
+
+def _share(ratio: float) -> str:
+    """A share as percent, which reads 100 % only where nothing is left out."""
+    return f"{min(ratio, 0.999) if ratio < 1 else ratio:.1%}"
+
+
+def _uncounted_text(uncounted: Sequence[UncountedOperator]) -> str:
+    first, more = uncounted[0], len(uncounted) - 1
+    others = f"; nor {'is' if more == 1 else 'are'} {more} more" if more else ""
+    return f"{first.label} is not counted ({first.reason}){others}"
+
+
+def _count(
+    path: Path, model: onnx.ModelProto, feeds: Mapping[str, Array]
+) -> tuple[list[tuple[PlacedNode, Work]], tuple[UncountedOperator, ...]]:
+    """The work of each operator of an optimized graph, bodies included, and what has no count."""
+    nodes = list(all_nodes(model.graph))
+    try:
+        calls = node_calls(model, feeds)
+    except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
+        raise ModelError(path, f"cannot be run to count its work ({error})", "check the model") from error
+    counted, uncounted = [], []
+    for placed, runs in zip(nodes, calls, strict=True):
+        work = _work(placed.node, runs)
+        if isinstance(work, str):
+            node = placed.node
+            uncounted.append(UncountedOperator(name=plain_name(node), op_type=node.op_type, reason=work))
+        counted.append((placed, NOTHING if isinstance(work, str) else work))
+    return counted, tuple(uncounted)
+
+
+def _work(node: onnx.NodeProto, runs: Sequence[Call] | None) -> Work | str:
+    """The multiply-adds of all runs of an operator, or why they are not known."""
+    if has_no_macs(node):
+        return NOTHING
+    if runs is None:
+        return "ONNX Runtime does not tell its shapes"
+    if not runs:
+        return "it lies in a branch or loop that did not run on the samples"
+    total = NOTHING
+    for run in runs:
+        work = work_of(node, run)
+        if work is None:
+            return "no formula for its multiply-adds is known"
+        total += work
+    return total
+
+
+def _float_operator(placed: PlacedNode, work: Work, graph: Graph, *, x86: bool) -> FloatOperator:
+    node, container = placed.node, placed.container
+    if work.int8:
+        reason = "its projections run in int8, the products of its activations do not"
+    elif container is not None:
+        reason = f"it lies in the body of {container.op_type} {container.name!r}, which is not quantized"
+    else:
+        reason = float_reason(node, graph, x86=x86)
+    return FloatOperator(name=plain_name(node), op_type=node.op_type, macs=work.float, reason=reason)
+
+
+def _quantized_at_load(model: onnx.ModelProto, in_int8: set[str]) -> tuple[str, ...]:
+    floats = {i.name for i in model.graph.initializer if i.data_type == onnx.TensorProto.FLOAT}
+    return tuple(
+        node.name
+        for node in model.graph.node
+        if node.op_type in {"Conv", "Gemm"} and node.input[1] in floats and node.name in in_int8
+    )
+
+
+def _saturation(
+    path: Path, model: onnx.ModelProto, batches: Sequence[Mapping[str, Array]], in_float: set[str]
+) -> tuple[SaturatingLayer, ...]:
+    try:
+        found = observe_saturation(model, batches or None)
+    except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
+        raise ModelError(path, f"cannot be run as written ({error})", "check the model") from error
+    vnni = has_vnni(fingerprint())
+    return tuple(
+        SaturatingLayer(
+            name=one.layer.name,
+            channels=one.channels,
+            affects_this_host=not vnni,
+            observed_share=one.observed_share,
+            drift_sqnr_db=one.drift_sqnr_db,
+        )
+        for one in found
+        if not one.layer.name or one.layer.name not in in_float
+    )
+
+
+def _read_batches(data: Path, signature: Signature) -> list[dict[str, Array]]:
+    """At most `SAMPLES` samples, or one batch of the size that the model insists on."""
+    size = fixed_batch(signature) or _BATCH
+    evaluation = read_evaluation(data, rows=max(SAMPLES // size, 1) * size, spread=True)
+    check_feeds(data, signature, dict(evaluation.feeds))
+    count = evaluation.count
+    if fixed_batch(signature) is not None:
+        count -= count % size
+    if not count:
+        raise DataError(
+            data,
+            f"{evaluation.count} samples do not fill one batch of {size}",
+            "export the model with a dynamic batch",
+        )
+    return [
+        {n: np.ascontiguousarray(a[start : min(start + size, count)]) for n, a in evaluation.feeds.items()}
+        for start in range(0, count, size)
+    ]
+
+
+def _first(batch: Mapping[str, Array], signature: Signature) -> dict[str, Array]:
+    """One sample, or the whole batch if the model insists on one."""
+    return {name: array[: fixed_batch(signature) or 1] for name, array in batch.items()}
+
+
+def _optimized(path: Path, destination: Path, target: str) -> onnx.ModelProto:
+    """The graph after all of ONNX Runtime's optimizations, as they are on a kind of CPU."""
+    options = onnxruntime.SessionOptions()
+    if (fuses := _SIGNED_FUSES.get(target)) is not None:
+        options.add_session_config_entry("session.qdqisint8allowed", fuses)
+    options.log_severity_level = ERRORS_ONLY
+    options.optimized_model_filepath = str(destination)
+    try:
+        # Without the blocked layout of float convolutions: it pads channels, which would be counted.
+        onnxruntime.InferenceSession(
+            str(path),
+            options,
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=["NchwcTransformer"],
+        )
+    except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
+        raise model_error(path, error) from error
+    return onnx.load(destination)

@@ -1,0 +1,271 @@
+"""Why operators of an optimized graph stay in float, and which conversions to int8 and back are needless.
+
+ONNX Runtime fuses "dequantize, operate, quantize" into one int8 kernel only where types, neighbours and
+readers fit (onnxruntime/core/optimizer/qdq_transformer); what does not fit runs in float, and the
+conversions around it then cost time and buy nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import onnx
+
+from bench.core.schema import FrozenModel
+
+# Operators with int8 kernels, or that move bytes and do not care; measured with ONNX Runtime 1.32 on x86.
+_INT8_FORMS = {
+    "Add", "ArgMax", "AveragePool", "Concat", "Conv", "Expand", "Flatten", "Gather", "Gemm",
+    "GlobalAveragePool", "LeakyRelu", "MatMul", "MaxPool", "Mul", "ReduceMax", "ReduceMin", "Reshape",
+    "Resize", "Sigmoid", "Slice", "Softmax", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze", "Where",
+}  # fmt: skip
+# Operators of which ONNX Runtime's quantizer, or its CPU kernels, have no static int8 form.
+_FLOAT_ONLY = {
+    "AffineGrid", "Attention", "ConvTranspose", "DeformConv", "Einsum", "GRU", "LSTM", "MultiHeadAttention",
+    "RNN",
+}  # fmt: skip
+_SIGNED_FUSES_ONLY_ALONE = (
+    "ONNX Runtime turns signed activations (S8S8) into the unsigned ones (U8S8) that fuse on x86 "
+    "only where a tensor has one reader; quantize for x86-vnni or x86-avx2"
+)
+
+
+class NeedlessPair(FrozenModel):
+    """A conversion from int8 to float and back, or the other way round, that no kernel needs.
+
+    Attributes:
+        name: the operator that it surrounds, or the tensor if there is none.
+        between: the nodes (or the model's input or output) before and behind.
+    """
+
+    name: str
+    between: tuple[str, str]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Graph:
+    """An optimized graph, by name.
+
+    Attributes:
+        producers: tensor -> the node that makes it.
+        readers: tensor -> the nodes that read it.
+        types: initializer -> its ONNX element type.
+        outputs: of the model.
+    """
+
+    nodes: Sequence[onnx.NodeProto]
+    producers: dict[str, onnx.NodeProto]
+    readers: dict[str, list[onnx.NodeProto]]
+    types: dict[str, int]
+    outputs: frozenset[str]
+
+    @classmethod
+    def of(cls, model: onnx.ModelProto) -> Graph:
+        """Index a model."""
+        readers: dict[str, list[onnx.NodeProto]] = {}
+        for node in model.graph.node:
+            for name in dict.fromkeys(node.input):
+                readers.setdefault(name, []).append(node)
+        return cls(
+            nodes=model.graph.node,
+            producers={name: n for n in model.graph.node for name in n.output},
+            readers=readers,
+            types={i.name: i.data_type for i in model.graph.initializer},
+            outputs=frozenset(value.name for value in model.graph.output),
+        )
+
+    def read_by(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
+        """The nodes that read what a node makes."""
+        found = {id(n): n for name in node.output for n in self.readers.get(name, [])}
+        return list(found.values())
+
+    def source(self, tensor: str) -> onnx.NodeProto | None:
+        """The DequantizeLinear that makes a tensor, or None."""
+        node = self.producers.get(tensor)
+        return node if node is not None and node.op_type == "DequantizeLinear" else None
+
+
+def float_reason(node: onnx.NodeProto, graph: Graph, *, x86: bool) -> str:
+    """Why a multiplying operator runs in float.
+
+    Args:
+        node: the operator, of a graph that ONNX Runtime has optimized.
+        graph: that graph.
+        x86: whether it was optimized on such a CPU.
+    """
+    return next(_reasons(node, graph, x86=x86))
+
+
+def _reasons(node: onnx.NodeProto, graph: Graph, *, x86: bool) -> Iterator[str]:
+    """All that keeps an operator in float, the plainest first; there is always one."""
+    if node.op_type in _FLOAT_ONLY:
+        yield "ONNX Runtime's CPU kernels have no int8 form of it"
+    before = graph.source(node.input[0])
+    readers = graph.read_by(node)
+    rounded = [n for n in readers if n.op_type == "QuantizeLinear"]
+    in_float = [_label(n) for n in readers if n.op_type != "QuantizeLinear"]
+    if graph.outputs.intersection(node.output):
+        in_float.append("the model's output")
+    if len(node.input) < 2 or graph.source(node.input[1]) is None:
+        mixed = any(n.op_type == "DequantizeLinear" for n in graph.nodes)
+        hint = ": it is excluded, or the quantizer has no int8 form of it"
+        yield f"it was not quantized{hint if mixed else ''}"
+    if before is None:
+        yield "its input is not quantized"
+    if len(node.input) > 2 and graph.source(node.input[2]) is None:
+        yield "its bias is not quantized"
+    if not rounded:
+        yield f"its output is not quantized: it goes to {_some(in_float)}"
+    elif in_float:
+        yield f"its output is quantized, but goes to {_some(in_float)} in float too"
+    if x86 and before is not None and rounded:
+        sides = {"input": (before, before.input[0]), "output": (rounded[0], rounded[0].output[0])}
+        signed = {side: tensor for side, (n, tensor) in sides.items() if _is_signed(n, graph)}
+        readers_of = {side: len(_last_readers(tensor, graph)) for side, tensor in signed.items()}
+        shared = [f"its {side} is signed and has {n} readers" for side, n in readers_of.items() if n > 1]
+        if signed:
+            what = " and ".join(shared) or "its activations are signed"
+            yield f"{what}: {_SIGNED_FUSES_ONLY_ALONE}"
+    yield "its types or its neighbours keep ONNX Runtime from fusing it (U8S8 fuses on x86)"
+
+
+def needless_pairs(graph: Graph) -> tuple[NeedlessPair, ...]:
+    """All conversions of an optimized graph that no kernel needs, in graph order.
+
+    1. Quantized, and read by nothing but DequantizeLinear: it is only rounded.
+    2. Dequantized, and read by nothing but QuantizeLinear: it only changes its scale or type.
+    3. Dequantized for operators in float, whose results are quantized again: an island.
+    """
+    rounding = {id(n) for n in graph.nodes if _only_rounds(n, graph)}
+    found = [(index, p) for index, n in enumerate(graph.nodes) for p in _single(n, graph, rounding)]
+    return tuple(pair for _, pair in sorted([*found, *_islands(graph, rounding)], key=lambda item: item[0]))
+
+
+def _single(node: onnx.NodeProto, graph: Graph, rounding: set[int]) -> Iterator[NeedlessPair]:
+    """Kinds 1 and 2."""
+    readers = graph.read_by(node)
+    if id(node) in rounding:
+        behind = [_label(n) for reader in readers for n in graph.read_by(reader)]
+        yield NeedlessPair(
+            name=node.input[0],
+            between=(_maker(node.input[0], graph), _some(behind or ["the model's output"])),
+            reason="no int8 operator reads the tensor, which is only rounded",
+        )
+    elif node.op_type == "DequantizeLinear" and node.input[0] not in graph.types:
+        only = readers and all(n.op_type == "QuantizeLinear" for n in readers)
+        if only and not graph.outputs.intersection(node.output):
+            behind = [_label(n) for reader in readers for n in graph.read_by(reader)]
+            yield NeedlessPair(
+                name=node.input[0],
+                between=(_maker(node.input[0], graph), _some(behind or ["the model's output"])),
+                reason="the tensor only changes its scale or type",
+            )
+
+
+def _islands(graph: Graph, rounding: set[int]) -> list[tuple[int, NeedlessPair]]:
+    """Kind 3: connected regions in float between a DequantizeLinear and a QuantizeLinear."""
+    order = {id(node): index for index, node in enumerate(graph.nodes)}
+    regions: list[tuple[set[int], list[onnx.NodeProto]]] = []
+    for entry in graph.nodes:
+        if entry.op_type != "DequantizeLinear" or entry.input[0] in graph.types:
+            continue
+        if id(graph.producers.get(entry.input[0])) in rounding:
+            continue
+        region, entries = _reached(entry, graph, rounding), [entry]
+        apart = []
+        for other, before in regions:
+            if other.isdisjoint(region):
+                apart.append((other, before))
+            else:
+                region, entries = region | other, before + entries
+        regions = [*apart, (region, entries)]
+    found = []
+    for region, entries in regions:
+        inside = [graph.nodes[i] for i in sorted(order[key] for key in region)]
+        exits = [n for n in inside if n.op_type == "QuantizeLinear" and id(n) not in rounding]
+        operators = [n for n in inside if n.op_type not in {"QuantizeLinear", "DequantizeLinear"}]
+        if exits and operators:
+            found.append((order[id(entries[0])], _island(graph, entries, operators, exits)))
+    return found
+
+
+def _island(
+    graph: Graph,
+    entries: Sequence[onnx.NodeProto],
+    operators: Sequence[onnx.NodeProto],
+    exits: Sequence[onnx.NodeProto],
+) -> NeedlessPair:
+    behind = [_label(n) for node in exits for n in graph.read_by(node)]
+    lacking = [op for op in dict.fromkeys(n.op_type for n in operators) if op not in _INT8_FORMS]
+    return NeedlessPair(
+        name=_some([_label(n) for n in operators]),
+        between=(
+            _some([_maker(entry.input[0], graph) for entry in entries]),
+            _some(behind or ["the model's output"]),
+        ),
+        reason=(
+            f"{_some(lacking)} runs in float"
+            if lacking
+            else "its types or its neighbours keep ONNX Runtime from fusing it"
+        ),
+    )
+
+
+def _reached(entry: onnx.NodeProto, graph: Graph, rounding: set[int]) -> set[int]:
+    """Nodes that a dequantized tensor reaches in float, the QuantizeLinear at the ends included."""
+    found: set[int] = set()
+    todo = graph.read_by(entry)
+    while todo:
+        node = todo.pop()
+        if id(node) in found:
+            continue
+        found.add(id(node))
+        if node.op_type != "QuantizeLinear" or id(node) in rounding:
+            todo.extend(graph.read_by(node))
+    return found
+
+
+def _only_rounds(node: onnx.NodeProto, graph: Graph) -> bool:
+    readers = graph.read_by(node)
+    return (
+        node.op_type == "QuantizeLinear"
+        and bool(readers)
+        and all(n.op_type == "DequantizeLinear" for n in readers)
+        and not graph.outputs.intersection(node.output)
+    )
+
+
+def _last_readers(tensor: str, graph: Graph) -> list[onnx.NodeProto]:
+    """Readers of a quantized tensor, and of its dequantized copies."""
+    found = []
+    for node in graph.readers.get(tensor, []):
+        found.extend(graph.read_by(node) if node.op_type == "DequantizeLinear" else [node])
+    return found
+
+
+def _is_signed(node: onnx.NodeProto, graph: Graph) -> bool:
+    return len(node.input) > 2 and graph.types.get(node.input[2]) == onnx.TensorProto.INT8
+
+
+def _maker(tensor: str, graph: Graph) -> str:
+    """The node that makes a tensor, a conversion before it looked through; or the model's input."""
+    node = graph.producers.get(tensor)
+    if node is not None and node.op_type == "QuantizeLinear":
+        return _maker(node.input[0], graph)
+    return f"input {tensor}" if node is None else _label(node)
+
+
+def _label(node: onnx.NodeProto) -> str:
+    return plain_name(node) or node.op_type
+
+
+def _some(words: Sequence[str]) -> str:
+    distinct = list(dict.fromkeys(words))
+    return ", ".join(distinct[:3]) + (f" and {len(distinct) - 3} more" if len(distinct) > 3 else "")
+
+
+def plain_name(node: onnx.NodeProto) -> str:
+    """The node's own name, without what ONNX Runtime's layout transformer appends."""
+    return node.name.partition("_token_")[0]

@@ -1,0 +1,80 @@
+"""Per-layer error of an int8 model: where the difference to its float twin is made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from bench.metrics.parity import decibels
+from exporter.graphs.inference import session_with_outputs
+from exporter.sources.splits import Samples
+
+_DEQUANTIZED = "_DequantizeLinear_Output"
+_BATCH = 8
+# Layers rank the same with more.
+LAYER_SAMPLES = 32
+
+
+def layer_errors(float_model: Path, int8_model: Path, samples: Samples) -> list[dict[str, Any]]:
+    """SQNR of every tensor that the quantizer rounds, in graph order.
+
+    Both graphs run as written, without optimizations, a batch at a time; signal and noise energies are
+    summed, so that memory does not grow with the number of samples.
+
+    Returns:
+        For each: `layer` (the node that makes the tensor), `op`, `sqnr_db` = 20 log10(|x| / |x - y|),
+        `lowest` and `highest` value in float, and `range`, the lowest and highest that int8 can tell.
+    """
+    reference, quantized = onnx.load(float_model), onnx.load(int8_model)
+    available = {name for node in quantized.graph.node for name in node.output}
+    tensors = [
+        (node, output)
+        for node in reference.graph.node
+        for output in node.output
+        if output + _DEQUANTIZED in available
+    ]
+    if not tensors:  # asked for no output, ONNX Runtime gives all
+        return []
+    names = [output for _, output in tensors]
+    first = session_with_outputs(reference, names)
+    second = session_with_outputs(quantized, [name + _DEQUANTIZED for name in names])
+    signal, noise = np.zeros(len(names)), np.zeros(len(names))
+    lowest, highest = np.full(len(names), np.inf), np.full(len(names), -np.inf)
+    ranges = _representable(quantized)
+    for feeds in samples.batches(_BATCH):
+        before = first.run(names, feeds)
+        after = second.run([name + _DEQUANTIZED for name in names], feeds)
+        for index, (x, y) in enumerate(zip(before, after, strict=True)):
+            signal[index] += float(np.square(x, dtype=np.float64).sum())
+            noise[index] += float(np.square(x - y, dtype=np.float64).sum())
+            lowest[index] = min(lowest[index], float(x.min()))
+            highest[index] = max(highest[index], float(x.max()))
+    return [
+        {
+            "layer": node.name,
+            "op": node.op_type,
+            "sqnr_db": decibels(signal[i], noise[i]),
+            "lowest": float(lowest[i]),
+            "highest": float(highest[i]),
+            "range": ranges[name + _DEQUANTIZED],
+        }
+        for i, (node, name) in enumerate(tensors)
+    ]
+
+
+def _representable(model: onnx.ModelProto) -> dict[str, tuple[float, float]]:
+    """The ends of the grid of each dequantized activation."""
+    constants = {initializer.name: initializer for initializer in model.graph.initializer}
+    found = {}
+    for node in model.graph.node:
+        if node.op_type != "DequantizeLinear" or node.input[0] in constants:
+            continue
+        scale, zero = (numpy_helper.to_array(constants[name]) for name in node.input[1:3])
+        limits = np.iinfo(zero.dtype)
+        ends = [(end - int(zero.ravel()[0])) * float(scale.ravel()[0]) for end in (limits.min, limits.max)]
+        found[node.output[0]] = (ends[0], ends[1])
+    return found

@@ -1,0 +1,285 @@
+"""Multiply-adds of ONNX operators, from the shapes that they are run with.
+
+A multiply-add is one product that is added to a sum: what convolutions, matrix products, recurrent layers
+and attention are made of. Not counted, by convention: elementwise arithmetic, norms, pooling,
+interpolation and reductions, which are small beside them. `has_no_macs` lists the operators without
+multiply-adds. An operator that is neither there nor among the formulas here is unknown, never zero.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import onnx
+
+from exporter.graphs.attributes import attributes_of
+from exporter.inspection.operators_without_macs import CONTAINERS, WITHOUT_MACS
+
+Shape = tuple[int, ...]
+# What ONNX calls its own operators, and what ONNX Runtime calls those that it fuses into.
+_ONNX = {"", "ai.onnx"}
+_RUNTIME = {"com.microsoft", "com.ms.internal.nhwc", "com.microsoft.nchwc"}
+
+
+@dataclass(frozen=True)
+class Call:
+    """One run of an operator.
+
+    Attributes:
+        inputs: their shapes in the node's order, None for an optional one that is left out.
+        outputs: the same of its outputs.
+    """
+
+    inputs: tuple[Shape | None, ...]
+    outputs: tuple[Shape | None, ...]
+
+
+@dataclass(frozen=True)
+class Work:
+    """Multiply-adds of an operator, by the numbers that its kernel multiplies."""
+
+    int8: int
+    float: int
+
+    def __add__(self, other: Work) -> Work:
+        return Work(self.int8 + other.int8, self.float + other.float)
+
+
+NOTHING = Work(0, 0)
+_Formula = Callable[[onnx.NodeProto, Call], Work]
+
+
+class _ShapeMissingError(Exception):
+    """A formula needs a tensor that the node leaves out."""
+
+
+def has_no_macs(node: onnx.NodeProto) -> bool:
+    """Whether an operator is known to do no multiply-adds of its own; bodies of `If` and loops aside."""
+    known = WITHOUT_MACS.get("" if node.domain in _ONNX else node.domain, frozenset())
+    return node.op_type in known or (node.domain in _ONNX and node.op_type in CONTAINERS)
+
+
+def work_of(node: onnx.NodeProto, call: Call) -> Work | None:
+    """Multiply-adds of one run of an operator, or None where no formula here fits it."""
+    if has_no_macs(node):
+        return NOTHING
+    formula = _formula(node)
+    if formula is None:
+        return None
+    try:
+        return formula(node, call)
+    except _ShapeMissingError:
+        return None
+
+
+def _formula(node: onnx.NodeProto) -> _Formula | None:
+    if node.domain in _ONNX:
+        return _ONNX_FORMULAS.get(node.op_type)
+    if node.domain in _RUNTIME:
+        return _RUNTIME_FORMULAS.get(node.op_type) or _ONNX_FORMULAS.get(node.op_type)
+    return None
+
+
+def _shape(shapes: Sequence[Shape | None], position: int) -> Shape:
+    found = shapes[position] if position < len(shapes) else None
+    if found is None:
+        raise _ShapeMissingError
+    return found
+
+
+def _optional(shapes: Sequence[Shape | None], position: int) -> Shape | None:
+    return shapes[position] if position < len(shapes) else None
+
+
+def _float(count: Callable[[onnx.NodeProto, Call], int]) -> _Formula:
+    return lambda node, call: Work(0, count(node, call))
+
+
+def _int8(count: Callable[[onnx.NodeProto, Call], int]) -> _Formula:
+    return lambda node, call: Work(count(node, call), 0)
+
+
+def _convolution(weight: int) -> Callable[[onnx.NodeProto, Call], int]:
+    """Outputs times the weights that each is a sum over; weights are [out, in / group, ...]."""
+
+    def count(_node: onnx.NodeProto, call: Call) -> int:
+        return math.prod(_shape(call.outputs, 0)) * math.prod(_shape(call.inputs, weight)[1:])
+
+    return count
+
+
+def _transposed_convolution(weight: int) -> Callable[[onnx.NodeProto, Call], int]:
+    """Inputs times the weights that each is multiplied by; weights are [in, out / group, ...]."""
+
+    def count(_node: onnx.NodeProto, call: Call) -> int:
+        return math.prod(_shape(call.inputs, 0)) * math.prod(_shape(call.inputs, weight)[1:])
+
+    return count
+
+
+def _product(node: onnx.NodeProto, call: Call) -> int:
+    """Outputs times the length of the sums, which the left matrix [..., M, K] tells."""
+    return math.prod(_shape(call.outputs, 0)) * _inner(node, _shape(call.inputs, 0))
+
+
+def _inner(node: onnx.NodeProto, left: Shape) -> int:
+    stated = attributes_of(node)
+    if "K" in stated:  # of packed weights
+        return int(stated["K"])
+    if len(left) < 2 or not stated.get("transA", 0):
+        return left[-1] if left else 1
+    return left[0] if stated.get("transBatchA", 0) else left[-2]
+
+
+def _packed_product(node: onnx.NodeProto, call: Call) -> Work:
+    """MatMulNBits: at accuracy level 4 the kernel rounds activations to int8, else it multiplies floats."""
+    count = _product(node, call)
+    return Work(count, 0) if attributes_of(node).get("accuracy_level", 0) == 4 else Work(0, count)
+
+
+def _recurrent(_node: onnx.NodeProto, call: Call) -> int:
+    """Steps x samples x the weights of input and state, [directions, gates x hidden, ...].
+
+    The input is [steps, samples, features], or with layout 1 [samples, steps, features]. Gates and
+    peepholes work elementwise. Of shorter sequences in a batch the padding is counted too.
+    """
+    steps, samples, _ = _shape(call.inputs, 0)
+    weights = math.prod(_shape(call.inputs, 1)) + math.prod(_shape(call.inputs, 2))
+    return steps * samples * weights
+
+
+def _einsum(node: onnx.NodeProto, call: Call) -> int:
+    """Operands are joined from the left, as ONNX Runtime does; each join is a matrix product.
+
+    A join that sums over nothing is an elementwise product, which is not counted.
+    """
+    equation = str(attributes_of(node)["equation"]).replace(" ", "")
+    terms = equation.partition("->")[0].split(",")
+    shapes = [_shape(call.inputs, position) for position in range(len(terms))]
+    labels = [_labels(term, len(shape)) for term, shape in zip(terms, shapes, strict=True)]
+    sizes: dict[str, int] = {}
+    for names, shape in zip(labels, shapes, strict=True):
+        for name, size in zip(names, shape, strict=True):
+            sizes[name] = max(size, sizes.get(name, 1))
+    wanted = _einsum_output(equation, labels)
+    total, held = 0, set(labels[0])
+    for position in range(1, len(labels)):
+        new = set(labels[position])
+        later = wanted.union(*labels[position + 1 :])
+        joined = {name for name in held | new if name in later or (name in held and name in new)}
+        summed = joined - later
+        total += math.prod(sizes[name] for name in joined) if summed else 0
+        held = joined - summed
+    return total
+
+
+def _labels(term: str, rank: int) -> list[str]:
+    """One label an axis; those of an ellipsis are numbered from the right, as axes are broadcast."""
+    before, dots, behind = term.partition("...")
+    hidden = rank - len(before) - len(behind) if dots else 0
+    return [*before, *(f"...{number}" for number in range(hidden, 0, -1)), *behind]
+
+
+def _einsum_output(equation: str, labels: Sequence[Sequence[str]]) -> set[str]:
+    """Labels of the result: those stated, or else those that appear once, and all of an ellipsis."""
+    every = [name for names in labels for name in names]
+    dotted = {name for name in every if name.startswith("...")}
+    _, arrow, stated = equation.partition("->")
+    if arrow:
+        return {*stated.replace("...", "")} | (dotted if "..." in stated else set())
+    return {name for name in every if every.count(name) == 1} | dotted
+
+
+def _onnx_attention(_node: onnx.NodeProto, call: Call) -> int:
+    """Scores and their products with the values, each head over all keys, masked ones too.
+
+    Queries are [N, heads, S, D] or [N, S, heads x D]; keys [N, heads, T, D] or [N, T, heads x D]; earlier
+    keys [N, heads, P, D]. Each of the queries' and of the result's elements meets T + P keys.
+    """
+    query, key, past = _shape(call.inputs, 0), _shape(call.inputs, 1), _optional(call.inputs, 4)
+    keys = key[-2] + (past[2] if past else 0)
+    return keys * (math.prod(query) + math.prod(_shape(call.outputs, 0)))
+
+
+def _multi_head_attention(_node: onnx.NodeProto, call: Call) -> int:
+    """The same for com.microsoft's operator.
+
+    Queries are [N, S, heads x D], or [N, S, heads, 3, D] with keys and values. Keys are [N, T, heads x D],
+    [N, T, heads, 2, D] with values, or [N, heads, T, D].
+    """
+    query, key, past = _shape(call.inputs, 0), _optional(call.inputs, 1), _optional(call.inputs, 6)
+    keys = query[1] if key is None else key[2] if len(key) == 4 else key[1]
+    keys += past[2] if past else 0
+    queries = math.prod(query) // (3 if len(query) == 5 else 1)
+    return keys * (queries + math.prod(_shape(call.outputs, 0)))
+
+
+def _fused_attention(node: onnx.NodeProto, call: Call, past_position: int) -> tuple[int, int]:
+    """Projections, and products of queries, keys and values, of com.microsoft's Attention.
+
+    The input is [N, S, features], its weights [features, Q + K + V], earlier keys [2, N, heads, P, D].
+    """
+    samples, steps, _ = _shape(call.inputs, 0)
+    weights, past = _shape(call.inputs, 1), _optional(call.inputs, past_position)
+    sizes = attributes_of(node).get("qkv_hidden_sizes")
+    width = int(sizes[0]) if sizes else weights[1] // 3
+    keys = steps + (past[3] if past else 0)
+    products = keys * (samples * steps * width + math.prod(_shape(call.outputs, 0)))
+    return samples * steps * math.prod(weights), products
+
+
+def _float_attention(node: onnx.NodeProto, call: Call) -> Work:
+    return Work(0, sum(_fused_attention(node, call, 4)))
+
+
+def _int8_attention(node: onnx.NodeProto, call: Call) -> Work:
+    """QAttention: the projections multiply int8, the rest float (quantization/attention_quant.cc)."""
+    return Work(*_fused_attention(node, call, 8))
+
+
+def _affine_grid(_node: onnx.NodeProto, call: Call) -> int:
+    """Each place of the grid [N, ..., D] times its matrix [N, D, D + 1]."""
+    return math.prod(_shape(call.outputs, 0)) * _shape(call.inputs, 0)[-1]
+
+
+_ONNX_FORMULAS: dict[str, _Formula] = {
+    "Conv": _float(_convolution(1)),
+    "DeformConv": _float(_convolution(1)),
+    "ConvTranspose": _float(_transposed_convolution(1)),
+    "Gemm": _float(_product),
+    "MatMul": _float(_product),
+    "Einsum": _float(_einsum),
+    "GRU": _float(_recurrent),
+    "LSTM": _float(_recurrent),
+    "RNN": _float(_recurrent),
+    "Attention": _float(_onnx_attention),
+    "AffineGrid": _float(_affine_grid),
+    "ConvInteger": _int8(_convolution(1)),
+    "QLinearConv": _int8(_convolution(3)),
+    "MatMulInteger": _int8(_product),
+    "QLinearMatMul": _int8(_product),
+}
+_RUNTIME_FORMULAS: dict[str, _Formula] = {
+    "FusedConv": _float(_convolution(1)),
+    "NhwcConv": _float(_convolution(1)),
+    "NhwcFusedConv": _float(_convolution(1)),
+    "ConvTransposeWithDynamicPads": _float(_transposed_convolution(1)),
+    "FusedGemm": _float(_product),
+    "FusedMatMul": _float(_product),
+    "TransposeMatMul": _float(_product),
+    "MatMulBnb4": _float(_product),
+    "MatMulFpQ4": _float(_product),
+    "Attention": _float_attention,
+    "MultiHeadAttention": _float(_multi_head_attention),
+    "NhwcQLinearConv": _int8(_convolution(3)),
+    "QLinearConvTranspose": _int8(_transposed_convolution(3)),
+    "DynamicQuantizeLSTM": _int8(_recurrent),
+    "DynamicQuantizeMatMul": _int8(_product),
+    "MatMulInteger16": _int8(_product),
+    "MatMulIntegerToFloat": _int8(_product),
+    "QGemm": _int8(_product),
+    "QAttention": _int8_attention,
+    "MatMulNBits": _packed_product,
+}

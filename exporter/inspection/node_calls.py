@@ -1,0 +1,92 @@
+"""Which operators of a model run, how often, and on which shapes: bodies of `If` and loops included."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxruntime
+
+from bench.core.arrays import Array
+from exporter.graphs.inference import open_model, session_options
+from exporter.inspection.macs import Call, Shape
+
+_KERNEL = "_kernel_time"
+
+
+@dataclass(frozen=True)
+class PlacedNode:
+    """A node and the control-flow node in whose body it is, or None in the graph itself."""
+
+    node: onnx.NodeProto
+    container: onnx.NodeProto | None
+
+
+def all_nodes(graph: onnx.GraphProto, container: onnx.NodeProto | None = None) -> Iterator[PlacedNode]:
+    """The nodes of a graph and of all bodies in it, each container before what is in it."""
+    for node in graph.node:
+        yield PlacedNode(node, container)
+        for attribute in node.attribute:
+            for body in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                yield from all_nodes(body, node)
+
+
+def node_calls(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> list[tuple[Call, ...] | None]:
+    """Run a model once as it is written, and read what ran from ONNX Runtime's profile.
+
+    Args:
+        model: the model; its local functions are inlined.
+        feeds: input name -> array.
+
+    Returns:
+        For each of `all_nodes`, its runs; None where the profile does not tell the shapes.
+    """
+    named = onnx.ModelProto()
+    named.CopyFrom(model)
+    nodes = [placed.node for placed in all_nodes(named.graph)]
+    for index, node in enumerate(nodes):
+        node.name = f"node_{index}"
+    events: dict[str, list[Mapping[str, Any]]] = {}
+    for event in _profile(named, feeds):
+        if event.get("cat") == "Node" and str(event["name"]).endswith(_KERNEL):
+            events.setdefault(str(event["name"]).removesuffix(_KERNEL), []).append(event["args"])
+    return [_calls(node, events.get(node.name, [])) for node in nodes]
+
+
+def _profile(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> list[dict[str, Any]]:
+    with tempfile.TemporaryDirectory(prefix="edgeproof-") as folder:
+        options = session_options(threads=0)
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        # The profile does not show inputs that are kept in a kernel's own layout alone.
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(folder) / "profile")
+        session = open_model(model, options)
+        session.run(None, dict(feeds))
+        found: list[dict[str, Any]] = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        return found
+
+
+def _calls(node: onnx.NodeProto, events: Sequence[Mapping[str, Any]]) -> tuple[Call, ...] | None:
+    calls = []
+    for event in events:
+        inputs = _shapes(node.input, event["input_type_shape"])
+        outputs = _shapes(node.output, event["output_type_shape"])
+        if inputs is None or outputs is None:
+            return None
+        calls.append(Call(inputs, outputs))
+    return tuple(calls)
+
+
+def _shapes(names: Sequence[str], seen: Sequence[Mapping[str, Any]]) -> tuple[Shape | None, ...] | None:
+    """Shapes by position: the profile leaves out what a node leaves out. None if it leaves out more."""
+    shapes = [tuple(shape) for entry in seen for shape in entry.values()]
+    if len(shapes) != sum(1 for name in names if name):
+        return None
+    rest = iter(shapes)
+    return tuple(next(rest) if name else None for name in names)

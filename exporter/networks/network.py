@@ -1,0 +1,189 @@
+"""A network on its way through the stages: a module, the masks of its pruned weights, and its plan."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from bench.core.arrays import Array
+from exporter.graphs.ranges import Range
+from exporter.graphs.trained_qparams import NOTHING_LEARNED, Learned
+from exporter.networks.rebuild import rebuild
+from exporter.networks.shrink_plan import PLAN, Plan, read_plan
+from exporter.networks.zero_counts import ZeroCounts, count_zeros
+from exporter.sources.splits import Split
+
+WEIGHTS = "weights.safetensors"
+MASKS = "masks.safetensors"
+LEARNED = "learned.safetensors"
+_RANGE, _STEPS = "range:", "steps:"
+EVALUATION_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Network:
+    """A module and what belongs to it.
+
+    Attributes:
+        module: the network; stages train it in place and hand it on.
+        masks: parameter name -> bool tensor of its shape, False where the weight is pruned. Every
+            stage that changes weights calls `apply_masks` afterwards.
+        learned: what the quantizer takes as it is, for it was learned with the weights.
+        plan: how the module differs from what its factory builds; None where it does not.
+    """
+
+    module: nn.Module
+    masks: Mapping[str, Tensor] = field(default_factory=dict)
+    learned: Learned = NOTHING_LEARNED
+    plan: Plan | None = None
+
+    def apply_masks(self) -> None:
+        """Set pruned weights back to zero."""
+        if not self.masks:
+            return
+        parameters = dict(self.module.named_parameters())
+        with torch.no_grad():
+            for name, mask in self.masks.items():
+                parameters[name].mul_(mask.to(parameters[name].device))
+
+    def sparsity(self) -> float:
+        """Share of the parameters with a mask that are zero; 0 for a dense network."""
+        return self.zero_counts().sparsity
+
+    def zero_counts(self) -> ZeroCounts:
+        """How many parameters are zero, of those with a mask and of all."""
+        return count_zeros(self.module, self.masks)
+
+    def save(self, folder: Path) -> None:
+        """Write weights, plan, masks and what was learned for quantization."""
+        state = {
+            key: value.detach().contiguous().clone() for key, value in self.module.state_dict().items()
+        }
+        # As bytes: safetensors' own writing hides a full disk behind an error of its own.
+        (folder / WEIGHTS).write_bytes(save(state))
+        if self.masks:
+            masks = {name: mask.contiguous() for name, mask in self.masks.items()}
+            (folder / MASKS).write_bytes(save(masks))
+        if self.plan is not None:
+            (folder / PLAN).write_text(self.plan.model_dump_json(exclude_none=True), encoding="utf-8")
+        self.save_learned(folder)
+
+    def save_learned(self, folder: Path) -> None:
+        """Write what was learned for quantization alone, if anything: it goes with the exported model."""
+        ranges = {
+            f"{_RANGE}{name}": torch.tensor([r.lowest, r.highest])
+            for name, r in self.learned.ranges.items()
+        }
+        steps = {f"{_STEPS}{name}": torch.from_numpy(s) for name, s in self.learned.steps.items()}
+        if ranges or steps:
+            (folder / LEARNED).write_bytes(save(ranges | steps))
+
+
+def load_network(module: nn.Module, folder: Path) -> Network:
+    """Fill `module`, fresh from its factory, with what `Network.save` wrote."""
+    plan = read_plan(folder / PLAN) if (folder / PLAN).is_file() else None
+    if plan is not None:
+        rebuild(module, plan)
+    module.load_state_dict(load_file(folder / WEIGHTS))
+    masks = load_file(folder / MASKS) if (folder / MASKS).is_file() else {}
+    return Network(module, masks, load_learned(folder), plan)
+
+
+def load_learned(folder: Path) -> Learned:
+    """What `Network.save_learned` wrote, if anything."""
+    values = dict(sorted(load_file(folder / LEARNED).items())) if (folder / LEARNED).is_file() else {}
+    return Learned(
+        {k.removeprefix(_RANGE): Range(*v.tolist()) for k, v in values.items() if k.startswith(_RANGE)},
+        {k.removeprefix(_STEPS): v.numpy() for k, v in values.items() if k.startswith(_STEPS)},
+    )
+
+
+def call(module: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Run a network on named inputs.
+
+    They are passed by name where `forward` has parameters of these names, else in their order.
+    """
+    output = module(**inputs) if takes_names(module, inputs) else module(*inputs.values())
+    if not isinstance(output, Tensor):
+        raise TypeError(f"forward returned a {type(output).__name__}, not one tensor of class scores")
+    return output
+
+
+def takes_names(module: nn.Module, names: Mapping[str, object]) -> bool:
+    """Whether `forward` has a parameter for each of the names."""
+    import inspect
+
+    parameters = inspect.signature(module.forward).parameters.values()
+    variable = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
+    return set(names) <= {parameter.name for parameter in parameters if parameter.kind not in variable}
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode; afterwards each part is in the mode it was in."""
+    # Not by `eval` and `train` alone: a part that was frozen in evaluation mode must stay so afterwards.
+    modes = {child: child.training for child in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for child, training in modes.items():
+            child.training = training
+
+
+def predict(module: nn.Module, split: Split, batch_size: int = EVALUATION_BATCH) -> Array:
+    """Outputs of a network in evaluation mode, [N, classes]."""
+    device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+    with evaluating(module), torch.inference_mode():
+        outputs = [
+            call(
+                module,
+                {
+                    name: torch.from_numpy(np.ascontiguousarray(array)).to(device)
+                    for name, array in feeds.items()
+                },
+            )
+            .cpu()
+            .numpy()
+            for feeds in split.batches(batch_size)
+        ]
+    return np.concatenate(outputs)
+
+
+def accuracy(module: nn.Module, split: Split) -> float:
+    """Share of samples whose largest output is the label's."""
+    return float((predict(module, split).argmax(axis=1) == split.labels).mean())
+
+
+@contextmanager
+def deterministic(seed: int, name: str, device: torch.device | None = None) -> Iterator[torch.Generator]:
+    """Make everything random inside depend on `seed` and `name` alone, and leave no trace outside.
+
+    `device` is a further one beside the CPU; a GPU may still sum in another order.
+
+    Yields a generator for draws of the caller's own.
+    """
+    number = int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:4], "big")
+    before = torch.are_deterministic_algorithms_enabled()
+    others = [device] if device is not None and device.type == "cuda" else []
+    with torch.random.fork_rng(devices=others):
+        torch.manual_seed(number)
+        # Some of CUDA's kernels have no such form: a training on a GPU goes on with a warning.
+        torch.use_deterministic_algorithms(True, warn_only=bool(others))
+        try:
+            yield torch.Generator().manual_seed(number)
+        finally:
+            torch.use_deterministic_algorithms(before)
+
+
+def matches(name: str, prefixes: tuple[str, ...]) -> bool:
+    """Whether a dotted name is one of `prefixes` or lies below one."""
+    return any(name == prefix or name.startswith(f"{prefix}.") for prefix in prefixes)

@@ -1,0 +1,41 @@
+"""Getting a finished network back in a user's own code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def load_trained(module: nn.Module, folder: Path | str) -> nn.Module:
+    """Give a network that its factory just built the shape and the weights that a build left.
+
+        network = exporter.load_trained(my_factory(), "shrunk")
+
+    Args:
+        module: the network, changed in place.
+        folder: what `edgeproof build RECIPE --until STAGE --out FOLDER` wrote: `weights.safetensors`, and
+            `plan.json` where the network was shrunk. No pickle is read.
+
+    Returns:
+        The same module.
+
+    Raises:
+        PlanError: the plan is damaged, or belongs to another network.
+        CheckpointError: the weights are missing, damaged, or belong to another network.
+    """
+    from exporter.errors import CheckpointError
+    from exporter.networks.network import WEIGHTS
+    from exporter.networks.rebuild import rebuild
+    from exporter.networks.shrink_plan import PLAN
+    from exporter.sources.checkpoint import load_into, read_checkpoint
+
+    plan, weights = Path(folder) / PLAN, Path(folder) / WEIGHTS
+    state = read_checkpoint(weights)
+    if plan.exists():
+        rebuild(module, plan)
+    if (head := load_into(module, state, weights).new_head) is not None:
+        raise CheckpointError(weights, f"its {head!r} has other classes", "check the factory's arguments")
+    return module

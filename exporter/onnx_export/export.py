@@ -1,0 +1,270 @@
+"""From a PyTorch module to one checked .onnx file."""
+
+from __future__ import annotations
+
+import inspect
+import io
+import logging
+import re
+import traceback
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import nn
+
+from bench.core.errors import DataError
+from bench.inputs.session import ERRORS_ONLY
+from exporter.errors import ExportError
+from exporter.graphs.kernels import state_oldest_runtime
+from exporter.graphs.onnx_files import write_checked
+from exporter.graphs.rewrites import ReadableNamesPass, StripMetadataPass, rewrite_for_cpu
+from exporter.graphs.rewrites.processing import give_classes, take_bytes
+from exporter.networks.network import takes_names
+from exporter.recipes import ExportConfig
+from exporter.sources.splits import Split
+
+OUTPUT = "logits"
+BATCH = "batch"
+MIN_IR_VERSION = 8  # of opset 18, the lowest that a recipe can ask for
+# Sums in another order leave 100 dB and more; a graph that computes something else leaves far less.
+SAME_SQNR_DB = 60.0
+# Two samples: the exporter takes an axis of size one for a constant.
+_EXAMPLES = 2
+_MEANWHILE = "until then, all stages but shrink, qat and export work"
+
+
+def export(
+    module: nn.Module, sample: Split, path: Path, config: ExportConfig, metadata: Mapping[str, str]
+) -> int:
+    """Write `module` as float ONNX: dynamic batch, BatchNorm folded, readable names, no traces.
+
+    Args:
+        module: the network.
+        sample: at least two samples, whose input names become those of the model.
+        path: the file to write.
+        config: opset, further open axes, and what is done inside the graph before and after the network.
+        metadata: provenance for `metadata_props`.
+
+    Returns:
+        The number of nodes.
+
+    Raises:
+        ExportError: with the operator or the line of code that cannot be exported.
+        DataError: the recipe opens axes that the data do not have.
+    """
+    module.eval()
+    # A copy, with the strides that its shape has by rights: the exporter decides by strides, and a grey
+    # picture that was transposed keeps odd ones along its axis of size one.
+    inputs = {
+        name: torch.from_numpy(np.array(array[:_EXAMPLES], order="C"))
+        for name, array in sample.inputs.items()
+    }
+    args, kwargs, shapes = _arguments(module, inputs, open_axes(sample, config))
+    with _quiet_exporter():
+        try:
+            program = torch.onnx.export(
+                module,
+                args=args,
+                kwargs=kwargs,
+                dynamo=True,
+                input_names=list(inputs),
+                output_names=[OUTPUT],
+                opset_version=config.opset,
+                dynamic_shapes=shapes,
+                external_data=False,
+                optimize=True,
+                verbose=False,
+            )
+        except Exception as error:  # the exporter raises whatever its many parts do
+            raise _export_error(error) from error
+    assert program is not None
+    model = program.model
+    _rewrite(model)
+    if config.preprocess is not None:
+        take_bytes(model, config.preprocess)
+    if config.postprocess is not None:
+        give_classes(model, config.postprocess)
+    model.graph.name = metadata.get("edgeproof.name", "network")
+    model.metadata_props.update(metadata)
+    proto = ir.to_proto(model)
+    state_oldest_runtime(proto)
+    write_checked(proto, path)
+    return len(proto.graph.node)
+
+
+def export_program(source: Path, path: Path, opset: int) -> None:
+    """Write a `.pt2` program as float ONNX; inputs and open axes are those of the program.
+
+    Raises:
+        ModelError: it cannot be read, or may not be (`exporter.onnx_export.program`).
+        ExportError: with the operator that cannot be exported.
+    """
+    from exporter.onnx_export.program import read_program
+
+    program = read_program(source)
+    with _quiet_exporter():
+        try:
+            exported = torch.onnx.export(
+                program, dynamo=True, opset_version=opset, external_data=False, optimize=True, verbose=False
+            )
+        except Exception as error:  # the exporter raises whatever its many parts do
+            raise _export_error(error) from error
+    assert exported is not None
+    _rewrite(exported.model)
+    exported.model.graph.name = source.stem
+    write_checked(ir.to_proto(exported.model), path)
+
+
+def _rewrite(model: ir.Model) -> None:
+    rewrite_for_cpu(model)
+    for rewrite in (ReadableNamesPass(), StripMetadataPass()):
+        rewrite(model)
+
+
+def check_opset(opset: int) -> None:
+    """Make sure that ONNX Runtime here knows an opset, by loading a model of one node.
+
+    Raises:
+        ExportError: it does not.
+    """
+    import onnx
+    import onnxruntime
+
+    value = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy"]
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Relu", ["x"], ["y"])], "probe", value[:1], value[1:]
+    )
+    model = onnx.helper.make_model(
+        graph, opset_imports=[onnx.helper.make_opsetid("", opset)], ir_version=MIN_IR_VERSION
+    )
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = ERRORS_ONLY
+    try:
+        onnxruntime.InferenceSession(
+            model.SerializeToString(), settings, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
+        raise ExportError(
+            "export.opset",
+            f"ONNX Runtime {onnxruntime.__version__} does not know opset {opset}",
+            "lower it, or install a newer onnxruntime",
+        ) from error
+
+
+def open_axes(sample: Split, config: ExportConfig) -> dict[str, dict[int, str]]:
+    """The axes of each input whose size the model leaves open, by name; equal names are equal sizes.
+
+    Raises:
+        DataError: the recipe opens an axis that the data do not have, or where they have a single element:
+            the exporter takes that for a constant.
+    """
+    axes = {name: {0: BATCH} for name in sample.inputs}
+    for name, opened in config.dynamic.items():
+        place = f"export.dynamic.{name}"
+        if name not in sample.inputs:
+            raise DataError(place, "the data have no such input", f"there are: {', '.join(sample.inputs)}")
+        shape = sample.inputs[name].shape
+        for axis, size_name in opened.items():
+            if int(axis) >= len(shape):
+                raise DataError(
+                    place, f"axis {axis} is beyond the data's {len(shape)} axes", "count from 0"
+                )
+            if shape[int(axis)] < _EXAMPLES:
+                raise DataError(
+                    place,
+                    f"the data have {shape[int(axis)]} element along axis {axis}",
+                    "give longer samples",
+                )
+            axes[name][int(axis)] = size_name
+    return axes
+
+
+def _arguments(
+    module: nn.Module, inputs: Mapping[str, torch.Tensor], axes: Mapping[str, dict[int, str]]
+) -> tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor] | None, dict[str, Any]]:
+    """How to call the network (as `network.call` does), and the open axes, nested likewise."""
+    signature = inspect.signature(module.forward)
+    try:
+        if takes_names(module, inputs):
+            return (), dict(inputs), dict(signature.bind(**axes).arguments)
+        shapes = dict(signature.bind(*(axes[name] for name in inputs)).arguments)
+    except TypeError as error:
+        raise ExportError(
+            "the network's forward",
+            f"takes {signature}, the data's inputs are {', '.join(inputs)} ({error})",
+            "give the data's inputs the names of its parameters",
+        ) from error
+    return tuple(inputs.values()), None, shapes
+
+
+def _export_error(error: BaseException) -> ExportError:
+    """Find the operator or the line that the exporter stumbled over, however deep it lies."""
+    causes: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in causes:
+        causes.append(current)
+        current = current.__cause__ or current.__context__
+    text = "\n".join(str(cause) for cause in causes)
+    operator = re.search(r"OpOverload\(op='([^']+)'", text) or re.search(
+        r"No ONNX function found for (\S+)", text
+    )
+    if operator:
+        return ExportError(
+            f"operator {operator.group(1)}",
+            "has no counterpart in ONNX",
+            "replace it in the network's forward by operators that have one",
+        )
+    if "data-dependent" in text or "DataDependent" in text or "Dynamic control flow" in text:
+        return ExportError(
+            _users_line(causes),
+            "decides by the values of a tensor",
+            f"use torch.where or torch.cond instead of if; {_MEANWHILE}",
+        )
+    fixed = re.search(r"inferred a static shape of (\d+) for dimension inputs(\S+?)\.shape\[(\d+)\]", text)
+    if fixed:
+        size, name, axis = fixed.groups()
+        return ExportError(
+            f"axis {axis} of input {name}",
+            f"is open, but the network's forward works for a size of {size} only",
+            "mend the forward, or leave the axis out of export.dynamic",
+        )
+    deepest = str(causes[-1]).strip().splitlines()
+    return ExportError(
+        "export",
+        f"torch.onnx cannot export the network ({type(causes[-1]).__name__}: {' '.join(deepest[:3])})",
+        f"try torch.export.export on it alone; {_MEANWHILE}",
+    )
+
+
+def _users_line(causes: Iterable[BaseException]) -> str:
+    """The innermost line, neither of torch nor of this package, that one of the exceptions came through."""
+    foreign = (Path(torch.__file__).parent, Path(__file__).parents[1])
+    line = "the network's forward"
+    for cause in causes:
+        for frame in traceback.extract_tb(cause.__traceback__):
+            path = Path(frame.filename)
+            if path.is_file() and not any(path.is_relative_to(folder) for folder in foreign):
+                line = f"{path.name}, line {frame.lineno}"
+    return line
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Keep the exporter's remarks on itself (torchvision is not installed, ...) from the user.
+
+    torch.export prints whole graphs on standard error before it raises; the error says what matters.
+    """
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

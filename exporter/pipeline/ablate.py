@@ -1,0 +1,214 @@
+"""What each stage of a recipe gave: every prefix of it as a float and an int8 model, measured together."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from bench.core.policy import Budgets
+from bench.core.progress import SILENT, Progress
+from bench.inputs.artifact import EVALUATION, FLOAT_MODEL, MODEL
+from bench.inputs.evaluation import write_evaluation
+from bench.judging.verdicts import Metric, judge_pair
+from bench.measuring.measure import MeasureConfig, Session
+from bench.measuring.result import ModelResult, Result
+from bench.views.tables import mebibytes, milliseconds, not_measured_text, percent
+from exporter.caching.cache import Cache
+from exporter.caching.lock import exclusive
+from exporter.caching.run_log import RunLog
+from exporter.caching.steps import run_steps
+from exporter.extras import require_all
+from exporter.pipeline.build import cache_root, prepare_cache
+from exporter.recipes import Recipe, read_recipe, trains
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from exporter.pipeline.context import Workshop
+
+Precision = Literal["float", "int8"]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A prefix of the recipe in one precision.
+
+    Attributes:
+        after: the last stage of the prefix.
+        model: what was measured of it.
+        time: its p50 by that of the first float model, with 99 % bounds where there are blocks enough.
+    """
+
+    after: str
+    precision: Precision
+    model: ModelResult
+    time: Metric
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """All prefixes, and the measurement they come from, in which models bear the names of variants."""
+
+    recipe: str
+    result: Result
+
+    def variants(self) -> list[Variant]:
+        """Prefix by prefix, float before int8; computed from the raw samples."""
+        found = []
+        for model in self.result.models:
+            after, _, precision = model.path.rpartition(".")
+            found.append(
+                Variant(
+                    after,
+                    "int8" if precision == "int8" else "float",
+                    model,
+                    judge_pair(self.result.models[0], model, Budgets())["latency_p50"],
+                )
+            )
+        return found
+
+
+def ablate(
+    recipe_path: Path,
+    *,
+    blocks: int = 10,
+    overrides: Sequence[str] = (),
+    progress: Progress = SILENT,
+) -> Ablation:
+    """Build every prefix of a recipe up to its int8 model, and measure all of them interleaved.
+
+    Stages are taken from the cache that `build` fills, and left there for it: nothing is trained twice. The
+    first row is the network as its checkpoint left it; without one, or where its head is new and says
+    nothing, it is the shortest prefix that trains.
+
+    Args:
+        recipe_path: a TOML file.
+        blocks: fresh processes a model.
+        overrides: `table.key=value` texts.
+        progress: told how far it is.
+
+    Raises:
+        EdgeproofError: whatever a user can mend.
+    """
+    require_all()
+    recipe = read_recipe(recipe_path, overrides)
+    root, folder = cache_root(recipe_path), recipe_path.resolve().parent
+    prepare_cache(recipe, folder, root)
+    with exclusive(root / "lock", progress.say), tempfile.TemporaryDirectory(prefix="edgeproof-") as name:
+        from exporter.pipeline.context import open_workshop
+
+        shop = open_workshop(recipe, folder, progress)
+        models = _build(shop, root)
+        evaluation = _evaluation(shop, Path(name))
+        config = MeasureConfig(threads=recipe.bench.threads)
+        with Session(list(models.values()), evaluation, config, progress) as session:
+            session.predict()
+            session.add_blocks(blocks)
+            measured = session.result()
+    named = zip(models, measured.models, strict=True)
+    plain = {
+        "models": tuple(model.model_copy(update={"path": name}) for name, model in named),
+        "data": measured.data.model_copy(update={"path": EVALUATION}),
+    }
+    return Ablation(recipe.name, measured.model_copy(update=plain))
+
+
+def prefixes(recipe: Recipe, *, trained: bool) -> list[Recipe]:
+    """The recipe with its first stages alone, up to the whole.
+
+    Args:
+        recipe: any.
+        trained: whether the network is of use as it is loaded; else the shortest that trains comes first.
+    """
+    first = 0 if trained else next((k for k, stage in enumerate(recipe.stage, 1) if trains(stage)), 0)
+    return [
+        recipe.model_copy(update={"stage": recipe.stage[:k]}) for k in range(first, len(recipe.stage) + 1)
+    ]
+
+
+def _build(shop: Workshop, root: Path) -> dict[str, Path]:
+    """The models of all prefixes: `stage.float` and `stage.int8` -> file in the cache."""
+    from exporter.pipeline.steps import recipe_steps
+
+    cache, log = Cache(root), RunLog(root, shop.recipe.name)
+    cache.sweep()
+    models: dict[str, Path] = {}
+    trained = shop.checkpoint() is not None and shop.new_head() is None
+    for prefix in prefixes(shop.recipe, trained=trained):
+        after = (prefix.stage_names() or ["pretrained"])[-1]
+        shop.progress.say(f"up to {after}")
+        steps = recipe_steps(dataclasses.replace(shop, recipe=prefix), kept=root)
+        trail = run_steps(
+            steps, cache, until="quantize", fresh=False, progress=shop.progress, log=log
+        ).entries
+        models[f"{after}.float"] = trail["export"].folder / FLOAT_MODEL
+        models[f"{after}.int8"] = trail["quantize"].folder / MODEL
+    return models
+
+
+def _evaluation(shop: Workshop, folder: Path) -> Path:
+    from exporter.graphs.rewrites.processing import as_shipped
+    from exporter.pipeline.steps import evaluation_set
+
+    path = folder / EVALUATION
+    shipped = as_shipped(shop.data.evaluation, shop.recipe.export.preprocess)
+    write_evaluation(path, evaluation_set(shipped))
+    return path
+
+
+def ablation_json(ablation: Ablation) -> dict[str, Any]:
+    """What `ablate --json` prints; times in ns, sizes in bytes."""
+    return {
+        "recipe": ablation.recipe,
+        "variants": [
+            {
+                "after": variant.after,
+                "precision": variant.precision,
+                "made_for": variant.model.made_for,
+                "accuracy": variant.model.accuracy(),
+                "latency_ns": variant.model.latency().model_dump(mode="json"),
+                "time_ratio": {
+                    "estimate": variant.time.ratio,
+                    "lower": variant.time.lower,
+                    "upper": variant.time.upper,
+                },
+                "size_bytes": variant.model.size_bytes,
+                "peak_rss_bytes": variant.model.peak_rss_bytes(),
+            }
+            for variant in ablation.variants()
+        ],
+        "host": ablation.result.host.model_dump(mode="json"),
+    }
+
+
+def ablation_table(ablation: Ablation) -> Table:
+    """One row a prefix and precision."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("up to")
+    table.add_column("")
+    for heading in ("accuracy", "latency p50", "times the first (99 %)", "file size", "peak memory"):
+        table.add_column(heading, justify="right")
+    for variant in ablation.variants():
+        model, time = variant.model, variant.time
+        bounds = "" if None in (time.lower, time.upper) else f" ({time.lower:.3f} … {time.upper:.3f})"
+        latency, ratio = milliseconds(model.latency().p50), f"{time.ratio:.3f}{bounds}"
+        memory = mebibytes(model.peak_rss_bytes())
+        if model.made_for is not None:  # for another kind of CPU: neither its times nor its memory are here
+            latency, ratio, memory = escape(not_measured_text(model.made_for)), "", ""
+        table.add_row(
+            escape(variant.after) if variant.precision == "float" else "",
+            variant.precision,
+            percent(model.accuracy()),
+            latency,
+            ratio,
+            mebibytes(model.size_bytes),
+            memory,
+        )
+    return table

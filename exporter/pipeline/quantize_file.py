@@ -1,0 +1,234 @@
+"""`edgeproof quantize`: a finished float .onnx or .pt2 and samples in, an int8 .onnx out; no recipe."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+
+from bench.core.arrays import Array
+from bench.core.errors import DataError, ModelError, UsageError
+from bench.core.files import check_writable, model_sha256, model_size, sha256_of
+from bench.core.progress import SILENT, Progress
+from bench.inputs.evaluation import open_samples, read_evaluation
+from bench.inputs.runtime import RuntimeVersion
+from bench.inputs.session import Signature, check_feeds, open_session, signature_of
+from bench.measuring.worker import fixed_batch, memory_bytes
+from exporter.extras import require
+from exporter.graphs.kernels import check_runtime_asked
+from exporter.graphs.onnx_files import check_quantizable, read_model
+from exporter.graphs.opsets import raise_opset
+from exporter.graphs.rewrites import rewrite_for_cpu
+from exporter.graphs.stale_shapes import forget_stale_shapes
+from exporter.graphs.targets import Target, find_target
+from exporter.inspection.same_outputs import (
+    Answer,
+    answers_of,
+    check_same_outputs,
+    few_samples,
+    made_up_samples,
+)
+from exporter.quantization.calibration import RangeStore
+from exporter.quantization.int4 import quantize_weights
+from exporter.quantization.int8 import quantize_model
+from exporter.quantization.repaired import NO_REPAIR, Repairing, quantize_repaired
+from exporter.recipes import ExportConfig
+from exporter.recipes.options import CalibrationMethod, TargetName
+
+PROGRAM_SUFFIX = ".pt2"
+
+
+def quantize_weights_file(
+    model: Path,
+    out: Path,
+    *,
+    target: TargetName = "auto",
+    block_size: int = 32,
+    exclude: tuple[str, ...] = (),
+    onnxruntime: str | None = None,
+) -> dict[str, Any]:
+    """Store the weights of an .onnx file's products in 4 bits; no samples are needed.
+
+    Args:
+        model: a float model.
+        out: the file to write.
+        target: the CPU kind to make it for.
+        block_size: weights that share a scale.
+        exclude: names of nodes to leave in float.
+        onnxruntime: the runtime to make it for, such as `>=1.24`; by default see `exporter.graphs.targets`.
+
+    Returns:
+        What `quantize --bits 4 --json` prints.
+
+    Raises:
+        UsageError: `out` is an input.
+        ModelError: the model cannot be loaded or quantized.
+        ExportError: an excluded node does not exist, or there is nothing to quantize.
+    """
+    start = time.monotonic()
+    check_writable(out, [model])
+    chosen = _target(target, onnxruntime)
+    with _float_file(model) as path:
+        proto, signature = _read_float(path, None if onnxruntime is None else chosen.runtime)
+        answers = _answers_if_any(path, made_up_samples(path, signature))
+    metrics = quantize_weights(
+        prepare(proto, answers),
+        out,
+        block_size=block_size,
+        exclude=exclude,
+        target=chosen,
+        accept=partial(check_same_outputs, model, answers),
+    )
+    return _written(out, metrics, start)
+
+
+def quantize_file(
+    model: Path,
+    data: Path,
+    out: Path,
+    *,
+    target: TargetName = "auto",
+    method: CalibrationMethod = "minmax",
+    exclude: tuple[str, ...] = (),
+    cache: Path | None = None,
+    repairing: Repairing = NO_REPAIR,
+    onnxruntime: str | None = None,
+    progress: Progress = SILENT,
+) -> dict[str, Any]:
+    """Quantize a finished model.
+
+    Args:
+        model: a float `.onnx`, or a `.pt2` program, which needs torch.
+        data: calibration samples, an `.npz` with one array per model input; `labels` are not needed.
+        out: the file to write.
+        target: the CPU kind to make it for.
+        method: how activation ranges are chosen.
+        exclude: names of nodes to leave in float.
+        cache: a folder where ranges are kept, so that the same model and samples with other nodes excluded
+            are not calibrated again; None to keep nothing.
+        repairing: accuracy repairs and fallback; a quarter of the samples judges them.
+        onnxruntime: the runtime to make it for, such as `>=1.24`; by default see `exporter.graphs.targets`.
+        progress: told of every batch.
+
+    Returns:
+        What `quantize --json` prints.
+
+    Raises:
+        ModelError: the model cannot be loaded or quantized.
+        DataError: the samples cannot be used, or do not fit the model.
+        UsageError: `out` is an input, or repairs are unknown or do not fit together.
+        ExportError: no configuration meets the fallback's budget.
+    """
+    start = time.monotonic()
+    check_writable(out, [model, data])
+    if cache is not None:
+        check_writable(cache / "ranges.json")  # such as are kept there
+    chosen = _target(target, onnxruntime)
+    samples = open_samples(data)
+    with _float_file(model) as path:
+        proto, signature = _read_float(path, None if onnxruntime is None else chosen.runtime)
+        check_feeds(data, signature, samples.feeds)
+        answers = _answers_to(data, path, signature)
+    network = prepare(proto, answers)
+    common: dict[str, Any] = {
+        "target": chosen,
+        "method": method,
+        "exclude": exclude,
+        "progress": progress,
+        "fixed_batch": fixed_batch(signature),
+        "accept": partial(check_same_outputs, model, answers),
+    }
+    if repairing.asked:
+        loaded = read_evaluation(data)  # repairs go over the samples many times
+        metrics = quantize_repaired(
+            network, out, loaded.feeds, loaded.labels, repairing=repairing, **common
+        )
+    else:
+        store = None if cache is None else RangeStore(cache, sha256_of(data))
+        metrics = quantize_model(network, out, samples, store=store, **common)
+    return _written(out, metrics, start)
+
+
+def _target(name: TargetName, onnxruntime: str | None) -> Target:
+    try:
+        return find_target(name, onnxruntime)
+    except ValueError as error:
+        raise UsageError("--onnxruntime", str(error), "name the oldest version that it ships to") from error
+
+
+@contextmanager
+def _float_file(model: Path) -> Iterator[Path]:
+    """The float `.onnx`: the file itself, or what a `.pt2` program is exported to."""
+    if model.suffix != PROGRAM_SUFFIX:
+        yield model
+        return
+    require("torch", "export")
+    from exporter.onnx_export.export import export_program
+
+    with TemporaryDirectory(prefix="edgeproof-") as folder:
+        exported = Path(folder) / f"{model.stem}.onnx"
+        export_program(model, exported, ExportConfig().opset)
+        yield exported
+
+
+def _read_float(model: Path, asked: RuntimeVersion | None) -> tuple[onnx.ModelProto, Signature]:
+    """A float model that can be quantized, and what it takes and gives.
+
+    It must run on the ONNX Runtime that was asked for, if any was.
+    """
+    proto = read_model(model)
+    check_quantizable(proto, model)
+    proto = raise_opset(proto, model)
+    if asked is not None:
+        check_runtime_asked(proto, asked, model)
+    return proto, signature_of(open_session(model))
+
+
+def _answers_to(data: Path, model: Path, signature: Signature) -> list[Answer]:
+    """What a model gives for a few samples; it can be loaded, so that it is they that it fails on."""
+    try:
+        return answers_of(model, few_samples(data, signature))
+    except ModelError as error:
+        raise DataError(
+            data, f"the model fails on a sample (it {error.cause})", "give samples that the model takes"
+        ) from error
+
+
+def _answers_if_any(model: Path, batches: Sequence[Mapping[str, Array]]) -> list[Answer]:
+    """What a model gives for made-up feeds; without any, its outputs are compared by what it states."""
+    try:
+        return answers_of(model, batches)
+    except ModelError:  # made-up feeds may be ones that no user would give
+        return []
+
+
+def _written(out: Path, metrics: dict[str, Any], start: float) -> dict[str, Any]:
+    return {
+        "model": str(out),
+        "sha256": model_sha256(out),
+        "size_bytes": model_size(out),
+        **metrics,
+        "seconds": time.monotonic() - start,
+        "peak_rss_bytes": memory_bytes("VmHWM"),
+    }
+
+
+def prepare(proto: onnx.ModelProto, answers: Sequence[Answer]) -> onnx.ModelProto:
+    """Fold what a quantizer must not see (constants, BatchNorm, padding); rewrite the rest for the CPU.
+
+    Shapes that the file states are believed as far as `answers` bear them out.
+    """
+    from exporter.graphs.simplify import simplify
+
+    forget_stale_shapes(proto, [answer.shapes() for answer in answers])
+    model = ir.from_proto(proto)
+    simplify(model)
+    rewrite_for_cpu(model)
+    return ir.to_proto(model)

@@ -1,0 +1,387 @@
+"""ONNX Runtime's QDQ quantizer, made to take time in proportion to the graph.
+
+The graph is made by its own code, byte for byte. But it walks all initializers to find one, all nodes to
+rename a tensor and all channels to round a weight, so that a chain of 1,600 convolutions takes it 40 times
+as long as one of 200. Here these look-ups are answered from dictionaries, and nothing else is changed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import cache
+from types import FunctionType
+from typing import Any
+
+import numpy as np
+import onnx
+from onnxruntime.quantization import CalibrationMethod as OrtMethod
+from onnxruntime.quantization import QuantType
+from onnxruntime.quantization.base_quantizer import BaseQuantizer
+from onnxruntime.quantization.calibrate import TensorData, TensorsData
+from onnxruntime.quantization.onnx_model import ONNXModel
+from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+from onnxruntime.quantization.quant_utils import (
+    add_infer_metadata,
+    compute_data_quant_params,
+    find_by_name,
+    get_qmin_qmax_for_qType,
+    quantize_onnx_initializer,
+)
+
+from exporter.errors import ExportError
+from exporter.graphs.ranges import Range
+from exporter.graphs.targets import Target
+from exporter.inspection.saturation import NO_OVERRIDES, Overrides
+from exporter.quantization.placement import Placement
+
+_ANY_RANGE = Range(-1.0, 1.0)
+_ZERO = np.array(0, np.int8)
+_TINY = float(np.finfo(np.float32).tiny)
+_RARE_OPTIONS = ("min_real_range", "rmin_override", "rmax_override")
+
+
+@dataclass(frozen=True)
+class QuantizerOptions:
+    """What the quantizer is told beside the ranges.
+
+    Attributes:
+        target: decides types and granularity.
+        placement: which nodes to quantize, and which of their results to leave in float.
+        overrides: how to round single weights.
+    """
+
+    target: Target
+    placement: Placement
+    overrides: Overrides = field(default_factory=lambda: NO_OVERRIDES)
+
+
+def rounded_tensors(model: onnx.ModelProto, options: QuantizerOptions) -> list[str]:
+    """The activations whose ranges the quantizer uses, in graph order.
+
+    Which tensors it rounds hangs on the graph alone, and it marks them before it changes the graph. All
+    others (two thirds of them in a convolutional network, whose norms and activations are absorbed) need
+    not be looked at.
+    """
+    if not options.placement.nodes:
+        return []
+    marker = _quantizer(_Marker, model, {}, options)
+    with _errors(model), suppress(_AllAreMarked):
+        marker.quantize_model()
+    rounded = set(marker.tensors_to_quantize)
+    for node in model.graph.node:
+        # The quantizer gives the input of a lone Relu or Clip the range of its output.
+        if node.op_type in {"Relu", "Clip"} and node.input[0] in rounded:
+            rounded.add(node.output[0])
+    return [name for name in float_tensors(model) if name in rounded]
+
+
+def run_quantizer(
+    model: onnx.ModelProto, ranges: Mapping[str, Range], options: QuantizerOptions
+) -> onnx.ModelProto:
+    """The int8 twin of a float model.
+
+    Args:
+        model: the float model, its shapes inferred; it stays as it is.
+        ranges: activation ranges of at least `rounded_tensors`.
+        options: what else the quantizer is told.
+
+    Raises:
+        ExportError: ONNX Runtime refuses the model.
+    """
+    if not options.placement.nodes:  # which the quantizer would take for "all nodes"
+        return _copy(model)
+    quantizer = _quantizer(_Quantizer, model, ranges, options)
+    with _errors(model):
+        quantizer.quantize_model()
+        quantizer.model.topological_sort()
+    result: onnx.ModelProto = quantizer.model.model
+    return result
+
+
+def _quantizer(
+    kind: type[_Quantizer], model: onnx.ModelProto, ranges: Mapping[str, Range], options: QuantizerOptions
+) -> _Quantizer:
+    copy = _copy(model)
+    add_infer_metadata(copy)  # or it would write the model to a file and infer all shapes again
+    # The quantizer wants a range even for tensors that it absorbs; what it is does not matter there.
+    wanted = dict.fromkeys(float_tensors(model), _ANY_RANGE) | dict(ranges)
+    target = options.target
+    with _errors(model):
+        quantizer = kind(
+            copy,
+            target.per_channel,
+            False,  # the overrides say where weights have fewer steps
+            QuantType.QInt8,
+            QuantType.QInt8 if target.signed_activations else QuantType.QUInt8,
+            TensorsData(
+                OrtMethod.MinMax,  # only says that the ranges are to be taken as they are
+                {
+                    name: TensorData(lowest=np.float32(r.lowest), highest=np.float32(r.highest))
+                    for name, r in wanted.items()
+                },
+            ),
+            options.placement.nodes,
+            [],
+            target.operators,
+            {"TensorQuantOverrides": dict(options.overrides)},
+        )
+    quantizer.float_results = options.placement.float_results
+    return quantizer
+
+
+def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    return copy
+
+
+@contextmanager
+def _errors(model: onnx.ModelProto) -> Iterator[None]:
+    """Name the model in the quantizer's errors, and keep its remarks from the user.
+
+    It advises what the exporter has already done.
+    """
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    except _AllAreMarked:
+        raise
+    except Exception as error:  # the quantizer raises ValueError, RuntimeError and its own
+        raise ExportError(
+            model.graph.name or "model",
+            f"ONNX Runtime cannot quantize it ({error})",
+            "exclude the node it names",
+        ) from error
+    finally:
+        logging.disable(before)
+
+
+def float_tensors(model: onnx.ModelProto) -> list[str]:
+    """Inputs and results of nodes that are known to be float, in graph order."""
+    known = {
+        value.name
+        for value in (*model.graph.input, *model.graph.value_info, *model.graph.output)
+        if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    }
+    known -= {initializer.name for initializer in model.graph.initializer}
+    produced = [name for node in model.graph.node for name in node.output]
+    names = [*(value.name for value in model.graph.input), *produced]
+    return [name for name in dict.fromkeys(names) if name in known]
+
+
+class _Initializers:
+    """The initializers of a graph, which are iterated over as before and found by name at once."""
+
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        self._graph = graph
+        self._named: dict[str, onnx.TensorProto] = {}
+        for tensor in graph.initializer:
+            self._named.setdefault(tensor.name, tensor)
+
+    def __iter__(self) -> Iterator[onnx.TensorProto]:
+        return iter(self._named.values())
+
+    def find(self, name: str) -> onnx.TensorProto | None:
+        return self._named.get(name)
+
+    def append(self, tensor: onnx.TensorProto) -> None:
+        self._graph.initializer.append(tensor)
+        self._named.setdefault(tensor.name, self._graph.initializer[-1])
+
+    def remove(self, name: str) -> None:
+        """Forget one; `keep` takes it out of the graph."""
+        self._named.pop(name, None)
+
+    def keep(self, names: Iterable[str]) -> None:
+        """Leave only these in the graph, in one go: its own `remove` compares tensor after tensor."""
+        wanted = set(names)
+        kept = [tensor for tensor in self if tensor.name in wanted]
+        del self._graph.initializer[:]
+        self._graph.initializer.extend(kept)
+        self._named = {tensor.name: tensor for tensor in self._graph.initializer}
+
+
+class _IndexedModel(ONNXModel):  # type: ignore[misc]
+    """ONNXModel whose look-ups take the same time in every graph."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        super().__init__(model)
+        self._initializers = _Initializers(model.graph)
+        self._readers: dict[str, list[onnx.NodeProto]] = {}
+        self._writers: dict[str, list[onnx.NodeProto]] = {}
+        for node in model.graph.node:
+            self._index(node)
+
+    def _index(self, node: onnx.NodeProto) -> None:
+        for index, names in ((self._readers, node.input), (self._writers, node.output)):
+            for name in filter(None, names):
+                index.setdefault(name, []).append(node)
+
+    def initializer(self) -> _Initializers:
+        return self._initializers
+
+    def get_initializer(self, name: str) -> onnx.TensorProto | None:
+        return self._initializers.find(name)
+
+    def add_initializer(self, tensor: onnx.TensorProto) -> None:
+        if self._initializers.find(tensor.name) is None:
+            self._initializers.append(self._check_init(tensor))
+
+    def initializer_extend(self, inits: list[onnx.TensorProto]) -> None:
+        for tensor in inits:
+            self._initializers.append(self._check_init(tensor))
+
+    def remove_initializer(self, tensor: onnx.TensorProto) -> None:
+        self._initializers.remove(tensor.name)
+        for value in self.model.graph.input:
+            if value.name == tensor.name:
+                self.model.graph.input.remove(value)
+                break
+
+    def add_node(self, node: onnx.NodeProto) -> None:
+        super().add_node(node)
+        self._index(self.model.graph.node[-1])
+
+    def remove_nodes(self, nodes_to_remove: list[onnx.NodeProto]) -> None:
+        """As often as a node is named, its first equal goes."""
+        doomed = Counter(node.SerializeToString(deterministic=True) for node in nodes_to_remove)
+        kept = []
+        for node in self.model.graph.node:
+            content = node.SerializeToString(deterministic=True)
+            if doomed[content]:
+                doomed[content] -= 1
+            else:
+                kept.append(node)
+        del self.model.graph.node[:]
+        self.model.graph.node.extend(kept)
+
+    def input_name_to_nodes(self) -> dict[str, list[onnx.NodeProto]]:
+        return self._readers
+
+    def replace_input_of_all_nodes(self, old_input_name: str, new_input_name: str) -> None:
+        for node in (nodes := self._readers.pop(old_input_name, [])):
+            self.replace_node_input(node, old_input_name, new_input_name)
+        self._readers.setdefault(new_input_name, []).extend(nodes)
+
+    def replace_input_of_nodes(
+        self, old_input_name: str, new_input_name: str, node_names_set: set[str]
+    ) -> None:
+        nodes = self._readers.pop(old_input_name, [])
+        for node in nodes:
+            chosen = node.name in node_names_set
+            if chosen:
+                self.replace_node_input(node, old_input_name, new_input_name)
+            self._readers.setdefault(new_input_name if chosen else old_input_name, []).append(node)
+
+    def replace_output_of_all_nodes(self, old_output_name: str, new_output_name: str) -> None:
+        for node in (nodes := self._writers.pop(old_output_name, [])):
+            self.replace_node_output(node, old_output_name, new_output_name)
+        self._writers.setdefault(new_output_name, []).extend(nodes)
+
+    def clean_initializers(self) -> Any:
+        graph = self.model.graph
+        used = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
+        if not any(
+            attribute.HasField("g") or attribute.graphs for n in graph.node for attribute in n.attribute
+        ):
+            self._initializers.keep(used | {value.name for value in graph.input})
+        return super().clean_initializers()
+
+
+def _find(name: str, items: Any) -> Any:
+    return items.find(name) if isinstance(items, _Initializers) else find_by_name(name, items)
+
+
+def _rounded_at_once(  # noqa: PLR0917 (the parameters of the function that it stands for)
+    weight: onnx.TensorProto,
+    quant_type: int,
+    zero_point: np.ndarray[Any, Any],
+    scale: np.ndarray[Any, Any],
+    axis: int | None = None,
+    quant_weight_name: str | None = None,
+    block_size: int = 0,
+) -> onnx.TensorProto:
+    """All channels in one division, with a scale for every weight, and not one by one."""
+    if axis is not None and not block_size:
+        shape = [-1 if dimension == axis else 1 for dimension in range(len(weight.dims))]
+        scale, zero_point = (
+            np.broadcast_to(v.reshape(shape), weight.dims).ravel() for v in (scale, zero_point)
+        )
+        axis = None
+    quantized: onnx.TensorProto = quantize_onnx_initializer(
+        weight, quant_type, zero_point, scale, axis, quant_weight_name, block_size
+    )
+    return quantized
+
+
+def _weight_qparams(
+    data: np.ndarray[Any, Any],
+    quant_type: int,
+    symmetric: bool,
+    **options: Any,
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """`(zero_point, scale)` of a channel, in ONNX Runtime's order; a short cut for the usual kind.
+
+    For symmetric int8 weights, its `compute_scale_zp` comes to scale = 2 max|w| / (qmax - qmin), taken in
+    float64; 1 where that is no normal float32.
+    """
+    usual = symmetric and quant_type == onnx.TensorProto.INT8 and data.dtype == np.float32 and data.size
+    if not usual or any(options.get(name) is not None for name in _RARE_OPTIONS):
+        zero_point, scale = compute_data_quant_params(data, quant_type, symmetric, **options)
+        return zero_point, scale
+    low, high = _limits(options.get("reduce_range", False))
+    scale = 2.0 * max(-float(data.min()), float(data.max())) / (high - low)
+    return _ZERO, np.array(scale if scale >= _TINY else 1.0, np.float32)
+
+
+@cache
+def _limits(reduce_range: bool) -> tuple[int, int]:
+    low, high = get_qmin_qmax_for_qType(onnx.TensorProto.INT8, reduce_range, symmetric=True)
+    return int(low), int(high)
+
+
+def _with(kind: type, replaced: Mapping[str, Any]) -> dict[str, FunctionType]:
+    """The methods of a class that call one of these global functions, calling these in their place."""
+    return {
+        name: FunctionType(m.__code__, {**m.__globals__, **replaced}, name, m.__defaults__, m.__closure__)
+        for name, m in vars(kind).items()
+        if isinstance(m, FunctionType) and replaced.keys() & set(m.__code__.co_names)
+    }
+
+
+class _Quantizer(QDQQuantizer):  # type: ignore[misc]
+    """QDQQuantizer on an indexed model, with results left in float by name and not by type alone."""
+
+    float_results: frozenset[str] = frozenset()
+
+    _replaced: Mapping[str, Any] = {
+        "find_by_name": _find,
+        "compute_data_quant_params": _weight_qparams,
+        "quantize_onnx_initializer": _rounded_at_once,
+    }
+    locals().update(_with(BaseQuantizer, _replaced) | _with(QDQQuantizer, _replaced))
+
+    def calc_graph_quant_params(self) -> Any:
+        # The constructor ends here; it has made its own model of the graph.
+        self.model: Any = _IndexedModel(self.model.model)
+        return super().calc_graph_quant_params()
+
+    def quantize_activation_tensor(self, tensor_name: str) -> None:
+        if tensor_name not in self.float_results:
+            super().quantize_activation_tensor(tensor_name)
+
+
+class _AllAreMarked(Exception):  # noqa: N818 (it is no error)
+    pass
+
+
+class _Marker(_Quantizer):
+    """A quantizer that stops as soon as it knows what to quantize."""
+
+    def _calc_initializer_quant_params(self) -> Any:
+        raise _AllAreMarked

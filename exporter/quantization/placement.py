@@ -1,0 +1,190 @@
+"""Which operators shall run in int8, decided on the graph before the quantizer sees it.
+
+ONNX Runtime's quantizer marks every operator that it knows. Some of these have no int8 kernel and only gain
+two conversions; others have one, but nothing around them that speaks int8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from exporter.graphs.attributes import attributes_of
+
+# Operators that do the arithmetic; they are worth a conversion of what goes in.
+_WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
+# Without a quantized output a convolution stays in float; the products have kernels for float results.
+_FLOAT_RESULT = frozenset({"Gemm", "MatMul"})
+# What a quantized producer takes up for nothing: the range of its output says the same.
+_ABSORBED = frozenset({"Relu", "Clip"})
+_QUANTIZED_AT_LOAD = frozenset({"Conv", "ConvTranspose", "Gemm"})
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What to tell the quantizer.
+
+    Attributes:
+        nodes: names of the nodes to quantize.
+        float_results: values that a quantized node gives in float, because nothing in int8 reads them.
+    """
+
+    nodes: frozenset[str]
+    float_results: frozenset[str]
+
+
+def place(model: onnx.ModelProto, operators: Collection[str], exclude: Collection[str]) -> Placement:
+    """Choose the nodes to quantize.
+
+    1. A Conv, Gemm or MatMul is quantized if its weights are constant (for a MatMul: a matrix). A product
+       of two activations stays in float: the scores of an attention lose more in 8 bits than a few
+       percent of the multiply-adds are worth.
+    2. Any other operator is quantized if it has an int8 kernel, something quantized reads its result,
+       and something quantized, or the graph's input, comes in. So the sums, pools and joins of a
+       convolutional network run in int8, and the biases, masks and norms between the products of a
+       transformer do not: cosine to float of MiniLM-L6's embeddings 0.99 instead of 0.35.
+    3. A Relu or Clip behind a quantized convolution goes with it.
+    4. A Gemm or MatMul whose result nothing quantized reads gives it in float: one rounding less, and no
+       conversion back. The scores of a classifier are the usual case.
+
+    Args:
+        model: the float model.
+        operators: types that the target's kernels run in int8.
+        exclude: names of nodes to leave in float.
+    """
+    graph = model.graph
+    constants = {initializer.name for initializer in graph.initializer}
+    able = {
+        index: node
+        for index, node in enumerate(graph.node)
+        if node.op_type in operators and node.domain in {"", "ai.onnx"} and node.name not in exclude
+    }
+    ranks = {i.name: len(i.dims) for i in graph.initializer}
+    weighted = {i for i, node in able.items() if node.op_type in _WEIGHTED and _has_weights(node, ranks)}
+    candidates = weighted | {i for i, node in able.items() if node.op_type not in _WEIGHTED}
+    chosen = _fed(graph, _read(graph, candidates, weighted), weighted, constants)
+    read = {name for i in chosen for name in graph.node[i].input}
+    float_results = {
+        graph.node[i].output[0]
+        for i in chosen
+        if graph.node[i].op_type in _FLOAT_RESULT and graph.node[i].output[0] not in read
+    }
+    return Placement(frozenset(graph.node[i].name for i in chosen), frozenset(float_results))
+
+
+def _has_weights(node: onnx.NodeProto, ranks: dict[str, int]) -> bool:
+    weight = node.input[1]
+    return weight in ranks and (node.op_type != "MatMul" or ranks[weight] == 2)
+
+
+def _read(graph: onnx.GraphProto, candidates: set[int], weighted: set[int]) -> set[int]:
+    """Those candidates whose result something quantized reads, or that a convolution takes up."""
+    convolved = {graph.node[i].output[0] for i in weighted if graph.node[i].op_type == "Conv"}
+    kept: set[int] = set()
+    read: set[str] = set()
+    for index in reversed(range(len(graph.node))):
+        node = graph.node[index]
+        absorbed = node.op_type in _ABSORBED and node.input[0] in convolved
+        if index in weighted or (
+            index in candidates and (absorbed or any(name in read for name in node.output))
+        ):
+            kept.add(index)
+            # Weights, shapes and bounds are constants or small: what flows comes first, or everywhere.
+            read.update(node.input[:1] if index in weighted else node.input)
+    return kept
+
+
+def _fed(graph: onnx.GraphProto, candidates: set[int], weighted: set[int], constants: set[str]) -> set[int]:
+    """Those candidates that something quantized, or the graph's input, flows into."""
+    kept: set[int] = set()
+    quantized = {value.name for value in graph.input} - constants
+    for index, node in enumerate(graph.node):
+        if index in candidates and (index in weighted or any(name in quantized for name in node.input)):
+            kept.add(index)
+            quantized.update(node.output)
+    return kept
+
+
+def read_unrounded(model: onnx.ModelProto, placement: Placement) -> None:
+    """Let float operators read a float result itself, where another reader wants it in int8.
+
+    The quantizer gives the rounded value to all readers of a tensor. Between two float operators, such as
+    a norm and the residual sum behind it, that is a rounding and a conversion for nothing: on MiniLM-L6
+    it takes the cosine to float from 0.9945 to 0.9905. A value that comes out of int8 is left alone: a
+    convolution fuses only if all its readers read what is quantized.
+
+    Args:
+        model: a QDQ model, changed in place.
+        placement: what was asked of the quantizer.
+    """
+    graph = model.graph
+    made_by = {name: node for node in graph.node for name in node.output}
+    replacement: dict[str, str] = {}
+    for node in graph.node:
+        rounded = made_by.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
+        if rounded is None or rounded.op_type != "QuantizeLinear":
+            continue
+        source = made_by.get(rounded.input[0])
+        if source is None or source.name not in placement.nodes | {""}:
+            replacement[node.output[0]] = rounded.input[0]
+    for node in graph.node:
+        if node.op_type not in {"QuantizeLinear", "DequantizeLinear"} and node.name not in placement.nodes:
+            for index, name in enumerate(node.input):
+                node.input[index] = replacement.get(name, name)
+    read = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
+    unread = [node for node in graph.node if node.output[0] in replacement and node.output[0] not in read]
+    for node in unread:
+        graph.node.remove(node)
+
+
+def keep_in_float(model: onnx.ModelProto, placement: Placement) -> None:
+    """Keep ONNX Runtime from quantizing what was left in float, when it loads the model.
+
+    Its optimizer (`WeightBiasQuantization`) takes a Conv, ConvTranspose or Gemm with float weights behind
+    a DequantizeLinear for an oversight, and quantizes the weights itself: per tensor, however many
+    channels there are, and without asking. It lets be what is dequantized with a scale for each channel;
+    so these operators get a DequantizeLinear of their own whose scale says the same number for each.
+
+    Args:
+        model: a QDQ model, changed in place.
+        placement: what was asked of the quantizer.
+    """
+    graph = model.graph
+    constants = {initializer.name: initializer for initializer in graph.initializer}
+    made_by = {name: node for node in graph.node for name in node.output}
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        source = made_by.get(node.input[0]) if node.op_type in _QUANTIZED_AT_LOAD else None
+        weight = constants.get(node.input[1]) if len(node.input) > 1 else None
+        left = (
+            source is not None and source.op_type == "DequantizeLinear" and node.name not in placement.nodes
+        )
+        if left and source is not None and weight is not None and weight.data_type == TensorProto.FLOAT:
+            own = f"{node.name}.float"
+            names = [f"{own}.scale", f"{own}.zero_point"]
+            for name, shared in zip(names, source.input[1:3], strict=True):
+                value = numpy_helper.to_array(constants[shared])
+                spread = np.full(_channels(node, weight), value, value.dtype)
+                graph.initializer.append(numpy_helper.from_array(spread, name))
+            nodes.append(
+                helper.make_node("DequantizeLinear", [source.input[0], *names], [own], name=own, axis=1)
+            )
+            node.input[0] = own
+        nodes.append(node)
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(copies)
+
+
+def _channels(node: onnx.NodeProto, weight: onnx.TensorProto) -> int:
+    """Channels of the input, by the shape of the weights."""
+    attributes = attributes_of(node)
+    if node.op_type == "Conv":
+        return int(weight.dims[1]) * int(attributes.get("group", 1))
+    if node.op_type == "ConvTranspose":
+        return int(weight.dims[0])
+    return int(weight.dims[1 if attributes.get("transB") else 0])

@@ -1,0 +1,237 @@
+"""AdaRound: round weights so that the layer's output errs least, not each weight."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from bench.core.arrays import Array
+from exporter.graphs.attributes import attributes_of
+from exporter.graphs.inference import session_with_outputs
+from exporter.graphs.layers import Graph, Layer, from_rows, rows, with_constants
+from exporter.quantization.repair.base import Metrics, RepairContext
+
+MAX_SAMPLES = 128
+# Positions of a convolution that are looked at in each sample: neighbours say nearly the same.
+MAX_POSITIONS = 256
+# A layer with more products per output would need a matrix of more than 256 MiB.
+MAX_PRODUCTS = 8192
+CHUNK_BYTES = 256 * 2**20
+_SWEEPS = 8
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A layer, its weights as [groups, out per group, products], and the grid they are rounded to.
+
+    Scales and largest integers are those of each output channel, [groups, out per group, 1].
+    """
+
+    layer: Layer
+    node: onnx.NodeProto
+    shape: tuple[int, ...]
+    weight: Array
+    scale: Array
+    highest: Array
+
+    @property
+    def gram_bytes(self) -> int:
+        groups, _, products = self.weight.shape
+        return int(4 * groups * products * products)
+
+
+def adaround(model: onnx.ModelProto, context: RepairContext) -> tuple[onnx.ModelProto, Metrics]:
+    """Choose for every weight whether to round it up or down, layer by layer.
+
+    The aim is that of Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization"
+    (2020), equation 13: minimise d H d over the rounding errors d of an output channel, H = E[x x^T] over
+    the layer's observed inputs x. The paper relaxes the choice and follows gradients; here each weight is
+    flipped as long as that lowers the sum (coordinate descent from the nearest values), which is
+    deterministic, needs H alone and ends.
+
+    The result is a float model whose weights lie on the quantizer's grid, so that its nearest rounding
+    gives the chosen integers. The largest weight of each channel is untouched: the scale hangs on it.
+
+    1. The rounding error of a weight stays below one step.
+    2. Weights that lie on the grid, zeros of pruned networks among them, stay.
+    3. Layers of more than 8,192 products per output, or with automatic padding, are left to the quantizer.
+    """
+    twin = context.int8_twin(model)
+    work = list(_find_work(model, twin))
+    rounded: dict[str, Array] = {}
+    flipped = weights = 0
+    before = after = 0.0
+    with context.progress.task("adaround", len(work)) as task:
+        for chunk in _chunks(work):
+            grams = _grams(model, chunk, context)
+            for item, gram in zip(chunk, grams, strict=True):
+                nearest = _nearest(item)
+                error, chosen = choose_rounding(item.weight, item.scale, item.highest, nearest, gram)
+                rounded[item.layer.weight] = _on_grid(item, nearest, chosen)
+                flipped += int((chosen != nearest).sum())
+                weights += chosen.size
+                before, after = before + 1, after + error
+                task.advance()
+    return with_constants(model, rounded), {
+        "layers": len(work),
+        "flipped_share": flipped / weights if weights else 0.0,
+        # Mean over layers of d H d after, as a share of that of nearest rounding.
+        "local_error_ratio": after / before if before else 1.0,
+    }
+
+
+def choose_rounding(
+    weight: Array, scale: Array, highest: Array, nearest: Array, gram: Array
+) -> tuple[float, Array]:
+    """Integers for weights [groups, out, products] that make the layer's output err least.
+
+    Args:
+        weight: the float weights.
+        scale: of each output channel, [groups, out, 1].
+        highest: the largest integer of each, [groups, out, 1]; the smallest is its negative.
+        nearest: where to start: the integers of nearest rounding.
+        gram: E[x x^T] of each group, [groups, products, products].
+
+    Returns:
+        The sum of d H d as a share of that of `nearest`, and the integers.
+    """
+    exact = weight / scale
+    fixed = np.abs(weight) == np.abs(weight).max(axis=2, keepdims=True)
+    low, high = np.floor(exact), np.ceil(exact)
+    movable = ~fixed & (high <= highest) & (low >= -highest) & (high > low)
+    chosen = nearest.copy()
+    error = (chosen - exact) * scale
+    gradient = error @ gram
+    first = float((error * gradient).sum())
+    order = np.argsort(-np.diagonal(gram, axis1=1, axis2=2).sum(axis=0), kind="stable")
+    for _ in range(_SWEEPS):
+        flips = 0
+        for k in order:
+            step = np.where(chosen[:, :, k] == low[:, :, k], 1.0, -1.0)
+            delta = step * scale[:, :, 0]
+            change = 2 * delta * gradient[:, :, k] + delta**2 * gram[:, k, k][:, None]
+            flip = movable[:, :, k] & (change < -1e-9 * np.abs(gram[:, k, k][:, None]) * delta**2)
+            if not flip.any():
+                continue
+            flips += int(flip.sum())
+            chosen[:, :, k] += np.where(flip, step, 0.0)
+            moved = np.where(flip, delta, 0.0)
+            groups, channels = np.nonzero(flip)
+            gradient[groups, channels] += moved[groups, channels, None] * gram[groups, k]
+        if not flips:
+            break
+    error = (chosen - exact) * scale
+    last = float((error * (error @ gram)).sum())
+    return (last / first if first > 0 else 1.0), chosen
+
+
+def _find_work(model: onnx.ModelProto, twin: onnx.ModelProto) -> Iterator[_Work]:
+    graph = Graph(model)
+    nodes = {node.name: node for node in graph.nodes}
+    quantized = {node.name: node for node in twin.graph.node}
+    producers = {output: node for node in twin.graph.node for output in node.output}
+    constants = {i.name: i for i in twin.graph.initializer}
+    for layer in graph.layers():
+        node = quantized.get(layer.node)
+        dequantize = None if node is None else producers.get(node.input[1])
+        if dequantize is None or dequantize.op_type != "DequantizeLinear":
+            continue
+        if dequantize.input[0] not in constants or not _plain_padding(nodes[layer.node]):
+            continue
+        integers_, scale, zero_point = (numpy_helper.to_array(constants[n]) for n in dequantize.input)
+        weight = graph.constant(layer.weight)
+        matrix = rows(layer, weight).astype(np.float64)
+        if zero_point.any() or integers_.dtype != np.int8 or matrix.shape[1] > MAX_PRODUCTS:
+            continue
+        grouped = matrix.reshape(layer.groups, -1, matrix.shape[1])
+        scales = np.broadcast_to(scale.astype(np.float64).reshape(-1, 1), (len(matrix), 1))
+        yield _Work(
+            layer,
+            nodes[layer.node],
+            weight.shape,
+            grouped,
+            scales.reshape(layer.groups, -1, 1),
+            np.abs(rows(layer, integers_).astype(np.float64)).max(axis=1).reshape(layer.groups, -1, 1),
+        )
+
+
+def _plain_padding(node: onnx.NodeProto) -> bool:
+    return node.op_type != "Conv" or attributes_of(node).get("auto_pad", "NOTSET") == "NOTSET"
+
+
+def _chunks(work: Sequence[_Work]) -> Iterator[list[_Work]]:
+    """Layers that are observed together, so that their matrices fit in `CHUNK_BYTES`."""
+    chunk: list[_Work] = []
+    for item in work:
+        if chunk and sum(w.gram_bytes for w in chunk) + item.gram_bytes > CHUNK_BYTES:
+            yield chunk
+            chunk = []
+        chunk.append(item)
+    if chunk:
+        yield chunk
+
+
+def _grams(model: onnx.ModelProto, chunk: Sequence[_Work], context: RepairContext) -> list[Array]:
+    """E[x x^T] of each layer's inputs in the float model."""
+    sources = [item.layer.source for item in chunk]
+    names = [name for name in dict.fromkeys(sources) if name not in context.inputs]
+    grams = [np.zeros((w.weight.shape[0], *w.weight.shape[2:] * 2), np.float32) for w in chunk]
+    session = session_with_outputs(model, names)
+    count = 0
+    for feeds in context.feeds(MAX_SAMPLES):
+        values = {**feeds, **(dict(zip(names, session.run(names, feeds), strict=True)) if names else {})}
+        count += len(next(iter(feeds.values())))
+        for item, gram in zip(chunk, grams, strict=True):
+            columns = observed_products(item.node, values[item.layer.source], item.shape, item.layer.groups)
+            np.add(gram, np.swapaxes(columns, 1, 2) @ columns, out=gram)
+    return [gram.astype(np.float64) / max(count, 1) for gram in grams]
+
+
+def observed_products(node: onnx.NodeProto, value: Array, shape: Sequence[int], groups: int) -> Array:
+    """What a layer multiplies its weights by, [groups, observations, products].
+
+    A convolution is looked at in at most `MAX_POSITIONS` places of each sample, evenly spread.
+    """
+    if node.op_type != "Conv":
+        return value.reshape(1, -1, value.shape[-1])
+    kernel = list(shape[2:])
+    axes = len(kernel)
+    attributes = attributes_of(node)
+    pads = attributes.get("pads", [0] * 2 * axes)
+    dilations, strides = (attributes.get(name, [1] * axes) for name in ("dilations", "strides"))
+    padded = np.pad(value, [(0, 0), (0, 0), *zip(pads[:axes], pads[axes:], strict=True)])
+    sizes = [
+        (size - d * (k - 1) - 1) // s + 1
+        for size, k, d, s in zip(padded.shape[2:], kernel, dilations, strides, strict=True)
+    ]
+    total = int(np.prod(sizes))
+    places = np.linspace(0, total - 1, min(total, MAX_POSITIONS)).astype(int)
+    corners = [p * s for p, s in zip(np.unravel_index(places, sizes), strides, strict=True)]
+    taps = []
+    for offsets in itertools.product(*(range(k) for k in kernel)):
+        where: tuple[Any, ...] = tuple(
+            c + o * d for c, o, d in zip(corners, offsets, dilations, strict=True)
+        )
+        taps.append(padded[(..., *where)])  # [N, channels, places]
+    products = np.stack(taps, axis=-1)
+    samples, channels = products.shape[:2]
+    split = products.reshape(samples, groups, channels // groups, len(places), -1)
+    return np.ascontiguousarray(split.transpose(1, 0, 3, 2, 4)).reshape(groups, samples * len(places), -1)
+
+
+def _nearest(item: _Work) -> Array:
+    return np.clip(np.rint(item.weight / item.scale), -item.highest, item.highest)
+
+
+def _on_grid(item: _Work, nearest: Array, chosen: Array) -> Array:
+    """Float weights that the quantizer rounds to `chosen`; those that nearest rounding gives stay exact."""
+    largest = np.abs(item.weight).max(axis=2, keepdims=True)
+    moved = np.clip(chosen * item.scale, -largest, largest)
+    matrix = np.where(chosen == nearest, item.weight, moved).reshape(-1, item.weight.shape[2])
+    return from_rows(item.layer, matrix.astype(np.float32), item.shape)

@@ -1,0 +1,221 @@
+"""Cross-layer equalization: channels of like range, by moving factors from one layer to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from bench.core.arrays import Array
+from exporter.graphs.inference import session_with_outputs
+from exporter.graphs.layers import Graph, Layer, with_constants, with_own_biases
+from exporter.quantization.repair.base import Metrics, RepairContext
+
+# f(s x) = s f(x) for every s > 0 and each channel on its own.
+_HOMOGENEOUS = {"Relu", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool", "Identity", "Dropout"}
+# A channel counts as free of a clip if no calibration sample brings it beyond this share of the limit.
+CLIP_MARGIN = 0.25
+MAX_SCALE = 256.0
+_SWEEPS = 20
+_CONVERGED = 1.01
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two layers with nothing between them but what lets factors pass.
+
+    Attributes:
+        first: the layer whose output channels are divided.
+        second: the layer whose input channels are multiplied.
+        limit: where a Clip between them begins to cut, or infinity.
+    """
+
+    first: Layer
+    second: Layer
+    limit: float
+
+
+def equalize(model: onnx.ModelProto, context: RepairContext) -> tuple[onnx.ModelProto, Metrics]:
+    """Divide output channels of a layer by s and multiply the next one's input channels by s.
+
+    After Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction" (2019),
+    section 4.1. The function in float stays the same to rounding.
+
+    1. Two layers are a pair if the first one's output goes to the second alone, through operators that
+       are positively homogeneous (Relu, pooling, ...) or through none.
+    2. Clip (ReLU6) is not homogeneous, and ONNX has no limit per channel. A channel may pass it only if
+       on all calibration samples it stays below a quarter of the limit, before and after.
+    3. With one weight scale per tensor, s = sqrt(r1 / r2) of the two layers' weight ranges (equation 11).
+    4. With one per channel, the first layer's weights do not care: r1 is what the channel was seen to
+       hold, because activations have one scale per tensor. Before a depthwise layer, whose weights do
+       not care either, s = r1 / max(r1): every channel fills the range.
+    5. A channel that holds nothing or leads nowhere (r1 or r2 is zero) stays as it is.
+    """
+    graph = Graph(with_own_biases(model))
+    pairs = find_pairs(graph)
+    if not pairs:
+        return model, {"pairs": 0, "channels": 0, "channels_at_a_clip": 0}
+    layers = {layer.node: layer for pair in pairs for layer in (pair.first, pair.second)}
+    weights = {layer.weight: graph.constant(layer.weight).astype(np.float64) for layer in layers.values()}
+    biases = {
+        pair.first.bias: graph.constant(pair.first.bias).astype(np.float64)
+        for pair in pairs
+        if pair.first.bias is not None
+    }
+    peaks, tops = _channel_ranges(model, pairs, context)
+    scaled: dict[str, Array] = {}
+    with context.progress.task("equalize", _SWEEPS) as task:
+        for _ in range(_SWEEPS):
+            largest = 1.0
+            for pair in pairs:
+                name = pair.first.node
+                held = peaks[name] if context.per_channel else _output_ranges(pair.first, weights)
+                scale = _scales(pair, held, _input_ranges(pair.second, weights), context.per_channel)
+                scale = _within_clip(scale, tops[name], pair.limit)
+                _apply(pair, scale, weights, biases)
+                peaks[name], tops[name] = peaks[name] / scale, tops[name] / scale
+                scaled[name] = scaled.get(name, 1.0) * scale
+                largest = max(largest, float(np.maximum(scale, 1 / scale).max()))
+            task.advance()
+            if largest < _CONVERGED:
+                break
+    repaired = with_constants(with_own_biases(model), {**weights, **biases})
+    factors = np.concatenate(list(scaled.values()))
+    clipped = sum(int((tops[p.first.node] > CLIP_MARGIN * p.limit).sum()) for p in pairs)
+    return repaired, {
+        "pairs": len(pairs),
+        "channels": int((np.abs(np.log(factors)) > np.log(_CONVERGED)).sum()),
+        "channels_at_a_clip": clipped,
+    }
+
+
+def find_pairs(graph: Graph) -> list[Pair]:
+    """All pairs of layers that factors may move between, in graph order."""
+    layers = {layer.node: layer for layer in graph.layers()}
+    pairs = []
+    for layer in layers.values():
+        found = _follow(graph, layer.output)
+        if found is None or layer.bias_node is None:
+            continue
+        node, limit = found
+        second = layers.get(node.name)
+        if (
+            second is None
+            or second.weight == layer.weight
+            or (layer.op_type == "Conv") != (second.op_type == "Conv")
+        ):
+            continue
+        pairs.append(Pair(layer, second, limit))
+    return pairs
+
+
+def _follow(graph: Graph, tensor: str) -> tuple[onnx.NodeProto, float] | None:
+    """The one layer behind a tensor, and the smallest limit of the clips on the way."""
+    limit = np.inf
+    while (node := graph.only_reader(tensor)) is not None:
+        if node.op_type in {"Conv", "Gemm", "MatMul"}:
+            return (node, limit) if node.input[0] == tensor else None
+        if node.op_type == "Clip":
+            low, high = (_bound(graph, node, index) for index in (1, 2))
+            if low != 0.0 or high is None:  # another lower limit cuts at a place that would move
+                return None
+            limit = min(limit, high)
+        elif node.op_type not in _HOMOGENEOUS:
+            return None
+        tensor = node.output[0]
+    return None
+
+
+def _bound(graph: Graph, node: onnx.NodeProto, index: int) -> float | None:
+    if len(node.input) <= index or node.input[index] not in graph.constants:
+        return None
+    return float(graph.constant(node.input[index]))
+
+
+def _channel_ranges(
+    model: onnx.ModelProto, pairs: Iterable[Pair], context: RepairContext
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Largest magnitudes of channels as the second layer reads them, and largest values before any clip.
+
+    Both by the name of the first layer.
+    """
+    seconds = {pair.first.node: pair.second for pair in pairs}
+    firsts = {pair.first.node: pair.first for pair in pairs}
+    names = list(dict.fromkeys(t for n in firsts for t in (firsts[n].output, seconds[n].source)))
+    session = session_with_outputs(model, names)
+    peaks: dict[str, Array] = {}
+    tops: dict[str, Array] = {}
+    with context.progress.task("channel ranges", context.batches()) as task:
+        for feeds in context.feeds():
+            values = dict(zip(names, session.run(names, feeds), strict=True))
+            for name, first in firsts.items():
+                peak = _by_channel(np.abs(values[seconds[name].source]), seconds[name])
+                top = _by_channel(values[first.output], first)
+                peaks[name] = np.maximum(peaks.get(name, 0.0), peak)
+                tops[name] = np.maximum(tops.get(name, -np.inf), top)
+            task.advance()
+    return peaks, tops
+
+
+def _by_channel(value: Array, layer: Layer) -> Array:
+    """The largest value of each channel, float64 [channels]."""
+    moved = np.moveaxis(value, layer.channel_axis, 0)
+    largest: Array = moved.reshape(len(moved), -1).max(axis=1).astype(np.float64)
+    return largest
+
+
+def _output_ranges(layer: Layer, weights: dict[str, Array]) -> Array:
+    weight = np.abs(weights[layer.weight])
+    found: Array = weight.reshape(len(weight), -1).max(axis=1) if layer.transposed else weight.max(axis=0)
+    return found
+
+
+def _input_view(layer: Layer, weight: Array) -> Array:
+    """A view of the weights as [groups, in per group, out per group, products]."""
+    if not layer.transposed:
+        return weight[None, :, :, None]
+    out, per_group = weight.shape[:2]
+    split = weight.reshape(layer.groups, out // layer.groups, per_group, -1)
+    return np.swapaxes(split, 1, 2)
+
+
+def _input_ranges(layer: Layer, weights: dict[str, Array]) -> Array:
+    view = np.abs(_input_view(layer, weights[layer.weight]))
+    ranges: Array = view.max(axis=(2, 3)).reshape(-1)
+    return ranges
+
+
+def _scales(pair: Pair, first: Array, second: Array, per_channel: bool) -> Array:
+    """What to divide each channel of the first layer by; rules 3 to 5 of `equalize`."""
+    alive = (first > 0) & (second > 0)
+    if not alive.any():
+        return np.ones_like(first)
+    top = first[alive].max()
+    depthwise = pair.second.groups > 1 and pair.second.groups == len(first)
+    safe_first, safe_second = np.where(alive, first, top), np.where(alive, second, 1.0)
+    scale = safe_first / top if per_channel and depthwise else np.sqrt(safe_first / safe_second)
+    if per_channel and not depthwise:
+        # Only the ratios matter; keep the largest channel, and with it all clips, where they are.
+        scale = scale / scale[np.argmax(safe_first)]
+    return np.where(alive, np.clip(scale, 1 / MAX_SCALE, MAX_SCALE), 1.0)
+
+
+def _within_clip(scale: Array, top: Array, limit: float) -> Array:
+    """Keep channels that come near a clip as they are, and bring none near it."""
+    if not np.isfinite(limit):
+        return scale
+    room = CLIP_MARGIN * limit
+    return np.where(top > room, 1.0, np.maximum(scale, np.maximum(top, 0.0) / room))
+
+
+def _apply(pair: Pair, scale: Array, weights: dict[str, Array], biases: dict[str, Array]) -> None:
+    first, second = pair.first, pair.second
+    weight = weights[first.weight]
+    shape = (-1, *[1] * (weight.ndim - 1)) if first.transposed else (1, -1)
+    weights[first.weight] = weight / scale.reshape(shape)
+    if first.bias is not None:
+        biases[first.bias] = biases[first.bias] / scale
+    view = _input_view(second, weights[second.weight])
+    view *= scale.reshape(view.shape[0], view.shape[1], 1, 1)

@@ -1,0 +1,99 @@
+"""How near an int8 model comes to its float reference on samples that nothing was fitted to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+
+from bench.core.arrays import Array
+from bench.metrics.parity import EXACT_SQNR_DB, parity
+from exporter.graphs.inference import open_exact, open_model, session_options
+from exporter.graphs.rewrites.processing import score_tensor
+
+
+@dataclass(frozen=True)
+class Score:
+    """An int8 model on the held-out samples.
+
+    Attributes:
+        sqnr_db: of its output against the float reference's.
+        agreement: share of samples whose largest output is at the same index.
+        drop: accuracy lost against the reference; without labels, the share of samples that disagree.
+    """
+
+    sqnr_db: float
+    agreement: float
+    drop: float
+
+    def as_json(self) -> dict[str, float]:
+        """For metrics."""
+        return dict(self.__dict__)
+
+
+def noise(sqnr_db: float) -> float:
+    """Noise energy as a share of the signal's."""
+    return 0.0 if sqnr_db >= EXACT_SQNR_DB else float(10 ** (-sqnr_db / 10))
+
+
+class Judge:
+    """Scores int8 models against one reference.
+
+    Args:
+        reference: the float model as it was given.
+        inputs: held-out samples, input name -> array [N, ...].
+        labels: their class indices [N], or None.
+        batch_size: samples per run.
+    """
+
+    def __init__(
+        self, reference: onnx.ModelProto, inputs: Mapping[str, Array], labels: Array | None, batch_size: int
+    ) -> None:
+        self.inputs, self.batch_size = inputs, batch_size
+        self.wanted = outputs_of(reference, inputs, batch_size)
+        self.labels = labels if self.wanted.ndim == 2 else None
+
+    def score(self, model: onnx.ModelProto) -> Score:
+        """Run a model, with all of ONNX Runtime's optimizations as on the device, and compare."""
+        got = outputs_of(model, self.inputs, self.batch_size)
+        if not np.isfinite(got).all():
+            return Score(-EXACT_SQNR_DB, 0.0, 1.0)
+        found = parity(self.wanted, got)
+        if self.labels is None:
+            return Score(found.sqnr_db, found.agreement, 1 - found.agreement)
+        before = (self.wanted.argmax(axis=1) == self.labels).mean()
+        after = (got.argmax(axis=1) == self.labels).mean()
+        return Score(found.sqnr_db, found.agreement, float(before - after))
+
+
+def outputs_of(model: onnx.ModelProto, inputs: Mapping[str, Array], batch_size: int) -> Array:
+    """The network's own first output on samples, [N, ...], before any postprocessing inside the graph.
+
+    Without the saturation of x86 without VNNI, whatever this host is: other targets do not know it, and for
+    those that do, the build takes care of it after the repairs.
+    """
+    name = score_tensor(model)
+    if name not in {value.name for value in model.graph.output}:
+        copy = onnx.ModelProto()
+        copy.CopyFrom(model)
+        copy.graph.output.append(onnx.ValueInfoProto(name=name))
+        model = copy
+    session = open_exact(model, os.cpu_count() or 1)
+    count = len(next(iter(inputs.values())))
+    return np.concatenate(
+        [
+            session.run(
+                [name], {n: np.ascontiguousarray(a[start : start + batch_size]) for n, a in inputs.items()}
+            )[0]
+            for start in range(0, count, batch_size)
+        ]
+    )
+
+
+def fast_session(model: onnx.ModelProto, threads: int) -> Any:
+    """A session with all optimizations, as a device would open it."""
+    return open_model(model, session_options(threads))

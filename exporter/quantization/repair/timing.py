@@ -1,0 +1,68 @@
+"""What it costs to leave a layer in float, measured on this CPU."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import TypeVar
+
+import onnx
+
+from bench.core.arrays import Array
+from exporter.quantization.repair.score import fast_session
+
+ROUNDS = 15
+_BURST = 3
+_WARMUP = 2
+
+Clock = Callable[[], int]
+Key = TypeVar("Key", bound=Hashable)
+
+
+def float_costs(
+    int8: onnx.ModelProto,
+    variants: Iterable[tuple[Key, onnx.ModelProto]],
+    feeds: Mapping[str, Array],
+    *,
+    clock: Clock = time.perf_counter_ns,
+) -> tuple[float, dict[Key, float]]:
+    """What a run of the int8 model takes, and what each variant takes beyond that, in ns.
+
+    A variant's cost is negative where it is faster.
+
+    Both run in one process on one thread and take turns in `ROUNDS` rounds of short bursts, first one and
+    then the other in front. A burst counts with its fastest run, and the cost is the median of the
+    differences: what slows the machine for a while slows both.
+
+    Args:
+        int8: the int8 model.
+        variants: key and model of each, one at a time in memory.
+        feeds: one run's inputs.
+        clock: in ns.
+    """
+    base = fast_session(int8, 1)
+    costs: dict[Key, float] = {}
+    usual = float("inf")
+    for key, model in variants:
+        other = fast_session(model, 1)
+        for _ in range(_WARMUP):
+            base.run(None, dict(feeds))
+            other.run(None, dict(feeds))
+        differences = []
+        for index in range(ROUNDS):
+            pair = (base, other) if index % 2 else (other, base)
+            times = {session: _fastest(session, feeds, clock) for session in pair}
+            differences.append(times[other] - times[base])
+            usual = min(usual, times[base])
+        costs[key] = statistics.median(differences)
+    return usual, costs
+
+
+def _fastest(session: object, feeds: Mapping[str, Array], clock: Clock) -> float:
+    fastest = float("inf")
+    for _ in range(_BURST):
+        start = clock()
+        session.run(None, dict(feeds))  # type: ignore[attr-defined]
+        fastest = min(fastest, clock() - start)
+    return fastest

@@ -1,0 +1,147 @@
+"""Reading a person's own pictures: one folder a class, or ready-made splits of such folders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from bench.core.arrays import Array
+from bench.core.errors import DataError
+from exporter.sources.picture_folders import (
+    FoundPictures,
+    few_names,
+    find_pictures,
+    given_splits,
+    skipped_note,
+)
+from exporter.sources.pictures import pillow, read_picture, square
+from exporter.sources.splits import Split, Splits, stratified_indices
+
+MAX_PIXELS = 64_000_000
+MAX_FILES = 1_000_000
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What pictures become: float32 [3, size, size], (value - mean) / std, named from `root`."""
+
+    root: Path
+    size: int
+    mean: Array
+    std: Array
+    input_name: str
+
+
+def load_image_folder(
+    root: str | Path,
+    *,
+    size: int,
+    mean: Sequence[float] = (127.0,),
+    std: Sequence[float] = (128.0,),
+    calibration: int = 256,
+    evaluation: int | None = None,
+    input_name: str = "image",
+    seed: int = 0,
+) -> Splits:
+    """Read labelled pictures as float32 [N, 3, size, size], (value - mean) / std of 0..255.
+
+    `root` holds either one folder per class, from which `evaluation` samples are drawn, or splits, each
+    with one folder per class: `train` (or `training`), and `evaluation` (`eval`), `test` (`testing`) or
+    `val` (`valid`, `validation`), in any case. Of several to evaluate on the first in this order is read.
+    Classes are numbered in the order of their names. Calibration samples are drawn from those of training;
+    without `evaluation`, a fifth of the pictures is held out.
+
+    A picture is turned upright as its EXIF orientation says. Transparent parts become white, and grey of
+    16 bits is scaled to 8. Of several frames the first is read. The shorter side is scaled to `size`, and
+    the middle is cut out. What is not read is told in `notes` of the result.
+
+    Raises:
+        DataError: no pictures, one class, classes that differ between the two folders, a layout that is not
+            clear, a picture that is damaged or too large.
+    """
+    folder = Path(root)
+    if not folder.is_dir():
+        raise DataError(folder, "is no folder", "name a folder that holds one folder per class")
+    if size < 1:
+        raise DataError("size", f"is {size}", "give the side of the pictures in pixels")
+    offset, scale = (np.asarray(values, np.float32).reshape(-1, 1, 1) for values in (mean, std))
+    wanted = _Wanted(folder, size, offset, scale, input_name)
+    given = given_splits(folder)
+    if given is not None:
+        found = [find_pictures(given.train), find_pictures(given.evaluation)]
+        train, train_frames = _read_pictures(found[0], given.train, wanted)
+        held_out, more_frames = _read_pictures(found[1], given.evaluation, wanted)
+        skipped = [*given.skipped, *found[0].skipped, *found[1].skipped]
+        animated = [*train_frames, *more_frames]
+    else:
+        whole = find_pictures(folder)
+        everything, animated = _read_pictures(whole, folder, wanted)
+        skipped = list(whole.skipped)
+        train, held_out = _held_out(everything, evaluation, seed, folder)
+    size_of_calibration = {"calibration": min(calibration, train.count)}
+    indices = stratified_indices(train.labels, size_of_calibration, seed, str(folder))["calibration"]
+    notes = (*skipped_note(folder, skipped), *_animated_note(folder, animated))
+    return Splits(train, train.take(indices), held_out, notes=notes)
+
+
+def resize_images(images: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
+    """Scale grey pictures [N, H, W] to [N, size, size] bilinearly."""
+    image = pillow()
+    return np.stack(
+        [
+            np.asarray(image.fromarray(picture).resize((size, size), image.Resampling.BILINEAR))
+            for picture in images
+        ]
+    )
+
+
+def _held_out(everything: Split, evaluation: int | None, seed: int, folder: Path) -> tuple[Split, Split]:
+    """Samples to train on, and those to evaluate on, drawn from each class."""
+    count = everything.count // 5 if evaluation is None else evaluation
+    if count < 1 or count >= everything.count:
+        raise DataError(
+            folder, f"{count} of {everything.count} pictures for evaluation", "keep some for training"
+        )
+    sizes = {"evaluation": count, "train": everything.count - count}
+    drawn = stratified_indices(everything.labels, sizes, seed, str(folder))
+    return everything.take(drawn["train"]), everything.take(drawn["evaluation"])
+
+
+def _read_pictures(found: FoundPictures, folder: Path, wanted: _Wanted) -> tuple[Split, list[Path]]:
+    """All pictures of a folder, and those files that hold further frames."""
+    classes, files, size = found.classes, found.files, wanted.size
+    if len(classes) < 2 or not files:
+        raise DataError(
+            folder, f"holds {len(classes)} classes and {len(files)} pictures", "give one folder per class"
+        )
+    if len(files) > MAX_FILES:
+        raise DataError(folder, f"holds {len(files)} pictures", f"keep it to {MAX_FILES}")
+    try:
+        pixels = np.empty((len(files), 3, size, size), np.float32)
+    except MemoryError as error:
+        raise DataError(
+            folder, f"{len(files)} pictures of {size} x {size} pixels do not fit in memory", "take fewer"
+        ) from error
+    animated = []
+    for index, (path, _) in enumerate(files):
+        picture = read_picture(path, max_pixels=MAX_PIXELS, least=size)
+        pixels[index] = (square(picture, size).transpose(2, 0, 1) - wanted.mean) / wanted.std
+        if picture.animated:
+            animated.append(path)
+    split = Split(
+        {wanted.input_name: pixels},
+        np.array([label for _, label in files], np.int64),
+        np.array([path.relative_to(wanted.root).as_posix() for path, _ in files]),
+    )
+    return split, animated
+
+
+def _animated_note(root: Path, animated: Sequence[Path]) -> tuple[str, ...]:
+    if not animated:
+        return ()
+    names = few_names(root, animated)
+    return (f"{root}: pictures of several frames, of which the first was read: {len(animated)} ({names})",)

@@ -1,0 +1,233 @@
+"""Where labelled pictures lie below a folder: its splits, their classes, and what is passed over."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.core.errors import DataError
+
+SUFFIXES = frozenset(
+    {".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+)
+TRAINING = frozenset({"train", "training"})
+# Where there are several, the first is evaluated on: what a training was tuned by says less.
+EVALUATION = (
+    frozenset({"evaluation", "eval"}),
+    frozenset({"test", "testing"}),
+    frozenset({"validation", "valid", "val"}),
+)
+_SPLITS = TRAINING.union(*EVALUATION)
+# What archives made on a Mac hold beside the files themselves.
+_HIDDEN = "__MACOSX"
+NAMED = 3
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A file or folder that is not read, and why in a few words."""
+
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True)
+class FoundPictures:
+    """Pictures in one folder per class.
+
+    Attributes:
+        classes: names in order; a class is known by its place.
+        files: each picture with its class, in the order of their paths within a class.
+        skipped: what else is there.
+    """
+
+    classes: tuple[str, ...]
+    files: tuple[tuple[Path, int], ...]
+    skipped: tuple[Skipped, ...]
+
+
+@dataclass(frozen=True)
+class GivenSplits:
+    """Two folders, each with the same folders of classes, and what else lies beside them."""
+
+    train: Path
+    evaluation: Path
+    skipped: tuple[Skipped, ...]
+
+
+def given_splits(root: Path) -> GivenSplits | None:
+    """The splits that a folder is made of, such as `train` and `val`; None where its folders are classes.
+
+    Names count in any case. A word of a name, as in `training_set`, counts where the classes agree.
+
+    Raises:
+        DataError: the folders are named as splits, but it is not clear how to read them.
+    """
+    folders = _folders(root)
+    training = [folder for folder in folders if _is_one_of(folder, TRAINING)]
+    evaluating = [[folder for folder in folders if _is_one_of(folder, names)] for names in EVALUATION]
+    for candidates in evaluating:
+        agreeing = [
+            (train, evaluation)
+            for train in training
+            for evaluation in candidates
+            if train != evaluation
+            and _class_names(train)
+            and _class_names(train) == _class_names(evaluation)
+        ]
+        if len(agreeing) > 1:
+            names = sorted({folder.name for pair in agreeing for folder in pair})
+            raise DataError(root, f"holds several folders of one split: {names}", "keep one of each")
+        if agreeing:
+            train, evaluation = agreeing[0]
+            skipped = [Skipped(path, "beside the splits") for path in _entries(root)]
+            kept = tuple(entry for entry in skipped if entry.path not in {train, evaluation})
+            return GivenSplits(train, evaluation, kept)
+    _refuse_unclear(root, folders)
+    return None
+
+
+def find_pictures(folder: Path) -> FoundPictures:
+    """All pictures below the folders of classes in `folder`, by the endings of their names.
+
+    Raises:
+        DataError: a folder cannot be read.
+    """
+    classes = _folders(folder)
+    files: list[tuple[Path, int]] = []
+    skipped = [_beside_classes(path) for path in _entries(folder) if path not in classes]
+    for label, one in enumerate(classes):
+        pictures, others = _walk(one)
+        files += [(path, label) for path in pictures]
+        skipped += others if pictures else [*others, Skipped(one, "classes without a picture")]
+    return FoundPictures(tuple(path.name for path in classes), tuple(files), tuple(skipped))
+
+
+def skipped_note(root: Path, skipped: Sequence[Skipped]) -> tuple[str, ...]:
+    """One line on what is not read below `root`, with a few names for each reason; none for nothing."""
+    if not skipped:
+        return ()
+    reasons: dict[str, list[Path]] = {}
+    for entry in skipped:
+        reasons.setdefault(entry.reason, []).append(entry.path)
+    parts = [f"{reason}: {len(paths)} ({few_names(root, paths)})" for reason, paths in reasons.items()]
+    return (f"{root}: files and folders skipped: {len(skipped)}; {', '.join(parts)}",)
+
+
+def few_names(root: Path, paths: Sequence[Path]) -> str:
+    """The first names, relative to `root`."""
+    names = [path.relative_to(root).as_posix() for path in paths[:NAMED]]
+    return ", ".join([*names, "…"] if len(paths) > NAMED else names)
+
+
+def _refuse_unclear(root: Path, folders: Sequence[Path]) -> None:
+    """Refuse folders that are not classes by their names, and splits within the classes."""
+    exact = [folder for folder in folders if folder.name.lower() in _SPLITS]
+    train = [folder for folder in exact if folder.name.lower() in TRAINING]
+    others = [folder for names in EVALUATION for folder in exact if folder.name.lower() in names]
+    if train and others:
+        one, other = (_class_names(folder) for folder in (train[0], others[0]))
+        if not one or not other:
+            raise DataError(
+                root,
+                f"{train[0].name!r} and {others[0].name!r} do not both hold one folder per class",
+                "add these folders, or rename them if they are classes themselves",
+            )
+        raise DataError(
+            root,
+            f"{train[0].name} has classes {_only(one, other)}, {others[0].name} {_only(other, one)}",
+            "make them equal",
+        )
+    if exact and len(exact) == len(folders):
+        wanted = "evaluation, test or val" if train else "train"
+        raise DataError(
+            root,
+            f"holds {[folder.name for folder in exact]} and no folder {wanted}",
+            "add it, or name a folder that holds one folder per class",
+        )
+    within = [{name.lower() for name in _class_names(folder)} for folder in folders]
+    if within and all(inner & TRAINING and inner & (_SPLITS - TRAINING) for inner in within):
+        raise DataError(
+            root,
+            f"each of its classes holds splits, such as {sorted(_class_names(folders[0]))}",
+            "put the splits above the classes: train/CLASS and evaluation/CLASS",
+        )
+
+
+def _only(classes: Sequence[str], others: Sequence[str], limit: int = 10) -> list[str]:
+    """All names, or of many those alone that the others lack."""
+    return list(classes) if len(classes) <= limit else [name for name in classes if name not in others]
+
+
+def _is_one_of(folder: Path, names: frozenset[str]) -> bool:
+    return not names.isdisjoint(re.split(r"[^a-z]+", folder.name.lower()))
+
+
+def _class_names(folder: Path) -> list[str]:
+    return [path.name for path in _folders(folder)]
+
+
+def _folders(folder: Path) -> list[Path]:
+    return [path for path in _entries(folder) if path.is_dir() and not _is_hidden(path)]
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise _unreadable(error) from error
+
+
+def _is_hidden(path: Path) -> bool:
+    return path.name.startswith(".") or path.name == _HIDDEN
+
+
+def _beside_classes(path: Path) -> Skipped:
+    return Skipped(path, "hidden" if _is_hidden(path) else "outside the folders of classes")
+
+
+def _walk(folder: Path) -> tuple[list[Path], list[Skipped]]:
+    """The pictures of a class, nested folders included, and what is not a picture; both sorted."""
+    pictures, skipped = [], []
+    for path in sorted(_below(folder)):
+        reason = _reason_against(path)
+        if reason is None:
+            pictures.append(path)
+        else:
+            skipped.append(Skipped(path, reason))
+    return pictures, skipped
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """All files, and those folders that are not looked into."""
+
+    def refuse(error: OSError) -> None:
+        raise _unreadable(error) from error
+
+    for parent, folders, names in os.walk(folder, onerror=refuse):
+        inner = [Path(parent, name) for name in folders]
+        passed_over = [path for path in inner if path.is_symlink() or _is_hidden(path)]
+        folders[:] = [path.name for path in inner if path not in passed_over]
+        yield from passed_over
+        yield from (Path(parent, name) for name in names)
+
+
+def _reason_against(path: Path) -> str | None:
+    if _is_hidden(path):
+        return "hidden"
+    if path.is_dir():
+        return "links to folders"
+    if path.suffix.lower() not in SUFFIXES:
+        return "not named as pictures"
+    if path.is_file():
+        return None
+    return "no regular files" if path.exists() else "broken links"
+
+
+def _unreadable(error: OSError) -> DataError:
+    return DataError(
+        error.filename, f"cannot be read ({error.strerror})", "fix its permissions or leave it out"
+    )

@@ -1,0 +1,404 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, NoReturn
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bench.core.progress import Progress, Task
+from exporter.errors import StageError
+from exporter.networks.memory_layout import laid_out, layout_for
+from exporter.networks.network import Network, accuracy, call, deterministic, predict
+from exporter.recipes import Training
+from exporter.sources.splits import UNLABELLED, Split, Splits
+from exporter.training.loop.average import Average
+from exporter.training.loop.checkpoints import Checkpoints, Saved
+from exporter.training.loop.checks import check_modules, hold_out
+from exporter.training.loop.engine import ONE_CPU, Engine
+from exporter.training.loop.freezing import check_norms, last_change, set_learning
+from exporter.training.loop.hooks import Hook
+from exporter.training.loop.mixup import mixup
+from exporter.training.loop.rates import parameter_groups, schedule
+
+if TYPE_CHECKING:
+    from exporter.sources.splits import Augment
+
+# (inputs of the batch, outputs of the network, labels) -> mean loss. Labels are int64 [N], or under mixup
+# float [N, classes]. A loss that is a module moves to the device, and its parameters learn too.
+Loss = Callable[[Mapping[str, Tensor], Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One line of the training curves."""
+
+    epoch: int
+    learning_rate: float
+    train_loss: float
+    train_accuracy: float
+    validation_accuracy: float
+
+    def as_json(self) -> dict[str, float]:
+        """For metrics."""
+        return dict(self.__dict__)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a training left: its curves, and the epoch whose weights were kept."""
+
+    curves: tuple[Epoch, ...]
+    best_epoch: int
+
+    def as_json(self) -> dict[str, object]:
+        """For metrics."""
+        return {
+            "curves": [epoch.as_json() for epoch in self.curves],
+            "best_epoch": self.best_epoch,
+            "validation_accuracy": self.curves[self.best_epoch].validation_accuracy,
+        }
+
+
+def fit(
+    network: Network,
+    data: Splits,
+    config: Training,
+    loss: Loss,
+    *,
+    seed: int,
+    name: str,
+    progress: Progress,
+    hooks: Sequence[Hook] = (),
+    checkpoints: Checkpoints | None = None,
+    engine: Engine = ONE_CPU,
+) -> Fitted:
+    """Train a network in place and leave it, on the CPU, with the weights of its best epoch.
+
+    AdamW; `loop.rates` says how the learning rate runs, `loop.freezing` what
+    learns when. The best epoch is the one of highest accuracy on a stratified share cut from the training
+    data, among those that all hooks call settled; of equals, the latest.
+
+    Args:
+        network: its masks are applied after every step.
+        data: `train` is used, and `augment`.
+        config: all that a person may choose.
+        loss: what differs between stages.
+        seed: of everything random; with `name`, so that two trainings of one build differ.
+        name: of the training, for messages and checkpoints.
+        progress: told of every step.
+        hooks: called between steps, in their order.
+        checkpoints: where to keep the training from time to time, and to find one that was killed.
+        engine: the hardware.
+
+    Raises:
+        StageError: the loss or a weight is not a number, there is too little data to hold some out, a
+            frozen module does not exist, nothing is left to learn, or a batch is too small for a norm.
+    """
+    check_modules(network.module, config.freeze, f"{name}.freeze")
+    training, validation = hold_out(data.train, config.validation, seed, name)
+    with deterministic(seed, name, engine.device) as generator:
+        run = _Run(
+            network,
+            config,
+            loss,
+            hooks,
+            engine,
+            name,
+            training,
+            validation,
+            data.augment,
+            generator,
+            checkpoints,
+        )
+        run.begin(seed)
+        if checkpoints is not None and (saved := checkpoints.read(name)) is not None:
+            run.restore(saved)
+            progress.say(f"{name}: goes on from step {run.step} of {run.steps}")
+        with progress.task(name, run.steps) as task:
+            task.advance(run.step)
+            run.train(task)
+        return run.finish()
+
+
+@dataclass
+class _Run:
+    """One training. What changes from step to step is what `saved` and `restore` list."""
+
+    network: Network
+    config: Training
+    loss: Loss
+    hooks: Sequence[Hook]
+    engine: Engine
+    name: str
+    training: Split
+    validation: Split
+    augment: Augment | None
+    generator: torch.Generator
+    checkpoints: Checkpoints | None
+    learning: int | None = None  # the epoch that frozen and learning parts were last set for
+    step: int = 0
+    order: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    losses: list[float] = field(default_factory=list)
+    hits: int = 0
+    labelled: int = 0
+    curves: list[Epoch] = field(default_factory=list)
+    best: int | None = None
+    best_state: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches; what is left over waits for an epoch with another order."""
+        return self.training.count // self.config.batch_size or 1
+
+    @property
+    def steps(self) -> int:
+        """Of the whole training."""
+        return self.steps_per_epoch * self.config.epochs
+
+    def begin(self, seed: int) -> None:
+        """Everything onto its device; optimizer, average and hooks made."""
+        if self.training.count < self.engine.world:
+            raise StageError(
+                self.name,
+                f"{self.engine.world} processes cannot share {self.training.count} training samples",
+                "lower train.devices or give more data",
+            )
+        module, device = self.network.module.to(self.engine.device), self.engine.device
+        self.engine.spread([*module.parameters(), *module.buffers()])
+        self.loss_parameters: list[nn.Parameter] = []
+        if isinstance(self.loss, nn.Module):
+            self.loss_parameters = [p for p in self.loss.to(device).parameters() if p.requires_grad]
+            self.engine.spread(self.loss_parameters)
+        groups = parameter_groups(module, self.config, self.loss_parameters)
+        self.optimizer = torch.optim.AdamW(groups, lr=self.config.learning_rate)  # type: ignore[arg-type]
+        self.learned = [p for group in groups for p in group["params"]]
+        self.average = Average(module, self.config.ema) if self.config.ema else None
+        # Of several processes all draw one order of the samples, and each its own augmentation.
+        self.draws = self.generator
+        if self.engine.world > 1:
+            own = self.generator.initial_seed() + 1 + self.engine.rank
+            self.draws = torch.Generator().manual_seed(own)
+        self.mixing = np.random.default_rng(seed + self.engine.rank)
+        first = self.training.first(1)
+        self.classes = predict(module, first).shape[-1]
+        for hook in self.hooks:
+            hook.begin(self.network, self.steps, self.steps_per_epoch)
+        inputs = {name: torch.from_numpy(array).to(device) for name, array in first.inputs.items()}
+        self.layout = layout_for(module, inputs)
+
+    def train(self, task: Task) -> None:
+        """All steps that are left."""
+        while self.step < self.steps and not self._patience_is_over():
+            epoch, index = divmod(self.step, self.steps_per_epoch)
+            if index == 0:
+                self.order = torch.randperm(self.training.count, generator=self.generator)
+                self.losses, self.hits, self.labelled = [], 0, 0
+            if self.learning != epoch:
+                set_learning(self.network.module, self.config, epoch, self.name)
+                self.learning = epoch
+            self._do_step(epoch, index)
+            task.advance(note=f"loss {self.losses[-1]:.3f}")
+            self.step += 1
+            if index + 1 == self.steps_per_epoch:
+                self._end_epoch(epoch)
+            if self.checkpoints is not None and self.engine.rank == 0 and self.checkpoints.due():
+                self.checkpoints.write(self.name, self.saved())
+
+    def finish(self) -> Fitted:
+        """The best epoch's weights, ready to use."""
+        if self.best is None:
+            raise StageError(self.name, "no epoch ended with the network in its final form", "raise epochs")
+        module = self.network.module
+        module.load_state_dict(self.best_state)
+        module.requires_grad_(True)
+        module.eval().to("cpu")
+        return Fitted(tuple(self.curves), self.best)
+
+    def _do_step(self, epoch: int, index: int) -> None:
+        batch = self._batch(index)
+        if batch.count == 1:
+            few = self.config.batch_size > self.engine.world
+            place = self.name if few else f"{self.name}.batch_size"
+            check_norms(self.network.module, place, "give more data" if few else "raise batch_size")
+        inputs, labels = self._tensors(batch)
+        with self.engine.autocast():
+            outputs = call(self.network.module, inputs)
+            value = self.loss(inputs, outputs.float(), labels)
+        truth = labels.argmax(dim=1) if labels.is_floating_point() else labels
+        hits, labelled = (outputs.argmax(dim=1) == truth).sum(), (truth != UNLABELLED).sum()
+        figures = torch.stack([value.detach().float(), hits.float(), labelled.float()])
+        self.engine.average([figures])
+        mean, *counts = figures.tolist()
+        if not math.isfinite(mean):
+            self._diverged(f"the loss became {mean} at epoch {epoch}, step {index}")
+        self.optimizer.zero_grad(set_to_none=True)
+        self.engine.backward(value)
+        self.engine.average([p.grad for p in self.learned if p.grad is not None])
+        for hook in self.hooks:
+            hook.after_backward(self.step)
+        factor = schedule(self.config, self.step, self.steps_per_epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * factor
+        self.optimizer.step()
+        self.network.apply_masks()
+        for hook in self.hooks:
+            hook.after_step(self.step)
+        if self.average is not None:
+            self.average.update(self.step)
+        self.losses.append(mean)
+        self.hits, self.labelled = (
+            total + round(count * self.engine.world)
+            for total, count in zip((self.hits, self.labelled), counts, strict=True)
+        )
+
+    def _batch(self, index: int) -> Split:
+        """This process's part of a batch."""
+        size = self.config.batch_size
+        mine = self.order[index * size : (index + 1) * size][self.engine.rank :: self.engine.world]
+        return self.training.take(mine.numpy())
+
+    def _tensors(self, batch: Split) -> tuple[dict[str, Tensor], Tensor]:
+        inputs = {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in batch.inputs.items()}
+        labels = torch.from_numpy(batch.labels.astype(np.int64))
+        if self.augment is not None:
+            inputs = self.augment(inputs, self.draws)
+        if self.config.mixup:
+            inputs, labels = mixup(
+                inputs,
+                labels,
+                classes=self.classes,
+                alpha=self.config.mixup,
+                generator=self.mixing,
+                place=self.name,
+            )
+        device = self.engine.device
+        on_device = {name: tensor.to(device) for name, tensor in inputs.items()}
+        return laid_out(on_device, self.layout), labels.to(device)
+
+    def _end_epoch(self, epoch: int) -> None:
+        """A line of the curves; the weights, if they are the best of their kind so far."""
+        module = self.network.module
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in module.parameters()):
+            self._diverged(f"the weights became infinite or NaN in the last step of epoch {epoch}")
+        with self.average.in_place() if self.average is not None else nullcontext():
+            self.network.apply_masks()
+            self.engine.spread(module.buffers())
+            found = torch.tensor(accuracy(module, self.validation), dtype=torch.float64).to(
+                self.engine.device
+            )
+            self.engine.spread([found])
+            rate = self.config.learning_rate * schedule(
+                self.config, epoch * self.steps_per_epoch, self.steps_per_epoch
+            )
+            self.curves.append(
+                Epoch(
+                    epoch,
+                    rate,
+                    float(np.mean(self.losses)),
+                    self.hits / max(1, self.labelled),
+                    found.item(),
+                )
+            )
+            better = self.best is None or found.item() >= self.curves[self.best].validation_accuracy
+            if better and self._settled(epoch):
+                self.best = epoch
+                self.best_state = {name: t.detach().clone() for name, t in module.state_dict().items()}
+
+    def _settled(self, epoch: int) -> bool:
+        last = (epoch + 1) * self.steps_per_epoch - 1
+        return all(hook.settled(last) for hook in self.hooks)
+
+    def _patience_is_over(self) -> bool:
+        """Whether `patience` epochs have passed since the last that was better than all before.
+
+        While something is still to be unfrozen, nothing is over.
+        """
+        if self.config.patience is None or self.best is None or self.step % self.steps_per_epoch:
+            return False
+        top = self.curves[self.best].validation_accuracy
+        gained = next(
+            e.epoch for e in self.curves if e.validation_accuracy == top and self._settled(e.epoch)
+        )
+        return len(self.curves) - 1 - max(gained, last_change(self.config)) >= self.config.patience
+
+    def _diverged(self, cause: str) -> NoReturn:
+        """Stop. The best epoch's weights are kept as a file, where there is a place for it."""
+        fix = "lower learning_rate"
+        if self.best is not None and self.checkpoints is not None and self.engine.rank == 0:
+            prefix: str = getattr(self.network.module, "wrapped_prefix", "")
+            inner = {k.removeprefix(prefix): t for k, t in self.best_state.items() if k.startswith(prefix)}
+            path = self.checkpoints.rescue(self.name, inner)
+            fix += f"; the weights of epoch {self.best} are kept in {path}"
+        raise StageError(self.name, cause, fix)
+
+    def saved(self) -> Saved:
+        """This training between two steps."""
+        tensors = {
+            **_prefixed("module", self.network.module.state_dict()),
+            **_prefixed("best", self.best_state),
+            **_prefixed("average", self.average.tensors if self.average is not None else {}),
+            **_prefixed("loss", {str(i): p for i, p in enumerate(self.loss_parameters)}),
+            "order": self.order,
+            "random.generator": self.generator.get_state(),
+            "random.torch": torch.get_rng_state(),
+        }
+        if self.engine.device.type == "cuda":
+            tensors["random.device"] = torch.cuda.get_rng_state(self.engine.device)
+        for index, state in self.optimizer.state_dict()["state"].items():
+            tensors |= _prefixed(f"optimizer.{index}", state)
+        for index, hook in enumerate(self.hooks):
+            tensors |= _prefixed(f"hook.{index}", hook.tensors())
+        values = {
+            "step": self.step,
+            "losses": self.losses,
+            "hits": self.hits,
+            "labelled": self.labelled,
+            "curves": [asdict(epoch) for epoch in self.curves],
+            "best": self.best,
+            "mixing": self.mixing.bit_generator.state,
+        }
+        return Saved(tensors, values)
+
+    def restore(self, saved: Saved) -> None:
+        """Take up what `saved` gave."""
+        tensors, values = saved.tensors, saved.values
+        self.network.module.load_state_dict(_below("module", tensors))
+        self.best_state = {k: t.to(self.engine.device) for k, t in _below("best", tensors).items()}
+        with torch.no_grad():
+            if self.average is not None:
+                for key, tensor in _below("average", tensors).items():
+                    self.average.tensors[key].copy_(tensor)
+            for index, parameter in enumerate(self.loss_parameters):
+                parameter.copy_(tensors[f"loss.{index}"])
+        content = self.optimizer.state_dict()
+        indices = sorted({int(key.split(".")[1]) for key in tensors if key.startswith("optimizer.")})
+        content["state"] = {index: _below(f"optimizer.{index}", tensors) for index in indices}
+        self.optimizer.load_state_dict(content)
+        for index, hook in enumerate(self.hooks):
+            hook.restore(_below(f"hook.{index}", tensors))
+        self.order = tensors["order"]
+        self.generator.set_state(tensors["random.generator"])
+        torch.set_rng_state(tensors["random.torch"])
+        if "random.device" in tensors:
+            torch.cuda.set_rng_state(tensors["random.device"], self.engine.device)
+        self.step, self.losses = values["step"], values["losses"]
+        self.hits, self.labelled = values["hits"], values["labelled"]
+        self.curves = [Epoch(**line) for line in values["curves"]]
+        self.best = values["best"]
+        self.mixing.bit_generator.state = values["mixing"]
+
+
+def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}.{key}": tensor for key, tensor in tensors.items()}
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    start = f"{prefix}."
+    return {key.removeprefix(start): tensor for key, tensor in tensors.items() if key.startswith(start)}

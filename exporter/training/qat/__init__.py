@@ -1,0 +1,8 @@
+"""Quantization-aware training: the int8 graph in PyTorch, learning on the network's own parameters."""
+
+from __future__ import annotations
+
+from exporter.training.qat.sources import WeightSource, filled, find_sources, randomized
+from exporter.training.qat.student import Student
+
+__all__ = ["Student", "WeightSource", "filled", "find_sources", "randomized"]

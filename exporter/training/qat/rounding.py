@@ -1,0 +1,188 @@
+"""Rounding to 8 bits with ONNX Runtime's numbers forward, and with gradients backward.
+
+Rounding itself counts as the identity (straight-through: Bengio et al., "Estimating or Propagating
+Gradients Through Stochastic Neurons", 2013). The ends of an activation's range learn as in Esser et al.,
+"Learned Step Size Quantization" (2020), with both ends free as in Bhalgat et al., "LSQ+" (2020).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from exporter.graphs.targets import WEIGHT_STEPS
+
+Limits = tuple[int, int]
+
+_TINY = float(torch.finfo(torch.float32).tiny)
+
+
+def activation_qparams(lowest: Tensor, highest: Tensor, limits: Limits) -> tuple[Tensor, Tensor]:
+    """`(scale, zero_point)` of ranges, as ONNX Runtime's `compute_scale_zp` has them.
+
+        scale = (highest - lowest) / (q_max - q_min)        zero_point = round(q_min - lowest / scale)
+
+    The range is widened to hold zero, all is computed in float64, and the scale is kept in float32. A range
+    too narrow for that gets scale 1 and zero point 0.
+
+    Args:
+        lowest: lower ends, float32 of any shape.
+        highest: upper ends, of the same shape.
+        limits: q_min and q_max.
+
+    Returns:
+        Two float32 tensors of that shape.
+    """
+    low, high = lowest.double().clamp(max=0.0), highest.double().clamp(min=0.0)
+    scale = (high - low) / (limits[1] - limits[0])
+    zero_point = torch.round(limits[0] - low / scale)
+    narrow = scale < _TINY
+    return torch.where(narrow, 1.0, scale).float(), torch.where(narrow, 0.0, zero_point).float()
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """Integers, and the scale that makes real numbers of them.
+
+    Attributes:
+        steps: float32 of any shape, holding whole numbers with the zero point taken away: an activation's,
+            a weight's, or sums of products of the two. Gradients are with regard to these.
+        scale: float32 [channels], or a scalar; without gradients.
+        axis: of the channels in `steps`; None where the scale is a scalar.
+    """
+
+    steps: Tensor
+    scale: Tensor
+    axis: int | None = None
+
+    def real(self) -> Tensor:
+        """Of the shape of `steps`."""
+        return self.steps * self.along(self.scale)
+
+    def along(self, channels: Tensor) -> Tensor:
+        """Values of the channels in the shape that multiplies `steps`."""
+        if self.axis is None:
+            return channels
+        axis = self.axis % self.steps.ndim
+        return channels.view([-1 if dimension == axis else 1 for dimension in range(self.steps.ndim)])
+
+
+def round_activation(
+    values: Tensor | Rounded, lowest: Tensor, highest: Tensor, limits: Limits, factor: float = 1.0
+) -> Rounded:
+    """Round activations to the integers of a range.
+
+        clamp(round(x / (scale * factor)), q_min - zero_point, q_max - zero_point)
+
+    Halves are rounded to even. What are integers already is not made real first: their scale is divided by
+    that of the range, and they are multiplied by the quotient, as ONNX Runtime's kernels do. (Rounded
+    otherwise in the last bit, one value in 100,000 falls to the other side of a half. That is enough: each
+    error grows from block to block until a network as deep as EfficientNet-Lite0 is as far from itself as
+    rounding has put it from the float network.)
+
+    Backward, x learns where it lies within the range; the upper end h and the lower end l learn where they
+    clip y = steps * scale, and from the rounding error e = round(x / scale) - x / scale:
+
+        dy/dh = 1 above, 0 below, e / (q_max - q_min) within
+        dy/dl = 0 above, 1 below, -e / (q_max - q_min) within
+
+    which are the gradients of LSQ+ in scale and offset, written for the ends. They are scaled by
+    1 / sqrt(numbers of a sample * q_max), section 2.2 of LSQ, so that an end, which all numbers pull at,
+    moves no faster than a weight.
+
+    Args:
+        values: float32 [N, ...], or integers of that shape.
+        lowest: the lower end, a scalar.
+        highest: the upper end, a scalar.
+        limits: q_min and q_max.
+        factor: what else the values are divided by.
+    """
+    scale, zero_point = activation_qparams(lowest.detach(), highest.detach(), limits)
+    times, divisor = None, scale * factor
+    if isinstance(values, Rounded):
+        times = values.along(values.scale / divisor)
+        values = values.steps
+    steps: Tensor = _Round.apply(  # type: ignore[no-untyped-call]
+        values, times, divisor, lowest, highest, scale, zero_point, limits
+    )
+    return Rounded(steps, scale)
+
+
+class _Round(torch.autograd.Function):
+    """Steps of values: times `times`, or where there are none, by `divisor`."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        values, times, divisor, _lowest, _highest, scale, zero_point, limits = arguments
+        ctx.save_for_backward(values, times, divisor, scale, zero_point)
+        ctx.limits = limits
+        low, high = limits
+        return _in_steps(values, times, divisor).round_().clamp_(low - zero_point, high - zero_point)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        (gradient,) = gradients
+        values, times, divisor, scale, zero_point = ctx.saved_tensors
+        ratio = _in_steps(values, times, divisor)
+        rounded = torch.round(ratio)
+        low, high = ctx.limits
+        below, above = rounded < low - zero_point, rounded > high - zero_point
+        inside = gradient.masked_fill(below | above, 0.0)
+        back = inside / divisor if times is None else inside * times
+        if not any(ctx.needs_input_grad[3:5]):
+            return back, *[None] * 7
+        error = (inside * rounded.sub_(ratio)).sum() / (high - low)
+        # The formulas are those of y = steps * scale, but the gradient is with regard to the steps.
+        factor = 1 / (scale * math.sqrt(max(1, values[0].numel()) * max(abs(low), high)))
+        for_low = factor * ((gradient * below).sum() - error)
+        for_high = factor * ((gradient * above).sum() + error)
+        return back, None, None, for_low, for_high, None, None, None
+
+
+def _in_steps(values: Tensor, times: Tensor | None, divisor: Tensor) -> Tensor:
+    return values / divisor if times is None else values * times
+
+
+def channel_maxima(weight: Tensor, axis: int | None) -> Tensor:
+    """Largest magnitudes: float32 [channels], or a scalar where `axis` is None; without gradients."""
+    magnitude = weight.detach().abs()
+    return magnitude.amax() if axis is None else magnitude.transpose(0, axis).flatten(1).amax(dim=1)
+
+
+def round_weight(weight: Tensor, axis: int | None, limits: Tensor) -> Rounded:
+    """Symmetric int8 weights, whose scale follows the weights: max|w| / limit.
+
+    Args:
+        weight: float32 of any shape.
+        axis: of the channels, each of which has a scale, or None for one scale.
+        limits: what the largest weight becomes: float64 [channels], or a scalar. It is 127, and less
+            in channels that must not saturate.
+
+    Returns:
+        The integers; rounding has the gradient of the identity.
+    """
+    scale = channel_maxima(weight, axis).double() / limits
+    scale = torch.where(scale < _TINY, 1.0, scale).float()
+    exact = Rounded(weight, scale, axis)
+    ratio = weight / exact.along(scale)
+    steps = torch.round(ratio).clamp(-WEIGHT_STEPS, WEIGHT_STEPS)
+    return Rounded(ratio + (steps - ratio).detach(), scale, axis)
+
+
+def round_bias(bias: Tensor, scale: Tensor) -> Tensor:
+    """Biases in the steps of a layer's sums, as 32 bits hold them.
+
+    Args:
+        bias: float32 [channels].
+        scale: of the sums: float32 [channels], or a scalar.
+
+    Returns:
+        Whole numbers of that shape; rounding has the gradient of the identity.
+    """
+    ratio = bias / scale
+    steps = torch.round(bias.detach().double() / scale.double()).float()
+    return ratio + (steps - ratio).detach()

@@ -1,0 +1,333 @@
+"""The int8 graph of a network, run in PyTorch on the network's own parameters, with gradients.
+
+What ONNX Runtime's quantizer made of the network is taken as it is: which tensors are rounded, who reads
+them rounded, which layers have int8 weights. Layers sum up integers, which are rounded as ONNX Runtime's
+kernels do it. So what is learned here is what will run, hardly a bit apart.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+import torch
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+from bench.core.arrays import Array
+from exporter.errors import StageError
+from exporter.graphs.attributes import attributes_of
+from exporter.graphs.ranges import Range
+from exporter.graphs.targets import WEIGHT_STEPS, Target
+from exporter.graphs.trained_qparams import Learned
+from exporter.training.qat.operators import OPERATORS, is_known
+from exporter.training.qat.rounding import (
+    Limits,
+    Rounded,
+    channel_maxima,
+    round_activation,
+    round_bias,
+    round_weight,
+)
+from exporter.training.qat.sources import WeightSource
+
+# Ends of ranges are learned as factors on where they start, exp(RANGE_RATE * shift), so that one step of
+# Adam moves each by the same share of itself: a thousandth at the usual learning rate of 1e-4.
+RANGE_RATE = 10.0
+_QUANTIZE, _DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
+_WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
+_SCALE, _ZERO_POINT, _QUANTIZED, _LIMITS = "_scale", "_zero_point", "_quantized", ".limits"
+
+
+@dataclass(frozen=True)
+class _Node:
+    """A node of the graph; `over` names the values that nothing reads after it."""
+
+    operator: str
+    attributes: Mapping[str, Any]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    over: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Weight:
+    """How to round a parameter that the int8 model stores in integers.
+
+    Attributes:
+        source: where its float value comes from.
+        kind: `weight` of a layer, its 32-bit `bias`, which the layer rounds, or `operand` of an elementwise
+            operator, which is rounded as activations are.
+        axis: of the channels that have a scale each, or None.
+        scale: name of its scale.
+        limits: of a `weight`: name of the constant that `round_weight` takes.
+    """
+
+    source: WeightSource
+    kind: Literal["weight", "bias", "operand"]
+    axis: int | None
+    scale: str
+    limits: str
+
+
+class Student(nn.Module):
+    """Inputs [N, ...] -> what the int8 model gives for them, in float.
+
+    The graph is that of evaluation: dropout is off, and norms keep their statistics, so that batches of one
+    sample do as well.
+
+    Attributes:
+        network: the module whose parameters are rounded and learned.
+        tensors: names of the activations that are rounded.
+        low_shift: [tensors], learned: where the lower ends of the ranges are, as exponents.
+        high_shift: [tensors], likewise for the upper ends.
+        steps: how many batches were trained on.
+    """
+
+    # What a checkpoint of the network itself has of this module's state; the training loop asks for it.
+    wrapped_prefix = "network."
+
+    def __init__(
+        self,
+        network: nn.Module,
+        quantized: onnx.ModelProto,
+        sources: Mapping[str, WeightSource],
+        *,
+        target: Target,
+        learnable: Collection[str],
+        inputs: Sequence[str],
+        place: str,
+        range_steps: int | None = None,
+    ) -> None:
+        """Read the graph.
+
+        Args:
+            network: the module.
+            quantized: its int8 twin in QDQ form, as `quantize_model` writes it.
+            sources: where the weights of its float model come from.
+            target: what it was quantized for.
+            learnable: the activations whose ranges learn; others keep the range that they have.
+            inputs: names of the inputs in the order of `forward`.
+            place: what to name in errors.
+            range_steps: how many steps ranges learn for; None for all.
+
+        Raises:
+            StageError: an operator that cannot be run with gradients.
+        """
+        super().__init__()
+        self.network = network
+        self.range_steps = range_steps
+        self._sources, self._inputs = dict(sources), tuple(inputs)
+        self._limits: Limits = (-128, 127) if target.signed_activations else (0, 255)
+        graph = quantized.graph
+        self._output = graph.output[0].name
+        self._nodes = _read_nodes(graph, place)
+        constants = {i.name: torch.from_numpy(numpy_helper.to_array(i).copy()) for i in graph.initializer}
+        self._find_ranges(constants, learnable)
+        self._find_weights(constants)
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    def _find_ranges(self, constants: Mapping[str, Tensor], learnable: Collection[str]) -> None:
+        """Which activation each QuantizeLinear rounds, and the range that it was quantized with."""
+        ranges: dict[str, tuple[float, float]] = {}
+        # Output of a QuantizeLinear -> number of the activation, and the factor hidden in its scale.
+        self._rounds: dict[str, tuple[int, float]] = {}
+        for node in self._nodes:
+            if node.operator == _QUANTIZE:
+                name = node.inputs[2].removesuffix(_ZERO_POINT)
+                # A node may have another scale than the activation: see `rewrites.hard_swish`.
+                scale, zero_point = constants[f"{name}{_SCALE}"], constants[node.inputs[2]]
+                low, high = ((limit - zero_point.double()) * scale.double() for limit in self._limits)
+                ranges.setdefault(name, (low.item(), high.item()))
+                factor = float(constants[node.inputs[1]] / scale)
+                self._rounds[node.outputs[0]] = list(ranges).index(name), factor
+        self.tensors = tuple(ranges)
+        start = torch.tensor(list(ranges.values()), dtype=torch.float32).reshape(-1, 2)
+        self.register_buffer("_start", start.t())
+        self.register_buffer("_learnable", torch.tensor([name in learnable for name in ranges]))
+        self.low_shift = nn.Parameter(torch.zeros(len(ranges)))
+        self.high_shift = nn.Parameter(torch.zeros(len(ranges)))
+
+    def _find_weights(self, constants: dict[str, Tensor]) -> None:
+        """What is made of parameters; the rest of the constants become buffers, in float."""
+        layers = {node.inputs[1] for node in self._nodes if node.operator in _WEIGHTED}
+        # Output of a DequantizeLinear -> the parameter that it gives, rounded.
+        self._weights: dict[str, _Weight] = {}
+        for node in self._nodes:
+            if node.operator != _DEQUANTIZE or node.inputs[0] not in constants:
+                continue
+            stored, scale, zero_point = (constants[name] for name in node.inputs)
+            axis = node.attributes.get("axis", 1) if scale.ndim else None
+            name = node.inputs[0].removesuffix(_QUANTIZED)
+            if name not in self._sources:
+                shape = [-1 if i == axis else 1 for i in range(stored.ndim)]
+                scale, zero_point = (v.view(shape if v.ndim else []) for v in (scale, zero_point))
+                constants[node.outputs[0]] = ((stored.double() - zero_point) * scale).float()
+                continue
+            source, limits = self._sources[name], f"{name}{_LIMITS}"
+            kind: Literal["weight", "bias", "operand"] = "operand"
+            if stored.dtype == torch.int32:
+                kind = "bias"
+            elif node.outputs[0] in layers:
+                kind = "weight"
+                constants[limits] = _limits(source.value(self.network), axis, scale)
+            self._weights[node.outputs[0]] = _Weight(source, kind, axis, node.inputs[1], limits)
+        self._constants = {name: f"_constant_{index}" for index, name in enumerate(constants)}
+        for name, buffer in self._constants.items():
+            self.register_buffer(buffer, constants[name], persistent=False)
+
+    def forward(self, *_inputs: Tensor) -> Tensor:
+        """Run the graph, in float32 in any case: 8 bits cannot be told apart in bfloat16."""
+        if self.training:
+            self.get_buffer("steps").add_(1)
+        with torch.autocast(_inputs[0].device.type, enabled=False):
+            return self._run(_inputs)
+
+    def _run(self, inputs: Sequence[Tensor]) -> Tensor:
+        values: dict[str, Any] = dict(zip(self._inputs, inputs, strict=True))
+        low, high = self._ends()
+        for node in self._nodes:
+            made: Any
+            if node.operator == _QUANTIZE:
+                index, factor = self._rounds[node.outputs[0]]
+                made = round_activation(
+                    values[node.inputs[0]], low[index], high[index], self._limits, factor
+                )
+            elif node.operator == _DEQUANTIZE:
+                made = self._dequantized(node, values)
+            else:
+                made = _apply(node, [self._value(name, values) if name else None for name in node.inputs])
+            made = (made,) if isinstance(made, Tensor | Rounded) else made
+            values |= zip(node.outputs, made, strict=False)
+            for name in node.over:
+                values.pop(name, None)
+        return _real(values[self._output])
+
+    def _value(self, name: str, values: Mapping[str, Any]) -> Tensor | Rounded:
+        """An activation, a parameter that is not rounded, or a constant."""
+        if name in values:
+            found: Tensor | Rounded = values[name]
+            return found
+        if name in self._sources:
+            return self._sources[name].value(self.network)
+        return self.get_buffer(self._constants[name])
+
+    def _dequantized(self, node: _Node, values: Mapping[str, Any]) -> Tensor | Rounded:
+        """What a DequantizeLinear gives, which stays in integers until somebody reads it as real."""
+        if node.inputs[0] in values:
+            activation: Rounded = values[node.inputs[0]]
+            return activation
+        weight = self._weights.get(node.outputs[0])
+        if weight is None:
+            return self.get_buffer(self._constants[node.outputs[0]])
+        value = weight.source.value(self.network)
+        if weight.kind == "weight":
+            return round_weight(value, weight.axis, self.get_buffer(self._constants[weight.limits]))
+        if weight.kind == "operand":
+            return round_activation(value, value.detach().amin(), value.detach().amax(), self._limits)
+        return value
+
+    def train(self, mode: bool = True) -> Student:
+        """Set the mode; the network itself is always in that of evaluation, as its graph is."""
+        super().train(mode)
+        self.network.eval()
+        return self
+
+    def follow(self, quantized: onnx.ModelProto) -> None:
+        """Give weights the scales that they have in a later int8 model of the network.
+
+        Training may have made channels able to saturate that were not before, which have fewer steps there.
+        """
+        scales = {
+            i.name: torch.from_numpy(numpy_helper.to_array(i).copy()) for i in quantized.graph.initializer
+        }
+        for weight in self._weights.values():
+            if weight.kind == "weight":
+                limits = _limits(weight.source.value(self.network), weight.axis, scales[weight.scale])
+                self.get_buffer(self._constants[weight.limits]).copy_(limits)
+
+    def learned(self) -> Learned:
+        """What the quantizer needs beside the weights, to make of them what ran here."""
+        steps: dict[str, Array] = {}
+        for weight in self._weights.values():
+            if weight.kind == "weight":
+                limits = self.get_buffer(self._constants[weight.limits])
+                name = weight.limits.removesuffix(_LIMITS)
+                steps[name] = limits.round().clamp(max=WEIGHT_STEPS).numpy().astype(np.int64)
+        return Learned(self._ranges(), {name: s for name, s in steps.items() if s.min() < WEIGHT_STEPS})
+
+    def _ranges(self) -> dict[str, Range]:
+        """The learned ranges: tensor -> real values, each exactly a float32."""
+        low, high = (ends.tolist() for ends in self._ends())
+        chosen = self.get_buffer("_learnable").tolist()
+        return {
+            name: Range(*ends)
+            for name, learned, *ends in zip(self.tensors, chosen, low, high, strict=True)
+            if learned
+        }
+
+    def _ends(self) -> tuple[Tensor, Tensor]:
+        rate = RANGE_RATE * self.get_buffer("_learnable")
+        low, high = self.get_buffer("_start")
+        low, high = low * (rate * self.low_shift).exp(), high * (rate * self.high_shift).exp()
+        over = self.range_steps is not None and int(self.get_buffer("steps")) > self.range_steps
+        return (low.detach(), high.detach()) if over else (low, high)
+
+
+def _apply(node: _Node, inputs: Sequence[Tensor | Rounded | None]) -> Tensor | Rounded | tuple[Tensor, ...]:
+    """Run an operator; in integers what ONNX Runtime's kernels sum up in integers."""
+    x, weight = (*inputs, None)[:2]
+    if (
+        node.operator in _WEIGHTED
+        and isinstance(x, Rounded)
+        and isinstance(weight, Rounded)
+        and x.axis is None
+    ):
+        scale = x.scale * weight.scale
+        bias = [round_bias(_real(b), scale) for b in inputs[2:] if b is not None]
+        sums: Any = OPERATORS[node.operator](node.attributes, x.steps, weight.steps, *bias)
+        return Rounded(sums, scale, None if weight.axis is None else 1 if node.operator == "Conv" else -1)
+    if node.operator == "GlobalAveragePool" and isinstance(x, Rounded):
+        places = math.prod(x.steps.shape[2:])
+        return Rounded(x.steps.sum(tuple(range(2, x.steps.ndim)), keepdim=True), x.scale / places, x.axis)
+    return OPERATORS[node.operator](node.attributes, *(None if v is None else _real(v) for v in inputs))
+
+
+def _real(value: Tensor | Rounded) -> Tensor:
+    return value.real() if isinstance(value, Rounded) else value
+
+
+def _limits(weight: Tensor, axis: int | None, scale: Tensor) -> Tensor:
+    """What the quantizer made the largest weight of each channel: nearly 127, and less in some.
+
+    Not rounded, so that `round_weight` comes back to that very scale as long as the weights stay.
+    """
+    limits = channel_maxima(weight, axis).double() / scale.double()
+    return torch.where(limits > 0, limits, float(WEIGHT_STEPS))
+
+
+def _read_nodes(graph: onnx.GraphProto, place: str) -> list[_Node]:
+    last: dict[str, int] = {}
+    for index, node in enumerate(graph.node):
+        if node.op_type not in {_QUANTIZE, _DEQUANTIZE} and not is_known(node):
+            raise StageError(
+                place,
+                f"node {node.name!r} is a {node.op_type} in a form that cannot be trained",
+                "leave the stage out, or write the network without it",
+            )
+        last |= dict.fromkeys((*node.input, *node.output), index)
+    last |= {value.name: len(graph.node) for value in graph.output}
+    return [
+        _Node(
+            node.op_type,
+            attributes_of(node),
+            tuple(node.input),
+            tuple(node.output),
+            tuple(name for name in (*node.input, *node.output) if last[name] == index),
+        )
+        for index, node in enumerate(graph.node)
+    ]

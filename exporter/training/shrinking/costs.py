@@ -1,0 +1,100 @@
+"""How far a network is from the one that it was: in time, bytes, multiply-adds and parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from exporter.training.shrinking.layer_costs import count_macs, count_parameters
+from exporter.training.shrinking.meter import Meter
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A target: `latency_ms`, or the share of a quantity that may be left, such as `macs_ratio`.
+
+    `float_latency_ratio` is the share of what the first network takes in float.
+    """
+
+    name: str
+    limit: float
+
+    @property
+    def quantity(self) -> str:
+        """`latency`, `macs`, `params` or `size`."""
+        return self.name.removeprefix("float_").partition("_")[0]
+
+    @property
+    def needs_float(self) -> bool:
+        """Whether the first network is measured in float too."""
+        return self.name.startswith("float_")
+
+    def reached(self, before: Seen, after: Seen) -> float:
+        """How far a network is, in the unit of the limit."""
+        if self.name == "latency_ms":
+            return after.latency_ms
+        if self.needs_float:
+            assert before.float_latency_ms is not None
+            return after.latency_ms / before.float_latency_ms
+        return after.of(self.quantity) / before.of(self.quantity)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a network costs; its time in float where that was asked for."""
+
+    latency_ms: float
+    size_bytes: int
+    macs: int
+    params: int
+    float_latency_ms: float | None = None
+
+    def of(self, quantity: str) -> float:
+        """One of them, in its own unit."""
+        return {
+            "latency": self.latency_ms,
+            "size": self.size_bytes,
+            "macs": self.macs,
+            "params": self.params,
+        }[quantity]
+
+
+class Yardstick:
+    """Compares networks with the one that it was made with, and times both by turns.
+
+    Args:
+        meter: of this CPU.
+        module: the first network.
+        inputs: two samples.
+        in_float: whether the first network is timed in float too.
+    """
+
+    def __init__(
+        self, meter: Meter, module: nn.Module, inputs: Mapping[str, Tensor], *, in_float: bool = False
+    ) -> None:
+        self._meter, self._inputs = meter, inputs
+        self._whole = meter.export(module)
+        self._floats = [meter.export_float(module)] if in_float else []
+        self._counts = self._count(module)
+
+    def compare(self, module: nn.Module) -> tuple[Seen, Seen]:
+        """What the first network costs, and what this one costs."""
+        before, after, *floats = self._meter.measure(
+            [self._whole, self._meter.export(module), *self._floats]
+        )
+        float_ms = floats[0].latency_ms if floats else None
+        return (
+            Seen(before.latency_ms, before.size_bytes, **self._counts, float_latency_ms=float_ms),
+            Seen(after.latency_ms, after.size_bytes, **self._count(module)),
+        )
+
+    def reached(self, goal: Goal, module: nn.Module) -> float:
+        """How far a network is, in the unit of the goal's limit."""
+        if goal.quantity in self._counts:  # which need no measurement
+            return self._count(module)[goal.quantity] / self._counts[goal.quantity]
+        return goal.reached(*self.compare(module))
+
+    def _count(self, module: nn.Module) -> dict[str, int]:
+        return {"macs": count_macs(module, self._inputs), "params": count_parameters(module)}

@@ -1,0 +1,249 @@
+"""Channels that several layers share, and that can only go from all of them.
+
+Which channels depend on each other is found by Torch-Pruning's dependency graph (Fang et al., "DepGraph",
+CVPR 2023). Only its analysis is used; here it is put in plain names and indices.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench.core.errors import MissingExtraError, one_line
+from exporter.errors import StageError
+from exporter.networks.module_calls import has_weights, watch
+from exporter.networks.narrow import channels
+from exporter.networks.network import call, matches
+
+# Whole numbers in which attention modules keep their count of heads.
+HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads")
+_Convolution = nn.modules.conv._ConvNd
+
+
+@dataclass(frozen=True)
+class Member:
+    """One side of one layer in a group.
+
+    Attributes:
+        name: of the module, or of a bare parameter.
+        axis: `outputs`, `inputs`, or the axis of a bare parameter.
+        positions: channels of the layer, [M].
+        roots: the channel of the group that each of them belongs to, [M].
+        size: how many channels this side of the layer has, in the group or not.
+    """
+
+    name: str
+    axis: str | int
+    positions: tuple[int, ...]
+    roots: tuple[int, ...]
+    size: int
+
+
+@dataclass(frozen=True)
+class Group:
+    """Channels that several layers share.
+
+    Attributes:
+        name: of the layer that makes them.
+        size: how many channels.
+        units: what goes or stays as a whole, as channels: one each, or those that meet in one channel of
+            another layer, or an attention head, or one channel from each group of a grouped convolution.
+        members: the layers that have them.
+        heads: attributes that count the units, such as `block.attention.num_heads`.
+    """
+
+    name: str
+    size: int
+    units: tuple[tuple[int, ...], ...]
+    members: tuple[Member, ...]
+    heads: tuple[str, ...] = ()
+
+
+def find_groups(
+    module: nn.Module, inputs: Mapping[str, Tensor], exclude: tuple[str, ...], place: str
+) -> Iterator[tuple[Group, str | None]]:
+    """Each group of a network, with the reason why it must stay as it is if there is one.
+
+    Where channels may be attention heads, a second group of the same name follows that has these for
+    units: which of the two it is shows when the network runs without one.
+
+    Args:
+        module: the network, with gradients.
+        inputs: two samples.
+        exclude: modules that keep their channels, by name or dotted prefix.
+        place: for errors.
+
+    Raises:
+        StageError: the network cannot be traced.
+    """
+    graph = _dependency_graph(module, inputs, place)
+    names = {id(child): name for name, child in module.named_modules()}
+    names |= {id(parameter): name for name, parameter in module.named_parameters()}
+    tied, reused = _tied(module), _called_twice(module, inputs)
+    for found in graph.get_all_groups(root_module_types=[_Convolution, nn.Linear]):
+        members, problem = _members(graph, found, names)
+        if not members:
+            continue
+        touched = {member.name for member in members}
+        if touched & tied:
+            problem = "its weights are tied to another layer's"
+        elif touched & reused:
+            problem = "it is called more than once"
+        elif any(matches(name, exclude) for name in touched):
+            problem = "excluded"
+        yield from _group(len(found[0].idxs), members, module, problem)
+
+
+def _dependency_graph(module: nn.Module, inputs: Mapping[str, Tensor], place: str) -> Any:
+    try:
+        import torch_pruning
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("torch_pruning", "export") from error
+    try:
+        with torch.enable_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch_pruning.DependencyGraph().build_dependency(
+                module, example_inputs=dict(inputs), forward_fn=call, verbose=False
+            )
+    except Exception as error:  # tracing runs the user's forward, and the library raises what it likes
+        raise StageError(
+            place,
+            f"the dependencies of the network's channels cannot be traced ({one_line(str(error), 200)})",
+            "leave the stage out; all others still work",
+        ) from error
+
+
+def _members(graph: Any, found: Any, names: Mapping[int, str]) -> tuple[list[Member], str | None]:
+    """Translate a group of Torch-Pruning's."""
+    members: list[Member] = []
+    problem = None
+    for item in found:
+        layer, label = item.dep.target.module, names.get(id(item.dep.target.module))
+        if label is None:  # an operator without weights
+            continue
+        positions, roots = tuple(map(int, item.idxs)), tuple(map(int, item.root_idxs))
+        if isinstance(layer, nn.Parameter):
+            axis = item.dep.target.pruning_dim % layer.ndim
+            members.append(Member(label, axis, positions, roots, layer.shape[axis]))
+            continue
+        sides = ["outputs"] if graph.is_out_channel_pruning_fn(item.dep.handler) else ["inputs"]
+        if _is_depthwise(layer):
+            sides = ["outputs", "inputs"]
+            if layer.out_channels != layer.in_channels:
+                problem = f"{label!r} is depthwise with a multiplier"
+        for side in sides:
+            if (count := channels(layer, side)) is not None:
+                # A split into parts that meet again, as of query, key and value, is not followed: positions
+                # then run on over the parts.
+                member = Member(label, side, tuple(p % count for p in positions), roots, count)
+                members += [member] if member not in members else []
+            elif any(parameter.numel() > 1 for parameter in layer.parameters()):
+                problem = f"{label!r} is a {type(layer).__name__}, which cannot be narrowed"
+    return members, problem
+
+
+def _group(
+    size: int, members: Sequence[Member], module: nn.Module, problem: str | None
+) -> Iterator[tuple[Group, str | None]]:
+    """Name a group and divide it into what goes as a whole: channels one by one, and as heads."""
+    order = [name for name, _ in module.named_modules()]
+    makers = [m.name for m in members if m.axis == "outputs" and m.size == size and _makes(module, m.name)]
+    name = min(makers, key=order.index) if makers else members[0].name
+    bound = _bound(size, members)
+    pieces = {_pieces(module, member) for member in members}
+    most, plain = max(pieces), all(m.positions == m.roots for m in members if _pieces(module, m) > 1)
+    if len(bound) % most or any(most % other for other in pieces) or not plain:
+        problem = problem or "grouped layers share channels that their groups do not divide"
+        most = 1
+    count = len(bound) // most  # each group of a grouped layer gives one
+    single = tuple(_joined(bound[unit::count]) for unit in range(count))
+    yield Group(name, size, single, tuple(members)), problem
+    heads = _heads(members, module)
+    count = next(iter(heads.values()), 1)
+    if count > 1 and most == 1 and len(bound) % count == 0:
+        width = len(bound) // count
+        runs = tuple(_joined(bound[unit * width : (unit + 1) * width]) for unit in range(count))
+        yield Group(name, size, runs, tuple(members), tuple(heads)), problem
+
+
+def _joined(parts: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    return tuple(channel for part in parts for channel in part)
+
+
+def _bound(size: int, members: Sequence[Member]) -> list[list[int]]:
+    """Channels that meet in one channel of some layer, as those of query, key and value do."""
+    leader = list(range(size))
+    for member in members:
+        first: dict[int, int] = {}
+        for position, root in zip(member.positions, member.roots, strict=True):
+            mine, other = leader[root], leader[first.setdefault(position, root)]
+            if mine != other:
+                leader = [other if one == mine else one for one in leader]
+    together: dict[int, list[int]] = {}
+    for root in range(size):
+        together.setdefault(leader[root], []).append(root)
+    return list(together.values())
+
+
+def _is_depthwise(layer: object) -> bool:
+    return isinstance(layer, _Convolution) and layer.groups == layer.in_channels > 1
+
+
+def _makes(module: nn.Module, name: str) -> bool:
+    """Whether a layer makes channels of its own, as opposed to passing on those that it gets."""
+    layer = module.get_submodule(name)
+    return isinstance(layer, (_Convolution, nn.Linear)) and not _is_depthwise(layer)
+
+
+def _heads(members: Sequence[Member], module: nn.Module) -> dict[str, int]:
+    """Attributes that count the attention heads which these channels are, with that count.
+
+    Channels are heads where all layers that make them lie in modules that count heads, which the way
+    back to the network's own channels does too, but not what makes these elsewhere.
+    """
+    found: dict[str, int] = {}
+    for member in members:
+        if member.axis != "outputs":
+            continue
+        owner = member.name.rpartition(".")[0]
+        values = vars(module.get_submodule(owner))
+        attribute = next((a for a in HEAD_COUNTS if type(values.get(a)) is int), None)
+        if attribute is None:
+            return {}
+        found[f"{owner}.{attribute}".lstrip(".")] = values[attribute]
+    return found if len(set(found.values())) == 1 else {}
+
+
+def _pieces(module: nn.Module, member: Member) -> int:
+    """Into how many groups a layer divides its channels."""
+    if isinstance(member.axis, int):
+        return 1
+    layer = module.get_submodule(member.name)
+    if isinstance(layer, nn.GroupNorm):
+        return layer.num_groups
+    return layer.groups if isinstance(layer, _Convolution) and not _is_depthwise(layer) else 1
+
+
+def _tied(module: nn.Module) -> set[str]:
+    """Parameters that have several names, and the modules that own them."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    shared = {name for several in names.values() if len(several) > 1 for name in several}
+    return shared | {name.rpartition(".")[0] for name in shared}
+
+
+def _called_twice(module: nn.Module, inputs: Mapping[str, Tensor]) -> set[str]:
+    seen: list[str] = []
+
+    def look(name: str, child: nn.Module, *_rest: object) -> None:
+        if has_weights(child):
+            seen.append(name)
+
+    watch(module, inputs, look)
+    return {name for name in seen if seen.count(name) > 1}

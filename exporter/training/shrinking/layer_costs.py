@@ -1,0 +1,204 @@
+"""What each layer of a network costs, as a function of how many channels it has."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
+from torch.utils.flop_counter import FlopCounterMode
+
+from exporter.networks.module_calls import watch
+from exporter.networks.network import call, matches
+from exporter.training.shrinking.groups import Group
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One convolution or matrix product on one sample, as a kernel sees it.
+
+    Attributes:
+        inputs, outputs: channels.
+        groups: of a convolution; 0 where it is depthwise, whatever its width.
+        size, out_size: rows and columns of the pictures; for a linear layer, the number of rows.
+        window, stride, dilation: of a convolution; empty for a linear layer.
+    """
+
+    inputs: int
+    outputs: int
+    groups: int
+    size: tuple[int, ...]
+    out_size: tuple[int, ...]
+    window: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    dilation: tuple[int, ...] = ()
+
+    @property
+    def depthwise(self) -> bool:
+        """One channel in, the same channel out."""
+        return self.groups == 0
+
+    @property
+    def group_count(self) -> int:
+        """What ONNX calls `group`."""
+        return self.groups or self.inputs
+
+    @property
+    def weights(self) -> int:
+        """Weights, without the bias."""
+        return self.outputs * self.inputs // self.group_count * math.prod(self.window)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds."""
+        return math.prod(self.out_size) * self.weights
+
+    def with_channels(self, inputs: int, outputs: int) -> Kernel:
+        """The same layer of another width."""
+        return replace(self, inputs=outputs if self.depthwise else inputs, outputs=outputs)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer and the groups that decide its width.
+
+    Attributes:
+        inputs, outputs: group name -> channels that this side loses with each unit of the group.
+    """
+
+    name: str
+    kernel: Kernel
+    inputs: Mapping[str, int]
+    outputs: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class State:
+    """A choice: how many units each group keeps (all, where it is not named), and which blocks go."""
+
+    kept: Mapping[str, int]
+    dropped: frozenset[str] = frozenset()
+
+
+def find_layers(module: nn.Module, inputs: Mapping[str, Tensor], groups: tuple[Group, ...]) -> list[Layer]:
+    """The layers that forward runs, one for each call, in order, and what decides their width."""
+    calls: list[tuple[str, Kernel]] = []
+
+    def look(
+        name: str, child: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
+        if isinstance(child, (nn.modules.conv._ConvNd, nn.Linear)):
+            (given, *_) = (*args, *kwargs.values())
+            calls.append((name, _kernel(child, given, output)))
+
+    watch(module, inputs, look)
+    sides: dict[str, dict[str, dict[str, int]]] = {n: {"inputs": {}, "outputs": {}} for n, _ in calls}
+    for group in groups:
+        for member in group.members:
+            if member.name in sides and isinstance(member.axis, str):
+                side = sides[member.name][member.axis]
+                side[group.name] = side.get(group.name, 0) + len(set(member.positions)) // len(group.units)
+    return [Layer(name, kernel, **sides[name]) for name, kernel in calls]
+
+
+def each_once(layers: Sequence[Layer]) -> list[Layer]:
+    """Layers without their further calls: what has weights has them once, however often it is called."""
+    return list({layer.name: layer for layer in reversed(layers)}.values())[::-1]
+
+
+class Costs:
+    """The cost of a network in any state, as a sum over its layers.
+
+    Args:
+        layers: of the network.
+        groups: that can be narrowed.
+        price: the cost of one kernel.
+        constant: added for every layer that is left: what lies between the kernels.
+    """
+
+    def __init__(
+        self,
+        layers: list[Layer],
+        groups: tuple[Group, ...],
+        price: Callable[[Kernel], float],
+        constant: float = 0.0,
+    ) -> None:
+        self._layers, self._price, self._constant = layers, price, constant
+        self._units = {group.name: len(group.units) for group in groups}
+        self._known: dict[Kernel, float] = {}
+
+    def __call__(self, state: State) -> float:
+        """The cost of the whole network."""
+        left = [layer for layer in self._layers if not matches(layer.name, tuple(state.dropped))]
+        return sum(self._of(layer, state) for layer in left) + self._constant * len(left)
+
+    def _of(self, layer: Layer, state: State) -> float:
+        kernel = layer.kernel
+        inputs = kernel.inputs - self._lost(layer.inputs, state)
+        outputs = kernel.outputs - self._lost(layer.outputs, state)
+        narrowed = kernel.with_channels(inputs, outputs)
+        if narrowed not in self._known:
+            self._known[narrowed] = self._price(narrowed)
+        return self._known[narrowed]
+
+    def _lost(self, side: Mapping[str, int], state: State) -> int:
+        return sum(
+            (self._units[name] - state.kept.get(name, self._units[name])) * each
+            for name, each in side.items()
+        )
+
+
+def count_macs(module: nn.Module, inputs: Mapping[str, Tensor]) -> int:
+    """Multiply-adds of all convolutions and linear layers that run, for one sample.
+
+    Each call counts, also of layers that the network keeps where torch does not see them, as in
+    plain lists.
+    """
+    named = set(module.modules())
+    hidden: list[int] = []
+
+    def look(child: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if isinstance(child, (nn.modules.conv._ConvNd, nn.Linear)) and child not in named:
+            hidden.append(_kernel(child, args[0], output).macs)
+
+    handle = register_module_forward_hook(look)
+    try:
+        seen = find_layers(module, inputs, ())
+    finally:
+        handle.remove()
+    return sum(layer.kernel.macs for layer in seen) + sum(hidden)
+
+
+def executed_flops(module: nn.Module, inputs: Mapping[str, Tensor]) -> int:
+    """Floating-point operations of the products that torch's own counter knows, whoever calls them."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        call(module, inputs)
+    return int(counter.get_total_flops())
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Parameters, shared ones once."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _kernel(layer: nn.modules.conv._ConvNd | nn.Linear, given: Tensor, output: Tensor) -> Kernel:
+    if isinstance(layer, nn.Linear):
+        rows = math.prod(given.shape[1:-1])
+        return Kernel(layer.in_features, layer.out_features, 1, (rows,), (rows,))
+    if layer.transposed:  # as much work as the convolution from its output back to its input
+        given, output = output, given
+    depthwise = layer.groups == layer.in_channels == layer.out_channels > 1
+    return Kernel(
+        given.shape[1],
+        output.shape[1],
+        0 if depthwise else layer.groups,
+        tuple(given.shape[2:]),
+        tuple(output.shape[2:]),
+        tuple(layer.kernel_size),
+        tuple(layer.stride),
+        tuple(layer.dilation),
+    )

@@ -1,0 +1,143 @@
+"""Exporting a network on the way, and measuring what it would be on this CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import onnx
+from torch import nn
+
+from bench.core.progress import SILENT
+from bench.inputs.evaluation import EvaluationSet, write_evaluation
+from bench.inputs.host import fingerprint
+from bench.measuring.measure import MeasureConfig, Session
+from exporter.caching.cache import content_key
+from exporter.caching.provenance import library_versions, own_code
+from exporter.graphs.rewrites.processing import as_shipped
+from exporter.graphs.targets import Target, find_target
+from exporter.onnx_export.export import export
+from exporter.quantization.int8 import quantize_model
+from exporter.recipes import ExportConfig, QuantizeConfig
+from exporter.recipes.options import Precision
+from exporter.sources.splits import Split
+from exporter.training.shrinking.kernel_table import KernelTable
+from exporter.training.shrinking.kernel_timing import Setting, time_kernels
+
+# Ranges decide no time: a few samples do.
+RANGE_SAMPLES = 8
+# On a busy machine three left a ratio off by a tenth at times.
+BLOCKS = 7
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A network as it would ship: median latency of one sample, and bytes."""
+
+    latency_ms: float
+    size_bytes: int
+
+
+class Meter(Protocol):
+    """What a stage asks of the CPU. What `export` gives is only for `measure`."""
+
+    def table(self) -> KernelTable:
+        """A table of kernels, to be filled."""
+
+    def export(self, module: nn.Module) -> Any:
+        """Make a network ready to be measured."""
+
+    def export_float(self, module: nn.Module) -> Any:
+        """The same in float, whatever the numbers are that count."""
+
+    def measure(self, exported: Sequence[Any]) -> list[Measured]:
+        """Time networks by turns."""
+
+
+@dataclass(frozen=True)
+class HostMeter:
+    """Measures on this CPU.
+
+    Attributes:
+        folder: for the exported networks; the caller removes it.
+        sample: at least two samples.
+        precision: of the exported networks and the kernels.
+        shape: how the recipe exports.
+        rounding: how it quantizes.
+        threads: of each session.
+        tables: folder where tables of kernels are kept, or None.
+    """
+
+    folder: Path
+    sample: Split
+    precision: Precision
+    shape: ExportConfig = field(default_factory=ExportConfig)
+    rounding: QuantizeConfig = field(default_factory=QuantizeConfig)
+    threads: int = 1
+    tables: Path | None = None
+
+    def table(self) -> KernelTable:
+        """The table of this host, these versions and this setting."""
+        setting = Setting(self.precision, self._target, self.threads)
+        key = content_key(
+            {
+                "host": fingerprint().model_dump(mode="json"),
+                "onnxruntime": library_versions()["onnxruntime"],
+                "code": own_code(),
+                "precision": self.precision,
+                "target": setting.target.name,
+                "threads": self.threads,
+            }
+        )
+        path = None if self.tables is None else self.tables / f"{key}.json"
+        return KernelTable(lambda kernels: time_kernels(kernels, setting), path)
+
+    def export(self, module: nn.Module) -> Path:
+        """Write the network as it would ship; its ranges are rough, its shapes are exact."""
+        path = self.export_float(module)
+        if self.precision == "fp32":
+            return path
+        small = path.with_suffix(".int8.onnx")
+        quantize_model(
+            onnx.load(path),
+            small,
+            self._fed,
+            target=self._target,
+            method="minmax",
+            exclude=self.rounding.exclude,
+            progress=SILENT,
+        )
+        return small
+
+    def export_float(self, module: nn.Module) -> Path:
+        """Write the network as it would ship in float."""
+        path = self.folder / f"{len(list(self.folder.iterdir()))}.onnx"
+        export(module, self.sample, path, self.shape, {})
+        return path
+
+    def measure(self, exported: Sequence[Path]) -> list[Measured]:
+        """Median over fresh processes of the median latency, by turns (`measuring.measure`); bytes."""
+        feeds = self.folder / "feeds.npz"
+        write_evaluation(feeds, EvaluationSet(self._fed.inputs, None, None))
+        with Session(exported, feeds, MeasureConfig(threads=self.threads)) as session:
+            session.add_blocks(BLOCKS)
+            found = session.result().models
+        return [
+            Measured(
+                float(np.median([np.median(run.samples_ns()) for run in model.runs])) / 1e6,
+                model.size_bytes,
+            )
+            for model in found
+        ]
+
+    @property
+    def _fed(self) -> Split:
+        """A few samples as a device feeds them."""
+        return as_shipped(self.sample.first(RANGE_SAMPLES), self.shape.preprocess)
+
+    @property
+    def _target(self) -> Target:
+        return find_target(self.rounding.target, self.rounding.onnxruntime)

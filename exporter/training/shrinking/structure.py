@@ -1,0 +1,216 @@
+"""What can be cut from a network: groups of channels that must go together, and blocks.
+
+What is offered was tried: the network runs without it, its outputs keep their shape, and without channels
+it computes what it would if they were zero.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from exporter.networks.module_calls import has_weights, watch
+from exporter.networks.network import call, matches
+from exporter.networks.rebuild import rebuild
+from exporter.networks.shrink_plan import KeptChannels, KeptParameter, Plan
+from exporter.training.shrinking.groups import Group, find_groups
+from exporter.training.shrinking.layer_costs import executed_flops
+
+_OVER_CHANNELS = (nn.LayerNorm, nn.GroupNorm)
+# Sums in another order differ by far less, another function by far more.
+_RTOL = 1e-3
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What can be cut, and why the rest cannot: layer name -> reason."""
+
+    groups: tuple[Group, ...]
+    blocks: tuple[str, ...]
+    fixed: Mapping[str, str]
+
+    def inside(self, block: str) -> frozenset[str]:
+        """Names of the groups that lie wholly in a block, and go with it."""
+        return frozenset(
+            group.name
+            for group in self.groups
+            if all(matches(member.name, (block,)) for member in group.members)
+        )
+
+
+def find_structure(
+    module: nn.Module, inputs: Mapping[str, Tensor], exclude: tuple[str, ...], place: str
+) -> Structure:
+    """Find groups and blocks, in the order of the network's modules.
+
+    Args:
+        module: the network.
+        inputs: two samples.
+        exclude: modules that keep their channels, by name or dotted prefix.
+        place: for errors.
+
+    Raises:
+        StageError: the network cannot be traced.
+    """
+    module = copy.deepcopy(module).eval().requires_grad_(True)
+    groups: dict[str, Group] = {}
+    fixed: dict[str, str] = {}
+    for group, reason in find_groups(module, inputs, exclude, place):
+        if group.name in groups:
+            continue
+        problem = (
+            reason or failure(module, inputs, removal({group: [0]})) or _inexact(module, inputs, group)
+        )
+        if problem is None:
+            groups[group.name] = group
+            fixed.pop(group.name, None)
+        else:
+            fixed[group.name] = problem
+    order = [name for name, _ in module.named_modules()]
+    blocks = []
+    for name in _same_shape_blocks(module, inputs):
+        if matches(name, exclude) or any(matches(other, (name,)) for other in exclude):
+            continue
+        problem = failure(module, inputs, Plan(dropped=(name,)))
+        if problem is None:
+            blocks.append(name)
+        else:
+            fixed.setdefault(name, problem)
+    return Structure(tuple(groups[name] for name in order if name in groups), tuple(blocks), fixed)
+
+
+def removal(removed: Mapping[Group, Iterable[int]], dropped: tuple[str, ...] = ()) -> Plan:
+    """The plan that takes units, by index, from groups of one network, and drops blocks of it."""
+    lost: dict[tuple[str, str | int], set[int]] = {}
+    sizes: dict[tuple[str, str | int], int] = {}
+    attributes: dict[str, int] = {}
+    for group, units in removed.items():
+        gone = set(units)
+        roots = {channel for unit in gone for channel in group.units[unit]}
+        for member in group.members:
+            side = (member.name, member.axis)
+            sizes[side] = member.size
+            lost.setdefault(side, set()).update(
+                p for p, root in zip(member.positions, member.roots, strict=True) if root in roots
+            )
+        attributes |= {name: len(group.units) - len(gone) for name in group.heads}
+    modules: dict[str, dict[str, tuple[int, ...]]] = {}
+    parameters = {}
+    for (name, axis), positions in lost.items():
+        kept = tuple(index for index in range(sizes[name, axis]) if index not in positions)
+        if isinstance(axis, int):
+            parameters[name] = KeptParameter(axis=axis, kept=kept)
+        else:
+            modules.setdefault(name, {})[axis] = kept
+    return Plan(
+        modules={name: KeptChannels(**sides) for name, sides in modules.items()},
+        parameters=parameters,
+        attributes=attributes,
+        dropped=dropped,
+    )
+
+
+def failure(module: nn.Module, inputs: Mapping[str, Tensor], plan: Plan) -> str | None:
+    """Why a network cannot do with a plan, or None if it can.
+
+    It can if it runs, its outputs keep their shape, and what the plan takes away is really gone: outputs
+    that stay the same to the bit are believed only where fewer multiply-adds run. Else the network
+    computes with parts that the plan does not reach, or never ran what it names.
+    """
+    trial = copy.deepcopy(module).eval()
+    try:
+        with torch.no_grad():
+            before = call(trial, inputs)
+            after = call(rebuild(trial, plan), inputs)
+            if after.shape != before.shape:
+                return "the network's outputs would change their shape"
+            if not _takes_away(plan) or not torch.equal(before, after):
+                return None
+            if executed_flops(trial, inputs) < executed_flops(copy.deepcopy(module).eval(), inputs):
+                return None
+    except Exception as error:  # noqa: BLE001 (a user's forward may raise anything when its channels change)
+        return f"the network does not run then ({str(error).splitlines()[0][:120]})"
+    return "the network's output stays exactly the same: it still runs elsewhere, or never ran"
+
+
+def _takes_away(plan: Plan) -> bool:
+    """Whether a plan drops or narrows anything; to scale pictures may change nothing."""
+    return bool(plan.dropped or plan.modules or plan.parameters)
+
+
+def _inexact(module: nn.Module, inputs: Mapping[str, Tensor], group: Group) -> str | None:
+    """Whether a network without its first unit errs from one whose layers see zeros in its place.
+
+    Not asked where a norm takes its statistics over the channels: fewer channels have others.
+    """
+    zeroed = copy.deepcopy(module)
+    gone = set(group.units[0])
+    for member in group.members:
+        layer = None if isinstance(member.axis, int) else zeroed.get_submodule(member.name)
+        if isinstance(layer, _OVER_CHANNELS):
+            return None
+        if member.axis == "inputs" and layer is not None:
+            lost = [p for p, root in zip(member.positions, member.roots, strict=True) if root in gone]
+            layer.register_forward_pre_hook(_without(lost, -1 if isinstance(layer, nn.Linear) else 1))
+    with torch.no_grad():
+        expected = call(zeroed, inputs)
+        found = call(rebuild(copy.deepcopy(module), removal({group: [0]})), inputs)
+    close = torch.allclose(found, expected, rtol=_RTOL, atol=_RTOL * float(expected.abs().max()))
+    return None if close else "what belongs to one of its channels cannot be told"
+
+
+def _without(lost: Sequence[int], axis: int) -> Callable[..., tuple[Tensor, ...]]:
+    """A hook that sets channels of a layer's input to zero."""
+    return lambda _layer, args: (*(value.index_fill(axis, torch.tensor(lost), 0.0) for value in args),)
+
+
+class _Call(NamedTuple):
+    """A module that was run, and the very objects that it was given and gave."""
+
+    name: str
+    given: Any
+    gave: Any
+
+
+def _same_shape_blocks(module: nn.Module, inputs: Mapping[str, Tensor]) -> list[str]:
+    """Outermost modules with layers inside that give back the shape that they were given.
+
+    A chain of such modules is none: its links can go one by one.
+    """
+    fits: dict[str, bool] = {}
+    links: dict[str, list[str]] = {}
+    apart: list[_Call] = []  # calls that are not yet known to be part of another
+
+    def look(
+        name: str, child: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
+        whole = _Call(name, args[0] if len(args) == 1 and not kwargs else None, output)
+        parts = [part for part in apart if matches(part.name, (name,))]
+        apart[:] = [*(other for other in apart if not matches(other.name, (name,))), whole]
+        if _is_chain(whole, parts):
+            links[name] = [part.name for part in parts]
+        if sum(map(has_weights, child.modules())) < 2:
+            return
+        alike = isinstance(whole.given, Tensor) and isinstance(output, Tensor)
+        fits[name] = alike and whole.given.shape == output.shape and name not in fits
+
+    watch(module, inputs, look)
+    good = {name for name, fit in fits.items() if fit}
+    good -= {name for name in good if good.intersection(links.get(name, ()))}
+    return [
+        name
+        for name, _ in module.named_modules()
+        if name in good and not any(name != other and matches(name, (other,)) for other in good)
+    ]
+
+
+def _is_chain(whole: _Call, parts: Sequence[_Call]) -> bool:
+    """Whether each part is given what the one before it gave, and nothing is done beside them."""
+    given = [whole.given, *(part.gave for part in parts)]
+    wanted = [*(part.given for part in parts), whole.gave]
+    return bool(parts) and all(one is other for one, other in zip(given, wanted, strict=True))

@@ -1,0 +1,99 @@
+"""Knowledge distillation: a student learns from teachers' outputs and features, and from the labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import nn
+
+from exporter.errors import StageError
+from exporter.networks.network import Network, accuracy, deterministic
+from exporter.recipes import DistillConfig
+from exporter.sources.splits import Splits, with_unlabelled
+from exporter.training.distillation.features import Transfer, transfers
+from exporter.training.distillation.losses import Distillation
+from exporter.training.distillation.onnx_teacher import OnnxTeacher, as_graph
+from exporter.training.loop import check_classes
+from exporter.training.stages.base import Context, Metrics
+
+
+def distill(
+    network: Network, config: DistillConfig, data: Splits, context: Context
+) -> tuple[Network, Metrics]:
+    """Train the network to follow its teachers; masks of earlier pruning hold.
+
+    Raises:
+        StageError: a teacher knows other classes or takes other inputs, features cannot be compared,
+            or training fails.
+        DataError: unlabelled samples do not look like the labelled ones.
+    """
+    classes = check_classes(network.module, data, context.name)
+    teachers = load_teachers(config, data, context, classes)
+    training = data
+    if config.unlabelled is not None:
+        place = f"{context.name}.unlabelled"
+        extra = context.load_unlabelled(config.unlabelled, place)
+        training = replace(data, train=with_unlabelled(data, extra, place))
+    before = accuracy(network.module, data.evaluation)
+    with _transfers(network.module, teachers, config, data, context) as listeners:
+        loss = Distillation(teachers, config, listeners)
+        fitted = context.fit(network, training, config, loss)
+    of_teachers = [accuracy(teacher, data.evaluation) for teacher in teachers]
+    metrics: Metrics = {"teacher_accuracy": of_teachers[0]}
+    if len(teachers) > 1:
+        metrics["teacher_accuracies"] = of_teachers
+    if config.unlabelled is not None:
+        metrics["unlabelled_samples"] = training.train.count - data.train.count
+    return network, {
+        **metrics,
+        "accuracy_before": before,
+        "evaluation_accuracy": accuracy(network.module, data.evaluation),
+        **network.zero_counts().as_json(),
+        **fitted.as_json(),
+    }
+
+
+def load_teachers(config: DistillConfig, data: Splits, context: Context, classes: int) -> list[nn.Module]:
+    """All teachers, ready to be asked; on a CPU as graphs, but for the first if features are asked of it.
+
+    Raises:
+        StageError: one does not take the data, or knows another number of classes.
+    """
+    teachers: list[nn.Module] = []
+    for which in config.teachers():
+        teacher = context.teacher(which, data).eval().requires_grad_(False)
+        known = check_classes(teacher, data, f"{context.name}.teacher")
+        if known != classes:
+            raise StageError(
+                f"{context.name}.teacher",
+                f"the teacher tells {known} classes apart, the student {classes}",
+                "choose a teacher with the same classes",
+            )
+        shown = bool(config.features) and not teachers
+        if context.engine.device.type == "cpu" and not shown and not isinstance(teacher, OnnxTeacher):
+            teacher = as_graph(teacher, data.train, context.export, f"{context.name}.teacher")
+        teachers.append(teacher)
+    return teachers
+
+
+@contextmanager
+def _transfers(
+    student: nn.Module, teachers: list[nn.Module], config: DistillConfig, data: Splits, context: Context
+) -> Iterator[list[Transfer]]:
+    if config.features and isinstance(teachers[0], OnnxTeacher):
+        raise StageError(
+            f"{context.name}.features",
+            "an .onnx teacher shows its outputs alone",
+            "remove features, or name a teacher in PyTorch first",
+        )
+    probe = data.train.first(2)
+    inputs = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in probe.inputs.items()}
+    with (
+        deterministic(context.seed, f"{context.name}.features"),
+        transfers(config.features, student, teachers[0], inputs, context.name) as listeners,
+    ):
+        yield listeners

@@ -1,0 +1,87 @@
+"""What pretrained weights buy at several sizes of data: a curve, with intervals over seeds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from exporter.errors import StageError
+from exporter.networks.network import Network, accuracy
+from exporter.recipes import FewShotConfig, FineTuneConfig
+from exporter.sources.splits import Split, Splits
+from exporter.training.loop import Loss
+from exporter.training.stages.base import Context, Metrics
+from exporter.training.stages.seed_interval import mean_interval
+from exporter.training.stages.starts import prepared, random_network, unfrozen
+
+ALPHA = 0.025  # each side: an interval of 95 %
+
+
+def few_shot_curve(
+    network: Network,
+    config: FineTuneConfig,
+    data: Splits,
+    context: Context,
+    *,
+    few: FewShotConfig,
+    loss: Loss,
+) -> list[Metrics]:
+    """Train on a few images of each class, from the weights at hand and from random ones.
+
+    For each size and seed, the same images, batches, epochs and loss serve both trainings; the seed draws
+    the images, the random weights, a new head and the order. Both are judged on the whole evaluation split.
+
+    Args:
+        network: as it comes to the stage; it stays as it is.
+        config: of the stage; the random network freezes nothing.
+        data: the recipe's.
+        context: of the stage.
+        few: sizes and seeds.
+        loss: of the stage.
+
+    Returns:
+        A line for each size: accuracies by seed, and the mean gain in them with its bounds.
+
+    Raises:
+        StageError: a class has fewer images than are asked for.
+    """
+    lines: list[Metrics] = []
+    few_of_each(data.train, max(few.images), context.seed, context.name)  # refused before hours of others
+    for images in few.images:
+        found: dict[str, list[float]] = {"transfer": [], "from_scratch": []}
+        for seed in range(few.seeds):
+            name = f"{context.name}, {images} a class, seed {seed}"
+            chosen = replace(data, train=few_of_each(data.train, images, context.seed + seed, context.name))
+            starts = {
+                "transfer": (prepared(network, config, name, context), config),
+                "from_scratch": (random_network(network, name, context), unfrozen(config)),
+            }
+            for kind, (start, training) in starts.items():
+                short = training.model_copy(update={"epochs": few.epochs or config.epochs})
+                context.fit(start, chosen, short, loss, name=f"{name}, {kind.replace('_', ' ')}")
+                found[kind].append(accuracy(start.module, data.evaluation))
+        gains = [a - b for a, b in zip(found["transfer"], found["from_scratch"], strict=True)]
+        gain = mean_interval(gains, ALPHA)
+        lines.append({"images": images, **found, "gain": dict(gain.__dict__)})
+    return lines
+
+
+def few_of_each(split: Split, images: int, seed: int, place: str) -> Split:
+    """So many samples of each class that the split holds, drawn by a seed.
+
+    Raises:
+        StageError: a class has fewer.
+    """
+    generator = np.random.default_rng(seed)
+    chosen = []
+    for label in np.unique(split.labels):
+        members = np.flatnonzero(split.labels == label)
+        if len(members) < images:
+            raise StageError(
+                f"{place}.few_shot.images",
+                f"class {label} has {len(members)} training samples, {images} are asked for",
+                "ask for fewer",
+            )
+        chosen.append(generator.permutation(members)[:images])
+    return split.take(np.sort(np.concatenate(chosen)))

@@ -1,0 +1,191 @@
+"""Quantization-aware training: the network learns under the rounding that it will ship with."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import onnx
+from torch import Tensor, nn
+
+from bench.metrics.parity import parity, sqnr_db
+from exporter.errors import StageError
+from exporter.graphs.inference import run_model
+from exporter.graphs.targets import Target, find_target
+from exporter.graphs.trained_qparams import NOTHING_LEARNED, Learned
+from exporter.networks.network import Network, accuracy, matches, predict
+from exporter.onnx_export.export import SAME_SQNR_DB, export
+from exporter.quantization.int8 import quantize
+from exporter.quantization.qdq import plan_twin
+from exporter.recipes import DistillConfig, QatConfig
+from exporter.sources.splits import Splits
+from exporter.training.distillation.losses import Distillation
+from exporter.training.distillation.onnx_teacher import OnnxTeacher
+from exporter.training.loop import Fitted, check_classes, check_modules, hold_out
+from exporter.training.loop.freezing import frozen_modules
+from exporter.training.qat import Student, WeightSource, filled, find_sources, randomized
+from exporter.training.stages.base import Context, Metrics
+
+_CHECK_SAMPLES = 32
+
+
+def qat(network: Network, config: QatConfig, data: Splits, context: Context) -> tuple[Network, Metrics]:
+    """Train the network's int8 graph, and pass what it learned on to the quantizer.
+
+    The graph and its first ranges are what the recipe's `quantize` step would make without this stage:
+    training starts at static quantization. The float network teaches beside the labels. Masks of earlier
+    pruning hold. If no epoch comes up to the start on held-out data, the start is kept.
+
+    Raises:
+        StageError: a weight of the graph cannot be traced to the network's parameters, or an operator
+            cannot be trained.
+        ExportError: the network cannot be exported.
+    """
+    check_classes(network.module, data, context.name)
+    check_modules(network.module, config.freeze, f"{context.name}.freeze")
+    float_accuracy = accuracy(network.module, data.evaluation)
+    with TemporaryDirectory() as folder:
+        graph = _trace(network.module, data, context, Path(folder))
+        student = graph.student(network.module, data, context)
+        before = accuracy(student, data.evaluation)
+        teacher = graph.teacher(network.module, data, context)
+        fitted, improved = _train(network.masks, student, config, data, context, teacher=teacher)
+        int8 = graph.int8(network.module, data, context, student.learned())
+        student.follow(onnx.load(int8))
+        trained = replace(network, learned=student.learned())
+        outputs = predict(student, data.evaluation)
+        agreement = parity(outputs, run_model(int8, data.evaluation)).agreement
+    return trained, {
+        "target": graph.target.name,
+        "float_accuracy": float_accuracy,
+        "accuracy_before": before,
+        "evaluation_accuracy": float((outputs.argmax(axis=1) == data.evaluation.labels).mean()),
+        "improved": improved,
+        "agreement_with_int8": agreement,
+        "ranges": len(trained.learned.ranges),
+        **trained.zero_counts().as_json(),
+        **fitted.as_json(),
+    }
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """A network's exported graph, where its weights come from, and a folder for files."""
+
+    model: onnx.ModelProto
+    sources: Mapping[str, WeightSource]
+    target: Target
+    folder: Path
+
+    def float(self, module: nn.Module) -> Path:
+        """The graph with the weights that the network has now."""
+        path = self.folder / "float.onnx"
+        onnx.save(filled(self.model, self.sources, module), path)
+        return path
+
+    def int8(
+        self, module: nn.Module, data: Splits, context: Context, learned: Learned = NOTHING_LEARNED
+    ) -> Path:
+        """What the recipe's `quantize` step makes of that."""
+        path = self.folder / "int8.onnx"
+        quantize(
+            self.float(module),
+            path,
+            data.calibration,
+            context.quantize,
+            self.target,
+            seed=context.seed,
+            progress=context.progress,
+            learned=learned,
+        )
+        return path
+
+    def student(self, module: nn.Module, data: Splits, context: Context) -> Student:
+        """The int8 graph, which learns on the network's own parameters."""
+        return Student(
+            module,
+            onnx.load(self.int8(module, data, context)),
+            self.sources,
+            target=self.target,
+            learnable=plan_twin(self.model, self.target, context.quantize.exclude).tensors,
+            inputs=tuple(data.calibration.inputs),
+            place=context.name,
+        )
+
+    def teacher(self, module: nn.Module, data: Splits, context: Context) -> nn.Module:
+        """The network as it is now, in float; on a CPU as this graph, which answers sooner."""
+        if context.engine.device.type != "cpu":
+            return copy.deepcopy(module).eval().requires_grad_(False)
+        return OnnxTeacher(self.float(module), data.train.first(1), context.name)
+
+
+def _trace(module: nn.Module, data: Splits, context: Context, folder: Path) -> _Graph:
+    """Export the network, and find out where its weights go.
+
+    Raises:
+        StageError: filled with the network's weights, the graph gives something else than the network.
+    """
+    probe = randomized(module)
+    path = folder / "probe.onnx"
+    export(probe, data.calibration, path, context.export.network_alone(), {})
+    model = onnx.load(path)
+    # On blocks the stem has the same sums, but weights in another order than the network's.
+    target = replace(
+        find_target(context.quantize.target, context.quantize.onnxruntime), stem_on_blocks=False
+    )
+    graph = _Graph(model, find_sources(model, probe), target, folder)
+    sample = data.train.first(_CHECK_SAMPLES)
+    if sqnr_db(predict(module, sample), run_model(graph.float(module), sample)) < SAME_SQNR_DB:
+        untraced = [i.name for i in model.graph.initializer if i.dims and i.name not in graph.sources]
+        raise StageError(
+            context.name,
+            f"weights of the exported graph cannot be traced to parameters ({', '.join(untraced[:6])})",
+            "leave the stage out, or use plain layers without parametrizations",
+        )
+    return graph
+
+
+def _train(
+    masks: Mapping[str, Tensor],
+    student: Student,
+    config: QatConfig,
+    data: Splits,
+    context: Context,
+    *,
+    teacher: nn.Module,
+) -> tuple[Fitted, bool]:
+    """Fit the student in place; the curves, and whether an epoch was kept."""
+    training, validation = hold_out(data.train, config.validation, context.seed, context.name)
+    steps = config.epochs * max(1, training.count // config.batch_size)
+    student.range_steps = round(config.range_share * steps)
+    for epoch in range(student.range_steps * config.epochs // steps, config.epochs):
+        frozen = frozen_modules(config, epoch)
+        if all(matches(name, frozen) for name, _ in student.network.named_parameters()):
+            raise StageError(
+                f"{context.name}.freeze",
+                f"epoch {epoch} has nothing to learn: all weights are frozen, and ranges learn no longer",
+                "freeze less, or set range_share = 1",
+            )
+    before, start = accuracy(student, validation), copy.deepcopy(student.state_dict())
+    fitted = context.fit(
+        Network(student, {f"{Student.wrapped_prefix}{name}": mask for name, mask in masks.items()}),
+        data,
+        config.model_copy(
+            update={"freeze": tuple(f"{Student.wrapped_prefix}{name}" for name in config.freeze)}
+        ),
+        Distillation([teacher], _loss_config(config)),
+    )
+    improved = fitted.curves[fitted.best_epoch].validation_accuracy >= before
+    if not improved:
+        student.load_state_dict(start)
+    return fitted, improved
+
+
+def _loss_config(config: QatConfig) -> DistillConfig:
+    """Logits alone, from the float network."""
+    return DistillConfig(
+        kind="distill", teacher="float", temperature=config.temperature, hard_weight=config.hard_weight
+    )

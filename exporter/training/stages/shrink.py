@@ -1,0 +1,176 @@
+"""Structured pruning: a network with fewer channels, fewer blocks and smaller pictures, that still fits."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from exporter.errors import StageError
+from exporter.networks.network import Network, accuracy
+from exporter.networks.rebuild import rebuild
+from exporter.networks.shrink_plan import Plan, compose
+from exporter.recipes import ShrinkConfig
+from exporter.sources.splits import Split, Splits, stratified_indices
+from exporter.training.distillation.losses import Distillation
+from exporter.training.loop import Loss, check_classes, check_modules, hold_out
+from exporter.training.loop.checkpoints import Saved
+from exporter.training.shrinking.costs import Goal, Yardstick
+from exporter.training.shrinking.meter import HostMeter, Meter
+from exporter.training.shrinking.narrowing import Narrower
+from exporter.training.shrinking.structure import failure
+from exporter.training.stages.base import Context, Metrics
+from exporter.training.stages.distill import load_teachers
+from exporter.training.stages.labelled_loss import cross_entropy
+
+
+def shrink(
+    network: Network, config: ShrinkConfig, data: Splits, context: Context
+) -> tuple[Network, Metrics]:
+    """Cut the network until the target is met, and recover; measured on this CPU."""
+    with tempfile.TemporaryDirectory(prefix="edgeproof-") as folder:
+        meter = HostMeter(
+            Path(folder),
+            data.calibration,
+            config.precision,
+            context.export,
+            context.quantize,
+            context.threads,
+            context.tables,
+        )
+        return shrink_with(meter, network, config, data, context)
+
+
+def shrink_with(
+    meter: Meter, network: Network, config: ShrinkConfig, data: Splits, context: Context
+) -> tuple[Network, Metrics]:
+    """Cut and recover, with measurements from `meter`.
+
+    1. Blocks in `drop` go, and pictures are scaled to `resolution`.
+    2. Each round cuts its share of the way to the target (`shrinking.narrowing`), then trains.
+
+    A round's cut is kept beside the checkpoints of its training: a stage that was killed goes on with the
+    same network, whatever it would measure the second time.
+
+    Raises:
+        StageError: a module does not exist, a block cannot go, or the target cannot be met; the best
+            reached is told.
+    """
+    classes = check_classes(network.module, data, context.name)
+    check_modules(network.module, (*config.exclude, *config.drop), context.name)
+    before = accuracy(network.module, data.evaluation)
+    loss = _recovery_loss(config, data, context, classes)
+    inputs = _tensors(data.calibration.first(2))
+    goal = None if config.target is None else Goal(*config.target.chosen())
+    in_float = goal is not None and goal.needs_float
+    yardstick = Yardstick(meter, network.module, inputs, in_float=in_float)
+    network = cut(network, _chosen(network, config, inputs, context.name))
+    narrower = Narrower(
+        config,
+        yardstick,
+        meter.table(),
+        inputs,
+        _judges(config, data, context),
+        context.name,
+        context.progress,
+    )
+    lines: list[Metrics] = []
+    rounds = 1 if goal is None else config.rounds
+    for index in range(rounds):
+        turn = context if rounds == 1 else replace(context, name=f"{context.name} round {index + 1}")
+        line: Metrics = {}
+        if goal is not None:
+            network, line = _narrow(network, narrower, goal, rounds - index, turn)
+        line["accuracy_cut"] = accuracy(network.module, data.evaluation)
+        if config.epochs:
+            line |= turn.fit(network, data, config, loss).as_json()
+        line["evaluation_accuracy"] = accuracy(network.module, data.evaluation)
+        lines.append(line)
+    plan = network.plan
+    assert plan is not None
+    seen_before, seen_after = yardstick.compare(network.module)
+    outputs = {name: kept.outputs for name, kept in plan.modules.items()}
+    idle = goal is not None and plan.resolution is None and not plan.dropped and not any(outputs.values())
+    return network, {
+        **context.warned(["the target is met without cutting anything: ask for less"] if idle else []),
+        "accuracy_before": before,
+        "evaluation_accuracy": lines[-1]["evaluation_accuracy"],
+        "goal": None if goal is None else {goal.name: goal.limit},
+        "before": asdict(seen_before),
+        "after": asdict(seen_after),
+        "dropped": list(plan.dropped),
+        "widths": {name: len(kept) for name, kept in outputs.items() if kept is not None},
+        "rounds": lines,
+        **network.zero_counts().as_json(),
+        **({"curves": lines[-1]["curves"]} if config.epochs else {}),
+    }
+
+
+def cut(network: Network, plan: Plan) -> Network:
+    """Apply a plan to a network: its module in place, its masks, and the plan that it has already."""
+    masks = dict(network.masks)
+    if masks:
+        # A network that has the masks for weights is cut like the network itself.
+        shadow = copy.deepcopy(network.module)
+        for name, mask in masks.items():
+            shadow.get_parameter(name).data = mask.float()
+        left = dict(rebuild(shadow, plan).named_parameters())
+        masks = {name: left[name].detach() > 0 for name in masks if name in left}
+    rebuild(network.module, plan)
+    return replace(network, masks=masks, plan=compose(network.plan, plan))
+
+
+def _chosen(network: Network, config: ShrinkConfig, inputs: dict[str, Tensor], place: str) -> Plan:
+    """What a person chose to cut; each block is tried first."""
+    for name in config.drop:
+        if problem := failure(network.module, inputs, Plan(dropped=(name,))):
+            raise StageError(f"{place}.drop", f"{name!r} cannot go: {problem}", "leave it out")
+    side = config.resolution
+    largest = max((max(t.shape[2:]) for t in inputs.values() if t.dim() == 4), default=0)
+    if side is not None and side > largest > 0:
+        raise StageError(
+            f"{place}.resolution", f"{side} is more than the {largest} of the data", "lower it"
+        )
+    plan = Plan(dropped=config.drop, resolution=None if side is None else (side, side))
+    if problem := failure(network.module, inputs, plan):
+        raise StageError(f"{place}.resolution", f"{side} cannot be: {problem}", "raise it, or drop less")
+    return plan
+
+
+def _narrow(
+    network: Network, narrower: Narrower, goal: Goal, rounds_left: int, context: Context
+) -> tuple[Network, Metrics]:
+    """The cut of one round, as it was or anew."""
+    kept = None if context.checkpoints is None else context.checkpoints.read(f"{context.name} cut")
+    if kept is not None:
+        return cut(network, Plan.model_validate_json(kept.values["plan"])), kept.values["line"]
+    plan, line = narrower.plan(network.module, goal, rounds_left)
+    if context.checkpoints is not None:
+        saved = Saved({}, {"plan": plan.model_dump_json(), "line": line})
+        context.checkpoints.write(f"{context.name} cut", saved)
+    return cut(network, plan), line
+
+
+def _judges(config: ShrinkConfig, data: Splits, context: Context) -> Split:
+    """Samples that no stage trains on: what the network knows by heart hurts less to lose."""
+    held_out = hold_out(data.train, config.validation, context.seed, context.name)[1]
+    count = {"samples": min(config.samples, held_out.count)}
+    drawn = stratified_indices(held_out.labels, count, context.seed, context.name)
+    return held_out.take(drawn["samples"])
+
+
+def _recovery_loss(config: ShrinkConfig, data: Splits, context: Context, classes: int) -> Loss:
+    """The labels alone, or teachers too."""
+    distillation = config.distillation()
+    if distillation is None or not config.epochs:
+        return cross_entropy()
+    return Distillation(load_teachers(distillation, data, context, classes), distillation)
+
+
+def _tensors(split: Split) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in split.inputs.items()}

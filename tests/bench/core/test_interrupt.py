@@ -1,0 +1,58 @@
+"""Ctrl-C, also where Python itself would lose it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import pytest
+
+from bench.core.interrupt import check_interrupt, interruptible
+
+
+def press():
+    os.kill(os.getpid(), signal.SIGINT)
+    for _ in range(1000):
+        pass  # a signal is handled between two instructions
+
+
+def test_a_press_is_raised_at_once():
+    with pytest.raises(KeyboardInterrupt), interruptible():
+        press()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_press_that_a_finalizer_swallows_is_raised_at_the_next_check():
+    class Finalizer:
+        def __del__(self):
+            press()
+
+    with interruptible():
+        Finalizer()
+        with pytest.raises(KeyboardInterrupt):
+            check_interrupt()
+
+
+def test_nothing_is_left_behind():
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), interruptible():
+        press()
+    assert signal.getsignal(signal.SIGINT) is before
+    check_interrupt()
+    with interruptible():
+        check_interrupt()
+
+
+def test_other_threads_get_no_signals():
+    seen = []
+    before = signal.getsignal(signal.SIGINT)  # which a shell's background job ignores
+
+    def act():
+        with interruptible():
+            seen.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=act)
+    thread.start()
+    thread.join()
+    assert seen == [before]

@@ -1,0 +1,250 @@
+"""Artifacts: what the manifest says is what there is, and what it runs is what was built."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from bench.core.arrays import write_npz
+from bench.core.errors import ArtifactError, DataError, UsageError
+from bench.inputs import artifact as artifact_module
+from bench.inputs.artifact import Subject, check_hashes, read_manifest, subject, target_warnings
+from bench.inputs.host import fingerprint
+from bench.measuring.golden import compare_golden, read_golden
+from bench.measuring.self_test import self_test
+
+
+def test_a_whole_artifact_passes(artifact):
+    manifest = check_hashes(artifact.folder)
+    assert set(manifest.files) == {"model.onnx", "model.fp32.onnx", "evaluation.npz", "golden.npz"}
+    outcome = self_test(artifact.folder)
+    assert (outcome.agreement, outcome.samples) == (1.0, 8)
+    assert outcome.sqnr_db > 100
+
+
+@pytest.mark.parametrize(
+    "name", ["../model.onnx", "/etc/passwd", "sub/model.onnx", "..", ".hidden", "", "a\nb", "a" * 101]
+)
+def test_names_that_leave_the_folder_are_refused(artifact, name):
+    files = artifact.describe()["files"]
+    artifact.seal(files=files | {name: files["model.onnx"]})
+    with pytest.raises(ArtifactError, match="artifact files have plain names") as caught:
+        check_hashes(artifact.folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "evaluation.npz"])
+@pytest.mark.parametrize("same_size", [True, False])
+def test_an_altered_file_is_found(artifact, name, same_size):
+    path = artifact.folder / name
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]) if same_size else content + b"\0")
+    with pytest.raises(ArtifactError, match=f"{name}: differs from the hash in the manifest"):
+        check_hashes(artifact.folder)
+
+
+def test_a_missing_file_is_found(artifact):
+    (artifact.folder / "golden.npz").unlink()
+    with pytest.raises(ArtifactError, match=r"golden\.npz: is missing from the artifact; copy"):
+        check_hashes(artifact.folder)
+
+
+@pytest.mark.parametrize("name", ["model.fp32.onnx.data", "notes.txt", ".hidden", "folder"])
+def test_what_the_manifest_does_not_list_is_refused(artifact, name):
+    """Bytes laid beside the float model would count for its size, and so for the budget."""
+    stranger = artifact.folder / name
+    if name == "folder":
+        stranger.mkdir()
+    else:
+        stranger.write_bytes(bytes(1000))
+    for refuses in (check_hashes, subject):
+        with pytest.raises(ArtifactError, match=f"{name}: is not listed in the manifest; move it out"):
+            refuses(artifact.folder)
+
+
+def test_a_link_is_no_file_of_an_artifact(artifact, tmp_path):
+    path = artifact.folder / "model.onnx"
+    path.rename(tmp_path / "elsewhere.onnx")
+    path.symlink_to(tmp_path / "elsewhere.onnx")
+    with pytest.raises(ArtifactError, match=r"model\.onnx: is missing from the artifact"):
+        check_hashes(artifact.folder)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.fp32.onnx"])
+def test_both_models_must_be_listed(artifact, name):
+    files = artifact.describe()["files"]
+    del files[name]
+    artifact.seal(files=files)
+    with pytest.raises(ArtifactError, match=f"does not list {name}; build it again"):
+        check_hashes(artifact.folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"schema_version": 7},
+            "schema_version: 7 is refused; this version reads schemas 1 to 2; install a newer edgeproof",
+        ),
+        ({"colour": "red"}, "colour: unknown key; known here: created_utc, edgeproof"),
+        ({"name": 3}, "name: 3 is refused; input should be a valid string"),
+        ({"files": {"a": {"sha256": "x"}}}, "files.a.size_bytes: is missing; add it"),
+    ],
+)
+def test_manifests_that_are_refused(artifact, changes, words):
+    artifact.seal(**changes)
+    with pytest.raises(ArtifactError) as caught:
+        read_manifest(artifact.folder)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe", b"[" * 100_000])
+def test_a_damaged_manifest_is_refused(artifact, content):
+    (artifact.folder / "manifest.json").write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"manifest\.json: the file: .* is refused"):
+        read_manifest(artifact.folder)
+
+
+def test_a_manifest_beyond_all_measure(artifact, monkeypatch):
+    monkeypatch.setattr(artifact_module, "MAX_MANIFEST_BYTES", 10)
+    with pytest.raises(ArtifactError, match="is larger than a manifest can be"):
+        read_manifest(artifact.folder)
+
+
+def test_a_folder_without_a_manifest_is_no_artifact(tmp_path):
+    with pytest.raises(
+        ArtifactError, match=r"manifest\.json: cannot be read .*; name an artifact folder or"
+    ):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("share_wrong", [1.0, 0.25])
+def test_other_outputs_than_the_build_saw_fail(artifact, share_wrong):
+    golden = artifact.folder / "golden.npz"
+    feeds, expected = read_golden(golden)
+    wrong = expected["y"].copy()
+    wrong[: int(len(wrong) * share_wrong)] *= -1
+    write_npz(golden, feeds | {"expected.y": wrong})
+    with pytest.raises(ArtifactError, match=r"gives other outputs here .*; build it for this CPU"):
+        self_test(artifact.folder)
+    artifact.seal(target="z80")
+    words = r"than on z80, which it was made for .*; verify it there, or build it for this CPU"
+    with pytest.raises(ArtifactError, match=words):
+        self_test(artifact.folder)
+
+
+def test_another_class_fails_however_small_the_error(artifact):
+    golden = artifact.folder / "golden.npz"
+    feeds, expected = read_golden(golden)
+    # A sample so faint that the noise of its wrong answer does not show.
+    faint = np.array([[1e-6]] + [[1.0]] * 7, np.float32)
+    flipped = np.array([[-1e-6]] + [[1.0]] * 7, np.float32)
+    write_npz(golden, {"x": feeds["x"] * faint, "expected.y": expected["y"] * flipped})
+    with pytest.raises(ArtifactError, match=r"SQNR 1\d\d\.\d dB, 88% equal predictions"):
+        self_test(artifact.folder)
+
+
+def test_a_golden_file_needs_feeds_and_outputs(tmp_path):
+    path = tmp_path / "golden.npz"
+    for arrays in ({"x": np.zeros((2, 2))}, {"expected.y": np.zeros((2, 2))}):
+        write_npz(path, arrays)
+        with pytest.raises(ArtifactError, match="holds no feeds or no expected outputs"):
+            read_golden(path)
+
+
+def test_a_missing_golden_file(artifact):
+    (artifact.folder / "golden.npz").unlink()
+    with pytest.raises(DataError, match=r"golden\.npz: there is no such file"):
+        self_test(artifact.folder)
+
+
+@pytest.fixture
+def golden(tmp_path):
+    path = tmp_path / "golden.npz"
+    scores = np.array([[1.0, 2.0], [4.0, 3.0]])
+    write_npz(path, {"x": np.zeros((2, 2)), "expected.y": scores, "expected.z": scores})
+    return path
+
+
+@pytest.mark.parametrize(
+    "outputs", [{"y": np.zeros((2, 2))}, {"y": np.zeros((2, 2)), "z": np.zeros((3, 2))}]
+)
+def test_golden_outputs_must_fit(golden, outputs):
+    with pytest.raises(ArtifactError, match="does not fit output 'z'"):
+        compare_golden(golden, outputs)
+
+
+def test_the_worst_output_counts(golden):
+    scores = np.array([[1.0, 2.0], [4.0, 3.0]])
+    outcome = compare_golden(golden, {"y": scores, "z": scores[:, ::-1]})
+    assert outcome.agreement == 0.0
+    assert compare_golden(golden, {"y": scores, "z": scores}).agreement == 1.0
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_golden_outputs_must_be_finite(golden, bad):
+    scores = np.array([[1.0, 2.0], [4.0, bad]])
+    with pytest.raises(ArtifactError, match="output 'y' holds NaN or infinity"):
+        compare_golden(golden, {"y": scores, "z": scores})
+
+
+def test_an_artifact_brings_its_twin_and_its_data(artifact, models, evaluation):
+    folder = artifact.folder
+    own = Subject(folder / "model.onnx", folder / "model.fp32.onnx", folder / "evaluation.npz", "portable")
+    assert subject(folder) == own
+    assert subject(folder, evaluation).evaluation == evaluation
+    assert subject(models.dynamic, evaluation) == Subject(models.dynamic, None, evaluation)
+
+
+def test_data_that_the_manifest_does_not_list_are_not_used(artifact):
+    files = artifact.describe()["files"]
+    del files["evaluation.npz"]
+    artifact.seal(files=files)
+    with pytest.raises(ArtifactError, match=r"evaluation\.npz: is not listed in the manifest"):
+        subject(artifact.folder)
+    (artifact.folder / "evaluation.npz").unlink()  # an artifact may ship without it
+    assert subject(artifact.folder).evaluation is None
+
+
+def test_an_altered_artifact_is_no_subject(artifact):
+    (artifact.folder / "model.fp32.onnx").write_bytes(b"")
+    with pytest.raises(ArtifactError, match="differs from the hash"):
+        subject(artifact.folder)
+
+
+def test_a_subject_must_exist(tmp_path):
+    with pytest.raises(UsageError, match=r"none\.onnx: there is no such file or folder"):
+        subject(tmp_path / "none.onnx")
+
+
+def test_a_manifest_keeps_what_it_was_given(artifact):
+    manifest = read_manifest(artifact.folder)
+    assert json.loads(manifest.model_dump_json()) == artifact.describe() | {"min_onnxruntime": None}
+
+
+@pytest.mark.parametrize(
+    ("target", "kind", "warned"),
+    [
+        ("x86-vnni", "x86-vnni", False),
+        ("portable", "arm64", False),
+        ("arm64", "x86-vnni", True),
+        ("x86-vnni", "x86-avx2", True),
+        ("odd\x1b[2J\n", "x86-vnni", True),
+    ],
+)
+def test_an_artifact_for_another_kind_of_cpu(artifact, target, kind, *, warned):
+    artifact.seal(target=target)
+    hosts = {"x86-vnni": ("x86_64", ("avx_vnni",)), "x86-avx2": ("x86_64", ()), "arm64": ("arm64", ())}
+    machine, flags = hosts[kind]
+    host = fingerprint().model_copy(update={"machine": machine, "cpu_flags": flags})
+    warnings = target_warnings([subject(artifact.folder)], host)
+    assert len(warnings) == warned
+    for line in warnings:
+        assert line.startswith(f"{artifact.folder} was made for {target!r}, this CPU is {kind}: ")
+        assert line.isprintable()
+
+
+def test_a_lone_model_was_made_for_any_cpu(models):
+    assert target_warnings([subject(models.dynamic)], fingerprint()) == ()

@@ -1,0 +1,205 @@
+"""A model that was made for another kind of CPU: this CPU's times neither pass nor fail it."""
+
+from __future__ import annotations
+
+import functools
+import json
+
+import onnx
+import pytest
+
+from bench.core.policy import Budgets, Policy
+from bench.inputs.host import TARGET_KEY, fingerprint, host_target, other_target
+from bench.judging import gate
+from bench.judging.gate import compare
+from bench.judging.gate import gate as judge_release
+from bench.judging.replay import replay
+from bench.judging.verdicts import Verdict
+from bench.measuring import measure
+from bench.measuring.measure import MeasureConfig
+from bench.measuring.result import write_result
+from bench.views.formats import Format, convert
+from bench.views.tables import budget_text, figure_rows, judgement_view, plain_text
+
+RIGHT = [0] * 40
+HERE = host_target(fingerprint())
+OTHER = "arm64" if HERE.startswith("x86") else "x86-vnni"
+NAMES = ("model.onnx", "model.fp32.onnx", "dynamic.onnx", "rounded.onnx", "made.onnx")
+TIMES = ("latency_p50", "latency_p90", "peak_rss")
+LENIENT = Policy.model_validate({"float_twin": {"accuracy": 0.2}, "baseline": {"accuracy": 0.2}})
+CONFIG = MeasureConfig(rounds=3)
+
+
+@pytest.fixture
+def workers(scripted):
+    """int8 runs in a fifth of float's time: PASS, wherever it may be judged."""
+    return scripted(
+        predictions=dict.fromkeys(NAMES, RIGHT), labels=RIGHT, slowdown={"model.fp32.onnx": 5.0}
+    )
+
+
+@pytest.fixture
+def elsewhere(artifact):
+    artifact.recipe["gate"] = {}
+    artifact.seal(target=OTHER)
+    return artifact.folder
+
+
+@pytest.fixture
+def lone(models, tmp_path):
+    """A file that says itself what it was made for."""
+    model = onnx.load(models.rounded)
+    onnx.helper.set_model_props(model, {TARGET_KEY: OTHER})
+    onnx.save(model, tmp_path / "made.onnx")
+    return tmp_path / "made.onnx"
+
+
+@pytest.mark.parametrize(
+    ("target", "other"), [(None, False), ("portable", False), (HERE, False), (OTHER, True), ("z80", True)]
+)
+def test_what_another_kind_is(target, other):
+    assert other_target(target, fingerprint()) == (target if other else None)
+
+
+def test_an_artifact_for_another_kind_is_inconclusive_and_says_why(elsewhere, workers):
+    judgement = judge_release(elsewhere, policy=LENIENT, config=CONFIG, workers=workers)
+    assert judgement.verdict is Verdict.INCONCLUSIVE
+    assert judgement.reasons == (
+        f"INCONCLUSIVE: {elsewhere}/model.onnx was made for {OTHER}, this CPU is {HERE}: its latency and "
+        f"memory are not measured on {OTHER}",
+    )
+    for name in TIMES:
+        metric = judgement.metrics[name]
+        assert (metric.ratio, metric.lower, metric.upper, metric.details) == (None, None, None, {})
+        assert metric.not_measured_on == OTHER
+        assert metric.verdict is (None if metric.budget is None else Verdict.INCONCLUSIVE)
+    # What holds on any CPU is judged as ever.
+    assert judgement.metrics["size"].ratio is not None
+    assert judgement.metrics["accuracy"].verdict is Verdict.PASS
+
+
+def test_the_same_artifact_passes_on_its_own_kind(artifact, workers):
+    artifact.recipe["gate"] = {}
+    artifact.seal(target=HERE)
+    judgement = judge_release(artifact.folder, policy=LENIENT, config=CONFIG, workers=workers)
+    assert (judgement.verdict, judgement.reasons) == (Verdict.PASS, ())
+
+
+def test_no_time_is_spent_where_no_time_counts(elsewhere, workers):
+    judgement = judge_release(elsewhere, policy=LENIENT, config=CONFIG, workers=workers)
+    assert judgement.blocks == 1
+
+
+def test_what_is_exact_still_fails(elsewhere, workers):
+    policy = Policy.model_validate({"float_twin": {"accuracy": 0.2, "size": -0.99}})
+    judgement = judge_release(elsewhere, policy=policy, config=CONFIG, workers=workers)
+    assert judgement.verdict is Verdict.FAIL
+
+
+def test_no_budget_of_time_is_no_way_round(elsewhere, workers):
+    """Nothing at all was measured on the CPU that it ships to."""
+    policy = Policy.model_validate({"float_twin": {"accuracy": 0.2, "latency_p50": None, "size": None}})
+    judgement = judge_release(elsewhere, policy=policy, config=CONFIG, workers=workers)
+    assert judgement.verdict is Verdict.INCONCLUSIVE
+
+
+def test_an_absolute_latency_is_not_judged_either(elsewhere, workers):
+    policy = LENIENT.model_copy(update={"max_p99_ms": 1000.0})
+    judgement = judge_release(elsewhere, policy=policy, config=CONFIG, workers=workers)
+    assert judgement.metrics["latency_p99"].not_measured_on == OTHER
+    assert budget_text(judgement.metrics["latency_p99"]) == "≤ 1000.000 ms"
+    assert judgement.verdict is Verdict.INCONCLUSIVE
+
+
+def test_accuracy_is_that_of_exact_sums(elsewhere, workers):
+    judge_release(elsewhere, policy=LENIENT, config=CONFIG, workers=workers)
+    opened = [(model, arguments) for op, model, arguments in workers.requests if op == "open"]
+    assert ("model.onnx", True) in [(model, "exact_sums" in arguments) for model, arguments in opened]
+    assert all("exact_sums" not in arguments for model, arguments in opened if model != "model.onnx")
+    assert "check" not in [op for op, model, _ in workers.requests if model == "model.onnx"]
+
+
+@pytest.mark.parametrize("order", ["candidate", "baseline"])
+def test_a_lone_file_that_says_what_it_is_for_counts_too(lone, models, evaluation, workers, order):
+    pair = (models.dynamic, lone) if order == "candidate" else (lone, models.dynamic)
+    judgement = compare(
+        *pair, evaluation=evaluation, budgets=Budgets(latency_p50=0.5), config=CONFIG, workers=workers
+    )
+    assert judgement.verdict is Verdict.INCONCLUSIVE
+    assert judgement.metrics["latency_p50"].not_measured_on == OTHER
+    assert f"made.onnx was made for {OTHER}" in judgement.reasons[0]
+
+
+def test_a_result_says_so_wherever_it_is_judged_again(elsewhere, workers, tmp_path):
+    judgement = judge_release(elsewhere, policy=LENIENT, config=CONFIG, workers=workers)
+    write_result(tmp_path / "result.json", judgement.result)
+    _, again = replay(tmp_path / "result.json")
+    assert (again.verdict, again.reasons) == (judgement.verdict, judgement.reasons)
+    assert again.metrics == judgement.metrics
+
+
+def test_what_a_person_sees(elsewhere, workers):
+    judgement = judge_release(elsewhere, policy=LENIENT, config=CONFIG, workers=workers)
+    text = plain_text(judgement_view(judgement), width=140)
+    lines = {line.split("  ")[0]: line for line in text.splitlines()}
+    for row in ("latency p50", "latency p99", "throughput", "peak memory", *TIMES):
+        assert f"not measured on {OTHER}" in lines[row], row
+    for row in ("accuracy", "file size", "size"):
+        assert "not measured" not in lines[row], row
+    assert lines["latency_p50"].split()[-4:] == ["≤", "1.000", "×", "INCONCLUSIVE"]
+
+
+def test_bench_shows_this_cpus_figures_and_whose_they_are_not(lone, models, workers, command, monkeypatch):
+    monkeypatch.setattr(measure, "Session", functools.partial(measure.Session, workers=workers))
+    ran = command("bench", models.dynamic, lone, "--blocks", 1)
+    assert ran.code == 0
+    assert f"made.onnx was made for {OTHER}, this CPU is {HERE}" in ran.out
+    assert f"warning: {lone} was made for '{OTHER}'" in ran.err
+    told = json.loads(command("bench", lone, "--blocks", 1, "--json").out)
+    assert told["models"][0]["made_for"] == OTHER
+    assert told["models"][0]["latency_ns"]["p50"] > 0
+    assert (
+        json.loads(command("bench", models.dynamic, "--blocks", 1, "--json").out)["models"][0]["made_for"]
+        is None
+    )
+
+
+def test_the_command_ends_with_three(elsewhere, workers, command, monkeypatch):
+    monkeypatch.setattr(gate, "gate", functools.partial(gate.gate, workers=workers))
+    ran = command("gate", elsewhere, "--json", "--policy", elsewhere.parent / "policy.toml")
+    assert ran.code == 2  # there is no such policy
+    (elsewhere.parent / "policy.toml").write_text("float_twin = { accuracy = 0.2 }\n")
+    ran = command("gate", elsewhere, "--json", "--policy", elsewhere.parent / "policy.toml")
+    told = json.loads(ran.out)
+    assert (ran.code, told["verdict"]) == (3, "INCONCLUSIVE")
+    assert told["metrics"]["latency_p50"]["reason"] == f"not measured on {OTHER}"
+
+
+@pytest.mark.parametrize("name", list(Format))
+def test_no_format_gives_its_times_to_another_tool(elsewhere, workers, name):
+    judgement = judge_release(elsewhere, policy=LENIENT, config=CONFIG, workers=workers)
+    text = convert(judgement.result, judgement, name)
+    candidate = judgement.result.models[-1]
+    if name is Format.PYTEST_BENCHMARK:
+        extra = json.loads(text)["benchmarks"][-1]["extra_info"]
+        assert extra["not_measured_on"] == OTHER
+        assert not [key for key in extra if key.startswith(("latency", "peak", "throughput"))]
+    elif name is Format.PYPERF:
+        names = [benchmark["metadata"]["name"] for benchmark in json.loads(text)["benchmarks"]]
+        assert [label for label in names if label.startswith("model.onnx")] == ["model.onnx size"]
+    else:
+        p50 = candidate.latency().p50
+        assert f"{p50:.0f}"[:6] not in text.replace(".", "")
+    assert figure_rows({"int8": candidate}, judged=True)[1][1] == [f"not measured on {OTHER}"]
+    assert figure_rows({"int8": candidate})[1][1] != [f"not measured on {OTHER}"]
+
+
+@pytest.mark.parametrize("target", ["[red]x\x1b[0m", "[red]x" * 10_000, "", "ä\n"])
+def test_a_kind_with_odd_letters_breaks_nothing(artifact, workers, target):
+    artifact.recipe["gate"] = {}
+    artifact.seal(target=target)
+    judgement = judge_release(artifact.folder, policy=LENIENT, config=CONFIG, workers=workers)
+    text = plain_text(judgement_view(judgement), width=140)
+    assert judgement.verdict is Verdict.INCONCLUSIVE
+    assert "\x1b" not in text
+    assert ("[red]x" in text) == ("[red]x" in target)

@@ -1,0 +1,137 @@
+"""Models that need a newer ONNX Runtime than there is are refused in one line, everywhere."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import onnx
+import pytest
+
+import bench
+from bench.core.errors import ArtifactError, ModelError
+from bench.inputs.artifact import subject
+from bench.inputs.runtime import (
+    METADATA_KEY,
+    OLDEST,
+    RuntimeVersion,
+    check_runtime,
+    required_version,
+    stated_version,
+)
+from bench.measuring.self_test import self_test
+
+ROOT = Path(bench.__file__).parent.parent
+REFUSAL = "needs ONNX Runtime 99.1, this is "
+
+
+def test_the_oldest_is_that_of_the_package():
+    content = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert f"onnxruntime>={OLDEST}" in content["project"]["dependencies"]
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [
+        ("1.28", (1, 28)),
+        ("1.24.4", (1, 24)),
+        ("1.33.0.dev1", (1, 33)),
+        ("", None),
+        ("1", None),
+        ("x1.2", None),
+    ],
+)
+def test_two_numbers_of_a_version_count(text, version):
+    assert RuntimeVersion.parse(text) == version
+
+
+def test_versions_are_ordered_as_numbers():
+    assert RuntimeVersion(1, 9) < RuntimeVersion(1, 22) < RuntimeVersion(2, 0)
+    assert str(RuntimeVersion(1, 22)) == "1.22"
+
+
+@pytest.mark.parametrize("text", [">=1.28", " >= 1.28 ", ">=1.28.1"])
+def test_a_requirement_names_the_oldest_version(text):
+    assert required_version(text) == (1, 28)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "1.28", "==1.28", ">1.28", ">=1", ">=1.28,<2", ">=1.28 ;x", ">=latest"]
+)
+def test_other_requirements_are_refused(text):
+    with pytest.raises(ValueError, match=r'is not a requirement on ONNX Runtime: write it as ">=1.22"'):
+        required_version(text)
+
+
+def test_versions_that_edgeproof_does_not_support_are_refused():
+    with pytest.raises(ValueError, match=r"1.17 is older than 1.22, the oldest ONNX Runtime"):
+        required_version(">=1.17")
+
+
+@pytest.mark.parametrize(
+    ("needed", "installed"),
+    [(None, "1.22.0"), ((1, 28), "1.28.0"), ((1, 28), "1.30.1"), ((1, 28), "2.0"), ((1, 28), "nightly")],
+)
+def test_a_new_enough_runtime_passes(needed, installed):
+    check_runtime(Path("m.onnx"), None if needed is None else RuntimeVersion(*needed), installed)
+
+
+def test_an_older_runtime_is_told_apart():
+    with pytest.raises(ModelError) as caught:
+        check_runtime(Path("m.onnx"), RuntimeVersion(1, 28), "1.24.4")
+    assert str(caught.value).startswith(
+        "m.onnx: needs ONNX Runtime 1.28, this is 1.24.4; upgrade, or rebuild for it"
+    )
+    assert ">=1.24" in caught.value.fix
+
+
+@pytest.fixture
+def newer(models, tmp_path):
+    """A model that says it needs a version that does not exist yet."""
+    model = onnx.load(models.rounded)
+    onnx.helper.set_model_props(model, {METADATA_KEY: "99.1"})
+    path = tmp_path / "newer.onnx"
+    onnx.save(model, path)
+    return path
+
+
+def test_a_model_states_what_it_needs(newer, models):
+    assert stated_version(newer) == (99, 1)
+    assert stated_version(models.rounded) is None
+
+
+def test_a_lone_model_that_needs_more_is_no_subject(newer):
+    with pytest.raises(ModelError, match=REFUSAL):
+        subject(newer)
+
+
+def test_an_artifact_that_needs_more_is_no_subject(artifact):
+    artifact.seal(schema_version=2, min_onnxruntime="99.1")
+    for refuses in (subject, self_test):
+        with pytest.raises(ModelError, match=REFUSAL):
+            refuses(artifact.folder)
+
+
+def test_an_artifact_that_needs_what_is_there_passes(artifact):
+    artifact.seal(schema_version=2, min_onnxruntime=str(OLDEST))
+    assert subject(artifact.folder).model.name == "model.onnx"
+    assert self_test(artifact.folder).agreement == 1.0
+
+
+@pytest.mark.parametrize("stated", ["", "soon", "1.28; rm", "1", 1.28, ["1.28"]])
+def test_a_manifest_with_a_version_that_is_none_is_refused(artifact, stated):
+    artifact.seal(schema_version=2, min_onnxruntime=stated)
+    with pytest.raises(ArtifactError, match="min_onnxruntime"):
+        subject(artifact.folder)
+
+
+@pytest.mark.parametrize("name", ["bench", "compare", "gate", "verify", "certify"])
+def test_every_command_says_so_in_one_line(command, artifact, models, newer, name):
+    artifact.seal(schema_version=2, min_onnxruntime="99.1")
+    others = {"compare": [models.dynamic], "gate": [], "verify": []}.get(name, [])
+    ran = command(name, *others, artifact.folder)
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.startswith(f"error: {artifact.folder}: {REFUSAL}")
+    assert ran.err.count("\n") == 1
+    if name in {"bench", "compare", "certify"}:
+        assert command(name, *others, newer).err.startswith(f"error: {newer}: {REFUSAL}")

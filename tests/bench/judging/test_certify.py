@@ -1,0 +1,132 @@
+"""Measuring a host with workers whose every slowdown is known."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import onnx
+import pytest
+
+from bench.core.errors import DataError, StorageError
+from bench.core.progress import SILENT
+from bench.inputs.artifact import Subject
+from bench.judging.certificate import read_certificate
+from bench.judging.certify import CertifyConfig, certify, flipped_labels
+from bench.measuring.measure import Interrupted, MeasureConfig
+
+QUICK = MeasureConfig(rounds=3)
+CONFIG = CertifyConfig(blocks=10, slowdowns=(0.05, 0.1))
+
+
+@pytest.fixture
+def workers(scripted):
+    """Copies that are as slow as their names say; an operator of 1,024 rows costs half the model."""
+    slowdown = {f"slower-{share:g}.onnx": 1 + share for share in CONFIG.slowdowns}
+    return scripted(
+        noise=0.001,
+        slowdown=slowdown | {"probe-1024-64.onnx": 1.5, "probe-1024-256.onnx": 3.0},
+        rss={"larger.onnx": 60_000_000},
+    )
+
+
+def run(models, workers, config=CONFIG):
+    return certify(Subject(models.dynamic, None, None), config, measure=QUICK, workers=workers)
+
+
+def test_a_certificate_knows_its_conditions(models, workers):
+    found = run(models, workers)
+    assert [(c.kind, c.asked) for c in found.conditions] == [
+        ("same", 0.0),
+        ("rebuilt", 0.0),
+        ("slower", 0.05),
+        ("slower", 0.1),
+        ("larger", 0.1),
+    ]
+    assert all(len(c.latency_p50) == len(c.latency_p90) == 10 for c in found.conditions)
+    assert found.false_alarms() == (0, 2)
+    assert 0.02 < found.mde80 < 0.03
+    assert read_certificate(found.host) == found
+
+
+def test_later_pairs_join_the_earlier(models, workers):
+    run(models, workers)
+    assert {len(c.latency_p50) for c in run(models, workers).conditions} == {20}
+    fresh = CertifyConfig(blocks=10, slowdowns=CONFIG.slowdowns, fresh=True)
+    assert {len(c.latency_p50) for c in run(models, workers, fresh).conditions} == {10}
+
+
+def test_an_interrupt_keeps_what_was_measured(models, workers):
+    fresh = CertifyConfig(blocks=10, slowdowns=CONFIG.slowdowns, fresh=True)
+    run(models, workers, fresh)
+    ends = [number for number, (kind, *_) in enumerate(workers.requests) if kind == "memory"]
+    workers.requests.clear()
+    workers.fails = {
+        ends[3 * 3 + 6 * 4]: KeyboardInterrupt()
+    }  # after sizing, and four blocks of six models
+    with pytest.raises(Interrupted):
+        run(models, workers, fresh)
+    from bench.inputs.host import fingerprint
+
+    kept = read_certificate(fingerprint())
+    assert {len(c.latency_p50) for c in kept.conditions} == {4}
+
+
+def test_a_certificate_that_cannot_be_kept_is_refused_before_the_work(models, workers, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(models.dynamic))
+    with pytest.raises(StorageError, match=r"json: cannot be written"):
+        run(models, workers)
+    assert not workers.requests
+
+
+def test_a_certificate_that_is_lost_is_told(models, workers, monkeypatch):
+    said = []
+
+    def no_room(_certificate):
+        raise StorageError("certificate.json", "the disk is full", "free some space")
+
+    monkeypatch.setattr("bench.judging.certify.write_certificate", no_room)
+    progress = SimpleNamespace(task=SILENT.task, say=said.append)
+    with pytest.raises(StorageError, match="the disk is full"):
+        certify(
+            Subject(models.dynamic, None, None), CONFIG, measure=QUICK, workers=workers, progress=progress
+        )
+    assert said[-1].startswith("error rates of this host (")
+
+
+def test_the_command_prints_one_line_a_condition(command, models, workers, monkeypatch):
+    import functools
+
+    from bench.judging import certify as module
+    from bench.measuring import measure
+
+    monkeypatch.setattr(module, "certify", functools.partial(certify, workers=workers))
+    monkeypatch.setattr(measure, "MeasureConfig", functools.partial(MeasureConfig, rounds=3))
+    workers.slowdown |= {f"slower-{share:g}.onnx": 1 + share for share in (0.01, 0.02, 0.03)}
+    shown = command("certify", models.dynamic, "--blocks", 10)
+    assert shown.code == 0
+    assert "slower by 10.0% (measured +10.0%)" in shown.out
+    assert "error rates of this host" in shown.out
+    content = json.loads(command("certify", models.dynamic, "--blocks", 10, "--json").out)
+    assert content["line"].startswith("error rates of this host")
+
+
+def test_a_model_of_text_cannot_be_slowed_down(tmp_path, workers):
+    node = onnx.helper.make_node("Identity", ["x"], ["y"])
+    ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.STRING, [1]) for name in "xy"]
+    graph = onnx.helper.make_graph([node], "text", ends[:1], ends[1:])
+    opset = [onnx.helper.make_opsetid("", 17)]
+    path = Path(tmp_path / "text.onnx")
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8), path)
+    with pytest.raises(DataError, match="has no numeric input"):
+        certify(Subject(path, None, None), CONFIG, measure=QUICK, workers=workers)
+
+
+def test_flipped_labels_are_caught_the_more_the_more_they_are(factory):
+    model = factory.model([factory.run()], predictions=(0,) * 2000, labels=(0,) * 1900 + (1,) * 100)
+    found = flipped_labels(model, 0.01)
+    shares = [entry.fail_share for entry in found]
+    assert [entry.share for entry in found] == [0.005, 0.01, 0.02, 0.05]
+    assert shares == [0.0, 0.0, 1.0, 1.0]
+    assert flipped_labels(factory.model([factory.run()]), 0.01) == ()

@@ -1,0 +1,401 @@
+"""The measured process, run in this one."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from bench.core.arrays import read_npz, write_npz
+from bench.core.errors import ArtifactError, DataError, HostError, ModelError
+from bench.inputs.session import Signature, TensorSpec
+from bench.measuring import worker as worker_module
+from bench.measuring.worker import (
+    PREDICT_BATCH,
+    WARM_WINDOW,
+    Worker,
+    batches,
+    clear_peak_memory,
+    fixed_batch,
+    memory_bytes,
+    synthetic_feeds,
+    told,
+)
+
+WEIGHT = np.random.default_rng(7).standard_normal((4, 3)).astype(np.float32)
+
+
+def opened(model, feeds=None, **changes):
+    worker = Worker()
+    request = {"model": str(model), "feeds": None if feeds is None else str(feeds)}
+    answer = worker.open(request | {"threads": 1, "arena": True, "cores": None} | changes)
+    assert answer["session_ns"] > 0
+    return worker
+
+
+@pytest.fixture
+def feeds_file(tmp_path):
+    """Write feeds to a file."""
+
+    def write(**arrays):
+        path = tmp_path / "feeds.npz"
+        write_npz(path, arrays)
+        return path
+
+    return write
+
+
+def test_feeds_take_turns_one_by_one(models, feeds_file, samples, monkeypatch):
+    worker = opened(models.dynamic, feeds_file(x=samples.x[:3]))
+    fed = []
+    run = worker._run
+    monkeypatch.setattr(worker, "_run", lambda feeds: fed.append(feeds["x"]) or run(feeds))
+    assert worker.first({})["samples"] == 3
+    assert len(worker.burst({"count": 3, "untimed": 1})["ns"]) == 3
+    np.testing.assert_array_equal(np.concatenate(fed), samples.x[[0, 1, 2, 0, 1]])
+
+
+def test_a_fixed_batch_is_filled(models, feeds_file, samples):
+    worker = opened(models.fixed, feeds_file(x=samples.x[:5]))
+    assert worker.first({})["samples"] == 2
+    with pytest.raises(DataError, match="1 samples do not fill one batch of 2"):
+        opened(models.fixed, feeds_file(x=samples.x[:1])).first({})
+
+
+@pytest.mark.parametrize("name", ["dynamic", "fixed", "integers"])
+def test_synthetic_feeds_run(models, name):
+    worker = opened(getattr(models, name))
+    answer = worker.first({})
+    assert answer["samples"] == 1
+    assert answer["first_run_ns"] > 0
+
+
+def test_synthetic_feeds_are_the_same_every_time():
+    signature = Signature((TensorSpec("a", "float32", (None, 4)), TensorSpec("b", "bool", (2, 3))), ())
+    first, second = (synthetic_feeds(Path("m"), signature) for _ in range(2))
+    assert {name: (array.dtype.name, array.shape) for name, array in first.items()} == {
+        "a": ("float32", (1, 4)),
+        "b": ("bool", (2, 3)),
+    }
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name])
+
+
+def test_an_open_axis_wants_real_feeds(models):
+    with pytest.raises(DataError, match="axis 1 of input 'x' has no fixed size; give real feeds"):
+        opened(models.open_axis).first({})
+
+
+def test_pinning_reaches_the_system(models, monkeypatch):
+    pinned = []
+    monkeypatch.setattr(os, "sched_setaffinity", lambda pid, cores: pinned.append((pid, cores)))
+    opened(models.dynamic, cores=[1, 2])
+    assert pinned == [(0, [1, 2])]
+
+
+class FakeClock:
+    """A `time` whose runs take the scripted durations."""
+
+    def __init__(self, durations):
+        self.readings = [0]
+        for duration in durations:
+            self.readings += [self.readings[-1], self.readings[-1] + duration, self.readings[-1] + duration]
+        self.readings.reverse()
+
+    def perf_counter_ns(self):
+        return self.readings.pop()
+
+
+@pytest.mark.parametrize(
+    ("durations", "limit_ns", "runs"),
+    [
+        ([100] * 50, 10**9, 2 * WARM_WINDOW),
+        ([1000 - k for k in range(50)], 10**9, 2 * WARM_WINDOW),  # a fall that is not worth waiting for
+        ([100 - k for k in range(30)] + [50] * 40, 10**9, 46),  # warm once the fall is over
+        ([1000 - 9 * k for k in range(100)], 5000, 6),  # the limit comes first
+    ],
+)
+def test_warming_ends_when_times_stop_falling(models, monkeypatch, durations, limit_ns, runs):
+    worker = opened(models.dynamic)
+    worker.first({})
+    monkeypatch.setattr(worker_module, "time", FakeClock(durations))
+    times = worker.warm({"limit_ns": limit_ns})["ns"]
+    assert times == durations[: len(times)]
+    if limit_ns < 10**9:
+        assert sum(times[:-1]) <= limit_ns < sum(times)
+    assert len(times) == runs
+
+
+def test_predictions_are_the_largest_outputs(models, evaluation, samples):
+    outputs = evaluation.parent / "outputs.npz"
+    answer = opened(models.dynamic).predict({"evaluation": str(evaluation), "outputs": str(outputs)})
+    assert answer["labels"] == samples.labels.tolist()
+    assert answer["ids"] is None
+    np.testing.assert_allclose(read_npz(outputs)["outputs"], samples.x[:PREDICT_BATCH] @ WEIGHT, rtol=1e-5)
+    hits = np.equal(answer["predictions"], answer["labels"])
+    assert hits.mean() == pytest.approx(samples.accuracy)
+
+
+@pytest.mark.parametrize("classes", ["argmax", "topk"])
+def test_classes_are_predictions_as_they_are(models, tmp_path, evaluation, classes):
+    model = onnx.load(models.dynamic)
+    scores = model.graph.output.pop().name
+    if classes == "argmax":
+        model.graph.node.append(helper.make_node("ArgMax", [scores], ["classes"], axis=1, keepdims=0))
+    else:
+        model.graph.initializer.append(numpy_helper.from_array(np.array([2]), "k"))
+        model.graph.node.append(helper.make_node("TopK", [scores, "k"], ["best", "classes"], axis=1))
+    model.graph.output.append(helper.make_tensor_value_info("classes", TensorProto.INT64, None))
+    onnx.save(model, tmp_path / "classes.onnx")
+    request = {"evaluation": str(evaluation), "outputs": str(tmp_path / "outputs.npz")}
+    answer = opened(tmp_path / "classes.onnx").predict(request)
+    assert answer == opened(models.dynamic).predict(request)
+
+
+def test_predictions_without_labels(models, feeds_file, samples):
+    path = feeds_file(x=samples.x, ids=np.array([f"s{k}" for k in range(len(samples.x))]))
+    answer = opened(models.fixed).predict(
+        {"evaluation": str(path), "outputs": str(path.with_name("outputs.npz"))}
+    )
+    assert answer["labels"] is None
+    assert answer["ids"][:2] == ["s0", "s1"]
+    assert len(answer["predictions"]) == len(samples.x)
+
+
+@pytest.mark.parametrize(
+    ("model", "arrays", "error", "words"),
+    [
+        ("nan", {"x": np.full((2, 4), -1e3, np.float32)}, ModelError, "gives NaN or infinity"),
+        ("three_axes", {"x": np.zeros((2, 4), np.float32)}, DataError, r"has shape \[2, 1, 3\]"),
+        (
+            "dynamic",
+            {"x": np.zeros((2, 4), np.float32), "labels": np.array([0, 3])},
+            DataError,
+            "'labels' go up to 3, the model has 3 classes",
+        ),
+        ("dynamic", {"y": np.zeros((2, 4), np.float32)}, DataError, "lacks the model's input 'x'"),
+        ("fails", {"x": np.zeros((1, 4), np.float32)}, ModelError, "fails when it runs"),
+        ("fixed", {"x": np.zeros((3, 4), np.float32)}, DataError, "3 samples do not fill batches of 2"),
+    ],
+)
+def test_what_cannot_be_predicted(models, feeds_file, *, model, arrays, error, words):
+    worker, path = opened(getattr(models, model)), feeds_file(**arrays)
+    with pytest.raises(error, match=words):
+        worker.predict({"evaluation": str(path), "outputs": str(path.with_name("outputs.npz"))})
+
+
+@pytest.mark.parametrize(
+    ("shapes", "size"),
+    [([(2, 4)], 2), ([(None, 4)], None), ([(2, 4), (3,)], None), ([()], None), ([(None, 4), (5,)], 5)],
+)
+def test_the_batch_that_a_model_insists_on(shapes, size):
+    inputs = tuple(TensorSpec(f"x{k}", "float32", shape) for k, shape in enumerate(shapes))
+    assert fixed_batch(Signature(inputs, ())) == size
+
+
+def test_batches_cover_every_sample_once(models, evaluation):
+    signature = Signature((TensorSpec("x", "float32", (None, 4)),), ())
+    parts = batches(signature, worker_module.read_evaluation(evaluation))
+    sizes = [len(part["x"]) for part in parts]
+    assert sizes == [PREDICT_BATCH, 40 - PREDICT_BATCH]
+
+
+def test_golden_outputs_are_compared(models, tmp_path, samples):
+    path = tmp_path / "golden.npz"
+    expected = opened(models.dynamic)._run({"x": samples.x})[0]
+    write_npz(path, {"x": samples.x, "expected.y": expected})
+    answer = opened(models.dynamic).golden({"golden": str(path)})
+    assert (answer["agreement"], answer["samples"]) == (1.0, len(samples.x))
+    assert opened(models.rounded).golden({"golden": str(path)})["sqnr_db"] < answer["sqnr_db"]
+
+
+def test_golden_outputs_must_be_numbers(models, tmp_path):
+    path = tmp_path / "golden.npz"
+    hot = np.full((2, 4), -1e3, np.float32)
+    write_npz(path, {"x": hot, "expected.y": np.zeros((2, 3), np.float32)})
+    with pytest.raises(ArtifactError, match="output 'y' holds NaN"):
+        opened(models.nan).golden({"golden": str(path)})
+
+
+def test_memory_is_read_from_the_kernel(tmp_path, models):
+    worker = opened(models.dynamic)
+    worker.first({})
+    peak = worker.memory({})["peak_rss_bytes"]
+    now = memory_bytes("VmRSS")
+    if now is not None:
+        assert peak >= now > 1 << 20
+    assert memory_bytes("NoSuchField") is None
+
+
+def test_a_host_without_proc_tells_no_memory(monkeypatch):
+    def refuse(*_arguments, **_options):
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    monkeypatch.setattr(Path, "write_text", refuse)
+    clear_peak_memory()
+    assert memory_bytes("VmHWM") is None
+
+
+def sequence(name):
+    tensor = helper.make_tensor_type_proto(TensorProto.FLOAT, [1, 2])
+    return helper.make_value_info(name, helper.make_sequence_type_proto(tensor))
+
+
+def optional(name):
+    tensor = helper.make_tensor_type_proto(TensorProto.FLOAT, [1, 2])
+    return helper.make_value_info(name, helper.make_optional_type_proto(tensor))
+
+
+def mapping(name):
+    tensor = helper.make_tensor_type_proto(TensorProto.FLOAT, [])
+    return helper.make_value_info(name, helper.make_map_type_proto(TensorProto.INT64, tensor))
+
+
+def tensor(name, kind=TensorProto.FLOAT, shape=(1, 2)):
+    return helper.make_tensor_value_info(name, kind, shape)
+
+
+def save_model(path, node, given, taken):
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)]
+    graph = helper.make_graph([node], "odd", [given], [taken])
+    path.write_bytes(helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString())
+    return path
+
+
+ODD_INPUTS = {
+    "tensor(string)": (
+        helper.make_node("Identity", ["x"], ["y"]),
+        tensor("x", TensorProto.STRING),
+        tensor("y", TensorProto.STRING),
+    ),
+    "tensor(bfloat16)": (
+        helper.make_node("Cast", ["x"], ["y"], to=TensorProto.FLOAT),
+        tensor("x", TensorProto.BFLOAT16),
+        tensor("y"),
+    ),
+    "seq(tensor(float))": (
+        helper.make_node("SequenceLength", ["x"], ["y"]),
+        sequence("x"),
+        tensor("y", TensorProto.INT64, ()),
+    ),
+    "optional(tensor(float))": (
+        helper.make_node("OptionalHasElement", ["x"], ["y"]),
+        optional("x"),
+        tensor("y", TensorProto.BOOL, ()),
+    ),
+    "map(int64,tensor(float))": (
+        helper.make_node(
+            "CastMap", ["x"], ["y"], domain="ai.onnx.ml", cast_to="TO_FLOAT", map_form="DENSE"
+        ),
+        mapping("x"),
+        tensor("y", shape=(1, None)),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ODD_INPUTS)
+def test_inputs_that_are_no_tensors_of_numbers(tmp_path, kind):
+    model = save_model(tmp_path / "odd.onnx", *ODD_INPUTS[kind])
+    with pytest.raises(ModelError) as caught:
+        opened(model).first({})
+    assert caught.value.cause == f"its input 'x' is {kind}"
+
+
+def test_outputs_that_are_no_tensors_of_numbers(tmp_path, feeds_file):
+    node = helper.make_node("SequenceConstruct", ["x"], ["y"])
+    model = save_model(tmp_path / "odd.onnx", node, tensor("x"), sequence("y"))
+    path = feeds_file(x=np.zeros((1, 2), np.float32))
+    with pytest.raises(ModelError, match="gives sequences, maps or texts; export it with tensors"):
+        opened(model, path).predict({"evaluation": str(path), "outputs": str(tmp_path / "o.npz")})
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"), [((200_000, 200_000), "160 GB"), ((None, 2**62), "1.84e+10 GB")]
+)
+def test_feeds_that_no_memory_holds(shape, size):
+    signature = Signature((TensorSpec("x", "float32", shape),), ())
+    with pytest.raises(
+        DataError, match=f"m.onnx: input 'x' of shape .* takes {re.escape(size)}; export it"
+    ):
+        synthetic_feeds(Path("m.onnx"), signature)
+
+
+def test_threads_that_the_system_refuses_leave_nobody_waiting(models, monkeypatch):
+    worker = opened(models.dynamic)
+    worker.first({})
+    start, started = threading.Thread.start, []
+
+    def refuse_the_third(thread):
+        if len(started) == 2:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse_the_third)
+    with pytest.raises(HostError, match="--streams: the system starts 2 of 4 threads; ask for fewer"):
+        worker.streams({"count": 4, "duration_ns": 1})
+    for thread in started:
+        thread.join(timeout=60)
+    assert not any(thread.is_alive() for thread in started)
+
+
+@pytest.mark.parametrize("error", [MemoryError("9 GiB"), ZeroDivisionError()])
+def test_what_happens_in_a_stream_is_told(models, monkeypatch, error):
+    worker = opened(models.dynamic)
+    worker.first({})
+
+    def fail(_feeds):
+        raise error
+
+    monkeypatch.setattr(worker, "_run", fail)
+    with pytest.raises(type(error)):
+        worker.streams({"count": 2, "duration_ns": 1})
+
+
+@pytest.mark.parametrize(
+    ("error", "answer"),
+    [
+        (DataError("d.npz", "is bad", "mend it"), ["DataError", "d.npz", "is bad", "mend it"]),
+        (
+            MemoryError("9 GiB"),
+            [
+                "MeasurementError",
+                "worker",
+                "there is too little memory (9 GiB)",
+                "free some, or measure a smaller model",
+            ],
+        ),
+        (
+            MemoryError(),
+            [
+                "MeasurementError",
+                "worker",
+                "there is too little memory",
+                "free some, or measure a smaller model",
+            ],
+        ),
+        (
+            ImportError("no libx.so", name="onnxruntime"),
+            [
+                "HostError",
+                "onnxruntime",
+                "cannot be imported (no libx.so)",
+                "install it again, as constraints.txt has it",
+            ],
+        ),
+    ],
+)
+def test_errors_that_were_foreseen_are_answers(error, answer):
+    assert told(error) == {"error": answer}
+
+
+def test_a_fault_is_an_answer_too():
+    place, cause, trace = told(KeyError("x"))["fault"]
+    assert (place, cause, trace) == ("edgeproof", "met KeyError ('x')", "KeyError: 'x'\n")

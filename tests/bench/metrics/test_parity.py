@@ -1,0 +1,82 @@
+"""Numbers about numbers."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+
+from bench.inputs.evaluation import predictions
+from bench.metrics.parity import EXACT_SQNR_DB, decibels, parity, sqnr_db
+
+
+def test_equal_outputs():
+    scores = np.array([[1.0, 2.0], [3.0, 0.0]])
+    outcome = parity(scores, scores)
+    assert asdict(outcome) == {
+        "max_error": 0.0,
+        "sqnr_db": EXACT_SQNR_DB,
+        "agreement": 1.0,
+        "samples": 2,
+    }
+
+
+def test_outputs_that_differ():
+    reference = np.array([[3.0, 0.0], [0.0, 4.0]])
+    outcome = parity(reference, reference + np.array([[0.0, 0.0], [5.0, 0.0]]))
+    assert outcome.max_error == 5.0
+    assert outcome.agreement == 0.5
+    assert outcome.sqnr_db == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize(("noise", "decibels"), [(0.1, 20.0), (0.001, 60.0), (10.0, -20.0)])
+def test_a_tenth_of_the_noise_is_twenty_decibels_more(noise, decibels):
+    signal = np.ones((4, 3))
+    assert sqnr_db(signal, signal + noise) == pytest.approx(decibels)
+
+
+def test_noise_without_a_signal():
+    assert sqnr_db(np.zeros(3), np.ones(3)) == -EXACT_SQNR_DB
+    assert sqnr_db(np.zeros(3), np.zeros(3)) == EXACT_SQNR_DB
+
+
+def test_samples_of_any_shape_are_flattened():
+    images = np.arange(24.0).reshape(2, 3, 2, 2)
+    assert parity(images, images[:, ::-1]).samples == 2
+    assert parity(images, images[:, ::-1]).agreement == 0.0
+
+
+def test_integers_do_not_wrap_around():
+    assert parity(np.array([[0]], np.uint8), np.array([[255]], np.uint8)).max_error == 255.0
+
+
+def test_shapes_must_be_equal():
+    with pytest.raises(ValueError, match=r"shapes differ: \[2, 3\] and \[3, 2\]"):
+        parity(np.zeros((2, 3)), np.zeros((3, 2)))
+
+
+@pytest.mark.parametrize(
+    ("outputs", "expected"),
+    [
+        (np.array([[0.0, 2.0], [3.0, 1.0]]), [1, 0]),
+        (np.array([4, 2]), [4, 2]),
+        (np.array([[4, 2], [1, 9]], np.int32), [4, 1]),
+        (np.array([[4, 2], [1, 9]], np.uint8), [0, 1]),  # scores of a quantized output
+    ],
+)
+def test_predictions_of_scores_and_of_classes(outputs, expected):
+    assert predictions(outputs).tolist() == expected
+
+
+def test_classes_are_equal_or_not():
+    first = np.array([[900, 1], [7, 3]])
+    same = parity(first, np.array([[900, 2], [7, 8]]))  # the second best may differ
+    assert (same.agreement, same.sqnr_db) == (1.0, EXACT_SQNR_DB)
+    assert parity(first, np.array([[901, 1], [7, 3]])).agreement == 0.5
+
+
+def test_silence_has_no_ratio():
+    assert decibels(4.0, 0.0) == EXACT_SQNR_DB
+    assert decibels(0.0, 4.0) == -EXACT_SQNR_DB
+    assert decibels(100.0, 1.0) == pytest.approx(20.0)

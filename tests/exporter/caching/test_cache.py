@@ -1,0 +1,97 @@
+"""The store of finished steps: whole entries or none."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from exporter.caching.cache import Cache, content_key
+
+KEY = content_key({"a": 1})
+
+
+def fill(cache, key=KEY, content="x"):
+    with cache.store(key, "step") as (folder, metrics):
+        (folder / "file").write_text(content)
+        metrics["accuracy"] = 0.5
+    return cache.find(key)
+
+
+def test_what_was_stored_is_found(tmp_path):
+    entry = fill(Cache(tmp_path))
+    assert (entry.key, entry.metrics) == (KEY, {"accuracy": 0.5})
+    assert entry.folder == tmp_path / KEY[:2] / KEY
+    assert (entry.folder / "file").read_text() == "x"
+
+
+def test_what_was_not_stored_is_not(tmp_path):
+    assert Cache(tmp_path).find(KEY) is None
+
+
+def test_a_failure_stores_nothing(tmp_path):
+    cache = Cache(tmp_path)
+    with pytest.raises(FileNotFoundError), cache.store(KEY, "step") as (folder, _):
+        (folder / "absent" / "file").write_text("half")
+    assert cache.find(KEY) is None
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_later_entry_replaces_an_earlier(tmp_path):
+    cache = Cache(tmp_path)
+    fill(cache, content="old")
+    assert (fill(cache, content="new").folder / "file").read_text() == "new"
+
+
+def test_metrics_must_be_json(tmp_path):
+    cache = Cache(tmp_path)
+    with pytest.raises(ValueError, match="JSON compliant"), cache.store(KEY, "step") as (_, metrics):
+        metrics["accuracy"] = float("nan")
+    assert cache.find(KEY) is None
+
+
+def test_leftovers_are_swept_and_entries_stay(tmp_path):
+    cache = Cache(tmp_path)
+    entry = fill(cache)
+    (tmp_path / ".tmp-1").mkdir()
+    (entry.folder.parent / ".tmp-2").mkdir()
+    (entry.folder.parent / ".tmp-2" / "half").write_text("x")
+    cache.sweep()
+    assert not list(tmp_path.rglob(".tmp-*"))
+    assert cache.find(KEY) == entry
+
+
+values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.text(), values, max_size=4))
+def test_keys_do_not_hang_on_the_order(content):
+    turned = dict(reversed(content.items()))
+    assert content_key(content) == content_key(turned)
+    assert len(content_key(content)) == 64
+
+
+@given(st.dictionaries(st.text(), values, max_size=4), values)
+def test_every_ingredient_counts(content, value):
+    changed = {**content, "one more": value}
+    if content != changed:
+        assert content_key(content) != content_key(changed)
+
+
+def test_values_that_json_lacks_are_refused():
+    with pytest.raises(ValueError, match="JSON compliant"):
+        content_key({"a": float("inf")})
+
+
+def test_a_record_that_is_nested_too_deeply_is_no_entry(tmp_path):
+    entry = fill(Cache(tmp_path))
+    (entry.folder / "entry.json").write_text("[" * 100_000)
+    assert Cache(tmp_path).find(KEY) is None

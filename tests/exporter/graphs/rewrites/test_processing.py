@@ -1,0 +1,297 @@
+"""Bytes in, classes out: what stands before and after the network inside the graph."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from bench.core.errors import DataError
+from bench.core.progress import SILENT
+from bench.inputs.evaluation import read_evaluation
+from bench.metrics.parity import parity
+from exporter.errors import ExportError
+from exporter.graphs.inference import run_model, run_scores
+from exporter.graphs.rewrites.processing import as_shipped, byte_ranges, network_alone
+from exporter.graphs.targets import TARGETS
+from exporter.networks.network import predict
+from exporter.onnx_export.export import export
+from exporter.pipeline import steps
+from exporter.pipeline.context import open_workshop
+from exporter.quantization.int8 import quantize_model
+from exporter.quantization.repaired import Repairing, quantize_repaired
+from exporter.recipes import (
+    ExportConfig,
+    FallbackConfig,
+    PostprocessConfig,
+    PreprocessConfig,
+    read_recipe,
+)
+from exporter.sources.splits import Split
+from exporter.training.distillation.onnx_teacher import OnnxTeacher
+
+AFFINE = PreprocessConfig()  # (byte - 127) / 128
+BY_CHANNEL = PreprocessConfig(mean=(123.7,), std=(58.4,))
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    """Bytes [40, 8, 8, 1], of the whole range."""
+    drawn = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1)).astype(np.uint8)
+    drawn[0, 0, 0], drawn[0, 0, 1] = 0, 255
+    return drawn
+
+
+def normalised(pictures, config):
+    """What a data factory makes of them: float32 [N, C, H, W]."""
+    values = (pictures.astype(np.float32) - np.float32(config.mean)) / np.float32(config.std)
+    return Split({"image": values.transpose(0, 3, 1, 2)}, np.arange(len(pictures)) % 3)
+
+
+@pytest.fixture(scope="module")
+def made(tiny, tmp_path_factory):
+    """Export the tiny network with a configuration, quantize it: module, paths, samples as shipped."""
+
+    @cache
+    def make_once(content, preprocess, postprocess, target):
+        pictures = np.frombuffer(content, np.uint8).reshape(-1, 8, 8, 1)
+        split = normalised(pictures, preprocess or AFFINE)
+        module = tiny.net().eval()
+        folder = tmp_path_factory.mktemp("made")
+        path, int8 = folder / "float.onnx", folder / "int8.onnx"
+        export(module, split, path, ExportConfig(preprocess=preprocess, postprocess=postprocess), {})
+        shipped = as_shipped(split, preprocess)
+        quantize_model(
+            onnx.load(path), int8, shipped,
+            target=TARGETS[target], method="percentile", exclude=(), progress=SILENT,
+        )  # fmt: skip
+        return module, split, shipped, path, int8
+
+    def make(pictures, preprocess=None, postprocess=None, target="x86-vnni"):
+        return make_once(pictures.tobytes(), preprocess, postprocess, target)
+
+    return make
+
+
+def operators(path):
+    return [node.op_type for node in onnx.load(path).graph.node]
+
+
+def run_as(path, folder):
+    """The operators that ONNX Runtime makes of a model."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.optimized_model_filepath = str(folder / "optimized.onnx")
+    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return operators(folder / "optimized.onnx")
+
+
+@pytest.mark.parametrize("layout", ["nhwc", "nchw"])
+@pytest.mark.parametrize("config", [AFFINE, BY_CHANNEL, PreprocessConfig(mean=(0.0,), std=(255.0,))])
+def test_bytes_give_what_torch_makes_of_the_normalised_picture(made, pictures, config, layout):
+    config = config.model_copy(update={"layout": layout})
+    module, split, shipped, path, _ = made(pictures, config)
+    expected = pictures if layout == "nhwc" else pictures.transpose(0, 3, 1, 2)
+    np.testing.assert_array_equal(shipped.inputs["image"], expected)
+    assert np.allclose(run_model(path, shipped), predict(module, split), atol=1e-5)
+    value = onnx.load(path).graph.input[0]
+    assert (value.name, value.type.tensor_type.elem_type) == ("image", onnx.TensorProto.UINT8)
+    assert value.type.tensor_type.shape.dim[0].dim_param == "batch"
+
+
+def test_each_channel_has_its_own_mean_and_std(pictures):
+    config = PreprocessConfig(mean=(124.0, 116.0, 104.0), std=(58.0, 57.0, 56.0))
+    coloured = np.concatenate([pictures, pictures[::-1], 255 - pictures], axis=3)
+    shipped = as_shipped(normalised(coloured, config), config)
+    np.testing.assert_array_equal(shipped.inputs["image"], coloured)
+
+
+def test_the_tensors_of_the_network_keep_their_names(made, pictures):
+    names = {}
+    for config in (None, AFFINE, BY_CHANNEL):
+        graph = onnx.load(made(pictures, config, PostprocessConfig(kind="softmax"))[3]).graph
+        nodes = [node for node in graph.node if not node.name.startswith(("preprocess.", "postprocess."))]
+        names[config] = [(node.name, list(node.output)) for node in nodes]
+    assert names[None] == names[AFFINE] == names[BY_CHANNEL]
+
+
+def test_raw_bytes_feed_the_first_integer_convolution(made, pictures, tmp_path):
+    *_, int8 = made(pictures, AFFINE)
+    assert run_as(int8, tmp_path)[0] == "QLinearConv"  # grey: even the transposition is gone
+    *_, plain = made(pictures, None)
+    assert run_as(plain, tmp_path)[0] == "QuantizeLinear"
+
+
+def test_the_joint_bytes_give_what_floats_give(made, pictures):
+    _, split, _, _, int8 = made(pictures, None)
+    expected = run_model(int8, split)
+    _, _, shipped, _, int8 = made(pictures, AFFINE)
+    assert np.allclose(run_model(int8, shipped), expected, atol=1e-6)
+
+
+def test_the_range_of_bytes_is_known_and_not_observed(made, pictures):
+    dim = np.clip(pictures, 100, 150)
+    *_, path, int8 = made(dim, AFFINE)
+    (found,) = byte_ranges(onnx.load(path)).values()
+    assert (found.lowest, found.highest) == (-127 / 128, 1.0)
+    assert (
+        operators(int8).count("QuantizeLinear") == operators(made(dim, None)[4]).count("QuantizeLinear") - 1
+    )
+
+
+def test_signed_activations_keep_their_own_rounding(made, pictures):
+    _, _, shipped, path, int8 = made(pictures, AFFINE, target="arm64")
+    assert "preprocess.DequantizeLinear" in {node.name for node in onnx.load(int8).graph.node}
+    assert parity(run_model(path, shipped), run_model(int8, shipped)).sqnr_db > 20
+
+
+@pytest.mark.parametrize(
+    ("values", "cause"),
+    [
+        (np.full((2, 1, 4, 4), 0.003, np.float32), "is not (byte - mean) / std of whole bytes"),
+        (np.full((2, 1, 4, 4), 1.0 + 1 / 128, np.float32), "is not (byte - mean) / std of whole bytes"),
+        (np.full((2, 1, 4, 4), -1.0, np.float32), "is not (byte - mean) / std of whole bytes"),
+    ],
+)
+def test_pictures_that_come_from_no_bytes(values, cause):
+    with pytest.raises(DataError) as caught:
+        as_shipped(Split({"image": values}, np.zeros(2, np.int64)), AFFINE)
+    assert caught.value.place == "export.preprocess: sample 0 of 'image'"
+    assert caught.value.cause == cause
+
+
+@pytest.mark.parametrize(
+    ("inputs", "config", "message"),
+    [
+        ({"a": (2, 3)}, AFFINE, "'a' is no float32 \\[N, C, H, W\\]"),
+        ({"a": (2, 3, 4, 4), "b": (2, 3)}, AFFINE, "export.preprocess.input: names none of a, b"),
+        ({"a": (2, 3, 4, 4)}, PreprocessConfig(input="x"), "names none of a; name the input"),
+        ({"a": (2, 3, 4, 4)}, PreprocessConfig(mean=(1.0, 2.0)), "has 2 values, the pictures have 3"),
+    ],
+)
+def test_what_the_recipe_names_must_be_there(inputs, config, message):
+    arrays = {name: np.zeros(shape, np.float32) for name, shape in inputs.items()}
+    with pytest.raises(DataError, match=message):
+        as_shipped(Split(arrays, np.zeros(2, np.int64)), config)
+
+
+def test_without_preprocessing_a_split_is_shipped_as_it_is(splits):
+    assert as_shipped(splits.evaluation, None) is splits.evaluation
+
+
+def test_softmax(made, pictures):
+    module, split, shipped, path, int8 = made(pictures, AFFINE, PostprocessConfig(kind="softmax"))
+    scores = predict(module, split).astype(np.float64)
+    expected = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    assert np.allclose(run_model(path, shipped), expected, atol=1e-5)
+    assert np.allclose(run_model(int8, shipped).sum(axis=1), 1.0, atol=1e-6)
+    assert operators(int8)[-1] == "Softmax"
+    assert [output.name for output in onnx.load(int8).graph.output] == ["probabilities"]
+
+
+def test_argmax(made, pictures):
+    module, split, shipped, path, int8 = made(pictures, AFFINE, PostprocessConfig(kind="argmax"))
+    classes = run_model(path, shipped)
+    np.testing.assert_array_equal(classes, predict(module, split).argmax(axis=1))
+    np.testing.assert_array_equal(run_model(int8, shipped), run_scores(int8, shipped).argmax(axis=1))
+
+
+def test_top_k_gives_classes_first(made, pictures):
+    module, split, shipped, path, int8 = made(pictures, AFFINE, PostprocessConfig(kind="topk", k=2))
+    session = onnxruntime.InferenceSession(str(path))
+    assert [(o.name, o.shape) for o in session.get_outputs()] == [
+        ("classes", ["batch", 2]),
+        ("scores", ["batch", 2]),
+    ]
+    classes, scores = session.run(None, dict(shipped.inputs))
+    expected = predict(module, split)
+    np.testing.assert_array_equal(classes, np.argsort(-expected, axis=1)[:, :2])
+    assert np.allclose(scores, -np.sort(-expected, axis=1)[:, :2], atol=1e-5)
+    assert run_model(int8, shipped).shape == (40, 2)
+
+
+def test_scores_before_the_postprocessing_can_be_read(made, pictures):
+    module, split, shipped, path, _ = made(pictures, None, PostprocessConfig(kind="argmax"))
+    assert np.allclose(run_scores(path, shipped), predict(module, split), atol=1e-5)
+    *_, plain = made(pictures, None)
+    assert np.allclose(run_scores(plain, split), run_model(plain, split))
+
+
+def test_repairs_are_judged_by_the_scores(made, pictures, tmp_path):
+    _, _, shipped, path, _ = made(pictures, AFFINE, PostprocessConfig(kind="argmax"))
+    out = tmp_path / "repaired.onnx"
+    found = quantize_repaired(
+        onnx.load(path), out, shipped.inputs, shipped.labels,
+        repairing=Repairing(("bias",), FallbackConfig(max_drop=0.9)),
+        target=TARGETS["x86-vnni"], method="minmax", exclude=(), progress=SILENT,
+    )  # fmt: skip
+    (report,) = found["repairs"]
+    assert 10 < report["sqnr_db_before"] < 80  # classes would agree to the last bit, or in nothing
+    assert run_model(out, shipped).dtype == np.int64
+    assert run_as(out, tmp_path)[0] == "QLinearConv"
+
+
+def test_more_classes_than_there_are(made, pictures):
+    with pytest.raises(ExportError, match=r"export\.postprocess\.k: 4 of 3 classes"):
+        made(pictures, None, PostprocessConfig(kind="topk", k=4))
+
+
+def test_a_build_ships_bytes_and_classes(project):
+    # The factory's pictures as bytes, which is what a camera would have seen.
+    project.edit(
+        "shapes.py",
+        '    return Split({"image": images}, labels.astype(np.int64))',
+        "    images = np.clip(np.rint(images * 50 + 127), 0, 255).astype(np.float32)\n"
+        '    return Split({"image": (images - 127) / 128}, labels.astype(np.int64))',
+    )
+    project.edit(
+        "recipe.toml",
+        "[quantize]",
+        '[export.preprocess]\n[export.postprocess]\nkind = "topk"\nk = 2\n\n[quantize]',
+    )
+    outcome = project.build(until="parity")
+    metrics = outcome.stages["parity"]
+    assert metrics["export"]["sqnr_db"] > 90
+    evaluation = read_evaluation(project.entry("parity") / "evaluation.npz")
+    assert evaluation.feeds["image"].dtype == np.uint8
+    assert evaluation.feeds["image"].shape[1:] == (8, 8, 1)
+    model = project.entry("quantize") / "model.onnx"
+    # Who is to blame where int8 is no faster is found with the bytes that the model takes.
+    shop = open_workshop(read_recipe(project.recipe), project.folder, SILENT)
+    assert "not faster than float on this CPU" in steps._slow(shop, model)
+    split = Split(evaluation.feeds, evaluation.labels)
+    found = run_model(model, split)[:, 0]
+    assert (found == evaluation.labels).mean() >= metrics["torch_accuracy"] - 0.1
+    with np.load(project.entry("parity") / "golden.npz") as golden:
+        assert golden["expected.classes"].shape == (8, 2)
+        assert golden["image"].dtype == np.uint8
+
+
+def test_a_build_of_other_pictures_stops_before_it_trains(project):
+    project.edit("recipe.toml", "[quantize]", "[export.preprocess]\n\n[quantize]")
+    with pytest.raises(DataError, match=r"is not .byte - mean. / std of whole bytes"):
+        project.build()
+    assert project.events("start") == []
+
+
+@pytest.mark.parametrize("preprocess", [None, AFFINE, BY_CHANNEL], ids=["floats", "affine", "by channel"])
+@pytest.mark.parametrize("kind", [None, "softmax", "argmax", "topk"])
+def test_the_network_alone_gives_its_own_scores(made, pictures, preprocess, kind, tmp_path):
+    k = {"k": 2} if kind == "topk" else {}
+    postprocess = None if kind is None else PostprocessConfig(kind=kind, **k)
+    module, split, _, path, _ = made(pictures, preprocess, postprocess)
+    alone = network_alone(onnx.load(path))
+    onnx.checker.check_model(alone, full_check=True)
+    onnx.save(alone, tmp_path / "alone.onnx")
+    assert np.allclose(run_model(tmp_path / "alone.onnx", split), predict(module, split), atol=1e-4)
+    if preprocess is kind is None:
+        assert alone.SerializeToString() == onnx.load(path).SerializeToString()
+
+
+def test_an_artifact_that_takes_bytes_and_gives_classes_teaches_like_its_network(made, pictures):
+    module, split, _, path, _ = made(pictures, BY_CHANNEL, PostprocessConfig(kind="topk", k=2))
+    teacher = OnnxTeacher(path, split.first(1), "stage.teacher.model")
+    assert np.allclose(predict(teacher, split), predict(module, split), atol=1e-4)

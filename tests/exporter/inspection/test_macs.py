@@ -1,0 +1,338 @@
+"""Multiply-adds of operators, against counts made by hand; what has no count is told, and never zero."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from exporter.inspection.audit import audit, coverage_failure, share_text
+from exporter.inspection.macs import Call, Work, has_no_macs, work_of
+from exporter.inspection.operators_without_macs import WITHOUT_MACS
+
+MICROSOFT = "com.microsoft"
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+@pytest.fixture
+def save(tmp_path):
+    """A model from `x` to `y` with a file name of its own; constants become initializers."""
+
+    def write(nodes, constants, shape, *, opset=18, functions=()):
+        graph = helper.make_graph(
+            nodes,
+            "g",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+            [numpy_helper.from_array(value, key) for key, value in constants.items()],
+        )
+        domains = [
+            helper.make_opsetid("", opset),
+            helper.make_opsetid(MICROSOFT, 1),
+            helper.make_opsetid("local", 1),
+        ]
+        model = helper.make_model(graph, opset_imports=domains, ir_version=9, functions=list(functions))
+        path = tmp_path / "model.onnx"
+        onnx.save(model, path)
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize(("kind", "gates"), [("GRU", 3), ("LSTM", 4), ("RNN", 1)])
+@pytest.mark.parametrize("directions", [1, 2])
+def test_recurrent_layers_are_counted_by_step(save, kind, gates, directions):
+    steps, features, hidden = 5, 3, 4
+    nodes = [
+        helper.make_node(
+            kind,
+            ["x", "w", "r"],
+            ["y"],
+            name="memory",
+            hidden_size=hidden,
+            direction="bidirectional" if directions == 2 else "forward",
+        )
+    ]
+    constants = {
+        "w": normal(directions, gates * hidden, features),
+        "r": normal(directions, gates * hidden, hidden),
+    }
+    found = audit(save(nodes, constants, [steps, 1, features]))
+    assert found.macs == steps * directions * gates * hidden * (features + hidden)
+    (operator,) = found.float_ops
+    assert (operator.name, operator.op_type, operator.macs) == ("memory", kind, found.macs)
+    assert operator.reason == "ONNX Runtime's CPU kernels have no int8 form of it"
+    assert (found.uncounted, found.int8_mac_ratio) == ((), 0.0)
+
+
+def test_a_constant_on_the_left_is_counted(save):
+    nodes = [helper.make_node("MatMul", ["w", "x"], ["y"], name="left")]
+    assert audit(save(nodes, {"w": normal(5, 7)}, [7, 3])).macs == 5 * 7 * 3
+
+
+@pytest.mark.parametrize(
+    ("equation", "shapes", "wanted"),
+    [
+        ("btd,bsd->bts", [(2, 5, 7), (2, 3, 7)], 2 * 5 * 3 * 7),
+        ("btd, bsd", [(2, 5, 7), (2, 3, 7)], 2 * 5 * 3 * 7),  # what appears once is the result
+        ("...td,...sd->...ts", [(2, 4, 5, 7), (2, 1, 3, 7)], 2 * 4 * 5 * 3 * 7),
+        ("ij,jk,kl->il", [(2, 3), (3, 5), (5, 7)], 2 * 3 * 5 + 2 * 5 * 7),
+        ("i,i->", [(6,), (6,)], 6),
+        ("ijk,jl->il", [(2, 3, 4), (3, 5)], 2 * 3 * 5),  # k is summed before, which multiplies nothing
+        ("ij,ij->ij", [(2, 3), (2, 3)], 0),
+        ("i,j->ij", [(2,), (3,)], 0),
+        ("ij->ji", [(2, 3)], 0),
+        ("ii->i", [(3, 3)], 0),
+    ],
+)
+def test_einsum_is_counted_join_by_join(equation, shapes, wanted):
+    node = helper.make_node("Einsum", [f"x{i}" for i in range(len(shapes))], ["y"], equation=equation)
+    assert work_of(node, Call(tuple(shapes), ((),))) == Work(0, wanted)
+
+
+def test_einsum_is_counted_as_it_runs(save):
+    nodes = [helper.make_node("Einsum", ["x", "w"], ["y"], name="mix", equation="ntd,ed->nte")]
+    found = audit(save(nodes, {"w": normal(5, 7)}, ["N", 3, 7]))
+    assert [(o.name, o.macs) for o in found.float_ops] == [("mix", 3 * 5 * 7)]
+
+
+def test_onnx_attention_is_counted(save):
+    nodes = [helper.make_node("Attention", ["x"] * 3, ["y"], name="a", q_num_heads=2, kv_num_heads=2)]
+    assert audit(save(nodes, {}, ["N", 5, 8], opset=23)).macs == 2 * 5 * 5 * 8
+
+
+def test_attention_over_earlier_keys_is_counted_over_all_of_them():
+    node = helper.make_node("Attention", ["q", "k", "v", "", "pk", "pv"], ["y"])
+    call = Call(
+        ((1, 2, 3, 4), (1, 2, 3, 4), (1, 2, 3, 6), None, (1, 2, 5, 4), (1, 2, 5, 6)), ((1, 2, 3, 6),)
+    )
+    assert work_of(node, call) == Work(0, 2 * 3 * (3 + 5) * (4 + 6))
+
+
+def test_fused_attention_is_counted_with_its_projections(save):
+    nodes = [helper.make_node("Attention", ["x", "w", "b"], ["y"], name="a", domain=MICROSOFT, num_heads=2)]
+    found = audit(save(nodes, {"w": normal(6, 24), "b": normal(24)}, ["N", 5, 6]))
+    assert found.macs == 5 * 6 * 24 + 2 * 5 * 5 * 8
+    assert found.int8_macs == 0
+
+
+def test_multi_head_attention_is_counted(save):
+    nodes = [
+        helper.make_node("MultiHeadAttention", ["x"] * 3, ["y"], name="a", domain=MICROSOFT, num_heads=2)
+    ]
+    assert audit(save(nodes, {}, ["N", 5, 8])).macs == 2 * 5 * 5 * 8
+
+
+@pytest.mark.parametrize(
+    ("shapes", "keys", "queries"),
+    [
+        (((1, 5, 2, 3, 4),), 5, 5 * 8),  # queries, keys and values in one
+        (((1, 5, 8), (1, 7, 2, 2, 4)), 7, 5 * 8),  # keys and values in one
+        (((1, 5, 8), (1, 2, 7, 4), (1, 2, 7, 4)), 7, 5 * 8),  # projected before
+        (((1, 5, 8), (1, 7, 8), (1, 7, 8), None, None, None, (1, 2, 9, 4)), 16, 5 * 8),  # earlier keys
+    ],
+)
+def test_all_forms_of_multi_head_attention(shapes, keys, queries):
+    node = helper.make_node("MultiHeadAttention", ["x"] * len(shapes), ["y"], domain=MICROSOFT, num_heads=2)
+    assert work_of(node, Call(shapes, ((1, 5, 8),))) == Work(0, keys * (queries + 5 * 8))
+
+
+def test_of_quantized_attention_only_the_projections_are_int8(save):
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+        helper.make_node(
+            "QAttention",
+            ["q", "w", "b", "s", "s", "", "z", "wz"],
+            ["y"],
+            name="a",
+            domain=MICROSOFT,
+            num_heads=2,
+        ),
+    ]
+    constants = {
+        "s": np.float32(0.1),
+        "z": np.uint8(128),
+        "wz": np.int8(0),
+        "w": np.ones((6, 24), np.int8),
+        "b": normal(24),
+    }
+    found = audit(save(nodes, constants, ["N", 5, 6]))
+    assert (found.int8_macs, found.macs) == (5 * 6 * 24, 5 * 6 * 24 + 2 * 5 * 5 * 8)
+    assert [(o.name, o.macs, o.reason) for o in found.float_ops] == [
+        ("a", 2 * 5 * 5 * 8, "its projections run in int8, the products of its activations do not")
+    ]
+
+
+def test_a_dynamically_quantized_lstm_is_int8(save):
+    nodes = [
+        helper.make_node(
+            "DynamicQuantizeLSTM",
+            ["x", "w", "r", "", "", "", "", "", "s", "z", "s", "z"],
+            ["y"],
+            name="memory",
+            domain=MICROSOFT,
+            hidden_size=4,
+        )
+    ]
+    constants = {
+        "w": np.ones((1, 3, 16), np.int8),
+        "r": np.ones((1, 4, 16), np.int8),
+        "s": np.full(1, 0.01, np.float32),
+        "z": np.zeros(1, np.int8),
+    }
+    found = audit(save(nodes, constants, [5, 1, 3]))
+    assert (found.macs, found.int8_mac_ratio) == (5 * 16 * (3 + 4), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("stated", "left", "wanted"),
+    [
+        ({}, (2, 3, 7), 7),
+        ({"transA": 1}, (2, 7, 3), 7),
+        ({"transA": 1, "transBatchA": 1}, (7, 2, 3), 7),
+    ],
+)
+def test_transposed_left_matrices(stated, left, wanted):
+    node = helper.make_node("FusedMatMul", ["a", "b"], ["y"], domain=MICROSOFT, **stated)
+    assert work_of(node, Call((left, (2, 7, 5)), ((2, 3, 5),))) == Work(0, 2 * 3 * 5 * wanted)
+
+
+@pytest.mark.parametrize(("level", "wanted"), [(4, Work(21, 0)), (0, Work(0, 21)), (None, Work(0, 21))])
+def test_packed_weights_are_int8_only_where_the_kernel_rounds(level, wanted):
+    stated = {} if level is None else {"accuracy_level": level}
+    node = helper.make_node("MatMulNBits", ["a", "b", "s"], ["y"], domain=MICROSOFT, K=7, N=3, **stated)
+    assert work_of(node, Call(((1, 7), (3, 1, 4), (3,)), ((1, 3),))) == wanted
+
+
+@pytest.mark.parametrize("domain", [MICROSOFT, "com.ms.internal.nhwc"])
+def test_quantized_transposed_convolutions_are_int8(domain):
+    node = helper.make_node("QLinearConvTranspose", ["x", "s", "z", "w"], ["y"], domain=domain)
+    call = Call(((1, 2, 4, 4), (), (), (2, 3, 2, 2)), ((1, 3, 8, 8),))
+    assert work_of(node, call) == Work(2 * 4 * 4 * 3 * 2 * 2, 0)
+
+
+def test_affine_grids_are_counted():
+    node = helper.make_node("AffineGrid", ["theta", "size"], ["y"])
+    assert work_of(node, Call(((1, 2, 3), (4,)), ((1, 5, 6, 2),))) == Work(0, 5 * 6 * 2 * 3)
+
+
+def loop(trips_input):
+    body = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["v", "w"], ["v2"], name="inner"),
+            helper.make_node("Identity", ["c"], ["c2"]),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("i", TensorProto.INT64, []),
+            helper.make_tensor_value_info("c", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("v", TensorProto.FLOAT, [None, 7]),
+        ],
+        [
+            helper.make_tensor_value_info("c2", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("v2", TensorProto.FLOAT, [None, 7]),
+        ],
+    )
+    return helper.make_node("Loop", [trips_input, "", "x"], ["y"], name="repeat", body=body)
+
+
+def test_a_loop_is_counted_once_a_turn(save):
+    found = audit(save([loop("trips")], {"w": normal(7, 7), "trips": np.int64(5)}, ["N", 7]))
+    assert (found.macs, found.uncounted) == (5 * 7 * 7, ())
+    (operator,) = found.float_ops
+    assert (operator.name, operator.reason) == (
+        "inner",
+        "it lies in the body of Loop 'repeat', which is not quantized",
+    )
+    assert (found.operators["MatMul"], found.operators["Loop"]) == (1, 1)
+
+
+def test_what_did_not_run_has_no_count(save):
+    found = audit(save([loop("trips")], {"w": normal(7, 7), "trips": np.int64(0)}, ["N", 7]))
+    assert [(one.name, one.op_type) for one in found.uncounted] == [("inner", "MatMul")]
+    assert found.uncounted[0].reason == "it lies in a branch or loop that did not run on the samples"
+
+
+def test_local_functions_are_looked_into(save):
+    inside = [
+        helper.make_node("Transpose", ["a"], ["t"], perm=[1, 0]),
+        helper.make_node("MatMul", ["a", "t"], ["o"]),
+    ]
+    function = helper.make_function("local", "Gram", ["a"], ["o"], inside, [helper.make_opsetid("", 18)])
+    path = save([helper.make_node("Gram", ["x"], ["y"], domain="local")], {}, [3, 7], functions=[function])
+    assert (audit(path).macs, audit(path).uncounted) == (3 * 3 * 7, ())
+
+
+@pytest.fixture
+def half_known(save):
+    """A product in float, and a Fourier transform, whose multiply-adds have no formula."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"], name="product"),
+        helper.make_node("DFT", ["h"], ["y"], name="spectrum", axis=1),
+    ]
+    return save(nodes, {"w": normal(1, 1)}, ["N", 8, 1])
+
+
+def test_an_operator_without_formula_makes_the_share_an_upper_bound(half_known):
+    found = audit(half_known)
+    assert [(one.name, one.op_type) for one in found.uncounted] == [("spectrum", "DFT")]
+    assert share_text(found) == (
+        "at most 0.0% of 8 multiply-adds run in int8: "
+        "DFT 'spectrum' is not counted (no formula for its multiply-adds is known)"
+    )
+    assert json.loads(found.model_dump_json())["uncounted"] == [
+        {"name": "spectrum", "op_type": "DFT", "reason": "no formula for its multiply-adds is known"}
+    ]
+
+
+def test_an_upper_bound_meets_no_minimum(half_known):
+    wholly = audit(half_known).model_copy(update={"int8_mac_ratio": 1.0})
+    assert coverage_failure(wholly, 0.0) is None
+    assert coverage_failure(wholly, 0.95) == (
+        "at most 100.0% of multiply-adds run in int8, at least 95.0% wanted; "
+        "DFT 'spectrum' is not counted (no formula for its multiply-adds is known)"
+    )
+    assert "1 operators stay in float, first product" in coverage_failure(audit(half_known), 0.95)
+
+
+def test_several_uncounted_operators_are_told_in_one_line(half_known):
+    found = audit(half_known)
+    three = found.model_copy(update={"uncounted": found.uncounted * 3})
+    assert share_text(three).endswith("; nor are 2 more")
+    assert coverage_failure(three, 0.5).count("\n") == 0
+
+
+def test_a_share_of_nothing_counted_is_not_known(save):
+    found = audit(save([helper.make_node("DFT", ["x"], ["y"], name="s", axis=1)], {}, ["N", 8, 1]))
+    assert share_text(found).startswith("how much runs in int8 is not known: DFT 's' is not counted")
+
+
+def test_operators_of_other_domains_are_unknown_whatever_they_are_called():
+    assert has_no_macs(helper.make_node("Add", ["a", "b"], ["y"]))
+    foreign = helper.make_node("Add", ["a", "b"], ["y"], domain="vendor")
+    assert not has_no_macs(foreign)
+    assert work_of(foreign, Call(((1,), (1,)), ((1,),))) is None
+    assert work_of(helper.make_node("MatMul", ["a", "b"], ["y"], domain="vendor"), Call((), ())) is None
+
+
+def test_a_formula_that_lacks_a_shape_gives_no_count():
+    node = helper.make_node("Conv", ["x", "w"], ["y"])
+    assert work_of(node, Call(((1, 2, 3, 3), None), ((1, 2, 3, 3),))) is None
+
+
+def test_no_operator_is_listed_that_multiplies():
+    suspects = {"Conv", "Gemm", "MatMul", "Attention", "Einsum", "GRU", "LSTM", "RNN", "DFT", "STFT", "MoE"}
+    suspects |= {"GroupQueryAttention", "QMoE", "LinearClassifier", "SVMClassifier", "CDist", "Inverse"}
+    assert not suspects & frozenset().union(*WITHOUT_MACS.values())
+
+
+def test_every_listed_operator_of_onnx_exists():
+    known = {(schema.domain, schema.name) for schema in onnx.defs.get_all_schemas_with_history()}
+    listed = {(domain, name) for domain in ("", "ai.onnx.ml") for name in WITHOUT_MACS[domain]}
+    assert listed - known == {("", "SimplifiedLayerNormalization")}  # ONNX Runtime's, in ONNX's domain

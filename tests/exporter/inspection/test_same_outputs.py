@@ -1,0 +1,282 @@
+"""An int8 model that does not give what the given file gives is not written."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from bench.core.errors import ModelError
+from bench.inputs.session import open_session, signature_of
+from exporter.errors import ExportError
+from exporter.graphs.stale_shapes import forget_stale_shapes
+from exporter.inspection.same_outputs import answers_of, check_same_outputs, few_samples, made_up_samples
+
+
+def save(path, nodes, outputs, *, inputs=None, constants=None, opset=17):
+    inputs = inputs or [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        inputs,
+        [onnx.ValueInfoProto(name=o) if isinstance(o, str) else o for o in outputs],
+        [numpy_helper.from_array(value, name) for name, value in (constants or {}).items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8), path)
+    return path
+
+
+def tensor(name, kind=TensorProto.FLOAT, shape=None):
+    return helper.make_tensor_value_info(name, kind, shape)
+
+
+@pytest.fixture
+def given(tmp_path):
+    """Gives `x` again, and whether each of its values is above zero."""
+    nodes = [
+        helper.make_node("Identity", ["x"], ["y"]),
+        helper.make_node("Greater", ["x", "zero"], ["above"]),
+    ]
+    return save(
+        tmp_path / "given.onnx",
+        nodes,
+        [tensor("y", shape=["n", 4]), tensor("above", TensorProto.BOOL, ["n", 4])],
+        constants={"zero": np.float32(0)},
+    )
+
+
+@pytest.fixture
+def answers(given):
+    x = np.linspace(-1, 1, 8, dtype=np.float32).reshape(2, 4)
+    return answers_of(given, [{"x": x}, {"x": x[:1]}])
+
+
+IDENTITY, ABOVE = ("Identity", ["x"], ["y"]), ("Greater", ["x", "zero"], ["above"])
+
+
+OUTPUTS = {"y": TensorProto.FLOAT, "z": TensorProto.FLOAT, "above": TensorProto.BOOL}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "outputs", "words"),
+    [
+        ([IDENTITY], "y", r"gives ['y'], the file ['y', 'above']"),
+        ([("Identity", ["x"], ["z"]), ABOVE], "z above", "gives ['z', 'above'], the file ['y', 'above']"),
+        ([IDENTITY, ABOVE], "above y", "gives ['above', 'y'], the file ['y', 'above']"),
+        ([("Identity", ["x"], ["above"]), IDENTITY], "y above", "gives float32 [2, 4] for output 'above'"),
+        ([("Reshape", ["x", "flat"], ["y"]), ABOVE], "y above", "gives float32 [8] for output 'y', the"),
+        ([("Reshape", ["x", "baked"], ["y"]), ABOVE], "y above", "the quantized model fails when it runs"),
+        ([("Sqrt", ["x"], ["y"]), ABOVE], "y above", "NaN or infinity for output 'y', the file does not"),
+    ],
+)  # fmt: skip
+def test_what_differs_is_named(given, answers, nodes, outputs, words):
+    types = OUTPUTS | ({"above": TensorProto.FLOAT} if ABOVE not in nodes else {})
+    made = save(
+        given.with_name("made.onnx"),
+        [helper.make_node(*node) for node in nodes],
+        [tensor(name, types[name]) for name in outputs.split()],
+        constants={"zero": np.float32(0), "flat": np.array([-1]), "baked": np.array([2, 4])},
+    )
+    with pytest.raises(ExportError, match=re.escape(words)) as caught:
+        check_same_outputs(given, answers, made)
+    assert str(caught.value).startswith(f"{given}: ")
+    assert "nothing was written" in caught.value.fix
+
+
+def test_the_same_passes_and_so_does_infinity_that_the_file_gives(tmp_path, given, answers):
+    check_same_outputs(given, answers, given)
+    log = save(tmp_path / "log.onnx", [helper.make_node("Log", ["x"], ["y"])], [tensor("y")])
+    zeros = [{"x": np.zeros((1, 4), np.float32)}]
+    check_same_outputs(log, answers_of(log, zeros), log)
+
+
+def test_a_batch_and_a_single_sample_are_run(given, tmp_path):
+    np.savez(tmp_path / "x.npz", x=np.random.default_rng(0).standard_normal((9, 4)).astype(np.float32))
+    found = few_samples(tmp_path / "x.npz", signature_of(open_session(given)))
+    assert [batch["x"].shape for batch in found] == [(8, 4), (1, 4), (1, 4)]
+
+
+def test_a_fixed_batch_is_run_as_it_is(tmp_path):
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [3, 4])]
+    fixed = save(
+        tmp_path / "f.onnx", [helper.make_node("Relu", ["x"], ["y"])], [tensor("y")], inputs=inputs
+    )
+    np.savez(tmp_path / "x.npz", x=np.ones((9, 4), np.float32))
+    found = few_samples(tmp_path / "x.npz", signature_of(open_session(fixed)))
+    assert [batch["x"].shape for batch in found] == [(3, 4)]
+
+
+def test_without_samples_open_axes_are_closed(tmp_path):
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", "length", 4])]
+    model = save(
+        tmp_path / "m.onnx", [helper.make_node("Relu", ["x"], ["y"])], [tensor("y")], inputs=inputs
+    )
+    (feeds,) = made_up_samples(model, signature_of(open_session(model)))
+    assert feeds["x"].shape == (1, 8, 4)
+
+
+def test_a_file_that_does_not_run_on_its_samples_is_told(tmp_path):
+    model = save(
+        tmp_path / "m.onnx",
+        [helper.make_node("Reshape", ["x", "to"], ["y"])],
+        [tensor("y")],
+        constants={"to": np.array([3, 3])},
+    )
+    with pytest.raises(ModelError, match="fails when it runs"):
+        answers_of(model, [{"x": np.ones((1, 4), np.float32)}])
+
+
+def recognizer(path, opset, stated):
+    """A recognition network as exporters write it: the output has three axes, whatever the file states."""
+    generator = np.random.default_rng(0)
+    constants = {
+        "w": (generator.standard_normal((16, 1, 3, 3)) * 0.3).astype(np.float32),
+        "f": (generator.standard_normal((128, 20)) * 0.1).astype(np.float32),
+        "zero": np.array([0]), "one": np.array([1]), "rest": np.array([-1]),
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], name="conv", pads=[1] * 4, strides=[2, 2]),
+        helper.make_node("Relu", ["c"], ["r"]),
+        helper.make_node("Transpose", ["r"], ["t"], perm=[3, 0, 1, 2]),
+        helper.make_node("Shape", ["t"], ["size"]),
+        helper.make_node("Gather", ["size", "zero"], ["length"]),
+        helper.make_node("Concat", ["length", "one", "rest"], ["to"], axis=0),
+        helper.make_node("Reshape", ["t", "to"], ["q"]),
+        helper.make_node("MatMul", ["q", "f"], ["z"], name="head"),
+        helper.make_node("Shape", ["z"], ["same"]),
+        helper.make_node("Reshape", ["z", "same"], ["y"]),
+    ]
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 1, 16, "width"])]
+    return save(path, nodes, [tensor("y", shape=stated)], inputs=inputs, constants=constants, opset=opset)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    x = np.random.default_rng(1).standard_normal((16, 1, 16, 48)).astype(np.float32)
+    np.savez(tmp_path / "x.npz", x=x)
+    return tmp_path / "x.npz"
+
+
+def shape_of(model, width):
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    return session.run(None, {"x": np.ones((1, 1, 16, width), np.float32)})[0].shape
+
+
+@pytest.mark.parametrize("opset", [9, 11, 13, 14, 17, 20])
+@pytest.mark.parametrize(
+    "stated", [(1, "steps"), (24, 1, 21), (1, 1, 20), ("a", "b", "c"), (24, 1, 20)], ids=str
+)
+def test_shapes_that_the_file_states_wrongly_are_not_believed(pictures, command, opset, stated):
+    """Also where they are right for the samples alone: other widths give other shapes."""
+    given, out = pictures.with_name("m.onnx"), pictures.with_name("int8.onnx")
+    recognizer(given, opset, stated)
+    ran = command("quantize", given, "--data", pictures, "--out", out)
+    assert ran.code == 0, ran.err
+    for width in (48, 64):
+        assert shape_of(out, width) == shape_of(given, width) == (width // 2, 1, 20)
+
+
+def test_nothing_is_written_where_outputs_differ(pictures, tmp_path, command, monkeypatch):
+    """Whatever goes wrong between the given file and the int8 one: the earlier output stays."""
+    path = recognizer(tmp_path / "m.onnx", 17, (1, "steps"))
+    monkeypatch.setattr("exporter.pipeline.quantize_file.forget_stale_shapes", lambda *_: None)
+    out = tmp_path / "int8.onnx"
+    out.write_bytes(b"an earlier model")
+    ran = command("quantize", path, "--data", pictures, "--out", out)
+    assert ran.code == 2
+    assert ran.err.splitlines()[-1].startswith(f"error: {path}: the quantized model gives float32 [")
+    assert out.read_bytes() == b"an earlier model"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["int8.onnx", "m.onnx", "x.npz"]
+
+
+def test_weights_of_four_bits_are_checked_too(tmp_path, command, monkeypatch):
+    generator = np.random.default_rng(0)
+    path = save(
+        tmp_path / "m.onnx",
+        [helper.make_node("MatMul", ["x", "w"], ["y"], name="product")],
+        [tensor("y", shape=["n", 64])],
+        constants={"w": generator.standard_normal((4, 64)).astype(np.float32)},
+    )
+    assert command("quantize", path, "--bits", 4, "--out", tmp_path / "o.onnx").code == 0
+    (tmp_path / "o.onnx").unlink()
+    monkeypatch.setattr(
+        "exporter.inspection.same_outputs._difference",
+        lambda before, after: f"{list(before)} {list(after)}",
+    )
+    assert command("quantize", path, "--bits", 4, "--out", tmp_path / "o.onnx").code == 2
+    assert not (tmp_path / "o.onnx").exists()
+
+
+def test_an_opset_that_cannot_be_raised_is_refused(pictures, command):
+    given = recognizer(pictures.with_name("m.onnx"), 11, ("a", "b", "c"))
+    model = onnx.load(given)
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    model.graph.node[1].op_type, model.graph.node[1].domain = "Gelu", "com.microsoft"
+    onnx.save(model, given)
+    ran = command("quantize", given, "--data", pictures, "--out", pictures.with_name("int8.onnx"))
+    assert ran.code in {0, 2}, ran.err  # converted, or refused in one line
+    if ran.code:
+        assert "opset 11 is too old for int8, and ONNX cannot raise it" in ran.err
+
+
+def test_what_is_forgotten(tmp_path):
+    model = onnx.load(recognizer(tmp_path / "m.onnx", 17, (1, "steps")))
+    model.graph.value_info.append(tensor("z", shape=[24, 1, 20]))
+    model.graph.output.extend([tensor("varies", shape=[2, 3]), tensor("bare"), tensor("unseen", shape=[7])])
+    seen = [
+        {"y": (24, 1, 20), "varies": (2, 4), "bare": (1, 2)},
+        {"y": (24, 1, 20), "varies": (2,), "bare": (1, 2)},
+    ]
+    forget_stale_shapes(model, seen)
+    (inner,) = model.graph.value_info
+    assert (inner.type.tensor_type.elem_type, inner.type.tensor_type.HasField("shape")) == (1, False)
+    found = {value.name: value.type.tensor_type for value in model.graph.output}
+    assert [len(found[name].shape.dim) for name in ("y", "bare", "unseen")] == [3, 2, 1]
+    assert not any(size.HasField("dim_value") for size in found["y"].shape.dim)
+    assert found["unseen"].shape.dim[0].dim_value == 7
+    assert not found["varies"].HasField("shape")
+
+
+def test_a_sample_among_many_that_gives_nan_is_met(tmp_path, command):
+    """A few dim pictures round to zero, whose norm divides by zero."""
+    generator = np.random.default_rng(0)
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 8, 8])]
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], pads=[1] * 4),
+        helper.make_node("Relu", ["c"], ["r"]),
+        helper.make_node("GlobalAveragePool", ["r"], ["p"]),
+        helper.make_node("ReduceL2", ["p", "axes"], ["norm"], keepdims=1),
+        helper.make_node("Div", ["p", "norm"], ["y"]),
+    ]
+    constants = {"w": generator.standard_normal((4, 3, 3, 3)).astype(np.float32), "axes": np.array([1])}
+    path = save(tmp_path / "m.onnx", nodes, [tensor("y")], inputs=inputs, constants=constants, opset=18)
+    x = generator.standard_normal((40, 3, 8, 8)).astype(np.float32)
+    x[3:40:8] *= 1e-6
+    np.savez(tmp_path / "x.npz", x=x)
+    ran = command("quantize", path, "--data", tmp_path / "x.npz", "--out", tmp_path / "o.onnx")
+    assert (ran.code, "gives NaN or infinity for output 'y'" in ran.err) == (2, True)
+    assert not (tmp_path / "o.onnx").exists()
+
+
+@pytest.mark.parametrize("listed", [True, False], ids=["constants are inputs", "they are not"])
+@pytest.mark.parametrize(("opset", "ir_version"), [(8, 3), (9, 3), (11, 4), (17, 13)])
+def test_files_of_old_and_new_writers_run_on_the_oldest_runtime(
+    pictures, command, opset, ir_version, listed
+):
+    given, out = recognizer(pictures.with_name("m.onnx"), 9, (1, "steps")), pictures.with_name("o.onnx")
+    model = onnx.load(given)
+    model.ir_version, model.opset_import[0].version = ir_version, opset
+    if listed or ir_version == 3:
+        model.graph.input.extend(tensor(c.name, c.data_type, list(c.dims)) for c in model.graph.initializer)
+    onnx.save(model, given)
+    ran = command("quantize", given, "--data", pictures, "--out", out, "--onnxruntime", ">=1.22")
+    assert ran.code == 0, ran.err
+    made = onnx.load(out)
+    assert 8 <= made.ir_version <= 10
+    assert [value.name for value in made.graph.input] == ["x"]

@@ -1,0 +1,129 @@
+"""Builds that are killed, that meet, that run out of disk."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from exporter.caching.cache import Cache
+
+pytestmark = pytest.mark.slow
+
+
+def built_model(project):
+    return (project.entry("quantize") / "model.onnx").read_bytes()
+
+
+def kill_at(process, project, event, step):
+    """End a build with SIGKILL as soon as its log tells of an event."""
+    while not any(line["event"] == event and line.get("step") == step for line in project.events()):
+        try:
+            process.wait(timeout=0.002)  # paces the loop, and notices a build that ended early
+        except subprocess.TimeoutExpired:
+            continue
+        pytest.fail(f"the build ended before {event} {step}: {process.stderr.read()}")
+    process.kill()
+    process.communicate()
+    assert process.returncode == -9
+
+
+def test_a_killed_build_resumes_where_it_died(project, built_once):
+    """Four kills in a row, each at another step; what was finished before is never done again."""
+    moments = [("start", "pretrained"), ("done", "finetune"), ("start", "export"), ("start", "parity")]
+    for event, step in moments:
+        kill_at(project.start("--until", "parity"), project, event, step)
+        done = {line["step"]: line["key"] for line in project.events("done")}
+        cache = Cache(project.cache)
+        assert all(cache.find(key) is not None for key in done.values())
+    process = project.start("--until", "parity", "--json")
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert '"artifact": null' in out
+    assert built_model(project) == (built_once.artifact / "model.onnx").read_bytes()
+    assert not list(project.cache.rglob(".tmp-*"))
+    done = [line["step"] for line in project.events("done")]
+    assert sorted(done) == sorted(set(done))
+
+
+def test_two_builds_at_once_do_the_work_once(project, built_once):
+    processes = [project.start("--until", "parity") for _ in range(2)]
+    ends = [process.communicate() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], ends
+    done = [line["step"] for line in project.events("done")]
+    assert done == ["pretrained", "finetune", "prune", "export", "quantize", "parity"]
+    assert built_model(project) == (built_once.artifact / "model.onnx").read_bytes()
+    pids = {line["pid"] for line in project.events()}
+    assert pids == {process.pid for process in processes}
+    waited = [err for _, err in ends if "waiting for the build of " in err]
+    assert len(waited) == 1
+    # The one that comes a moment after the lock was taken cannot know by whom.
+    holders = [*(f"process {pid}" for pid in pids), "another process"]
+    assert any(f"waiting for the build of {holder} to finish" in waited[0] for holder in holders)
+
+
+# Runs `edgeproof` with a largest size of files, as a full disk would have one.
+LIMITED = """
+import atexit, resource, sys
+from exporter.cli import main
+limit, sys.argv = int(sys.argv[1]), ["edgeproof", *sys.argv[2:]]
+free = resource.getrlimit(resource.RLIMIT_FSIZE)
+atexit.register(resource.setrlimit, resource.RLIMIT_FSIZE, free)
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, free[1]))
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("step", "file"),
+    [("pretrained", "weights.safetensors"), ("quantize", "model.onnx"), ("parity", "evaluation.npz")],
+)
+def test_a_full_disk_is_one_line(project, built_once, step, file):
+    """A file lacks one byte; all that are written before it are smaller."""
+    limit = (built_once.entry(step) / file).stat().st_size - 1
+    ran = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(limit), "build", str(project.recipe), "--until", "parity"],
+        cwd=project.folder,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 2, ran.stderr
+    assert ran.stdout == ""
+    *_, last = ran.stderr.splitlines()
+    assert last.startswith("error: ")
+    assert "the disk is full; free some space and run again" in last
+    assert ran.stderr.count("error: ") == 1
+    assert "Traceback" not in ran.stderr
+    assert project.events("failed")[0]["step"] == step
+    assert not list(project.cache.rglob(".tmp-*"))
+    assert not project.artifact.exists()
+    # With space again, the build goes on from there.
+    finished = {line["step"] for line in project.events("done")}
+    outcome = project.build(until="parity")
+    assert outcome.ran[0] == step
+    assert finished.isdisjoint(outcome.ran)
+
+
+def test_a_full_disk_while_packaging_leaves_the_old_artifact(built):
+    before = {path.name: path.read_bytes() for path in built.artifact.iterdir()}
+    limit = (built.artifact / "report.html").stat().st_size - 1
+    ran = subprocess.run(
+        [
+            *(sys.executable, "-c", LIMITED, str(limit)),
+            *("build", str(built.recipe), "--out", str(built.folder / "other")),
+        ],
+        cwd=built.folder,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 2, ran.stderr
+    assert "the disk is full" in ran.stderr.splitlines()[-1]
+    assert {path.name: path.read_bytes() for path in built.artifact.iterdir()} == before
+    assert not (built.folder / "other").exists()
+    assert not list(built.folder.glob(".tmp-*"))

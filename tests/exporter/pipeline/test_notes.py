@@ -1,0 +1,70 @@
+"""What a data factory has to say of its samples reaches the person."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from bench.core.errors import DataError
+from bench.core.progress import SilentProgress
+from exporter.pipeline.context import open_workshop
+from exporter.pipeline.steps import recipe_steps
+from exporter.recipes import read_recipe
+from exporter.sources.splits import check_splits, fingerprint
+
+NOTED = """
+
+import dataclasses
+
+def noted(note):
+    return dataclasses.replace(make_splits(), notes=(note, "another\\nnote"))
+"""
+PRETRAIN = """
+[[stage]]
+kind = "pretrain"
+epochs = 1
+data = { factory = "shapes:noted", args = { note = "one note" } }
+"""
+
+
+class Listening(SilentProgress):
+    """Keeps what is said."""
+
+    def __init__(self):
+        self.said = []
+
+    def say(self, line):
+        self.said.append(line)
+
+
+@pytest.fixture
+def noted(project):
+    """A project with a data factory that has two things to say."""
+    source = project.folder / "shapes.py"
+    source.write_text(source.read_text() + NOTED)
+    return project
+
+
+def test_a_build_says_the_notes_of_its_data_in_one_line_each(noted):
+    progress = Listening()
+    recipe = read_recipe(noted.recipe, ["data.factory=shapes:noted", "data.args={note='one note'}"])
+    open_workshop(recipe, noted.folder, progress)
+    assert progress.said == ["reading data", "note: data: one note", "note: data: another note"]
+
+
+def test_a_build_says_the_notes_of_source_data(noted):
+    noted.recipe.write_text(noted.recipe.read_text() + PRETRAIN)
+    progress = Listening()
+    recipe_steps(open_workshop(read_recipe(noted.recipe), noted.folder, progress))
+    assert "note: pretrain.data: one note" in progress.said
+
+
+@pytest.mark.parametrize("notes", ["one text", ["a list"], (1,)])
+def test_notes_are_a_tuple_of_texts(splits, notes):
+    with pytest.raises(DataError, match=r"data: notes: are .*; give a tuple of texts"):
+        check_splits(dataclasses.replace(splits, notes=notes), "data")
+
+
+def test_notes_change_no_sample(splits):
+    assert fingerprint(dataclasses.replace(splits, notes=("odd",))) == fingerprint(splits)

@@ -1,0 +1,68 @@
+"""Networks as they would ship, and the name under which times of layers are kept. Nothing is timed here."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+
+from exporter.recipes import ExportConfig, PreprocessConfig, QuantizeConfig
+from exporter.sources.splits import Split
+from exporter.training.shrinking.costs import Goal, Seen
+from exporter.training.shrinking.layer_costs import Kernel, Layer
+from exporter.training.shrinking.meter import HostMeter
+
+
+@pytest.fixture
+def sample():
+    bytes_ = np.random.default_rng(0).integers(0, 256, (10, 3, 16, 16))
+    return Split({"image": ((bytes_ - 127) / 128).astype(np.float32)}, np.arange(10) % 5)
+
+
+@pytest.mark.parametrize(
+    "shape", [ExportConfig(), ExportConfig(preprocess=PreprocessConfig())], ids=["", "bytes"]
+)
+@pytest.mark.parametrize("precision", ["int8", "fp32"])
+def test_networks_are_exported_as_they_would_ship(shapes, sample, tmp_path, precision, shape):
+    meter = HostMeter(tmp_path, sample, precision, shape, QuantizeConfig(target="x86-vnni"))
+    first, second = (onnx.load(meter.export(shapes.build("residual"))) for _ in range(2))
+    assert first.graph.input[0].type.tensor_type.elem_type == (
+        onnx.TensorProto.FLOAT if shape.preprocess is None else onnx.TensorProto.UINT8
+    )
+    operators = {node.op_type for node in first.graph.node}
+    assert ("QuantizeLinear" in operators) == (precision == "int8")
+    in_float = onnx.load(meter.export_float(shapes.build("residual")))
+    assert "QuantizeLinear" not in {node.op_type for node in in_float.graph.node}
+    assert len(first.graph.node) == len(second.graph.node)
+
+
+def test_tables_are_named_after_what_their_times_hang_on(sample, tmp_path, monkeypatch):
+    layer = Layer("layer", Kernel(4, 4, 1, (2, 2), (2, 2), (1, 1), (1, 1), (1, 1)), {}, {})
+    monkeypatch.setattr(
+        "exporter.training.shrinking.meter.time_kernels", lambda kernels, setting: [1.0] * len(kernels)
+    )
+
+    def count(*settings, **others):
+        meter = HostMeter(tmp_path, sample, *settings, tables=tmp_path / "tables", **others)
+        return meter.table().prepare([layer], {})
+
+    assert count("int8") == 1
+    assert count("int8") == 0
+    assert count("fp32") == 1
+    assert count("int8", threads=2) == 1
+    assert count("int8", rounding=QuantizeConfig(target="arm64")) == 1
+    assert len(list((tmp_path / "tables").iterdir())) == 4
+    assert HostMeter(tmp_path, sample, "int8").table().prepare([layer], {}) == 1
+
+
+def test_goals_have_a_unit_of_their_own():
+    before, after = Seen(2.0, 100, 1000, 50), Seen(0.5, 40, 300, 10)
+    assert Goal("latency_ms", 1.0).reached(before, after) == 0.5
+    assert Goal("latency_ratio", 0.5).reached(before, after) == 0.25
+    assert Goal("float_latency_ratio", 0.5).reached(replace(before, float_latency_ms=4.0), after) == 0.125
+    assert Goal("float_latency_ratio", 0.5).quantity == "latency"
+    assert Goal("size_ratio", 0.5).reached(before, after) == 0.4
+    assert Goal("macs_ratio", 0.5).reached(before, after) == 0.3
+    assert Goal("params_ratio", 0.5).reached(before, after) == 0.2

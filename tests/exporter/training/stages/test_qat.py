@@ -1,0 +1,543 @@
+"""Quantization-aware training: what is learned in PyTorch is what the int8 file does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import nn
+from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import parametrizations
+
+from bench.core.progress import SILENT
+from bench.metrics.parity import sqnr_db
+from exporter.errors import ExportError, StageError
+from exporter.graphs.inference import run_model, session_with_outputs
+from exporter.graphs.ranges import Range
+from exporter.graphs.targets import TARGETS
+from exporter.graphs.trained_qparams import NOTHING_LEARNED, Learned
+from exporter.networks.network import Network, accuracy, deterministic, load_network, predict
+from exporter.onnx_export.export import export
+from exporter.quantization.int8 import quantize
+from exporter.quantization.qdq import plan_twin
+from exporter.recipes import ExportConfig, QatConfig, QuantizeConfig
+from exporter.sources.checkpoint import load_into, read_checkpoint
+from exporter.training.loop import Checkpoints
+from exporter.training.qat import Student, filled, find_sources, randomized
+from exporter.training.qat.rounding import activation_qparams, channel_maxima, round_weight
+from exporter.training.stages.qat import qat
+
+CPU = TARGETS["x86-vnni"]
+TARGET_KINDS = {
+    "per channel": CPU,
+    "per tensor": replace(CPU, per_channel=False),
+    "signed": TARGETS["arm64"],
+    "saturating": TARGETS["portable"],
+}
+
+
+class Many(nn.Module):
+    """Folded and unfolded norms, a residual sum, gates, pools, joins and a head."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(1, 8, 3, padding=1, bias=False)
+        self.stem_norm = nn.BatchNorm2d(8)
+        self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.depthwise_norm = nn.BatchNorm2d(8)
+        self.squeeze, self.excite = nn.Conv2d(8, 4, 1), nn.Conv2d(4, 8, 1)
+        self.late_norm = nn.BatchNorm2d(8)
+        self.project = nn.Conv2d(16, 8, 1)
+        self.hidden, self.hidden_norm = nn.Linear(8, 12, bias=False), nn.BatchNorm1d(12)
+        self.head = nn.Linear(12, 3)
+
+    def forward(self, image):
+        x = functional.hardswish(self.stem_norm(self.stem(image)))
+        y = functional.silu(self.depthwise_norm(self.depthwise(x)))
+        gate = torch.sigmoid(self.excite(functional.relu(self.squeeze(y.mean((2, 3), keepdim=True)))))
+        x = x + y * gate
+        x = functional.relu(self.late_norm(functional.max_pool2d(x, 2)))
+        x = functional.relu6(self.project(torch.cat([x, functional.avg_pool2d(x, 3, 1, 1)], 1)))
+        x = functional.relu(self.hidden_norm(self.hidden(functional.adaptive_avg_pool2d(x, 1).flatten(1))))
+        return self.head(x)
+
+
+class Smaller(Many):
+    """Pictures scaled inside the network, by no whole ratio, as `shrink` may."""
+
+    def forward(self, image):
+        return super().forward(functional.interpolate(image, (6, 6), mode="bilinear"))
+
+
+class Attention(nn.Module):
+    """Patches through one block of a transformer."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches = nn.Conv2d(1, 16, 4, 4)
+        self.norm = nn.LayerNorm(16)
+        self.query, self.key, self.value = nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 16)
+        self.up, self.down = nn.Linear(16, 32), nn.Linear(32, 16)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, image):
+        x = self.patches(image).flatten(2).transpose(1, 2)[:, None]
+        y = self.norm(x)
+        x = x + functional.scaled_dot_product_attention(self.query(y), self.key(y), self.value(y))
+        x = x + self.down(functional.gelu(self.up(self.norm(x))))
+        return self.head(x.mean((1, 2)))
+
+
+class Weighed(nn.Module):
+    """A layer whose weight is computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = parametrizations.weight_norm(nn.Linear(64, 3))
+
+    def forward(self, image):
+        return self.layer(image.flatten(1))
+
+
+class Branch(nn.Module):
+    """A decision by values."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(64, 3)
+
+    def forward(self, image):
+        x = image.flatten(1)
+        return self.layer(x) if x.sum() > 0 else self.layer(-x)
+
+
+def settings(**changes):
+    values = {"kind": "qat", "epochs": 1, "batch_size": 10, "learning_rate": 1e-3} | changes
+    return QatConfig(**values)
+
+
+def made(factory):
+    with deterministic(0, "qat"):
+        module = factory()
+        for child in module.modules():
+            if isinstance(child, _BatchNorm):  # statistics and factors as after a training
+                for tensor in (child.running_mean, child.running_var, child.weight.data, child.bias.data):
+                    tensor.uniform_(0.5, 1.5)
+    return module.eval()
+
+
+@pytest.fixture(scope="module")
+def exported(splits, tmp_path_factory):
+    """Of a factory: the graph, and where its weights come from; each is exported once."""
+    folder = tmp_path_factory.mktemp("exported")
+
+    @cache
+    def export_once(factory):
+        probe = randomized(made(factory))
+        export(probe, splits.calibration, folder / "probe.onnx", ExportConfig(), {})
+        graph = onnx.load(folder / "probe.onnx")
+        return graph, find_sources(graph, probe)
+
+    return export_once
+
+
+@pytest.fixture
+def traced(exported, splits, tmp_path):
+    """Makes a network of a factory, together with its graph."""
+
+    def trace(factory=Many, target=CPU, exclude=()):
+        options = {"splits": splits, "folder": tmp_path, "target": target, "exclude": exclude}
+        return Traced(made(factory), *exported(factory), **options)
+
+    return trace
+
+
+class Traced:
+    """A network, its graph, and the int8 files that its weights make."""
+
+    def __init__(self, module, graph, sources, *, splits, folder, target, exclude):
+        self.module, self.graph, self.sources = module, graph, sources
+        self.splits, self.folder, self.target, self.exclude = splits, folder, target, exclude
+        self.tensors = plan_twin(self.graph, target, exclude).tensors
+
+    def int8(self, learned=NOTHING_LEARNED):
+        onnx.save(filled(self.graph, self.sources, self.module), self.folder / "float.onnx")
+        path = self.folder / "int8.onnx"
+        config = QuantizeConfig(samples=16, exclude=self.exclude)
+        quantize(
+            self.folder / "float.onnx",
+            path,
+            self.splits.calibration,
+            config,
+            self.target,
+            seed=0,
+            progress=SILENT,
+            learned=learned,
+        )
+        return path
+
+    def student(self, **options):
+        return Student(
+            self.module,
+            onnx.load(self.int8()),
+            self.sources,
+            target=self.target,
+            learnable=self.tensors,
+            inputs=["image"],
+            place="qat",
+            **options,
+        )
+
+
+def as_written(path, split):
+    """Outputs of the file in float arithmetic between its roundings, node by node."""
+    session = session_with_outputs(onnx.load(path), [])
+    return session.run(None, split.inputs)[0]
+
+
+def moved(student, splits, steps=3):
+    """Let everything learn a little: weights, norms and ranges."""
+    student.train()
+    optimizer = torch.optim.Adam(student.parameters(), 2e-3)
+    images, labels = torch.from_numpy(splits.train.inputs["image"]), torch.from_numpy(splits.train.labels)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        functional.cross_entropy(student(images), labels).backward()
+        optimizer.step()
+    student.eval()
+
+
+@pytest.mark.parametrize(
+    ("factory", "kind", "exclude"),
+    [
+        *((Many, kind, ()) for kind in TARGET_KINDS),
+        (Many, "per channel", ("project", "excite")),
+        (Smaller, "per channel", ()),
+        (Attention, "per channel", ()),
+    ],
+)
+def test_the_student_is_the_int8_model_before_and_after_learning(factory, kind, exclude, traced, splits):
+    traced = traced(factory, TARGET_KINDS[kind], exclude)
+    student = traced.student()
+    start = {name: value.clone() for name, value in student.named_parameters()}
+    assert sqnr_db(as_written(traced.int8(), splits.evaluation), predict(student, splits.evaluation)) > 40
+    moved(student, splits)
+    assert not [name for name, value in student.named_parameters() if torch.equal(value, start[name])]
+    path = traced.int8(student.learned())
+    outputs = predict(student, splits.evaluation)
+    assert sqnr_db(as_written(path, splits.evaluation), outputs) > 40
+    # ONNX Runtime's kernels round integer sums at once, and so does the student: hardly a bit differs.
+    assert sqnr_db(run_model(path, splits.evaluation), outputs) > 60
+    agreement = (run_model(path, splits.evaluation).argmax(1) == outputs.argmax(1)).mean()
+    assert agreement >= 0.99
+
+
+@pytest.mark.parametrize("target", ["x86-vnni", "x86-avx2"])
+def test_the_quantizer_takes_what_was_learned_to_the_last_bit(traced, splits, target):
+    traced = traced(target=TARGETS[target])
+    student = traced.student()
+    moved(student, splits)
+    ranges, steps = student.learned().ranges, student.learned().steps
+    assert bool(steps) is TARGETS[target].saturates
+    model = onnx.load(traced.int8(student.learned()))
+    constants = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
+    assert len(ranges) > 10
+    assert set(ranges) <= set(traced.tensors)
+    for name, found in ranges.items():
+        ends = (torch.tensor(end, dtype=torch.float32) for end in (found.lowest, found.highest))
+        scale, zero_point = activation_qparams(*ends, (0, 255))
+        assert constants[f"{name}_scale"] == scale.numpy()
+        assert constants[f"{name}_zero_point"] == zero_point.numpy()
+    for name, source in traced.sources.items():
+        if f"{name}_quantized" in constants and constants[f"{name}_quantized"].dtype == np.int8:
+            stored, scale = constants[f"{name}_quantized"], constants[f"{name}_scale"]
+            axis = stored.shape.index(scale.size)
+            least = steps.get(name, np.full(scale.size, 127))
+            rounded = round_weight(
+                source.value(traced.module), axis, torch.from_numpy(least.astype(np.float64))
+            ).real()
+            shape = [-1 if i == axis else 1 for i in range(stored.ndim)]
+            wanted = stored.astype(np.float32) * scale.reshape(shape)
+            # Weights that grew have fewer steps yet.
+            others = tuple(i for i in range(stored.ndim) if i != axis)
+            kept = np.flatnonzero(np.abs(stored.astype(int)).max(axis=others) == least)
+            assert len(kept) > len(least) / 2
+            # The scale of a channel with fewer steps comes from a range: its last bit may differ.
+            np.testing.assert_allclose(
+                rounded.detach().numpy().take(kept, axis),
+                wanted.take(kept, axis),
+                rtol=2.5e-7 if name in steps else 0,
+            )
+
+
+def test_the_student_follows_channels_that_training_made_saturate(traced, splits):
+    traced = traced(target=TARGETS["portable"])
+    student = traced.student()
+    before = student.learned()
+    with torch.no_grad():  # all weights become as large as the largest of their channel
+        for layer in (traced.module.stem, traced.module.project, traced.module.hidden):
+            layer.weight.copy_(channel_maxima(layer.weight, 0).view(-1, *[1] * (layer.weight.ndim - 1)))
+    model = onnx.load(traced.int8(before))
+    student.follow(model)
+    after = student.learned()
+    assert "hidden.weight" not in before.steps
+    assert (after.steps["hidden.weight"] < 127).all()
+    path = traced.int8(after)
+    assert onnx.load(path) == model
+    assert sqnr_db(run_model(path, splits.evaluation), predict(student, splits.evaluation)) > 60
+
+
+def test_weights_too_small_for_their_bias_keep_the_scale_that_the_quantizer_gave_them(traced):
+    traced = traced(target=TARGETS["portable"])
+    constants = {i.name: numpy_helper.to_array(i) for i in onnx.load(traced.int8()).graph.initializer}
+    scale = constants["project.bias_quantized_scale"] / constants["project.weight_scale"]
+    with torch.no_grad():  # in steps as fine as 127 would be for these weights, 32 bits hold no bias of one
+        weight = traced.module.project.weight
+        weight[3] *= 60 / (2.0**31 * scale[3].item() * weight[3].abs().max())
+        weight[4] = 0.0
+        traced.module.project.bias[3:5] = 1.0
+    student = traced.student()
+    model = onnx.load(traced.folder / "int8.onnx")
+    steps = student.learned().steps["project.weight"]
+    assert steps[3] == 60
+    assert onnx.load(traced.int8(student.learned())) == model
+
+
+def test_every_weight_is_traced_through_norms_and_transposes(traced):
+    sources = traced().sources
+    assert sources["stem.weight"].norm == sources["stem.bias"].norm == "stem_norm"
+    assert (sources["stem.bias"].parameter, sources["depthwise.bias"].parameter) == (None, "depthwise.bias")
+    assert sources["late_norm.running_var"].parameter == "late_norm.running_var"
+    sources = traced(Attention).sources
+    assert sum(source.transposed for source in sources.values()) == 5
+
+
+def test_ranges_learn_for_as_long_as_they_may(traced, splits):
+    student = traced().student(range_steps=1)
+    moved(student, splits, steps=1)
+    once = student.learned().ranges
+    moved(student, splits, steps=2)
+    assert student.learned().ranges == once
+    assert student.steps == 3
+
+
+def test_rounding_is_exact_under_bfloat16(traced, splits):
+    student = traced().student()
+    images = torch.from_numpy(splits.evaluation.inputs["image"])
+    wanted = student(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(student(images), wanted)
+
+
+def test_a_student_learns_the_graph_of_evaluation(traced, splits):
+    student = traced().student()
+    before = student.network.stem_norm.running_mean.clone()
+    student.train()
+    one = torch.from_numpy(splits.train.inputs["image"][:1])
+    assert torch.equal(student(one), student.eval()(one))
+    assert torch.equal(student.network.stem_norm.running_mean, before)
+
+
+@pytest.fixture
+def network(tiny, trained):
+    return load_network(tiny.net(), trained)
+
+
+def test_the_stage_agrees_with_the_int8_file_and_is_deterministic(network, splits, context, tiny, trained):
+    before = accuracy(network.module, splits.evaluation)
+    after, metrics = qat(network, settings(epochs=2), splits, context("qat"))
+    again, same = qat(load_network(tiny.net(), trained), settings(epochs=2), splits, context("qat"))
+    assert metrics == same
+    assert after.learned.ranges == again.learned.ranges
+    assert metrics["agreement_with_int8"] >= 0.99
+    assert metrics["float_accuracy"] == before
+    assert metrics["ranges"] == len(after.learned.ranges) > 3
+    assert metrics["evaluation_accuracy"] >= metrics["accuracy_before"] - 0.01
+    assert len(metrics["curves"]) == 2
+
+
+def test_training_wins_back_what_rounding_took(network, splits, context):
+    with torch.no_grad():  # one channel a thousand times the others: it takes all steps of their tensor
+        network.module.norm.weight[0] *= 1000
+        network.module.norm.bias[0] *= 1000
+        network.module.body.weight[:, 0] /= 1000
+    config = settings(epochs=8, learning_rate=3e-3, hard_weight=0.2)
+    _, metrics = qat(network, config, splits, context("qat"))
+    assert metrics["float_accuracy"] > 0.95
+    assert metrics["accuracy_before"] < metrics["float_accuracy"] - 0.05
+    assert metrics["evaluation_accuracy"] > metrics["accuracy_before"] + 0.05
+
+
+def test_a_stem_that_ships_on_blocks_learns_as_it_is(splits, context):
+    stem, head = nn.Conv2d(1, 8, 3, 2, 1), nn.Linear(8, 3)
+    module = nn.Sequential(stem, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
+    place = replace(context("qat"), quantize=QuantizeConfig(target="x86-vnni"))
+    trained, metrics = qat(Network(module), settings(epochs=1), splits, place)
+    assert metrics["agreement_with_int8"] >= 0.99
+    assert trained.module[0].weight.shape == (8, 1, 3, 3)
+
+
+def test_masks_and_frozen_modules_hold(network, splits, context):
+    mask = torch.rand(network.module.body.weight.shape, generator=torch.Generator().manual_seed(0)) > 0.5
+    network = replace(network, masks={"body.weight": mask})
+    network.apply_masks()
+    head = network.module.head.weight.clone()
+    body = network.module.body.weight.clone()
+    after, metrics = qat(network, settings(freeze=("head",)), splits, context("qat"))
+    assert torch.equal(after.module.body.weight == 0, ~mask)
+    assert not torch.equal(after.module.body.weight, body)
+    assert torch.equal(after.module.head.weight, head)
+    assert metrics["sparsity"] == after.sparsity() > 0.4
+
+
+def test_the_start_is_kept_where_no_epoch_comes_up_to_it(network, splits, context):
+    before = {name: value.clone() for name, value in network.module.state_dict().items()}
+    _, metrics = qat(network, settings(learning_rate=0.3, warmup=0.0), splits, context("qat"))
+    assert not metrics["improved"]
+    assert metrics["evaluation_accuracy"] == metrics["accuracy_before"]
+    assert all(torch.equal(value, before[name]) for name, value in network.module.state_dict().items())
+
+
+@pytest.fixture
+def students(monkeypatch):
+    """Every student that is made, and what it would pass on before it has learned anything."""
+    made, make = [], Student.__init__
+
+    def remember(self, *args, **kwargs):
+        make(self, *args, **kwargs)
+        made.append((self, self.learned()))
+
+    monkeypatch.setattr(Student, "__init__", remember)
+    return made
+
+
+def test_batches_of_one_sample_will_do(network, splits, context, students):
+    few = replace(splits, train=splits.train.take(np.arange(12)))
+    before = {name: value.clone() for name, value in network.module.state_dict().items()}
+    after, metrics = qat(network, settings(batch_size=1, learning_rate=1e-4), few, context("qat"))
+    assert metrics["improved"]
+    assert metrics["evaluation_accuracy"] > 0.9
+    assert np.isfinite([line["train_loss"] for line in metrics["curves"]]).all()
+    for name, weight in after.module.named_parameters():
+        assert not torch.equal(weight, before[name]), name
+    ((student, start),) = students
+    assert int(student.steps) == 11
+    assert after.learned.ranges.keys() == start.ranges.keys()
+    assert not after.learned.ranges.items() & start.ranges.items()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_ranges_learn_in_their_share_of_the_steps(network, splits, context, students, share):
+    after, metrics = qat(network, settings(epochs=2, range_share=share), splits, context("qat"))
+    ((student, start),) = students
+    assert metrics["improved"]
+    assert int(student.steps) == 10
+    assert student.range_steps == 10 * share
+    same = after.learned.ranges.items() & start.ranges.items()
+    assert len(same) == (0 if share else len(start.ranges))
+
+
+def test_the_stage_passes_on_the_steps_of_its_last_int8_file(network, splits, context, students, tmp_path):
+    """Training goes so far that a channel can saturate which could not before, and has fewer steps then."""
+    place = replace(context("qat"), quantize=QuantizeConfig(target="portable"))
+    after, metrics = qat(network, settings(epochs=2, learning_rate=0.03), splits, place)
+    assert metrics["improved"]
+    export(after.module, splits.calibration, tmp_path / "float.onnx", ExportConfig(), {})
+    quantize(
+        tmp_path / "float.onnx",
+        tmp_path / "int8.onnx",
+        splits.calibration,
+        place.quantize,
+        TARGETS["portable"],
+        seed=0,
+        progress=SILENT,
+        learned=after.learned,
+    )
+    stored = {i.name: numpy_helper.to_array(i) for i in onnx.load(tmp_path / "int8.onnx").graph.initializer}
+    ((_, start),) = students
+    changed = 0
+    for name, steps in after.learned.steps.items():
+        largest = np.abs(stored[f"{name}_quantized"].astype(int)).max((1, 2, 3))
+        assert steps.tolist() == largest.tolist()
+        changed += int((steps != start.steps[name]).sum())
+    assert changed
+
+
+def test_what_was_learned_is_saved_with_the_network(tiny, tmp_path):
+    ranges = {"image": Range(-1.5, 2.25), "body": Range(0.0, float(np.float32(0.1)))}
+    Network(tiny.net(), learned=Learned(ranges, {"body": np.array([127, 90])})).save(tmp_path)
+    loaded = load_network(tiny.net(), tmp_path)
+    assert (loaded.learned.ranges, loaded.masks) == (ranges, {})
+    assert {name: steps.tolist() for name, steps in loaded.learned.steps.items()} == {"body": [127, 90]}
+
+
+def test_a_computed_weight_cannot_be_traced(splits, context):
+    with pytest.raises(StageError) as caught:
+        qat(Network(made(Weighed)), settings(), splits, context("qat"))
+    assert caught.value.place == "qat"
+    assert "cannot be traced to parameters" in caught.value.cause
+
+
+def test_a_decision_by_values_leaves_the_other_stages(splits, context):
+    with pytest.raises(ExportError) as caught:
+        qat(Network(made(Branch)), settings(), splits, context("qat"))
+    assert caught.value.cause == "decides by the values of a tensor"
+    assert "all stages but shrink, qat and export work" in caught.value.fix
+
+
+class Odd(nn.Module):
+    """A layer and an operator that is not in the table."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Conv2d(1, 4, 3)
+
+    def forward(self, image):
+        return torch.atan(self.layer(image)).mean((2, 3))
+
+
+def test_an_operator_that_cannot_be_trained_is_named(traced):
+    with pytest.raises(StageError) as caught:
+        traced(Odd).student()
+    assert "is a Atan in a form that cannot be trained" in caught.value.cause
+
+
+def test_something_must_be_left_to_learn_to_the_end(network, splits, context):
+    everything = ("stem", "norm", "body", "head")
+    with pytest.raises(StageError) as caught:
+        qat(network, settings(freeze=everything), splits, context("qat"))
+    assert caught.value.place == "qat.freeze"
+    assert caught.value.fix == "freeze less, or set range_share = 1"
+    _, metrics = qat(network, settings(freeze=everything, range_share=1.0), splits, context("qat"))
+    assert len(metrics["curves"]) == 1
+
+
+def test_layers_learn_at_their_own_rates(splits, context, tiny, trained):
+    def moved(decay):
+        network = load_network(tiny.net(), trained)
+        before = network.module.stem.weight.detach().clone()
+        qat(network, settings(layer_decay=decay), splits, context("qat"))
+        return (network.module.stem.weight - before).abs().max().item()
+
+    assert 0 < moved(0.1) < 0.1 * moved(1.0)
+
+
+def test_what_a_training_that_went_wrong_leaves_is_a_checkpoint(splits, context, tiny, trained, tmp_path):
+    network = load_network(tiny.net(), trained)
+    calls = []
+
+    def augment(inputs, generator):
+        calls.append(0)
+        return {name: image * (np.nan if len(calls) > 6 else 1) for name, image in inputs.items()}
+
+    place = replace(context("qat"), checkpoints=Checkpoints(tmp_path))
+    with pytest.raises(StageError, match="the weights of epoch 0 are kept in"):
+        qat(network, settings(epochs=2), replace(splits, augment=augment), place)
+    (path,) = tmp_path.glob("*last-good*")
+    load_into(tiny.net(), read_checkpoint(path), path)
