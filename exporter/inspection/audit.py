@@ -16,7 +16,6 @@ import onnxruntime
 
 from bench.core.arrays import Array
 from bench.core.errors import DataError, ModelError
-from bench.core.schema import FrozenModel
 from bench.inputs.evaluation import read_evaluation
 from bench.inputs.host import fingerprint, has_vnni, host_target
 from bench.inputs.session import (
@@ -28,10 +27,11 @@ from bench.inputs.session import (
     signature_of,
 )
 from bench.measuring.worker import fixed_batch, synthetic_feeds
-from exporter.inspection.fusion import Graph, NeedlessPair, float_reason, needless_pairs, plain_name
+from exporter.inspection.fusion import Graph, float_reason, needless_pairs, plain_name
 from exporter.inspection.macs import NOTHING, Call, Work, has_no_macs, work_of
 from exporter.inspection.node_calls import PlacedNode, all_nodes, node_calls
 from exporter.inspection.saturation import observe_saturation
+from exporter.results.audit import Audit, FloatOperator, SaturatingLayer, UncountedOperator
 
 # Samples on which saturation is observed; its shares hardly change with more.
 SAMPLES = 32
@@ -39,77 +39,6 @@ _BATCH = 8
 # Whether signed activations (S8S8) fuse into int8 kernels. That is what ONNX Runtime's optimizer decides by
 # the kind of CPU (graph_transformer_utils.cc, QDQIsInt8Allowed), unless a session is told.
 _SIGNED_FUSES = {"x86-vnni": "0", "x86-avx2": "0", "arm64": "1"}
-
-
-class FloatOperator(FrozenModel):
-    """A multiplying operator that runs in float, and why."""
-
-    name: str
-    op_type: str
-    macs: int
-    reason: str
-
-
-class UncountedOperator(FrozenModel):
-    """An operator that may multiply, whose multiply-adds are in no figure, and why not."""
-
-    name: str
-    op_type: str
-    reason: str
-
-    @property
-    def label(self) -> str:
-        """Type and name, for people."""
-        return f"{self.op_type} {self.name!r}" if self.name else self.op_type
-
-
-class SaturatingLayer(FrozenModel):
-    """A layer whose 16-bit sums can overflow on x86 without VNNI (`exporter.inspection.saturation`).
-
-    Attributes:
-        channels: output channels in which a pair of products can overflow, in the kernel's own pairing.
-        affects_this_host: False where the CPU adds in 32 bits.
-        observed_share: share of the layer's sums that overflows changed on samples, or None without.
-        drift_sqnr_db: exact sums against those with overflows, in dB, or None without samples.
-    """
-
-    name: str
-    channels: int
-    affects_this_host: bool
-    observed_share: float | None
-    drift_sqnr_db: float | None
-
-
-class Audit(FrozenModel):
-    """The outcome of an inspection; multiply-adds are those of a batch of one.
-
-    In loops and branches they are those of the run that was looked at.
-
-    Attributes:
-        target: the kind of CPU whose fusions these are.
-        host_target: the kind of this CPU. Where it is another, the graph is the one that ONNX Runtime makes
-            for `target`, and its kernels were not seen.
-        macs: multiply-adds that were counted; what `uncounted` operators do is not among them.
-        int8_mac_ratio: share of the counted multiply-adds that run in int8. With `uncounted` operators it
-            is an upper bound of the true share; `share_text` says so.
-        quantized_at_load: operators with float weights in the file that run in int8 all the same. Between
-            quantized tensors, ONNX Runtime quantizes the weights of Conv and Gemm itself, with a single
-            scale (weight_bias_quantization.cc); to exclude such a node has no effect.
-        samples: how many real samples saturation was observed on.
-    """
-
-    target: str
-    host_target: str
-    macs: int
-    int8_macs: int
-    int8_mac_ratio: float
-    operators: dict[str, int]
-    float_ops: tuple[FloatOperator, ...]
-    uncounted: tuple[UncountedOperator, ...]
-    needless_pairs: tuple[NeedlessPair, ...]
-    quantized_at_load: tuple[str, ...]
-    saturation: tuple[SaturatingLayer, ...]
-    samples: int
 
 
 def audit(path: Path, data: Path | None = None, made_for: str | None = None) -> Audit:

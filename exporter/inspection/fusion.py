@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from bench.core.schema import FrozenModel
+from exporter.results.audit import NeedlessPair
 
 # Operators with int8 kernels, or that move bytes and do not care; measured with ONNX Runtime 1.32 on x86.
 _INT8_FORMS = {
@@ -29,19 +29,6 @@ _SIGNED_FUSES_ONLY_ALONE = (
     "ONNX Runtime turns signed activations (S8S8) into the unsigned ones (U8S8) that fuse on x86 "
     "only where a tensor has one reader; quantize for x86-vnni or x86-avx2"
 )
-
-
-class NeedlessPair(FrozenModel):
-    """A conversion from int8 to float and back, or the other way round, that no kernel needs.
-
-    Attributes:
-        name: the operator that it surrounds, or the tensor if there is none.
-        between: the nodes (or the model's input or output) before and behind.
-    """
-
-    name: str
-    between: tuple[str, str]
-    reason: str
 
 
 @dataclass(frozen=True)
