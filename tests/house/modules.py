@@ -84,7 +84,7 @@ def _targets(node: ast.Import | ast.ImportFrom, module: Module, known: dict[str,
     if isinstance(node, ast.Import):
         names = [alias.name for alias in node.names]
     else:
-        base = _base(node, module)
+        base = imported_from(node, module)
         names = [f"{base}.{alias.name}" for alias in node.names]
     for name in names:
         found = nearest(name, known)
@@ -92,7 +92,7 @@ def _targets(node: ast.Import | ast.ImportFrom, module: Module, known: dict[str,
             yield found
 
 
-def _base(node: ast.ImportFrom, module: Module) -> str:
+def imported_from(node: ast.ImportFrom, module: Module) -> str:
     """The absolute name of what `from ... import` names, whose dots go up from the module's package."""
     if not node.level:
         return node.module or ""

@@ -1,0 +1,231 @@
+"""The lines of source whose types are `Any`: `python -m tests.house.any_lines`.
+
+A line counts if a type on it names `Any`, wherever the type stands: in a signature, at a variable, in an
+alias, in a cast. Comments and docstrings do not count. Lines within the boundary to untyped libraries are
+listed apart: there `Any` is what the library gives.
+
+A mapping to `Any`, such as `dict[str, Any]`, crosses a module boundary where it stands in the signature of
+a public function or method or at a public attribute, under its own name or an alias. JSON at the edge may.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tests.house.modules import ROOT, Module, imported_from, modules
+
+# Dotted names of modules, classes and functions, each with the library that gives or takes what is `Any`.
+UNTYPED = {
+    "bench.inputs.session": "ONNX Runtime describes inputs and outputs in classes without stubs",
+    "bench.measuring.worker.Worker._numbers": "what ONNX Runtime's session returns",
+    "bench.measuring.worker.Worker._run": "what ONNX Runtime's session returns",
+    "bench.measuring.worker.Worker.__init__": "ONNX Runtime's session",
+    "bench.pytest_plugin._WithBenchmark": "the fixture of pytest-benchmark, which has no types",
+    "bench.pytest_plugin._times_ns": "the fixture of pytest-benchmark, which has no types",
+    "exporter.graphs.attributes": "onnx reads an attribute of any type",
+    "exporter.networks.module_calls": "torch hands a hook any arguments of any module",
+    "exporter.networks.narrow": "torch gives any attribute of a module",
+    "exporter.networks.rebuild": "torch hands a hook any arguments of any module",
+    "exporter.quantization.ort_quantizer": "onnxruntime.quantization has no types",
+    "exporter.quantization.repair.score.fast_session": "ONNX Runtime's session",
+    "exporter.sources.checkpoint": "torch.load returns what a file holds",
+    "exporter.training.distillation.features": "torch hands a hook any arguments of any module",
+    "exporter.training.qat.operators": "onnx reads an attribute of any type",
+    "exporter.training.qat.rounding": "the context of torch.autograd.Function",
+    "exporter.training.shrinking.groups": "torch_pruning has no types",
+    "exporter.training.shrinking.layer_costs": "torch hands a hook any arguments of any module",
+    "exporter.training.shrinking.structure": "torch hands a hook any arguments of any module",
+}
+# Dotted names whose mappings to `Any` are JSON or TOML that is just read or about to be written.
+EDGES = {
+    "bench.core.faults": "a line of JSON of a worker",
+    "bench.measuring.worker": "lines of JSON between the worker and its parent",
+    "bench.measuring.worker_process": "lines of JSON between the worker and its parent",
+    "bench.views": "what `--json` and the formats write",
+    "exporter.networks.module_calls": "keyword arguments of any module",
+    "exporter.recipes.reading": "the content of a recipe, before it is checked",
+    "exporter.recipes.schema": "JSON Schema",
+    "exporter.sources.lookup": "keyword arguments that a recipe gives to a factory",
+}
+MAPPINGS = {"dict", "Mapping", "MutableMapping", "defaultdict", "OrderedDict", "Dict"}
+
+
+@dataclass(frozen=True, order=True)
+class AnyLine:
+    """A line with a type that is `Any`, or an alias of a mapping to it.
+
+    Attributes:
+        path: Of the file, from the root.
+        line: Its number.
+        scope: The dotted name of the function, class or variable that the type is part of.
+        names_any: The line itself names `Any`.
+        mapping: The type is, or contains, a mapping to `Any`.
+        crosses: The mapping crosses a module boundary.
+    """
+
+    path: str
+    line: int
+    scope: str
+    names_any: bool
+    mapping: bool
+    crosses: bool
+
+
+def any_lines(known: Mapping[str, Module], root: Path = ROOT) -> list[AnyLine]:
+    """All of them in some modules, in the order of the source."""
+    aliases = mapping_aliases(known)
+    found: dict[tuple[str, int], AnyLine] = {}
+    for module in known.values():
+        path = str(module.path.relative_to(root))
+        names = {alias.rpartition(".")[2] for alias in aliases if alias.rpartition(".")[0] == module.name}
+        for scope, kind, public in _types(module.tree, module.name, public=True):
+            for line, names_any, mapping in _anys(kind, names):
+                before = found.get((path, line), AnyLine(path, line, scope, False, False, False))
+                found[path, line] = replace(
+                    before,
+                    names_any=before.names_any or names_any,
+                    mapping=before.mapping or mapping,
+                    crosses=before.crosses or (mapping and public),
+                )
+    return sorted(found.values())
+
+
+def mapping_aliases(known: Mapping[str, Module]) -> set[str]:
+    """The dotted names under which modules know an alias of a mapping to `Any`, imported ones too."""
+    found = {
+        f"{module.name}.{target.id}"
+        for module in known.values()
+        for statement in module.tree.body
+        if isinstance(statement, ast.Assign) and any(map(_is_mapping, ast.walk(statement.value)))
+        for target in statement.targets
+        if isinstance(target, ast.Name)
+    }
+    while more := set(_imported(known, found)) - found:
+        found |= more
+    return found
+
+
+def _imported(known: Mapping[str, Module], names: set[str]) -> Iterator[str]:
+    """The dotted names that modules import some names under."""
+    for module in known.values():
+        for node in ast.walk(module.tree):
+            if isinstance(node, ast.ImportFrom):
+                for alias in node.names:
+                    if f"{imported_from(node, module)}.{alias.name}" in names:
+                        yield f"{module.name}.{alias.asname or alias.name}"
+
+
+def _types(node: ast.AST, scope: str, *, public: bool) -> Iterator[tuple[str, ast.expr, bool]]:
+    """What may be a type, with the scope that it is part of and whether other modules meet it there.
+
+    An expression in a function's body is met by no other module, unless it annotates an attribute.
+    """
+    for child in ast.iter_child_nodes(node):
+        match child:
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+                inner, outside = f"{scope}.{name}", public and is_public(name)
+                for one in _signature(child):
+                    yield inner, one, outside
+                yield from _types(ast.Module(child.body, []), inner, public=False)
+            case ast.ClassDef(name=name):
+                yield from _types(child, f"{scope}.{name}", public=public and is_public(name))
+            case ast.AnnAssign(target=ast.Name(id=name) | ast.Attribute(attr=name)):
+                attribute = isinstance(child.target, ast.Attribute)
+                yield f"{scope}.{name}", child.annotation, (public or attribute) and is_public(name)
+                yield from _types(
+                    ast.Module([ast.Expr(child.value)] if child.value else [], []), scope, public=False
+                )
+            case ast.Assign(targets=[ast.Name(id=name)]):
+                yield f"{scope}.{name}", child.value, False
+            case ast.expr():
+                yield scope, child, False
+            case _:
+                yield from _types(child, scope, public=public)
+
+
+def _signature(function: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[ast.expr]:
+    given = function.args
+    arguments = [*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg]
+    kinds = [argument.annotation for argument in arguments if argument] + [function.returns]
+    yield from (kind for kind in kinds if kind)
+
+
+def is_public(name: str) -> bool:
+    """Whether other modules may use a name; the methods that Python calls are public."""
+    return not name.startswith("_") or name.endswith("__")
+
+
+def _anys(kind: ast.expr, aliases: set[str]) -> Iterator[tuple[int, bool, bool]]:
+    """The lines of a type that matter: whether `Any` is named there, and a mapping to it."""
+    for node in ast.walk(kind):
+        if _is_mapping(node) or (isinstance(node, ast.Name) and node.id in aliases):
+            yield node.lineno, False, True
+        elif _is_any(node):
+            yield node.lineno, True, False
+
+
+def _is_any(node: ast.AST) -> bool:
+    return isinstance(node, ast.Name) and node.id == "Any"
+
+
+def _is_mapping(node: ast.AST) -> bool:
+    match node:
+        case ast.Subscript(value=ast.Name(id=name), slice=ast.Tuple(elts=[_, value])):
+            return name in MAPPINGS and any(map(_is_any, ast.walk(value)))
+        case _:
+            return False
+
+
+def within(scope: str, listed: Iterable[str]) -> str | None:
+    """The entry of a list of dotted names that a scope lies in."""
+    return next((name for name in listed if f"{scope}.".startswith(f"{name}.")), None)
+
+
+def unused(found: Sequence[AnyLine]) -> list[str]:
+    """Entries of the two lists that no line needs."""
+    untyped = {within(line.scope, UNTYPED) for line in found if line.names_any}
+    edges = {within(line.scope, EDGES) for line in found if line.crosses}
+    return sorted((UNTYPED.keys() - untyped) | (EDGES.keys() - edges))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the lines; the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.partition(":")[0])
+    parser.add_argument(
+        "--max", type=int, help="lines outside the boundary, above which the exit code is 1"
+    )
+    parser.add_argument(
+        "--max-crossing", type=int, help="the same for mappings that cross a module boundary"
+    )
+    limits = parser.parse_args(arguments)
+    found = any_lines(modules())
+    anys = [line for line in found if line.names_any]
+    outside = [line for line in anys if not within(line.scope, UNTYPED)]
+    crossing = [line for line in found if line.crosses and not within(line.scope, [*UNTYPED, *EDGES])]
+    for title, lines in (
+        ("`Any` in the boundary to untyped libraries", [line for line in anys if line not in outside]),
+        ("`Any` outside it", outside),
+        ("mappings to `Any` that cross a module boundary, other than JSON at the edge", crossing),
+        ("entries that no line needs", unused(found)),
+    ):
+        print(f"{title}: {len(lines)}", *(f"  {_shown(line)}" for line in lines), sep="\n")
+    above = [
+        limit is not None and len(lines) > limit
+        for lines, limit in ((outside, limits.max), (crossing, limits.max_crossing))
+    ]
+    return int(any(above))
+
+
+def _shown(line: AnyLine | str) -> str:
+    if isinstance(line, str):
+        return line
+    return f"{line.path}:{line.line}  {line.scope}{'  (a mapping)' * line.mapping}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
