@@ -49,7 +49,7 @@ def test_simplenet_has_the_shapes_of_its_ancestor():
 def test_efficientnet_has_the_published_size():
     net = efficientnet_lite0()
     assert size(net) == 4_652_008
-    assert len(net._blocks) == sum(group.repeats for group in LITE0_GROUPS) == 16
+    assert len(net.get_submodule("_blocks")) == sum(group.repeats for group in LITE0_GROUPS) == 16
     assert size(efficientnet_lite0(num_classes=10)) == 4_652_008 - 990 * 1281
 
 
@@ -82,7 +82,7 @@ def test_the_published_weights_fit_without_renaming():
         net = efficientnet_lite0()
     loaded = load_into(net, state, path)
     assert (loaded.new_head, loaded.tensors) == (None, len(state))
-    assert torch.equal(net._conv_stem.weight, state["_conv_stem.weight"])
+    assert torch.equal(net.state_dict()["_conv_stem.weight"], state["_conv_stem.weight"])
 
 
 @needs_checkpoint
@@ -91,7 +91,7 @@ def test_only_the_head_is_new_for_ten_digits():
     net = efficientnet_lite0(num_classes=10)
     loaded = load_into(net, read_checkpoint(path), path)
     assert loaded.new_head == "_fc"
-    assert net._fc.weight.shape == (10, 1280)
+    assert net.state_dict()["_fc.weight"].shape == (10, 1280)
 
 
 @needs_digits

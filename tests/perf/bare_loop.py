@@ -114,6 +114,7 @@ def pair(
                 else:
                     ours += worker.ask("burst", count=INFERENCES, untimed=UNTIMED)["ns"]
         own = worker.ask("memory")["peak_rss_bytes"]
+        # What the worker says of itself is checked against what the system says of its process.
         peaks = own, peak_bytes(worker._process.pid), peak_bytes(bare.pid)
     return (float(np.median(ours)), float(np.median(theirs))), peaks
 

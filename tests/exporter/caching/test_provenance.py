@@ -37,6 +37,7 @@ def test_versions_are_those_that_are_installed(monkeypatch):
 
 def test_the_tools_own_code_is_hashed(monkeypatch):
     assert own_code() == own_code.__wrapped__()
+    # Every test of the suite would see an edit of the tool's own files.
     monkeypatch.setattr(provenance, "_OWN_PACKAGES", ("bench",))
     assert own_code.__wrapped__() != own_code()
 
