@@ -46,6 +46,7 @@ schema: $(STAMP)  ## Write docs/recipe.schema.json anew.
 
 perf: $(STAMP)  ## Performance benchmarks; by hand, on a quiet machine.
 	$(BIN)/python -m pytest tests/perf -m perf -s
+	$(BIN)/python tests/perf/startup.py
 
 clean:  ## Remove everything that was generated.
 	rm -rf $(VENV) artifacts build dist .edgeproof models/*/.edgeproof

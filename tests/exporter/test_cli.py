@@ -37,17 +37,6 @@ METRIC_KEYS = {
     "details",
     "not_measured_on",
 }
-HEAVY = {
-    "torch",
-    "onnx",
-    "onnxruntime",
-    "onnxscript",
-    "onnx_ir",
-    "safetensors",
-    "PIL",
-    "matplotlib",
-    "jinja2",
-}
 TEACHER = '{ factory = "net:Net", args = { classes = 3 }, checkpoint = "teacher.pth" }'
 
 MODEL_TEACHER = """
@@ -56,26 +45,6 @@ kind = "distill"
 name = "other"
 teacher = { model = "teacher.onnx" }
 """
-
-
-def loaded_after(*arguments):
-    """The modules that the command has imported when it ends."""
-    script = (
-        "import json, sys\n"
-        "from exporter.cli import main\n"
-        f"sys.argv = ['edgeproof', *{list(arguments)!r}]\n"
-        "try:\n    main()\nexcept SystemExit as end:\n    print(end.code, file=sys.stderr)\n"
-        "print('\\n' + json.dumps(sorted(sys.modules)))"
-    )
-    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    return set(json.loads(ran.stdout.splitlines()[-1]))
-
-
-@pytest.mark.parametrize("arguments", [["--help"], ["build", "--help"], ["--version"]])
-def test_help_loads_nothing_heavy(arguments):
-    loaded = loaded_after(*arguments)
-    assert "exporter.cli" in loaded
-    assert loaded.isdisjoint(HEAVY | {"pandas", "scipy", "sklearn", "exporter.pipeline.steps"})
 
 
 def test_help_lists_every_command(command):

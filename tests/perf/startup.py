@@ -1,0 +1,61 @@
+"""How long the command takes to answer without working; by hand, under a minute, on a quiet machine.
+
+    python tests/perf/startup.py [--processes 20]
+
+Prints, for each command line, the CPU seconds (user and system) of fresh processes that find all files in
+the page cache: the median, and the least and the most. Exits with 1 if `edgeproof --help` takes more than
+0.35 s in the median, or if one of the command lines loads a library that only works needs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from statistics import median
+
+ROOT = Path(__file__).resolve().parents[2]
+HELP = ("exporter", "--help")
+COMMAND_LINES = (HELP, ("exporter", "--version"), ("exporter", "bench", "--help"), ("bench", "--help"))
+MAX_HELP_CPU_S = 0.35
+WORKING = frozenset({"torch", "onnx", "onnxruntime"})
+
+
+def cpu_seconds(words: tuple[str, ...]) -> float:
+    """User and system time of one fresh process."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-m", *words], cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def loaded(words: tuple[str, ...]) -> frozenset[str]:
+    """The top-level packages that a process imports."""
+    command = [sys.executable, "-X", "importtime", "-m", *words]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    names = (line.rpartition("|")[2].strip() for line in ran.stderr.splitlines())
+    return frozenset(name.partition(".")[0] for name in names)
+
+
+def main() -> int:
+    """Print the figures; the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.partition(";")[0])
+    parser.add_argument("--processes", type=int, default=20, help="of each command line")
+    count = parser.parse_args().processes
+    faults = []
+    for words in COMMAND_LINES:
+        cpu_seconds(words)  # brings the files into the page cache
+        spent = [cpu_seconds(words) for _ in range(count)]
+        print(f"{' '.join(words):<24} {median(spent):.3f} s of CPU ({min(spent):.3f} ... {max(spent):.3f})")
+        if words == HELP and median(spent) > MAX_HELP_CPU_S:
+            faults.append(f"--help takes {median(spent):.3f} s, more than {MAX_HELP_CPU_S} s")
+        if found := loaded(words) & WORKING:
+            faults.append(f"{' '.join(words)} loads {', '.join(sorted(found))}")
+    print(*faults, sep="\n", end="\n" * bool(faults))
+    return int(bool(faults))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
