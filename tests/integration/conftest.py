@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -18,6 +19,8 @@ PINNED = dict(
 )
 # What this process imports from must not be found by the environments that it makes.
 ALONE = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+GENERATED = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "artifacts", "build", "dist")
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,9 @@ class Device:
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The package as users get it; an editable install would also find what the wheel forgets."""
     folder = tmp_path_factory.mktemp("wheel")
-    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, ROOT]
+    # setuptools builds inside the source tree, and the next wheel would hold what it left there.
+    source = shutil.copytree(ROOT, folder / "source", ignore=GENERATED)
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, source]
     subprocess.run(build, env=ALONE, capture_output=True, check=True)
     (found,) = folder.glob("*.whl")
     return found
