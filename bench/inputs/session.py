@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,16 +34,27 @@ ERRORS_ONLY, _FATAL_ONLY = 3, 4  # ONNX Runtime's severity scale
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One input or output: a dimension is a size, or None where the model leaves it open."""
+    """One input or output.
+
+    Attributes:
+        dtype: numpy's name of the type, or ONNX Runtime's own where numpy has none.
+        shape: each axis is a size, or None where the model leaves it open.
+        axes: the names that the model gives to its open axes, by their number.
+    """
 
     name: str
     dtype: str
     shape: tuple[int | None, ...]
+    axes: Mapping[int, str] = field(default_factory=dict, compare=False)
 
     @property
     def is_numeric(self) -> bool:
         """Whether it is a tensor of numbers that numpy has too; else `dtype` is ONNX Runtime's own name."""
         return self.dtype in _NUMPY_TYPES.values()
+
+    def named_shape(self) -> tuple[int | str | None, ...]:
+        """The shape, with the names of open axes where they have any."""
+        return tuple(self.axes.get(axis, size) for axis, size in enumerate(self.shape))
 
 
 @dataclass(frozen=True)
@@ -221,4 +232,5 @@ def check_feeds(place: object, signature: Signature, feeds: Mapping[str, Array |
 
 def _spec(node: Any) -> TensorSpec:
     shape = tuple(size if isinstance(size, int) else None for size in node.shape)
-    return TensorSpec(node.name, _NUMPY_TYPES.get(node.type, node.type), shape)
+    axes = {axis: size for axis, size in enumerate(node.shape) if isinstance(size, str) and size}
+    return TensorSpec(node.name, _NUMPY_TYPES.get(node.type, node.type), shape, axes)

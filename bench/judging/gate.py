@@ -12,17 +12,10 @@ from bench.core.files import model_sha256
 from bench.core.policy import LOOKS, Budgets, Criteria, Policy, ReleaseBudgets, criteria, repeat_looks
 from bench.core.progress import SILENT, Progress
 from bench.core.statistics import sample_size_difference, sample_size_share
-from bench.inputs.artifact import (
-    MANIFEST,
-    MODEL,
-    Manifest,
-    Subject,
-    read_manifest,
-    subject,
-    target_warnings,
-)
+from bench.inputs.artifact import MODEL, Subject, subject, target_warnings
 from bench.inputs.evaluation import open_samples
 from bench.inputs.host import fingerprint
+from bench.inputs.manifest import MANIFEST, Manifest, read_manifest
 from bench.judging.certificate import Certificate, read_certificate
 from bench.judging.verdicts import (
     ACCURACY_ALPHA,

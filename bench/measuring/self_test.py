@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from bench.core.errors import ArtifactError
-from bench.inputs.artifact import GOLDEN, MODEL, read_manifest
+from bench.inputs.artifact import GOLDEN, MODEL
 from bench.inputs.host import fingerprint, other_target
+from bench.inputs.manifest import read_manifest
 from bench.inputs.runtime import check_runtime
 from bench.measuring.worker_process import DEFAULT_TIMEOUT_S, worker_group
 from bench.metrics.parity import Parity

@@ -25,17 +25,13 @@ from bench.inputs.artifact import (
     EVALUATION,
     FLOAT_MODEL,
     GOLDEN,
-    MANIFEST,
     MODEL,
     REPORT,
     RESULT,
-    FileEntry,
-    Manifest,
-    StageEntry,
     check_hashes,
-    read_manifest,
     unlisted_files,
 )
+from bench.inputs.manifest import MANIFEST, FileEntry, Manifest, StageEntry, read_manifest
 from bench.inputs.runtime import stated_version
 from bench.judging.gate import Judgement, judgement_from
 from bench.measuring.result import read_result

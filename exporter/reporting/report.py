@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
-from bench.inputs.artifact import FLOAT_MODEL, MODEL, Manifest
+from bench.inputs.artifact import FLOAT_MODEL, MODEL
+from bench.inputs.manifest import Manifest
 from bench.judging.gate import Judgement
 from bench.views.tables import (
     METRIC_OF_ROW,

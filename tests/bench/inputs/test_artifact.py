@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 
 from bench.core.arrays import write_npz
 from bench.core.errors import ArtifactError, DataError, UsageError
-from bench.inputs import artifact as artifact_module
-from bench.inputs.artifact import Subject, check_hashes, read_manifest, subject, target_warnings
+from bench.inputs.artifact import Subject, check_hashes, subject, target_warnings
 from bench.inputs.host import fingerprint
 from bench.measuring.golden import compare_golden, read_golden
 from bench.measuring.self_test import self_test
@@ -79,45 +76,6 @@ def test_both_models_must_be_listed(artifact, name):
     artifact.seal(files=files)
     with pytest.raises(ArtifactError, match=f"does not list {name}; build it again"):
         check_hashes(artifact.folder)
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        (
-            {"schema_version": 7},
-            "schema_version: 7 is refused; this version reads schemas 1 to 2; install a newer edgeproof",
-        ),
-        ({"colour": "red"}, "colour: unknown key; known here: created_utc, edgeproof"),
-        ({"name": 3}, "name: 3 is refused; input should be a valid string"),
-        ({"files": {"a": {"sha256": "x"}}}, "files.a.size_bytes: is missing; add it"),
-    ],
-)
-def test_manifests_that_are_refused(artifact, changes, words):
-    artifact.seal(**changes)
-    with pytest.raises(ArtifactError) as caught:
-        read_manifest(artifact.folder)
-    assert words in str(caught.value)
-
-
-@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe", b"[" * 100_000])
-def test_a_damaged_manifest_is_refused(artifact, content):
-    (artifact.folder / "manifest.json").write_bytes(content)
-    with pytest.raises(ArtifactError, match=r"manifest\.json: the file: .* is refused"):
-        read_manifest(artifact.folder)
-
-
-def test_a_manifest_beyond_all_measure(artifact, monkeypatch):
-    monkeypatch.setattr(artifact_module, "MAX_MANIFEST_BYTES", 10)
-    with pytest.raises(ArtifactError, match="is larger than a manifest can be"):
-        read_manifest(artifact.folder)
-
-
-def test_a_folder_without_a_manifest_is_no_artifact(tmp_path):
-    with pytest.raises(
-        ArtifactError, match=r"manifest\.json: cannot be read .*; name an artifact folder or"
-    ):
-        read_manifest(tmp_path)
 
 
 @pytest.mark.parametrize("share_wrong", [1.0, 0.25])
@@ -217,11 +175,6 @@ def test_an_altered_artifact_is_no_subject(artifact):
 def test_a_subject_must_exist(tmp_path):
     with pytest.raises(UsageError, match=r"none\.onnx: there is no such file or folder"):
         subject(tmp_path / "none.onnx")
-
-
-def test_a_manifest_keeps_what_it_was_given(artifact):
-    manifest = read_manifest(artifact.folder)
-    assert json.loads(manifest.model_dump_json()) == artifact.describe() | {"min_onnxruntime": None}
 
 
 @pytest.mark.parametrize(

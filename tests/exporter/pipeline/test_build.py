@@ -20,9 +20,10 @@ import exporter
 from bench.core.errors import ArtifactError, DataError, MeasurementError, MissingExtraError, UsageError
 from bench.core.policy import criteria
 from bench.core.progress import SilentProgress
-from bench.inputs.artifact import check_hashes, read_manifest
+from bench.inputs.artifact import check_hashes
 from bench.inputs.evaluation import read_evaluation
 from bench.inputs.host import fingerprint, host_target
+from bench.inputs.manifest import read_manifest
 from bench.inputs.runtime import stated_version
 from bench.judging.gate import judgement_from
 from bench.measuring.result import read_result

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import pytest
 
 from bench.core.policy import Policy, TwinBudgets, criteria
-from bench.inputs.artifact import StageEntry, read_manifest
+from bench.inputs.manifest import StageEntry, read_manifest
 from bench.judging.gate import judgement_from
 from bench.measuring.result import read_result
 from exporter.reporting.report import (
