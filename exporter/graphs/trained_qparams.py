@@ -10,7 +10,7 @@ from exporter.graphs.ranges import Range
 
 
 @dataclass(frozen=True)
-class Learned:
+class TrainedQparams:
     """Both by their names in the exported graph.
 
     Attributes:
@@ -23,4 +23,4 @@ class Learned:
     steps: Mapping[str, Array] = field(default_factory=dict)
 
 
-NOTHING_LEARNED = Learned()
+NO_TRAINED_QPARAMS = TrainedQparams()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from bench.core.arrays import Array
 from exporter.graphs.ranges import Range
-from exporter.graphs.trained_qparams import NOTHING_LEARNED, Learned
+from exporter.graphs.trained_qparams import NO_TRAINED_QPARAMS, TrainedQparams
 from exporter.networks.rebuild import rebuild
 from exporter.networks.shrink_plan import PLAN, Plan, read_plan
 from exporter.networks.zero_counts import ZeroCounts, count_zeros
@@ -23,7 +23,7 @@ from exporter.sources.splits import Split
 
 WEIGHTS = "weights.safetensors"
 MASKS = "masks.safetensors"
-LEARNED = "learned.safetensors"
+TRAINED_QPARAMS = "learned.safetensors"
 _RANGE, _STEPS = "range:", "steps:"
 EVALUATION_BATCH = 64
 
@@ -36,13 +36,13 @@ class Network:
         module: the network; stages train it in place and hand it on.
         masks: parameter name -> bool tensor of its shape, False where the weight is pruned. Every
             stage that changes weights calls `apply_masks` afterwards.
-        learned: what the quantizer takes as it is, for it was learned with the weights.
+        trained_qparams: what the quantizer takes as it is, because it was trained with the weights.
         plan: how the module differs from what its factory builds; None where it does not.
     """
 
     module: nn.Module
     masks: Mapping[str, Tensor] = field(default_factory=dict)
-    learned: Learned = NOTHING_LEARNED
+    trained_qparams: TrainedQparams = NO_TRAINED_QPARAMS
     plan: Plan | None = None
 
     def apply_masks(self) -> None:
@@ -63,7 +63,7 @@ class Network:
         return count_zeros(self.module, self.masks)
 
     def save(self, folder: Path) -> None:
-        """Write weights, plan, masks and what was learned for quantization."""
+        """Write weights, plan, masks and trained qparams."""
         state = {
             key: value.detach().contiguous().clone() for key, value in self.module.state_dict().items()
         }
@@ -74,17 +74,17 @@ class Network:
             (folder / MASKS).write_bytes(save(masks))
         if self.plan is not None:
             (folder / PLAN).write_text(self.plan.model_dump_json(exclude_none=True), encoding="utf-8")
-        self.save_learned(folder)
+        self.save_trained_qparams(folder)
 
-    def save_learned(self, folder: Path) -> None:
-        """Write what was learned for quantization alone, if anything: it goes with the exported model."""
+    def save_trained_qparams(self, folder: Path) -> None:
+        """Write the trained qparams alone, if there are any: they go with the exported model."""
         ranges = {
             f"{_RANGE}{name}": torch.tensor([r.lowest, r.highest])
-            for name, r in self.learned.ranges.items()
+            for name, r in self.trained_qparams.ranges.items()
         }
-        steps = {f"{_STEPS}{name}": torch.from_numpy(s) for name, s in self.learned.steps.items()}
+        steps = {f"{_STEPS}{name}": torch.from_numpy(s) for name, s in self.trained_qparams.steps.items()}
         if ranges or steps:
-            (folder / LEARNED).write_bytes(save(ranges | steps))
+            (folder / TRAINED_QPARAMS).write_bytes(save(ranges | steps))
 
 
 def load_network(module: nn.Module, folder: Path) -> Network:
@@ -94,13 +94,14 @@ def load_network(module: nn.Module, folder: Path) -> Network:
         rebuild(module, plan)
     module.load_state_dict(load_file(folder / WEIGHTS))
     masks = load_file(folder / MASKS) if (folder / MASKS).is_file() else {}
-    return Network(module, masks, load_learned(folder), plan)
+    return Network(module, masks, load_trained_qparams(folder), plan)
 
 
-def load_learned(folder: Path) -> Learned:
-    """What `Network.save_learned` wrote, if anything."""
-    values = dict(sorted(load_file(folder / LEARNED).items())) if (folder / LEARNED).is_file() else {}
-    return Learned(
+def load_trained_qparams(folder: Path) -> TrainedQparams:
+    """What `Network.save_trained_qparams` wrote, if anything."""
+    path = folder / TRAINED_QPARAMS
+    values = dict(sorted(load_file(path).items())) if path.is_file() else {}
+    return TrainedQparams(
         {k.removeprefix(_RANGE): Range(*v.tolist()) for k, v in values.items() if k.startswith(_RANGE)},
         {k.removeprefix(_STEPS): v.numpy() for k, v in values.items() if k.startswith(_STEPS)},
     )

@@ -33,7 +33,14 @@ from exporter.inspection.audit import audit, coverage_failure
 from exporter.inspection.drift import drifts
 from exporter.inspection.layer_errors import LAYER_SAMPLES, layer_errors
 from exporter.inspection.operator_times import blamed, operator_times
-from exporter.networks.network import Network, accuracy, deterministic, load_learned, load_network, predict
+from exporter.networks.network import (
+    Network,
+    accuracy,
+    deterministic,
+    load_network,
+    load_trained_qparams,
+    predict,
+)
 from exporter.onnx_export.export import check_opset, export, open_axes
 from exporter.pipeline.context import Workshop, say_notes
 from exporter.quantization.calibration import RangeStore
@@ -333,7 +340,7 @@ def _export(shop: Workshop, trained: Path, twin: Path, out: Path) -> dict[str, A
     else:
         nodes = _export_as(TRAINED_MODEL, shop, trained, network, out)
         _export_as(FLOAT_MODEL, shop, twin, load_network(shop.fresh_module(), twin), out)
-    network.save_learned(out)
+    network.save_trained_qparams(out)
     return {
         "nodes": nodes,
         "opset": shop.recipe.export.opset,
@@ -375,7 +382,7 @@ def _quantize(shop: Workshop, exported: Path, out: Path, kept: Path | None) -> d
         seed=shop.recipe.seed,
         progress=shop.progress,
         store=None if kept is None else RangeStore(kept, content_key(drawn)),
-        learned=load_learned(exported),
+        trained_qparams=load_trained_qparams(exported),
     )
     far = [
         f"calibration and evaluation samples of {drift.name!r} differ: distance {drift.distance:.2f}, "

@@ -21,7 +21,7 @@ from exporter.graphs.kernels import state_oldest_runtime
 from exporter.graphs.onnx_files import carry_metadata, content_hash, infer_shapes, write_checked
 from exporter.graphs.rewrites.first_convolution import fold_stem
 from exporter.graphs.targets import Target
-from exporter.graphs.trained_qparams import NOTHING_LEARNED, Learned
+from exporter.graphs.trained_qparams import NO_TRAINED_QPARAMS, TrainedQparams
 from exporter.inspection.saturation import (
     NO_OVERRIDES,
     NO_REDUCTION,
@@ -54,7 +54,7 @@ def quantize(
     seed: int,
     progress: Progress,
     store: RangeStore | None = None,
-    learned: Learned = NOTHING_LEARNED,
+    trained_qparams: TrainedQparams = NO_TRAINED_QPARAMS,
 ) -> dict[str, Any]:
     """Write the int8 twin of a float model, calibrated on a share of a split.
 
@@ -67,7 +67,7 @@ def quantize(
         seed: of the draw.
         progress: told of every batch.
         store: of ranges found before, or None to collect them anew.
-        learned: what the weights were fitted to is taken as it is.
+        trained_qparams: what the weights were fitted to is taken as it is.
 
     Raises:
         DataError: too few samples.
@@ -85,7 +85,7 @@ def quantize(
         exclude=config.exclude,
         progress=progress,
         store=store,
-        learned=learned,
+        trained_qparams=trained_qparams,
     )
 
 
@@ -101,7 +101,7 @@ def quantize_model(
     fixed_batch: int | None = None,
     store: RangeStore | None = None,
     reference: onnx.ModelProto | None = None,
-    learned: Learned = NOTHING_LEARNED,
+    trained_qparams: TrainedQparams = NO_TRAINED_QPARAMS,
     accept: Callable[[Path], None] = lambda _written: None,
 ) -> dict[str, Any]:
     """Write the int8 twin of a float model, in QDQ form.
@@ -117,7 +117,7 @@ def quantize_model(
         fixed_batch: the batch size that the model insists on, or None.
         store: of ranges found before, or None to collect them anew.
         reference: the model that is calibrated, where `model` has weights that are bent for int8.
-        learned: what the weights were fitted to is taken as it is.
+        trained_qparams: what the weights were fitted to is taken as it is.
         accept: called with the finished file before it takes its place; what it raises is passed on.
 
     Raises:
@@ -135,7 +135,9 @@ def quantize_model(
     network = plan.network if reference is None else infer_shapes(reference)
     key = "" if store is None else _ranges_key(network, store.data, method, batch_size)
     ranges = {} if store is None else store.find(key)
-    if missing := [name for name in plan.tensors if name not in ranges and name not in learned.ranges]:
+    if missing := [
+        name for name in plan.tensors if name not in ranges and name not in trained_qparams.ranges
+    ]:
         ranges |= collect_ranges(
             network,
             missing,
@@ -148,10 +150,14 @@ def quantize_model(
             store.keep(key, ranges)
 
     def run(overrides: Overrides) -> onnx.ModelProto:
-        return make_twin(plan, {**ranges, **learned.ranges}, overrides)
+        return make_twin(plan, {**ranges, **trained_qparams.ranges}, overrides)
 
     if target.saturates:
-        start = known_reduction(run(NO_OVERRIDES), learned.steps) if learned.steps else NO_REDUCTION
+        start = (
+            known_reduction(run(NO_OVERRIDES), trained_qparams.steps)
+            if trained_qparams.steps
+            else NO_REDUCTION
+        )
         quantized, reduction = without_saturation(run, lambda: samples.batches(batch_size), start)
     else:
         quantized, reduction = run(NO_OVERRIDES), NO_REDUCTION
@@ -169,7 +175,7 @@ def quantize_model(
         "reduced_channels": reduction.channels(),
         "method": method,
         "samples": samples.count,
-        "learned_ranges": sum(name in learned.ranges for name in plan.tensors),
+        "learned_ranges": sum(name in trained_qparams.ranges for name in plan.tensors),
         **shortcuts,
         "min_onnxruntime": str(needed),
         "quantize_nodes": operators.count("QuantizeLinear"),

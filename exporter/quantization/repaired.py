@@ -19,7 +19,7 @@ from exporter.errors import ExportError
 from exporter.graphs.layers import with_constants_of
 from exporter.graphs.names import name_nodes
 from exporter.graphs.targets import Target
-from exporter.graphs.trained_qparams import NOTHING_LEARNED, Learned
+from exporter.graphs.trained_qparams import NO_TRAINED_QPARAMS, TrainedQparams
 from exporter.quantization.calibration import RangeStore
 from exporter.quantization.int4 import quantize_weights
 from exporter.quantization.int8 import quantize, quantize_model, sample_count, take_shortcuts
@@ -85,7 +85,7 @@ def quantize_split(
     seed: int,
     progress: Progress,
     store: RangeStore | None = None,
-    learned: Learned = NOTHING_LEARNED,
+    trained_qparams: TrainedQparams = NO_TRAINED_QPARAMS,
 ) -> dict[str, Any]:
     """Quantize a float model as a recipe asks for it.
 
@@ -117,7 +117,7 @@ def quantize_split(
             seed=seed,
             progress=progress,
             store=store,
-            learned=learned,
+            trained_qparams=trained_qparams,
         )
     count = sample_count(calibration, config)
     rest = min(calibration.count - count, MAX_HELD_OUT)
@@ -213,7 +213,7 @@ def quantize_repaired(
         progress=progress,
         fixed_batch=fixed_batch,
         reference=reference,
-        learned=Learned(steps=twins.reduction.steps),
+        trained_qparams=TrainedQparams(steps=twins.reduction.steps),
         accept=accept,
     )
     extra: dict[str, Any] = {"held_out_samples": len(next(iter(judge.inputs.values()))), "repairs": reports}

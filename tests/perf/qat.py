@@ -125,7 +125,7 @@ def int8_accuracy(network, data, context) -> float:  # type: ignore[no-untyped-d
             find_target(context.quantize.target, context.quantize.onnxruntime),
             seed=context.seed,
             progress=context.progress,
-            learned=network.learned,
+            trained_qparams=network.trained_qparams,
         )
         return float((run_model(out, data.evaluation).argmax(axis=1) == data.evaluation.labels).mean())
 

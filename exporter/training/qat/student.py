@@ -23,7 +23,7 @@ from exporter.errors import StageError
 from exporter.graphs.attributes import attributes_of
 from exporter.graphs.ranges import Range
 from exporter.graphs.targets import WEIGHT_STEPS, Target
-from exporter.graphs.trained_qparams import Learned
+from exporter.graphs.trained_qparams import TrainedQparams
 from exporter.training.qat.operators import OPERATORS, is_known
 from exporter.training.qat.rounding import (
     Limits,
@@ -250,7 +250,7 @@ class Student(nn.Module):
                 limits = _limits(weight.source.value(self.network), weight.axis, scales[weight.scale])
                 self.get_buffer(self._constants[weight.limits]).copy_(limits)
 
-    def learned(self) -> Learned:
+    def trained_qparams(self) -> TrainedQparams:
         """What the quantizer needs beside the weights, to make of them what ran here."""
         steps: dict[str, Array] = {}
         for weight in self._weights.values():
@@ -258,7 +258,9 @@ class Student(nn.Module):
                 limits = self.get_buffer(self._constants[weight.limits])
                 name = weight.limits.removesuffix(_LIMITS)
                 steps[name] = limits.round().clamp(max=WEIGHT_STEPS).numpy().astype(np.int64)
-        return Learned(self._ranges(), {name: s for name, s in steps.items() if s.min() < WEIGHT_STEPS})
+        return TrainedQparams(
+            self._ranges(), {name: s for name, s in steps.items() if s.min() < WEIGHT_STEPS}
+        )
 
     def _ranges(self) -> dict[str, Range]:
         """The learned ranges: tensor -> real values, each exactly a float32."""
@@ -266,8 +268,8 @@ class Student(nn.Module):
         chosen = self.get_buffer("_learnable").tolist()
         return {
             name: Range(*ends)
-            for name, learned, *ends in zip(self.tensors, chosen, low, high, strict=True)
-            if learned
+            for name, learns, *ends in zip(self.tensors, chosen, low, high, strict=True)
+            if learns
         }
 
     def _ends(self) -> tuple[Tensor, Tensor]:

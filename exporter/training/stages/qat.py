@@ -15,7 +15,7 @@ from bench.metrics.parity import parity, sqnr_db
 from exporter.errors import StageError
 from exporter.graphs.inference import run_model
 from exporter.graphs.targets import Target, find_target
-from exporter.graphs.trained_qparams import NOTHING_LEARNED, Learned
+from exporter.graphs.trained_qparams import NO_TRAINED_QPARAMS, TrainedQparams
 from exporter.networks.network import Network, accuracy, matches, predict
 from exporter.onnx_export.export import SAME_SQNR_DB, export
 from exporter.quantization.int8 import quantize
@@ -53,9 +53,9 @@ def qat(network: Network, config: QatConfig, data: Splits, context: Context) -> 
         before = accuracy(student, data.evaluation)
         teacher = graph.teacher(network.module, data, context)
         fitted, improved = _train(network.masks, student, config, data, context, teacher=teacher)
-        int8 = graph.int8(network.module, data, context, student.learned())
+        int8 = graph.int8(network.module, data, context, student.trained_qparams())
         student.follow(onnx.load(int8))
-        trained = replace(network, learned=student.learned())
+        trained = replace(network, trained_qparams=student.trained_qparams())
         outputs = predict(student, data.evaluation)
         agreement = parity(outputs, run_model(int8, data.evaluation)).agreement
     return trained, {
@@ -65,7 +65,7 @@ def qat(network: Network, config: QatConfig, data: Splits, context: Context) -> 
         "evaluation_accuracy": float((outputs.argmax(axis=1) == data.evaluation.labels).mean()),
         "improved": improved,
         "agreement_with_int8": agreement,
-        "ranges": len(trained.learned.ranges),
+        "ranges": len(trained.trained_qparams.ranges),
         **trained.zero_counts().as_json(),
         **fitted.as_json(),
     }
@@ -87,7 +87,11 @@ class _Graph:
         return path
 
     def int8(
-        self, module: nn.Module, data: Splits, context: Context, learned: Learned = NOTHING_LEARNED
+        self,
+        module: nn.Module,
+        data: Splits,
+        context: Context,
+        trained_qparams: TrainedQparams = NO_TRAINED_QPARAMS,
     ) -> Path:
         """What the recipe's `quantize` step makes of that."""
         path = self.folder / "int8.onnx"
@@ -99,7 +103,7 @@ class _Graph:
             self.target,
             seed=context.seed,
             progress=context.progress,
-            learned=learned,
+            trained_qparams=trained_qparams,
         )
         return path
 

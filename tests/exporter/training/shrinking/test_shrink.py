@@ -361,8 +361,8 @@ def test_masks_are_cut_with_their_weights(run, shapes):
 
 
 def test_a_cut_keeps_what_it_does_not_name(shapes):
-    network = Network(shapes.build("residual"), learned="kept")
-    assert cut(network, settings_plan(network, shapes)).learned == "kept"
+    network = Network(shapes.build("residual"), trained_qparams="kept")
+    assert cut(network, settings_plan(network, shapes)).trained_qparams == "kept"
 
 
 def settings_plan(network, shapes):

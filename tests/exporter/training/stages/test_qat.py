@@ -21,7 +21,7 @@ from exporter.errors import ExportError, StageError
 from exporter.graphs.inference import run_model, session_with_outputs
 from exporter.graphs.ranges import Range
 from exporter.graphs.targets import TARGETS
-from exporter.graphs.trained_qparams import NOTHING_LEARNED, Learned
+from exporter.graphs.trained_qparams import NO_TRAINED_QPARAMS, TrainedQparams
 from exporter.networks.network import Network, accuracy, deterministic, load_network, predict
 from exporter.onnx_export.export import export
 from exporter.quantization.int8 import quantize
@@ -166,7 +166,7 @@ class Traced:
         self.splits, self.folder, self.target, self.exclude = splits, folder, target, exclude
         self.tensors = plan_twin(self.graph, target, exclude).tensors
 
-    def int8(self, learned=NOTHING_LEARNED):
+    def int8(self, trained_qparams=NO_TRAINED_QPARAMS):
         onnx.save(filled(self.graph, self.sources, self.module), self.folder / "float.onnx")
         path = self.folder / "int8.onnx"
         config = QuantizeConfig(samples=16, exclude=self.exclude)
@@ -178,7 +178,7 @@ class Traced:
             self.target,
             seed=0,
             progress=SILENT,
-            learned=learned,
+            trained_qparams=trained_qparams,
         )
         return path
 
@@ -229,7 +229,7 @@ def test_the_student_is_the_int8_model_before_and_after_learning(factory, kind, 
     assert sqnr_db(as_written(traced.int8(), splits.evaluation), predict(student, splits.evaluation)) > 40
     moved(student, splits)
     assert not [name for name, value in student.named_parameters() if torch.equal(value, start[name])]
-    path = traced.int8(student.learned())
+    path = traced.int8(student.trained_qparams())
     outputs = predict(student, splits.evaluation)
     assert sqnr_db(as_written(path, splits.evaluation), outputs) > 40
     # ONNX Runtime's kernels round integer sums at once, and so does the student: hardly a bit differs.
@@ -243,9 +243,9 @@ def test_the_quantizer_takes_what_was_learned_to_the_last_bit(traced, splits, ta
     traced = traced(target=TARGETS[target])
     student = traced.student()
     moved(student, splits)
-    ranges, steps = student.learned().ranges, student.learned().steps
+    ranges, steps = student.trained_qparams().ranges, student.trained_qparams().steps
     assert bool(steps) is TARGETS[target].saturates
-    model = onnx.load(traced.int8(student.learned()))
+    model = onnx.load(traced.int8(student.trained_qparams()))
     constants = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
     assert len(ranges) > 10
     assert set(ranges) <= set(traced.tensors)
@@ -279,13 +279,13 @@ def test_the_quantizer_takes_what_was_learned_to_the_last_bit(traced, splits, ta
 def test_the_student_follows_channels_that_training_made_saturate(traced, splits):
     traced = traced(target=TARGETS["portable"])
     student = traced.student()
-    before = student.learned()
+    before = student.trained_qparams()
     with torch.no_grad():  # all weights become as large as the largest of their channel
         for layer in (traced.module.stem, traced.module.project, traced.module.hidden):
             layer.weight.copy_(channel_maxima(layer.weight, 0).view(-1, *[1] * (layer.weight.ndim - 1)))
     model = onnx.load(traced.int8(before))
     student.follow(model)
-    after = student.learned()
+    after = student.trained_qparams()
     assert "hidden.weight" not in before.steps
     assert (after.steps["hidden.weight"] < 127).all()
     path = traced.int8(after)
@@ -304,9 +304,9 @@ def test_weights_too_small_for_their_bias_keep_the_scale_that_the_quantizer_gave
         traced.module.project.bias[3:5] = 1.0
     student = traced.student()
     model = onnx.load(traced.folder / "int8.onnx")
-    steps = student.learned().steps["project.weight"]
+    steps = student.trained_qparams().steps["project.weight"]
     assert steps[3] == 60
-    assert onnx.load(traced.int8(student.learned())) == model
+    assert onnx.load(traced.int8(student.trained_qparams())) == model
 
 
 def test_every_weight_is_traced_through_norms_and_transposes(traced):
@@ -321,9 +321,9 @@ def test_every_weight_is_traced_through_norms_and_transposes(traced):
 def test_ranges_learn_for_as_long_as_they_may(traced, splits):
     student = traced().student(range_steps=1)
     moved(student, splits, steps=1)
-    once = student.learned().ranges
+    once = student.trained_qparams().ranges
     moved(student, splits, steps=2)
-    assert student.learned().ranges == once
+    assert student.trained_qparams().ranges == once
     assert student.steps == 3
 
 
@@ -354,10 +354,10 @@ def test_the_stage_agrees_with_the_int8_file_and_is_deterministic(network, split
     after, metrics = qat(network, settings(epochs=2), splits, context("qat"))
     again, same = qat(load_network(tiny.net(), trained), settings(epochs=2), splits, context("qat"))
     assert metrics == same
-    assert after.learned.ranges == again.learned.ranges
+    assert after.trained_qparams.ranges == again.trained_qparams.ranges
     assert metrics["agreement_with_int8"] >= 0.99
     assert metrics["float_accuracy"] == before
-    assert metrics["ranges"] == len(after.learned.ranges) > 3
+    assert metrics["ranges"] == len(after.trained_qparams.ranges) > 3
     assert metrics["evaluation_accuracy"] >= metrics["accuracy_before"] - 0.01
     assert len(metrics["curves"]) == 2
 
@@ -411,7 +411,7 @@ def students(monkeypatch):
 
     def remember(self, *args, **kwargs):
         make(self, *args, **kwargs)
-        made.append((self, self.learned()))
+        made.append((self, self.trained_qparams()))
 
     monkeypatch.setattr(Student, "__init__", remember)
     return made
@@ -428,8 +428,8 @@ def test_batches_of_one_sample_will_do(network, splits, context, students):
         assert not torch.equal(weight, before[name]), name
     ((student, start),) = students
     assert int(student.steps) == 11
-    assert after.learned.ranges.keys() == start.ranges.keys()
-    assert not after.learned.ranges.items() & start.ranges.items()
+    assert after.trained_qparams.ranges.keys() == start.ranges.keys()
+    assert not after.trained_qparams.ranges.items() & start.ranges.items()
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5])
@@ -439,7 +439,7 @@ def test_ranges_learn_in_their_share_of_the_steps(network, splits, context, stud
     assert metrics["improved"]
     assert int(student.steps) == 10
     assert student.range_steps == 10 * share
-    same = after.learned.ranges.items() & start.ranges.items()
+    same = after.trained_qparams.ranges.items() & start.ranges.items()
     assert len(same) == (0 if share else len(start.ranges))
 
 
@@ -457,12 +457,12 @@ def test_the_stage_passes_on_the_steps_of_its_last_int8_file(network, splits, co
         TARGETS["portable"],
         seed=0,
         progress=SILENT,
-        learned=after.learned,
+        trained_qparams=after.trained_qparams,
     )
     stored = {i.name: numpy_helper.to_array(i) for i in onnx.load(tmp_path / "int8.onnx").graph.initializer}
     ((_, start),) = students
     changed = 0
-    for name, steps in after.learned.steps.items():
+    for name, steps in after.trained_qparams.steps.items():
         largest = np.abs(stored[f"{name}_quantized"].astype(int)).max((1, 2, 3))
         assert steps.tolist() == largest.tolist()
         changed += int((steps != start.steps[name]).sum())
@@ -471,10 +471,14 @@ def test_the_stage_passes_on_the_steps_of_its_last_int8_file(network, splits, co
 
 def test_what_was_learned_is_saved_with_the_network(tiny, tmp_path):
     ranges = {"image": Range(-1.5, 2.25), "body": Range(0.0, float(np.float32(0.1)))}
-    Network(tiny.net(), learned=Learned(ranges, {"body": np.array([127, 90])})).save(tmp_path)
+    Network(tiny.net(), trained_qparams=TrainedQparams(ranges, {"body": np.array([127, 90])})).save(
+        tmp_path
+    )
     loaded = load_network(tiny.net(), tmp_path)
-    assert (loaded.learned.ranges, loaded.masks) == (ranges, {})
-    assert {name: steps.tolist() for name, steps in loaded.learned.steps.items()} == {"body": [127, 90]}
+    assert (loaded.trained_qparams.ranges, loaded.masks) == (ranges, {})
+    assert {name: steps.tolist() for name, steps in loaded.trained_qparams.steps.items()} == {
+        "body": [127, 90]
+    }
 
 
 def test_a_computed_weight_cannot_be_traced(splits, context):
