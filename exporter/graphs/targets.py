@@ -6,7 +6,7 @@ A target is a decision about three facts of ONNX Runtime's CPU kernels:
    rewritten to that only where a Quantize node has one consumer, so that residual networks stay in
    float for half of their convolutions.
 2. Without VNNI, x86 adds pairs of products in 16 bits (`vpmaddubsw`) and saturates: channels that can
-   reach that get weights of fewer steps (`inspection.saturation`). With VNNI the sums have 32 bits.
+   reach that get weights of fewer levels (`inspection.saturation`). With VNNI the sums have 32 bits.
 3. Arm multiplies signed by signed.
 """
 
@@ -18,8 +18,9 @@ from bench.inputs.host import ConcreteTarget, HostFingerprint, fingerprint, host
 from bench.inputs.runtime import OLDEST, RuntimeVersion, required_version
 from exporter.recipes.options import TargetName
 
-# What ONNX Runtime's quantizer makes of the largest int8 weight of a channel: -128 is left out.
-WEIGHT_STEPS = 127
+# Levels of int8 weights on either side of zero: what ONNX Runtime's quantizer makes of the largest weight
+# of a channel. It leaves -128 out.
+WEIGHT_LEVELS = 127
 # What ONNX Runtime's CPU kernels run in int8 once it stands between Dequantize and Quantize. Its quantizer
 # marks more: ConvTranspose, LayerNormalization, InstanceNormalization and Pad, which then run in float
 # between two conversions, and Softmax, whose int8 kernel is no faster and whose result 8 bits hold badly.
@@ -39,7 +40,7 @@ class Target:
     Attributes:
         signed_activations: int8 rather than uint8 activations; weights are always int8.
         per_channel: one weight scale per output channel.
-        saturates: 16-bit sums may overflow, so that some channels get weights of fewer than 127 steps.
+        saturates: 16-bit sums may overflow, so that some channels get weights of fewer than 127 levels.
         stem_on_blocks: the first convolution of pictures is faster on blocks of pixels
             (`rewrites.first_convolution`).
         operators: types that its kernels run in int8.

@@ -8,7 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from bench.core.arrays import Array
 from exporter.graphs.attributes import attributes_of
-from exporter.graphs.targets import WEIGHT_STEPS
+from exporter.graphs.targets import WEIGHT_LEVELS
 
 # Below this, the further nodes weigh more than the table.
 MIN_ELEMENTS = 1 << 16
@@ -69,7 +69,7 @@ def _looks_up(node: onnx.NodeProto, table: str) -> bool:
 
 def _rounded_rows(content: Array) -> tuple[Array, Array]:
     """int8 [rows, columns] and float32 scales [rows, 1]."""
-    scales = np.abs(content).max(axis=1, keepdims=True) / np.float32(WEIGHT_STEPS)
+    scales = np.abs(content).max(axis=1, keepdims=True) / np.float32(WEIGHT_LEVELS)
     scales[scales == 0] = 1
     return np.rint(content / scales).astype(np.int8), scales.astype(np.float32)
 

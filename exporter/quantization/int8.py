@@ -31,7 +31,7 @@ from exporter.inspection.saturation import (
 )
 from exporter.quantization.calibration import RangeStore, collect_ranges
 from exporter.quantization.embedding_tables import quantize_tables
-from exporter.quantization.qdq import make_twin, plan_twin
+from exporter.quantization.qdq import make_qdq, plan_qdq
 from exporter.recipes import QuantizeConfig
 from exporter.recipes.options import CalibrationMethod
 from exporter.sources.splits import Samples, Split, stratified_indices
@@ -56,7 +56,7 @@ def quantize(
     store: RangeStore | None = None,
     trained_qparams: TrainedQparams = NO_TRAINED_QPARAMS,
 ) -> dict[str, Any]:
-    """Write the int8 twin of a float model, calibrated on a share of a split.
+    """Write a float model in int8, calibrated on a share of a split.
 
     Args:
         source: the float model, BatchNorm folded.
@@ -104,7 +104,7 @@ def quantize_model(
     trained_qparams: TrainedQparams = NO_TRAINED_QPARAMS,
     accept: Callable[[Path], None] = lambda _written: None,
 ) -> dict[str, Any]:
-    """Write the int8 twin of a float model, in QDQ form.
+    """Write a float model in int8, in QDQ form.
 
     Args:
         model: the float model, BatchNorm folded.
@@ -124,7 +124,7 @@ def quantize_model(
         DataError: the samples cannot be read, hold NaN, or do not fill the fixed batches.
         ExportError: an excluded node does not exist, or ONNX Runtime refuses the model.
     """
-    plan = plan_twin(model, target, exclude)
+    plan = plan_qdq(model, target, exclude)
     batch_size = fixed_batch or calibration_batch_size(plan.network, plan.tensors)
     if fixed_batch is not None and samples.count % fixed_batch:
         raise DataError(
@@ -150,7 +150,7 @@ def quantize_model(
             store.keep(key, ranges)
 
     def run(overrides: Overrides) -> onnx.ModelProto:
-        return make_twin(plan, {**ranges, **trained_qparams.ranges}, overrides)
+        return make_qdq(plan, {**ranges, **trained_qparams.ranges}, overrides)
 
     if target.saturates:
         start = (
@@ -184,7 +184,7 @@ def quantize_model(
 
 
 def take_shortcuts(quantized: onnx.ModelProto, target: Target) -> dict[str, int | bool]:
-    """Make an int8 twin smaller and faster by what needs no ranges, in place; and say what was done."""
+    """Make an int8 model smaller and faster by what needs no ranges, in place; and say what was done."""
     return {
         "tables": quantize_tables(quantized),
         "stem_on_blocks": target.stem_on_blocks and fold_stem(quantized, target.runtime),

@@ -1,4 +1,4 @@
-"""The int8 twin of a float graph: what of it is rounded, and the making of it once ranges are known."""
+"""The QDQ form of a float graph: what of it is rounded, and the making of it once ranges are known."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from exporter.quantization.placement import keep_in_float, place, read_unrounded
 
 
 @dataclass(frozen=True)
-class TwinPlan:
+class QdqPlan:
     """What is decided on the graph alone, before any sample is seen.
 
     Attributes:
@@ -40,7 +40,7 @@ class TwinPlan:
     tensors: tuple[str, ...]
 
 
-def plan_twin(model: onnx.ModelProto, target: Target, exclude: tuple[str, ...] = ()) -> TwinPlan:
+def plan_qdq(model: onnx.ModelProto, target: Target, exclude: tuple[str, ...] = ()) -> QdqPlan:
     """Decide what of a float model runs in int8.
 
     A HardSwish is split only where all of its parts do. Pre- and postprocessing inside the graph stay as
@@ -79,16 +79,16 @@ def plan_twin(model: onnx.ModelProto, target: Target, exclude: tuple[str, ...] =
     known = byte_ranges(network)
     wanted = rounded_tensors(graph, options)
     tensors = tuple(name for name in wanted if name not in gates and name not in known)
-    return TwinPlan(network, graph, gates, known, options, tensors)
+    return QdqPlan(network, graph, gates, known, options, tensors)
 
 
-def make_twin(
-    plan: TwinPlan, ranges: Mapping[str, Range], overrides: Overrides = NO_OVERRIDES
+def make_qdq(
+    plan: QdqPlan, ranges: Mapping[str, Range], overrides: Overrides = NO_OVERRIDES
 ) -> onnx.ModelProto:
     """Quantize.
 
     Args:
-        plan: made by `plan_twin`.
+        plan: made by `plan_qdq`.
         ranges: of `plan.tensors`; others are ignored.
         overrides: how to round single weights.
 

@@ -25,7 +25,6 @@ from exporter.quantization.int4 import quantize_weights
 from exporter.quantization.int8 import quantize, quantize_model, sample_count, take_shortcuts
 from exporter.quantization.qdq import check_exclude
 from exporter.quantization.repair import REPAIRS, RepairContext
-from exporter.quantization.repair.candidates import Twins
 from exporter.quantization.repair.fallback import (
     Candidate,
     Fallback,
@@ -34,6 +33,7 @@ from exporter.quantization.repair.fallback import (
     search,
     within,
 )
+from exporter.quantization.repair.qdq_models import QdqModels
 from exporter.quantization.repair.score import Judge, Score, outputs_of
 from exporter.quantization.repair.timing import float_costs
 from exporter.recipes import FallbackConfig, QuantizeConfig, repair_order_problem
@@ -153,7 +153,7 @@ def quantize_repaired(
     held_out: tuple[Mapping[str, Array], Array | None] | None = None,
     accept: Callable[[Path], None] = lambda _written: None,
 ) -> dict[str, Any]:
-    """Write the int8 twin of a float model, repaired.
+    """Write a float model in int8, repaired.
 
     Args:
         model: the float model, BatchNorm folded.
@@ -164,7 +164,7 @@ def quantize_repaired(
         target: the CPU kind that decides types.
         method: how activation ranges are chosen.
         exclude: names of nodes to leave in float in any case.
-        progress: told of every step.
+        progress: told how far it is.
         fixed_batch: the batch size that the model insists on, or None.
         held_out: samples and labels that judge; by default a quarter of `inputs`, which then gives no
             ranges.
@@ -195,9 +195,9 @@ def quantize_repaired(
     name_nodes(model)
     if held_out is None:
         inputs, held_out = _hold_out(inputs, labels, fixed_batch)
-    twins = Twins(inputs, target, method, exclude, fixed_batch, progress)
+    models = QdqModels(inputs, target, method, exclude, fixed_batch, progress)
     judge = Judge(model, *held_out, fixed_batch or _JUDGE_BATCH)
-    pipeline = _Pipeline(twins, judge, target, progress)
+    pipeline = _Pipeline(models, judge, target, progress)
     reference, repaired, reports = pipeline.repair(model, repairing.repair)
     left: dict[str, Any] = {}
     if repairing.fallback is not None:
@@ -213,7 +213,7 @@ def quantize_repaired(
         progress=progress,
         fixed_batch=fixed_batch,
         reference=reference,
-        trained_qparams=TrainedQparams(steps=twins.reduction.steps),
+        trained_qparams=TrainedQparams(steps=models.reduction.levels),
         accept=accept,
     )
     extra: dict[str, Any] = {"held_out_samples": len(next(iter(judge.inputs.values()))), "repairs": reports}
@@ -238,7 +238,7 @@ def check_repairs(names: Sequence[str]) -> tuple[RepairName, ...]:
 class _Pipeline:
     """The means that repairs and the fallback search share."""
 
-    twins: Twins
+    models: QdqModels
     judge: Judge
     target: Target
     progress: Progress
@@ -248,15 +248,15 @@ class _Pipeline:
     ) -> tuple[onnx.ModelProto, onnx.ModelProto, list[dict[str, Any]]]:
         """Try repairs one upon the other: the reference, the repaired model, and what each bought."""
         reference = model
-        self.twins.calibrate(reference)
-        before = self.judge.score(self.twins.make(model))
+        self.models.calibrate(reference)
+        before = self.judge.score(self.models.make(model))
         reports = []
         for name in names:
             context = RepairContext(
-                self.twins.inputs,
-                self.twins.batch_size(model),
+                self.models.inputs,
+                self.models.batch_size(model),
                 reference,
-                self.twins.make,
+                self.models.make,
                 self.target.per_channel,
                 self.progress,
             )
@@ -266,8 +266,8 @@ class _Pipeline:
             after = before
             if why is None:
                 if preserving:
-                    self.twins.calibrate(candidate)
-                after = self.judge.score(self.twins.make(candidate))
+                    self.models.calibrate(candidate)
+                after = self.judge.score(self.models.make(candidate))
                 if after.sqnr_db < before.sqnr_db + MIN_GAIN_DB:
                     why = f"it did not bring int8 {MIN_GAIN_DB} dB nearer to float on held-out samples"
             report = _report(name, before, after, why, found)
@@ -277,7 +277,7 @@ class _Pipeline:
                 model, before = candidate, after
                 reference = candidate if preserving else reference
             elif preserving:
-                self.twins.calibrate(reference)
+                self.models.calibrate(reference)
         return reference, model, reports
 
     def _changed(self, candidate: onnx.ModelProto) -> str | None:
@@ -301,19 +301,19 @@ class _Pipeline:
             # What a repair bent for int8 is an error where nothing is rounded.
             return with_constants_of(model, reference, exclude)
 
-        def twin_of(exclude: tuple[str, ...]) -> onnx.ModelProto:
-            return self.twins.make(with_float(exclude), exclude)
+        def qdq_model(exclude: tuple[str, ...]) -> onnx.ModelProto:
+            return self.models.make(with_float(exclude), exclude)
 
-        before = self.judge.score(twin_of(()))
+        before = self.judge.score(qdq_model(()))
         if within(before, config):
             return model, _fallback_json(Fallback((), before, met=True, tried=1), before, [])
-        layers = rounding_layers(model, self.twins.plan(model).options.placement.nodes)
-        int8_ns, candidates = self.candidates(model, layers, twin_of, config)
+        layers = rounding_layers(model, self.models.plan(model).options.placement.nodes)
+        int8_ns, candidates = self.candidates(model, layers, qdq_model, config)
         with self.progress.task("fallback", 2 * config.max_layers) as task:
 
             def score(exclude: tuple[str, ...]) -> Score:
                 task.advance()
-                return self.judge.score(twin_of(exclude)) if exclude else before
+                return self.judge.score(qdq_model(exclude)) if exclude else before
 
             found = search(candidates, score, config, order=tuple(layers), int8_ns=int8_ns)
         if not found.met:
@@ -324,7 +324,7 @@ class _Pipeline:
         self,
         model: onnx.ModelProto,
         layers: Mapping[str, tuple[str, ...]],
-        twin_of: Callable[[tuple[str, ...]], onnx.ModelProto],
+        qdq_model: Callable[[tuple[str, ...]], onnx.ModelProto],
         config: FallbackConfig,
     ) -> tuple[float, list[Candidate]]:
         """The int8 model's time, and what takes off most noise in float, with what that costs."""
@@ -333,18 +333,18 @@ class _Pipeline:
         found = []
         with self.progress.task("sensitivity", len(sets)) as task:
             for together in sets:
-                found.append(Candidate(together, self.judge.score(twin_of(together)).sqnr_db, 0.0))
+                found.append(Candidate(together, self.judge.score(qdq_model(together)).sqnr_db, 0.0))
                 task.advance()
         found.sort(key=lambda candidate: -candidate.sqnr_db)
         kept = {candidate.layers: candidate for candidate in found[: TIMED_PER_LAYER * config.max_layers]}
-        size = self.twins.fixed_batch or 1
+        size = self.models.fixed_batch or 1
         feeds = {name: np.ascontiguousarray(array[:size]) for name, array in self.judge.inputs.items()}
         with self.progress.task("cost in float", len(kept)) as task:
 
             def shipped(exclude: tuple[str, ...]) -> onnx.ModelProto:
-                twin = twin_of(exclude)
-                take_shortcuts(twin, self.target)
-                return twin
+                model = qdq_model(exclude)
+                take_shortcuts(model, self.target)
+                return model
 
             def variants() -> Iterator[tuple[tuple[str, ...], onnx.ModelProto]]:
                 for together in kept:

@@ -30,7 +30,7 @@ NCHW_TO_NHWC = (0, 2, 3, 1)
 # How far from a whole number a recovered byte may lie: float32 rounding makes 0.0001 of 255, a picture
 # that was scaled after decoding up to 0.5.
 _WHOLE = 0.01
-# Two scales that differ by less are one: the error of 255 steps is far below half a step.
+# Two scales that differ by less are one: the error of 255 levels is far below half a level.
 _SAME_SCALE = 1e-5
 
 

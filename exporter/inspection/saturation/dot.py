@@ -7,8 +7,8 @@ ones then widens the pairs to 32 bits, in which everything else is added. Neighb
 sums that cannot saturate, so that the activations here are the raw bytes.
 
 Source: onnxruntime/core/mlas/lib/x86_64, macros MultiplyAccumulateRowU8S8Avx2 in QgemmU8X8KernelAvx2.S,
-MultiplyAccumulateRowAvx2 in ConvSymKernelAvx2.S and their AVX512 twins; U8U8 kernels widen to 16 bits first
-and cannot saturate.
+MultiplyAccumulateRowAvx2 in ConvSymKernelAvx2.S and their AVX512 counterparts; U8U8 kernels widen to
+16 bits first and cannot saturate.
 """
 
 from __future__ import annotations

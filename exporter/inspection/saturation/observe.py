@@ -38,8 +38,8 @@ class LayerSaturation:
     def risky(self, slack: int = 0) -> Array:
         """Which output channels have a pair of products that can overflow, in the kernel's pairing.
 
-        Each activation may take any value between its channel's bounds, which are widened by `slack` steps;
-        where it was not observed, any byte.
+        Each activation may take any value between its channel's bounds, which are widened by `slack`
+        levels; where it was not observed, any byte.
 
         Returns:
             Bool [N].
@@ -54,7 +54,7 @@ class LayerSaturation:
         """To what share of itself each output channel must shrink, so that none of its pairs can overflow.
 
         Activations are bounded as in `risky`. Rounding the smaller weights anew may move each of them
-        outward by a whole step, for which there is room.
+        outward by a whole level, for which there is room.
 
         Returns:
             Float [N], at most 1.

@@ -2,7 +2,7 @@
 
 ONNX Runtime's own calibrators keep every activation of every sample, and add a node per tensor in a way
 whose cost grows with the square of the graph. Here the graph gets the wanted tensors as further outputs
-in one step, runs batch by batch, and each batch is reduced while the next one runs.
+at once, runs batch by batch, and each batch is reduced while the next one runs.
 """
 
 from __future__ import annotations

@@ -31,9 +31,9 @@ def percentile_range(histogram: Histogram, percentile: float) -> Range:
 def mse_range(histogram: Histogram) -> Range:
     """The range of least mean squared error, over a grid of lower and upper ends.
 
-    Inside, rounding to steps of d = (highest - lowest) / 255 errs by d^2 / 12 on average (uniform within
-    a step: Widrow & Kollar, "Quantization Noise", 2008, section 1); outside, a value errs by its distance
-    to the range.
+    Inside, rounding to levels d = (highest - lowest) / 255 apart errs by d^2 / 12 on average (uniform
+    between levels: Widrow & Kollar, "Quantization Noise", 2008, section 1); outside, a value errs by its
+    distance to the range.
     """
     counts, edges = histogram.counts.astype(np.float64), histogram.edges()
     centres = (edges[:-1] + edges[1:]) / 2
@@ -41,9 +41,9 @@ def mse_range(histogram: Histogram) -> Range:
     highs = np.linspace(max(histogram.highest, 0.0), 0.0, _CANDIDATES, endpoint=False)
     below = np.square(np.minimum(centres[None, :] - lows[:, None], 0.0)) @ counts
     above = np.square(np.maximum(centres[None, :] - highs[:, None], 0.0)) @ counts
-    step = (highs[None, :] - lows[:, None]) / (LEVELS - 1)
-    error = below[:, None] + above[None, :] + step**2 / 12 * counts.sum()
-    error[step <= 0] = np.inf
+    distance = (highs[None, :] - lows[:, None]) / (LEVELS - 1)
+    error = below[:, None] + above[None, :] + distance**2 / 12 * counts.sum()
+    error[distance <= 0] = np.inf
     low, high = np.unravel_index(int(np.argmin(error)), error.shape)
     return Range(float(lows[low]), float(highs[high]))
 

@@ -1,4 +1,4 @@
-"""Accuracy repair: what is done to a float model so that its int8 twin errs less.
+"""Accuracy repair: what is done to a float model so that it loses less in int8.
 
 Each repair is one file and one function behind one signature.
 

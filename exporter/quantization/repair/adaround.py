@@ -56,14 +56,13 @@ def adaround(model: onnx.ModelProto, context: RepairContext) -> tuple[onnx.Model
     deterministic, needs H alone and ends.
 
     The result is a float model whose weights lie on the quantizer's grid, so that its nearest rounding
-    gives the chosen integers. The largest weight of each channel is untouched: the scale hangs on it.
+    gives the chosen integers. The largest weight of each channel is untouched: the scale depends on it.
 
-    1. The rounding error of a weight stays below one step.
+    1. The rounding error of a weight stays below the distance of two levels.
     2. Weights that lie on the grid, zeros of pruned networks among them, stay.
     3. Layers of more than 8,192 products per output, or with automatic padding, are left to the quantizer.
     """
-    twin = context.int8_twin(model)
-    work = list(_find_work(model, twin))
+    work = list(_find_work(model, context.qdq_model(model)))
     rounded: dict[str, Array] = {}
     flipped = weights = 0
     before = after = 0.0
@@ -113,14 +112,14 @@ def choose_rounding(
     for _ in range(_SWEEPS):
         flips = 0
         for k in order:
-            step = np.where(chosen[:, :, k] == low[:, :, k], 1.0, -1.0)
-            delta = step * scale[:, :, 0]
+            direction = np.where(chosen[:, :, k] == low[:, :, k], 1.0, -1.0)
+            delta = direction * scale[:, :, 0]
             change = 2 * delta * gradient[:, :, k] + delta**2 * gram[:, k, k][:, None]
             flip = movable[:, :, k] & (change < -1e-9 * np.abs(gram[:, k, k][:, None]) * delta**2)
             if not flip.any():
                 continue
             flips += int(flip.sum())
-            chosen[:, :, k] += np.where(flip, step, 0.0)
+            chosen[:, :, k] += np.where(flip, direction, 0.0)
             moved = np.where(flip, delta, 0.0)
             groups, channels = np.nonzero(flip)
             gradient[groups, channels] += moved[groups, channels, None] * gram[groups, k]
@@ -131,14 +130,14 @@ def choose_rounding(
     return (last / first if first > 0 else 1.0), chosen
 
 
-def _find_work(model: onnx.ModelProto, twin: onnx.ModelProto) -> Iterator[_Work]:
+def _find_work(model: onnx.ModelProto, quantized: onnx.ModelProto) -> Iterator[_Work]:
     graph = Graph(model)
     nodes = {node.name: node for node in graph.nodes}
-    quantized = {node.name: node for node in twin.graph.node}
-    producers = {output: node for node in twin.graph.node for output in node.output}
-    constants = {i.name: i for i in twin.graph.initializer}
+    by_name = {node.name: node for node in quantized.graph.node}
+    producers = {output: node for node in quantized.graph.node for output in node.output}
+    constants = {i.name: i for i in quantized.graph.initializer}
     for layer in graph.layers():
-        node = quantized.get(layer.node)
+        node = by_name.get(layer.node)
         dequantize = None if node is None else producers.get(node.input[1])
         if dequantize is None or dequantize.op_type != "DequantizeLinear":
             continue

@@ -24,7 +24,7 @@ class RepairContext:
         batch_size: samples per run.
         reference: the float model whose activations are right. `model` differs from it by what earlier
             repairs did to weights and biases for the sake of int8.
-        int8_twin: a float model -> its int8 twin in QDQ form, with the reference's activation ranges.
+        qdq_model: a float model -> its QDQ form, with the reference's activation ranges.
         per_channel: whether the weights of each output channel have a scale of their own.
         progress: told how far it is.
     """
@@ -32,7 +32,7 @@ class RepairContext:
     inputs: Mapping[str, Array]
     batch_size: int
     reference: onnx.ModelProto
-    int8_twin: Callable[[onnx.ModelProto], onnx.ModelProto]
+    qdq_model: Callable[[onnx.ModelProto], onnx.ModelProto]
     per_channel: bool
     progress: Progress
 

@@ -32,15 +32,15 @@ def correct_bias(model: onnx.ModelProto, context: RepairContext) -> tuple[onnx.M
     2. A convolution or Gemm without bias gets one; a MatMul without an Add behind it is left alone.
     """
     model = with_own_biases(model)
-    twin = context.int8_twin(model)
+    quantized = context.qdq_model(model)
     graph = Graph(model)
-    twin_nodes = {node.name: node for node in twin.graph.node}
-    layers = [layer for layer in graph.layers() if layer.bias is not None and layer.bias_node in twin_nodes]
+    rounded = {node.name: node for node in quantized.graph.node}
+    layers = [layer for layer in graph.layers() if layer.bias is not None and layer.bias_node in rounded]
     if not layers:
         return model, {"layers": 0, "largest_correction": 0.0}
-    places = {layer.node: twin_nodes[str(layer.bias_node)].output[0] for layer in layers}
+    places = {layer.node: rounded[str(layer.bias_node)].output[0] for layer in layers}
     biases = {str(layer.bias): graph.constant(str(layer.bias)) for layer in layers}
-    session = simulation(model, twin, layers)
+    session = simulation(model, quantized, layers)
     largest = 0.0
     with context.progress.task("bias correction", len(layers)) as task:
         wanted = _float_means(layers, context)
@@ -54,17 +54,17 @@ def correct_bias(model: onnx.ModelProto, context: RepairContext) -> tuple[onnx.M
 
 
 def simulation(
-    model: onnx.ModelProto, twin: onnx.ModelProto, layers: Sequence[Layer]
+    model: onnx.ModelProto, quantized: onnx.ModelProto, layers: Sequence[Layer]
 ) -> onnxruntime.InferenceSession:
-    """The int8 twin with dequantized weights, float biases as inputs, and all layers' results as outputs.
+    """The int8 model with dequantized weights, float biases as inputs, and all layers' results as outputs.
 
     Args:
         model: the float model, every layer of which has a bias.
-        twin: its int8 twin.
+        quantized: its QDQ form.
         layers: those whose biases become inputs, under the names that they have in `model`.
     """
     copy = onnx.ModelProto()
-    copy.CopyFrom(twin)
+    copy.CopyFrom(quantized)
     constants = {i.name: i for i in copy.graph.initializer}
     kept = []
     for node in copy.graph.node:

@@ -66,8 +66,8 @@ def search(
 
     1. Nothing is left in float if the budget holds so.
     2. Candidates are added by the noise that they take off per cost, most first, until the budget holds;
-       one with which there would be more than `max_layers` is passed over. A step may gain nothing, and the
-       search goes on.
+       one with which there would be more than `max_layers` is passed over. A candidate may gain nothing:
+       the search goes on.
     3. Then each layer is quantized again, the one added last first, and stays so if the budget still holds.
 
     Args:

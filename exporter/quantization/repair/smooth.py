@@ -13,7 +13,7 @@ from bench.core.arrays import Array
 from exporter.graphs.inference import session_with_outputs
 from exporter.graphs.layers import Graph, Layer, rows, with_constants
 from exporter.graphs.names import unused_name
-from exporter.graphs.targets import WEIGHT_STEPS
+from exporter.graphs.targets import WEIGHT_LEVELS
 from exporter.quantization.repair.base import Metrics, RepairContext
 
 # Operators that stay in float: what they give is scaled before it is rounded, not after.
@@ -160,12 +160,12 @@ def _noise(seen: _Observed, weights: Sequence[Array], factor: Array) -> float:
     """Energy of what rounding both sides to 8 bits adds to the products; weights are [out, channels]."""
     low = min(float((seen.lowest / factor).min()), 0.0)
     high = max(float((seen.highest / factor).max()), 0.0)
-    step = (high - low) / _LEVELS or 1.0
-    rounded = np.round(seen.rows / factor / step) * step
+    distance = (high - low) / _LEVELS or 1.0
+    rounded = np.round(seen.rows / factor / distance) * distance
     total = 0.0
     for weight in weights:
         scaled = weight * factor
-        scale = np.abs(scaled).max(axis=1, keepdims=True) / WEIGHT_STEPS
+        scale = np.abs(scaled).max(axis=1, keepdims=True) / WEIGHT_LEVELS
         scale[scale == 0] = 1
         difference = rounded @ (np.round(scaled / scale) * scale).T - seen.rows @ weight.T
         total += float(np.square(difference, dtype=np.float64).sum())

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from exporter.graphs.targets import WEIGHT_STEPS
+from exporter.graphs.targets import WEIGHT_LEVELS
 
 Limits = tuple[int, int]
 
@@ -49,26 +49,26 @@ class Rounded:
     """Integers, and the scale that makes real numbers of them.
 
     Attributes:
-        steps: float32 of any shape, holding whole numbers with the zero point taken away: an activation's,
+        levels: float32 of any shape, holding whole numbers with the zero point taken away: an activation's,
             a weight's, or sums of products of the two. Gradients are with regard to these.
         scale: float32 [channels], or a scalar; without gradients.
-        axis: of the channels in `steps`; None where the scale is a scalar.
+        axis: of the channels in `levels`; None where the scale is a scalar.
     """
 
-    steps: Tensor
+    levels: Tensor
     scale: Tensor
     axis: int | None = None
 
     def real(self) -> Tensor:
-        """Of the shape of `steps`."""
-        return self.steps * self.along(self.scale)
+        """Of the shape of `levels`."""
+        return self.levels * self.along(self.scale)
 
     def along(self, channels: Tensor) -> Tensor:
-        """Values of the channels in the shape that multiplies `steps`."""
+        """Values of the channels in the shape that multiplies `levels`."""
         if self.axis is None:
             return channels
-        axis = self.axis % self.steps.ndim
-        return channels.view([-1 if dimension == axis else 1 for dimension in range(self.steps.ndim)])
+        axis = self.axis % self.levels.ndim
+        return channels.view([-1 if dimension == axis else 1 for dimension in range(self.levels.ndim)])
 
 
 def round_activation(
@@ -85,7 +85,7 @@ def round_activation(
     rounding has put it from the float network.)
 
     Backward, x learns where it lies within the range; the upper end h and the lower end l learn where they
-    clip y = steps * scale, and from the rounding error e = round(x / scale) - x / scale:
+    clip y = levels * scale, and from the rounding error e = round(x / scale) - x / scale:
 
         dy/dh = 1 above, 0 below, e / (q_max - q_min) within
         dy/dl = 0 above, 1 below, -e / (q_max - q_min) within
@@ -105,15 +105,15 @@ def round_activation(
     times, divisor = None, scale * factor
     if isinstance(values, Rounded):
         times = values.along(values.scale / divisor)
-        values = values.steps
-    steps: Tensor = _Round.apply(  # type: ignore[no-untyped-call]
+        values = values.levels
+    levels: Tensor = _Round.apply(  # type: ignore[no-untyped-call]
         values, times, divisor, lowest, highest, scale, zero_point, limits
     )
-    return Rounded(steps, scale)
+    return Rounded(levels, scale)
 
 
 class _Round(torch.autograd.Function):
-    """Steps of values: times `times`, or where there are none, by `divisor`."""
+    """Levels of values: times `times`, or where there are none, by `divisor`."""
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
@@ -121,13 +121,13 @@ class _Round(torch.autograd.Function):
         ctx.save_for_backward(values, times, divisor, scale, zero_point)
         ctx.limits = limits
         low, high = limits
-        return _in_steps(values, times, divisor).round_().clamp_(low - zero_point, high - zero_point)
+        return _in_levels(values, times, divisor).round_().clamp_(low - zero_point, high - zero_point)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         (gradient,) = gradients
         values, times, divisor, scale, zero_point = ctx.saved_tensors
-        ratio = _in_steps(values, times, divisor)
+        ratio = _in_levels(values, times, divisor)
         rounded = torch.round(ratio)
         low, high = ctx.limits
         below, above = rounded < low - zero_point, rounded > high - zero_point
@@ -136,14 +136,14 @@ class _Round(torch.autograd.Function):
         if not any(ctx.needs_input_grad[3:5]):
             return back, *[None] * 7
         error = (inside * rounded.sub_(ratio)).sum() / (high - low)
-        # The formulas are those of y = steps * scale, but the gradient is with regard to the steps.
+        # The formulas are those of y = levels * scale, but the gradient is with regard to the levels.
         factor = 1 / (scale * math.sqrt(max(1, values[0].numel()) * max(abs(low), high)))
         for_low = factor * ((gradient * below).sum() - error)
         for_high = factor * ((gradient * above).sum() + error)
         return back, None, None, for_low, for_high, None, None, None
 
 
-def _in_steps(values: Tensor, times: Tensor | None, divisor: Tensor) -> Tensor:
+def _in_levels(values: Tensor, times: Tensor | None, divisor: Tensor) -> Tensor:
     return values / divisor if times is None else values * times
 
 
@@ -169,12 +169,12 @@ def round_weight(weight: Tensor, axis: int | None, limits: Tensor) -> Rounded:
     scale = torch.where(scale < _TINY, 1.0, scale).float()
     exact = Rounded(weight, scale, axis)
     ratio = weight / exact.along(scale)
-    steps = torch.round(ratio).clamp(-WEIGHT_STEPS, WEIGHT_STEPS)
-    return Rounded(ratio + (steps - ratio).detach(), scale, axis)
+    levels = torch.round(ratio).clamp(-WEIGHT_LEVELS, WEIGHT_LEVELS)
+    return Rounded(ratio + (levels - ratio).detach(), scale, axis)
 
 
 def round_bias(bias: Tensor, scale: Tensor) -> Tensor:
-    """Biases in the steps of a layer's sums, as 32 bits hold them.
+    """Biases in the levels of a layer's sums, as 32 bits hold them.
 
     Args:
         bias: float32 [channels].
@@ -184,5 +184,5 @@ def round_bias(bias: Tensor, scale: Tensor) -> Tensor:
         Whole numbers of that shape; rounding has the gradient of the identity.
     """
     ratio = bias / scale
-    steps = torch.round(bias.detach().double() / scale.double()).float()
-    return ratio + (steps - ratio).detach()
+    levels = torch.round(bias.detach().double() / scale.double()).float()
+    return ratio + (levels - ratio).detach()

@@ -22,7 +22,7 @@ from bench.core.arrays import Array
 from exporter.errors import StageError
 from exporter.graphs.attributes import attributes_of
 from exporter.graphs.ranges import Range
-from exporter.graphs.targets import WEIGHT_STEPS, Target
+from exporter.graphs.targets import WEIGHT_LEVELS, Target
 from exporter.graphs.trained_qparams import TrainedQparams
 from exporter.training.qat.operators import OPERATORS, is_known
 from exporter.training.qat.rounding import (
@@ -107,7 +107,7 @@ class Student(nn.Module):
 
         Args:
             network: the module.
-            quantized: its int8 twin in QDQ form, as `quantize_model` writes it.
+            quantized: its QDQ form, as `quantize_model` writes it.
             sources: where the weights of its float model come from.
             target: what it was quantized for.
             learnable: the activations whose ranges learn; others keep the range that they have.
@@ -240,7 +240,8 @@ class Student(nn.Module):
     def follow(self, quantized: onnx.ModelProto) -> None:
         """Give weights the scales that they have in a later int8 model of the network.
 
-        Training may have made channels able to saturate that were not before, which have fewer steps there.
+        Training may have made channels able to saturate that were not before; in the later model
+        these have fewer levels.
         """
         scales = {
             i.name: torch.from_numpy(numpy_helper.to_array(i).copy()) for i in quantized.graph.initializer
@@ -252,14 +253,14 @@ class Student(nn.Module):
 
     def trained_qparams(self) -> TrainedQparams:
         """What the quantizer needs beside the weights, to make of them what ran here."""
-        steps: dict[str, Array] = {}
+        levels: dict[str, Array] = {}
         for weight in self._weights.values():
             if weight.kind == "weight":
                 limits = self.get_buffer(self._constants[weight.limits])
                 name = weight.limits.removesuffix(_LIMITS)
-                steps[name] = limits.round().clamp(max=WEIGHT_STEPS).numpy().astype(np.int64)
+                levels[name] = limits.round().clamp(max=WEIGHT_LEVELS).numpy().astype(np.int64)
         return TrainedQparams(
-            self._ranges(), {name: s for name, s in steps.items() if s.min() < WEIGHT_STEPS}
+            self._ranges(), {name: most for name, most in levels.items() if most.min() < WEIGHT_LEVELS}
         )
 
     def _ranges(self) -> dict[str, Range]:
@@ -291,11 +292,11 @@ def _apply(node: _Node, inputs: Sequence[Tensor | Rounded | None]) -> Tensor | R
     ):
         scale = x.scale * weight.scale
         bias = [round_bias(_real(b), scale) for b in inputs[2:] if b is not None]
-        sums: Any = OPERATORS[node.operator](node.attributes, x.steps, weight.steps, *bias)
+        sums: Any = OPERATORS[node.operator](node.attributes, x.levels, weight.levels, *bias)
         return Rounded(sums, scale, None if weight.axis is None else 1 if node.operator == "Conv" else -1)
     if node.operator == "GlobalAveragePool" and isinstance(x, Rounded):
-        places = math.prod(x.steps.shape[2:])
-        return Rounded(x.steps.sum(tuple(range(2, x.steps.ndim)), keepdim=True), x.scale / places, x.axis)
+        places = math.prod(x.levels.shape[2:])
+        return Rounded(x.levels.sum(tuple(range(2, x.levels.ndim)), keepdim=True), x.scale / places, x.axis)
     return OPERATORS[node.operator](node.attributes, *(None if v is None else _real(v) for v in inputs))
 
 
@@ -309,7 +310,7 @@ def _limits(weight: Tensor, axis: int | None, scale: Tensor) -> Tensor:
     Not rounded, so that `round_weight` comes back to that very scale as long as the weights stay.
     """
     limits = channel_maxima(weight, axis).double() / scale.double()
-    return torch.where(limits > 0, limits, float(WEIGHT_STEPS))
+    return torch.where(limits > 0, limits, float(WEIGHT_LEVELS))
 
 
 def _read_nodes(graph: onnx.GraphProto, place: str) -> list[_Node]:

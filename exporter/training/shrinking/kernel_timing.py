@@ -21,7 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from bench.core.arrays import Array
 from bench.inputs.session import ERRORS_ONLY
-from exporter.graphs.targets import WEIGHT_STEPS, Target
+from exporter.graphs.targets import WEIGHT_LEVELS, Target
 from exporter.recipes.options import Precision
 from exporter.training.shrinking.layer_costs import Kernel
 
@@ -109,7 +109,7 @@ def _int8_model(kernel: Kernel, activation: type[np.generic]) -> onnx.ModelProto
         "s": np.array(0.02, np.float32),
         "z": np.array(0, activation),
         "w": np.random.default_rng(0).integers(
-            -WEIGHT_STEPS, WEIGHT_STEPS + 1, _weight_shape(kernel), dtype=np.int8
+            -WEIGHT_LEVELS, WEIGHT_LEVELS + 1, _weight_shape(kernel), dtype=np.int8
         ),
         "ws": np.full(kernel.outputs, 0.01, np.float32),
         "wz": np.zeros(kernel.outputs, np.int8),

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from bench.core.arrays import Array
-from exporter.graphs.targets import WEIGHT_STEPS
+from exporter.graphs.targets import WEIGHT_LEVELS
 
 LEVEL = 6  # zlib's and gzip's default
 PIECE = 1 << 20
@@ -46,5 +46,5 @@ def _compressed(array: Array) -> int:
 
 def _rounded(array: Array) -> Array:
     rows = array.reshape(len(array), -1)
-    scales = np.abs(rows).max(axis=1, keepdims=True) / WEIGHT_STEPS
+    scales = np.abs(rows).max(axis=1, keepdims=True) / WEIGHT_LEVELS
     return np.rint(rows / np.where(scales == 0, 1, scales)).astype(np.int8)

@@ -19,7 +19,7 @@ from exporter.graphs.trained_qparams import NO_TRAINED_QPARAMS, TrainedQparams
 from exporter.networks.network import Network, accuracy, matches, predict
 from exporter.onnx_export.export import SAME_SQNR_DB, export
 from exporter.quantization.int8 import quantize
-from exporter.quantization.qdq import plan_twin
+from exporter.quantization.qdq import plan_qdq
 from exporter.recipes import DistillConfig, QatConfig
 from exporter.sources.splits import Splits
 from exporter.training.distillation.losses import Distillation
@@ -114,7 +114,7 @@ class _Graph:
             onnx.load(self.int8(module, data, context)),
             self.sources,
             target=self.target,
-            learnable=plan_twin(self.model, self.target, context.quantize.exclude).tensors,
+            learnable=plan_qdq(self.model, self.target, context.quantize.exclude).tensors,
             inputs=tuple(data.calibration.inputs),
             place=context.name,
         )

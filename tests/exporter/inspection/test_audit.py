@@ -204,7 +204,7 @@ def test_a_fixed_batch_is_filled(save, tmp_path):
 
 
 def test_opposite_signs_cancel_and_small_weights_fit(save, to_int8):
-    # One large weight per channel, all others below half a step of 8 bits: no two of them overflow.
+    # One large weight per channel, all others below half a level of 8 bits: no two of them overflow.
     lone = np.zeros((4, 2, 3, 3), np.float32)
     lone[:, 0, 1, 1] = 1
     lone[:, 1, 1, 1] = -1

@@ -335,7 +335,7 @@ def test_only_channels_that_saturate_are_reduced(tmp_path, target):
 
 @given(seed=seeds, rows=st.integers(2, 9))
 @settings(max_examples=30, deadline=None)
-def test_channels_keep_as_many_steps_as_they_can(tmp_path_factory, seed, rows):
+def test_channels_keep_as_many_levels_as_they_can(tmp_path_factory, seed, rows):
     """The worst pair decides; room is left for rounding alone, since these activations use every byte."""
     rng = np.random.default_rng(seed)
     weight = rng.choice([-1, 1], (rows, 16)) * rng.uniform(0.2, 1, (rows, 16))
@@ -357,10 +357,10 @@ def test_channels_keep_as_many_steps_as_they_can(tmp_path_factory, seed, rows):
         for i in quantized.graph.initializer
         if i.name.endswith("_quantized")
     )
-    steps = np.abs(integers).max(axis=0)
-    assert metrics["reduced_channels"].get("layer0", 0) == (steps < 127).sum()
-    assert steps.min() >= 64
-    for column, most in zip(weight.T, steps, strict=True):
+    levels = np.abs(integers).max(axis=0)
+    assert metrics["reduced_channels"].get("layer0", 0) == (levels < 127).sum()
+    assert levels.min() >= 64
+    for column, most in zip(weight.T, levels, strict=True):
         if most in range(65, 123):
             finer = np.rint(column / np.abs(column).max() * (most + 4)).astype(np.int8)[:, None]
             lowest, highest = pair_sums(finer, np.zeros(rows, int), np.full(rows, 255))

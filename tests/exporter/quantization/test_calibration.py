@@ -27,7 +27,7 @@ from exporter.quantization.calibration import (
 from exporter.quantization.calibration.histogram import BINS
 from exporter.quantization.calibration.methods import Divergences
 from exporter.quantization.int8 import quantize
-from exporter.quantization.qdq import plan_twin
+from exporter.quantization.qdq import plan_qdq
 from exporter.recipes import QuantizeConfig
 from exporter.sources.splits import Split
 
@@ -45,9 +45,9 @@ def histogram_of(values: np.ndarray, parts: int = 7) -> Histogram:
 
 def quantization_error(values: np.ndarray, found: Range) -> float:
     """Mean squared error of rounding to 256 levels, by doing it."""
-    step = (found.highest - found.lowest) / 255
-    level = np.clip(np.round((values - found.lowest) / step), 0, 255)
-    return float(np.mean((values - (found.lowest + level * step)) ** 2))
+    distance = (found.highest - found.lowest) / 255
+    level = np.clip(np.round((values - found.lowest) / distance), 0, 255)
+    return float(np.mean((values - (found.lowest + level * distance)) ** 2))
 
 
 @pytest.fixture
@@ -215,7 +215,7 @@ def test_entropy_is_not_led_astray_by_the_peak_that_relu_leaves_at_zero():
 
 
 def test_only_tensors_that_are_rounded_are_collected(network):
-    plan = plan_twin(network, TARGETS["x86-vnni"])
+    plan = plan_qdq(network, TARGETS["x86-vnni"])
     # The convolution's own output is absorbed by the Relu that follows, the classifier's stays in float.
     assert plan.tensors == ("x", "relu", "pool", "flat")
 

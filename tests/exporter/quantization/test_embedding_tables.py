@@ -46,8 +46,8 @@ def test_rows_are_right_to_half_a_step_of_their_own(seed, where):
     ids = np.random.default_rng(seed).integers(0, ROWS, (3, 7))
     ids[0, 0] = where
     assert quantize_tables(model) == 1
-    step = np.abs(content).max(axis=1, keepdims=True)[ids] / 127
-    assert np.all(np.abs(run(model, ids) - content[ids]) <= 0.5001 * step)
+    distance = np.abs(content).max(axis=1, keepdims=True)[ids] / 127
+    assert np.all(np.abs(run(model, ids) - content[ids]) <= 0.5001 * distance)
 
 
 def test_a_quarter_of_the_size_is_left():

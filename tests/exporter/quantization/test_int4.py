@@ -66,7 +66,7 @@ def test_products_run_in_four_bits(tmp_path, gemm):
     assert metrics["weight_type"] == "uint4"
     exact, close = run(model), run(found)
     noise = 20 * np.log10(np.linalg.norm(exact) / np.linalg.norm(exact - close))
-    # 15 steps over +-2.5 deviations: a step of a third of one, hence about 20 dB a product.
+    # 15 levels over +-2.5 deviations: a third of one apart, hence about 20 dB a product.
     assert 13 < noise < 30
     assert model.SerializeToString() == before
     assert found.ByteSize() < model.ByteSize() / 4

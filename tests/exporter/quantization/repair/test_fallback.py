@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from onnx import helper
 
 from exporter.graphs.targets import TARGETS
-from exporter.quantization.qdq import check_exclude, plan_twin
+from exporter.quantization.qdq import check_exclude, plan_qdq
 from exporter.quantization.repair.fallback import (
     Candidate,
     layers_of_tensors,
@@ -152,7 +152,7 @@ def test_what_is_found_is_needed_and_holds(layers, max_drop, max_layers):
 
 def test_layers_that_round_are_found(onnx_models):
     model = onnx.load(onnx_models.float)
-    layers = rounding_layers(model, plan_twin(model, TARGETS["x86-vnni"]).options.placement.nodes)
+    layers = rounding_layers(model, plan_qdq(model, TARGETS["x86-vnni"]).options.placement.nodes)
     operators = {node.name: node.op_type for node in model.graph.node}
     found = [operators[name] for name in layers]
     assert found == ["Conv", "Conv", "GlobalAveragePool", "Gemm"]

@@ -20,8 +20,8 @@ from exporter.graphs.targets import TARGETS
 from exporter.quantization.repair import RepairContext
 from exporter.quantization.repair.adaround import adaround, choose_rounding, observed_products
 from exporter.quantization.repair.bias_correction import correct_bias, simulation
-from exporter.quantization.repair.candidates import Twins
 from exporter.quantization.repair.equalize import CLIP_MARGIN, equalize, find_pairs
+from exporter.quantization.repair.qdq_models import QdqModels
 from exporter.quantization.repair.score import outputs_of
 from exporter.quantization.repair.smooth import smooth
 
@@ -83,15 +83,15 @@ def samples():
 
 
 def prepared(model, inputs, target=PER_CHANNEL):
-    """Twins of a model, and what a repair is given."""
-    twins = Twins(inputs, target, "minmax", (), None, SILENT)
-    twins.calibrate(model)
-    return twins, RepairContext(inputs, 8, model, twins.make, target.per_channel, SILENT)
+    """Maker of int8 models, and what a repair is given."""
+    models = QdqModels(inputs, target, "minmax", (), None, SILENT)
+    models.calibrate(model)
+    return models, RepairContext(inputs, 8, model, models.make, target.per_channel, SILENT)
 
 
 def int8_sqnr(model, reference, inputs, target=PER_CHANNEL, calibrated=None):
-    twins, _ = prepared(calibrated or model, inputs, target)
-    return sqnr_db(outputs_of(reference, inputs, 8), outputs_of(twins.make(model), inputs, 8))
+    models, _ = prepared(calibrated or model, inputs, target)
+    return sqnr_db(outputs_of(reference, inputs, 8), outputs_of(models.make(model), inputs, 8))
 
 
 @pytest.mark.parametrize("target", [PER_CHANNEL, PER_TENSOR])
@@ -166,7 +166,7 @@ def test_dead_channels_do_no_harm(samples):
         repaired, _ = repair(model, context)
         assert all(np.isfinite(numpy_helper.to_array(i)).all() for i in repaired.graph.initializer)
         _, context = prepared(repaired, samples)
-        assert np.isfinite(outputs_of(context.int8_twin(repaired), samples, 8)).all()
+        assert np.isfinite(outputs_of(context.qdq_model(repaired), samples, 8)).all()
 
 
 @given(st.integers(1, 3), st.integers(1, 4), st.integers(2, 9), st.integers(0, 2**32 - 1), st.booleans())
@@ -222,10 +222,12 @@ def test_observed_products_are_those_of_the_convolution(groups, attributes):
     np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
 
 
-def weights_of(twin):
+def weights_of(quantized):
     """Integers and scale of each layer's weights."""
-    constants = {i.name: numpy_helper.to_array(i) for i in twin.graph.initializer}
-    dequantize = [n for n in twin.graph.node if n.op_type == "DequantizeLinear" and n.input[0] in constants]
+    constants = {i.name: numpy_helper.to_array(i) for i in quantized.graph.initializer}
+    dequantize = [
+        n for n in quantized.graph.node if n.op_type == "DequantizeLinear" and n.input[0] in constants
+    ]
     return {
         n.input[0]: tuple(constants[name] for name in n.input[:2])
         for n in dequantize
@@ -236,12 +238,12 @@ def weights_of(twin):
 @pytest.mark.parametrize("target", [PER_CHANNEL, PER_TENSOR, TARGETS["portable"], TARGETS["arm64"]])
 def test_the_quantizer_rounds_to_what_adaround_chose(samples, target):
     model = convolutions()
-    twins, context = prepared(model, samples, target)
+    models, context = prepared(model, samples, target)
     repaired, found = adaround(model, context)
     assert found["layers"] == 4
     assert 0 < found["flipped_share"] < 0.5
     assert found["local_error_ratio"] < 0.9
-    before, after = weights_of(twins.make(model)), weights_of(twins.make(repaired))
+    before, after = weights_of(models.make(model)), weights_of(models.make(repaired))
     assert before.keys() == after.keys()
     changed = 0
     graph = Graph(repaired)
@@ -261,7 +263,7 @@ def test_the_quantizer_rounds_to_what_adaround_chose(samples, target):
 def test_adaround_brings_the_output_nearer():
     """Inputs that rise and fall together: nearest rounding adds up its errors, AdaRound cancels them."""
     weight = normal(64, 4)
-    weight[0] = 10  # makes the steps coarse
+    weight[0] = 10  # makes the levels coarse
     model = build([node("MatMul", "x w", "y")], {"w": weight}, shape=("batch", 64))
     inputs = {"x": 1 + normal(64, 64, seed=1, scale=0.05)}
     inputs["x"][:, 0] = 0
@@ -283,7 +285,7 @@ def test_automatic_padding_is_left_to_the_quantizer(samples):
 @pytest.mark.parametrize("target", [PER_CHANNEL, PER_TENSOR])
 def test_corrected_means_are_those_of_float(samples, target):
     model = convolutions()
-    twins, context = prepared(model, samples, target)
+    models, context = prepared(model, samples, target)
     inputs = {"x": samples["x"][:32]}  # what the means are taken over
     repaired, found = correct_bias(model, context)
     assert found["layers"] == 4  # the depthwise convolution got a bias
@@ -294,9 +296,9 @@ def test_corrected_means_are_those_of_float(samples, target):
     def errors(of):
         biased = with_own_biases(of)
         graph = Graph(biased)
-        session = simulation(biased, twins.make(biased), graph.layers())
+        session = simulation(biased, models.make(biased), graph.layers())
         biases = {f"{layer.bias}/corrected": graph.constant(layer.bias) for layer in graph.layers()}
-        nodes = {n.name: n.output[0] for n in twins.make(biased).graph.node}
+        nodes = {n.name: n.output[0] for n in models.make(biased).graph.node}
         for layer in graph.layers():
             (got,) = session.run([nodes[layer.node]], {**inputs, **biases})
             (reference,) = wanted.run([layer.output], inputs)

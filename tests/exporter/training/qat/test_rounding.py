@@ -93,7 +93,7 @@ def test_sums_are_rounded_as_onnx_runtimes_kernels_do():
     rounded = round_activation(
         Rounded(sums, torch.from_numpy(x_scale * w_scale), axis=1), low, high, UNSIGNED
     )
-    assert np.array_equal(rounded.steps.numpy() + zero_point, wanted)
+    assert np.array_equal(rounded.levels.numpy() + zero_point, wanted)
 
 
 def test_integers_learn_as_real_numbers_do():
@@ -113,12 +113,12 @@ def test_integers_learn_as_real_numbers_do():
         torch.testing.assert_close(one, other)
 
 
-def test_a_bias_counts_in_the_steps_of_the_sums():
+def test_a_bias_counts_in_the_levels_of_the_sums():
     bias = torch.tensor([1.0, -0.3, 0.0]).requires_grad_()
     scale = torch.tensor([1e-3, 0.2, 0.5])
-    steps = round_bias(bias, scale)
-    assert torch.equal(steps.detach(), torch.tensor([1000.0, -2.0, 0.0]))
-    steps.sum().backward()
+    levels = round_bias(bias, scale)
+    assert torch.equal(levels.detach(), torch.tensor([1000.0, -2.0, 0.0]))
+    levels.sum().backward()
     torch.testing.assert_close(bias.grad, 1 / scale)
 
 
@@ -134,8 +134,8 @@ def test_gradients_are_those_of_lsq():
     # LSQ+ in scale and offset, by PyTorch's own gradients and the straight-through estimator.
     scale = (high - low) / 255
     ratio = values / scale - low / scale
-    steps = torch.clamp(ratio + (torch.round(ratio) - ratio).detach(), 0, 255)
-    ((steps * scale + low) * weights).sum().backward()
+    levels = torch.clamp(ratio + (torch.round(ratio) - ratio).detach(), 0, 255)
+    ((levels * scale + low) * weights).sum().backward()
     factor = 1 / math.sqrt(160 * 255)
     torch.testing.assert_close(found[0], values.grad)
     torch.testing.assert_close(found[1], factor * low.grad)
@@ -145,7 +145,7 @@ def test_gradients_are_those_of_lsq():
 
 
 @pytest.mark.parametrize("axis", [None, 0, 1])
-def test_weights_take_the_steps_of_their_channel(axis):
+def test_weights_take_the_levels_of_their_channel(axis):
     weight = torch.randn((4, 3, 2), generator=torch.Generator().manual_seed(0)).requires_grad_()
     weight.data[2, 0, 1] = 0.0
     limits = torch.tensor(127.0) if axis is None else torch.tensor([127.0, 63.5, 127.0, 127.0])[: 4 - axis]
@@ -155,8 +155,8 @@ def test_weights_take_the_steps_of_their_channel(axis):
     largest = weight.abs().amax(dim=[d for d in range(3) if d != axis] if axis is not None else None)
     scale = (largest / limits).detach()
     shape = [-1 if d == axis else 1 for d in range(3)] if axis is not None else []
-    steps = (rounded / scale.view(shape)).detach()
-    torch.testing.assert_close(steps, steps.round(), rtol=0, atol=1e-4)
+    levels = (rounded / scale.view(shape)).detach()
+    torch.testing.assert_close(levels, levels.round(), rtol=0, atol=1e-4)
     assert ((rounded - weight).abs() <= scale.view(shape) * 0.5001).all()
     assert rounded[2, 0, 1] == 0
 

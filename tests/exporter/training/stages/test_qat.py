@@ -25,7 +25,7 @@ from exporter.graphs.trained_qparams import NO_TRAINED_QPARAMS, TrainedQparams
 from exporter.networks.network import Network, accuracy, deterministic, load_network, predict
 from exporter.onnx_export.export import export
 from exporter.quantization.int8 import quantize
-from exporter.quantization.qdq import plan_twin
+from exporter.quantization.qdq import plan_qdq
 from exporter.recipes import ExportConfig, QatConfig, QuantizeConfig
 from exporter.sources.checkpoint import load_into, read_checkpoint
 from exporter.training.loop import Checkpoints
@@ -164,7 +164,7 @@ class Traced:
     def __init__(self, module, graph, sources, *, splits, folder, target, exclude):
         self.module, self.graph, self.sources = module, graph, sources
         self.splits, self.folder, self.target, self.exclude = splits, folder, target, exclude
-        self.tensors = plan_twin(self.graph, target, exclude).tensors
+        self.tensors = plan_qdq(self.graph, target, exclude).tensors
 
     def int8(self, trained_qparams=NO_TRAINED_QPARAMS):
         onnx.save(filled(self.graph, self.sources, self.module), self.folder / "float.onnx")

@@ -1,4 +1,4 @@
-"""Many int8 twins of one network: ranges are collected once, and the graph is made anew each time."""
+"""Many int8 models of one network: ranges are collected once, and the graph is made again each time."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from exporter.inspection.saturation import NO_REDUCTION, Reduction, without_satu
 from exporter.quantization.calibration import collect_ranges
 from exporter.quantization.int8 import calibration_batch_size
 from exporter.quantization.ort_quantizer import float_tensors
-from exporter.quantization.qdq import TwinPlan, make_twin, plan_twin
+from exporter.quantization.qdq import QdqPlan, make_qdq, plan_qdq
 from exporter.recipes.options import CalibrationMethod
 from exporter.sources.splits import ArraySamples
 
 
 @dataclass
-class Twins:
-    """Makes int8 twins as the build would.
+class QdqModels:
+    """Makes int8 models as the build would.
 
     Attributes:
         inputs: calibration samples.
         target: the CPU kind.
         method: how ranges are chosen.
-        exclude: nodes that stay in float in every twin.
+        exclude: nodes that stay in float in every model.
         fixed_batch: the batch size that the model insists on, or None.
         progress: told of every batch.
-        reduction: the channels of the calibrated model that get fewer steps lest they saturate. Repairs
-            round to these steps, so that all twins have them and the build starts from them.
+        reduction: the channels of the calibrated model that get fewer levels so that they do not
+            saturate. Repairs round to these levels: all models have them, and the build starts from them.
     """
 
     inputs: Mapping[str, Array]
@@ -46,7 +46,7 @@ class Twins:
     _ranges: dict[str, Range] = field(default_factory=dict)
 
     def calibrate(self, reference: onnx.ModelProto) -> None:
-        """Collect the ranges of every tensor of a model; all twins made from now on have them.
+        """Collect the ranges of every tensor of a model; all models made from now on have them.
 
         Every tensor, because which ones are rounded changes with what is excluded.
         """
@@ -64,16 +64,16 @@ class Twins:
         if self.target.saturates:
             plan = self.plan(reference)
             _, self.reduction = without_saturation(
-                lambda overrides: make_twin(plan, self._ranges, overrides), lambda: samples.batches(size)
+                lambda overrides: make_qdq(plan, self._ranges, overrides), lambda: samples.batches(size)
             )
 
-    def plan(self, model: onnx.ModelProto, exclude: tuple[str, ...] = ()) -> TwinPlan:
+    def plan(self, model: onnx.ModelProto, exclude: tuple[str, ...] = ()) -> QdqPlan:
         """What of a model would run in int8."""
-        return plan_twin(model, self.target, (*self.exclude, *exclude))
+        return plan_qdq(model, self.target, (*self.exclude, *exclude))
 
     def make(self, model: onnx.ModelProto, exclude: tuple[str, ...] = ()) -> onnx.ModelProto:
-        """The int8 twin of a model whose activations are those of the calibrated one."""
-        return make_twin(self.plan(model, exclude), self._ranges, self.reduction.overrides())
+        """The QDQ form of a model whose activations are those of the calibrated one."""
+        return make_qdq(self.plan(model, exclude), self._ranges, self.reduction.overrides())
 
     def batch_size(self, model: onnx.ModelProto) -> int:
         """Samples per run when all tensors are looked at."""
