@@ -18,7 +18,10 @@ from bench.core.errors import UsageError
 from exporter.recipes.options import CalibrationMethod, TargetName
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from bench.inputs.artifact import Subject
+    from exporter.results import LayerError
 
 SetOption = Annotated[
     list[str] | None,
@@ -165,9 +168,10 @@ def inspect(
 
     chosen = subject(model, data)
     found = audit(chosen.model, chosen.evaluation, chosen.target)
-    errors = _layer_errors(chosen, float_model) if layers else []
+    errors = _layer_errors(chosen, float_model) if layers else ()
     if as_json:
-        print_json(found.model_dump(mode="json") | ({"layers": errors} if layers else {}))
+        lines = [error.model_dump(mode="json") for error in errors]
+        print_json(found.model_dump(mode="json") | ({"layers": lines} if layers else {}))
     else:
         _print_audit(found)
         _print_layers(errors)
@@ -336,7 +340,7 @@ def _print_audit(found: Any) -> None:
         print_rich(escape(f"  may saturate without VNNI: {layer.name} ({layer.channels} channels; {seen})"))
 
 
-def _layer_errors(chosen: Subject, float_model: Path | None) -> list[dict[str, Any]]:
+def _layer_errors(chosen: Subject, float_model: Path | None) -> tuple[LayerError, ...]:
     from bench.inputs.evaluation import read_evaluation
     from bench.inputs.runtime import check_runtime, stated_version
     from bench.inputs.session import open_session
@@ -354,14 +358,13 @@ def _layer_errors(chosen: Subject, float_model: Path | None) -> list[dict[str, A
     return layer_errors(reference, chosen.model, ArraySamples(samples.feeds))
 
 
-def _print_layers(errors: list[dict[str, Any]]) -> None:
+def _print_layers(errors: Sequence[LayerError]) -> None:
     from rich.markup import escape
 
-    for row in errors:
-        ends = "values {lowest:.3g} to {highest:.3g}, int8 tells {range[0]:.3g} to {range[1]:.3g}".format(
-            **row
-        )
-        print_rich(escape(f"  {row['sqnr_db']:6.1f} dB  {row['layer']} ({row['op']}): {ends}"))
+    for error in errors:
+        least, most = error.range
+        values = f"values {error.lowest:.3g} to {error.highest:.3g}, int8 tells {least:.3g} to {most:.3g}"
+        print_rich(escape(f"  {error.sqnr_db:6.1f} dB  {error.layer} ({error.op}): {values}"))
 
 
 def _outcome_json(outcome: Any) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -11,6 +10,7 @@ from onnx import numpy_helper
 
 from bench.metrics.parity import decibels
 from exporter.graphs.inference import session_with_outputs
+from exporter.results import LayerError
 from exporter.sources.splits import Samples
 
 _DEQUANTIZED = "_DequantizeLinear_Output"
@@ -19,15 +19,11 @@ _BATCH = 8
 LAYER_SAMPLES = 32
 
 
-def layer_errors(float_model: Path, int8_model: Path, samples: Samples) -> list[dict[str, Any]]:
-    """SQNR of every tensor that the quantizer rounds, in graph order.
+def layer_errors(float_model: Path, int8_model: Path, samples: Samples) -> tuple[LayerError, ...]:
+    """The error of every tensor that the quantizer rounds, in graph order.
 
     Both graphs run as written, without optimizations, a batch at a time; signal and noise energies are
     summed, so that memory does not grow with the number of samples.
-
-    Returns:
-        For each: `layer` (the node that makes the tensor), `op`, `sqnr_db` = 20 log10(|x| / |x - y|),
-        `lowest` and `highest` value in float, and `range`, the lowest and highest that int8 can tell.
     """
     reference, quantized = onnx.load(float_model), onnx.load(int8_model)
     available = {name for node in quantized.graph.node for name in node.output}
@@ -38,7 +34,7 @@ def layer_errors(float_model: Path, int8_model: Path, samples: Samples) -> list[
         if output + _DEQUANTIZED in available
     ]
     if not tensors:  # asked for no output, ONNX Runtime gives all
-        return []
+        return ()
     names = [output for _, output in tensors]
     first = session_with_outputs(reference, names)
     second = session_with_outputs(quantized, [name + _DEQUANTIZED for name in names])
@@ -53,17 +49,17 @@ def layer_errors(float_model: Path, int8_model: Path, samples: Samples) -> list[
             noise[index] += float(np.square(x - y, dtype=np.float64).sum())
             lowest[index] = min(lowest[index], float(x.min()))
             highest[index] = max(highest[index], float(x.max()))
-    return [
-        {
-            "layer": node.name,
-            "op": node.op_type,
-            "sqnr_db": decibels(signal[i], noise[i]),
-            "lowest": float(lowest[i]),
-            "highest": float(highest[i]),
-            "range": ranges[name + _DEQUANTIZED],
-        }
+    return tuple(
+        LayerError(
+            layer=node.name,
+            op=node.op_type,
+            sqnr_db=decibels(signal[i], noise[i]),
+            lowest=float(lowest[i]),
+            highest=float(highest[i]),
+            range=ranges[name + _DEQUANTIZED],
+        )
         for i, (node, name) in enumerate(tensors)
-    ]
+    )
 
 
 def _representable(model: onnx.ModelProto) -> dict[str, tuple[float, float]]:

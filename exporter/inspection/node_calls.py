@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import onnx
 import onnxruntime
@@ -17,6 +17,23 @@ from exporter.graphs.inference import open_model, session_options
 from exporter.inspection.macs import Call, Shape
 
 _KERNEL = "_kernel_time"
+# One tensor: its type's name -> its shape.
+_TypedShape = Mapping[str, Sequence[int]]
+
+
+class _Arguments(TypedDict):
+    """What ONNX Runtime's profile tells of a kernel's run."""
+
+    input_type_shape: Sequence[_TypedShape]
+    output_type_shape: Sequence[_TypedShape]
+
+
+class _Event(TypedDict, total=False):
+    """A line of ONNX Runtime's profile; `args` are those of a kernel where `cat` is "Node"."""
+
+    cat: str
+    name: str
+    args: _Arguments
 
 
 @dataclass(frozen=True)
@@ -51,14 +68,14 @@ def node_calls(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> list[tuple
     nodes = [placed.node for placed in all_nodes(named.graph)]
     for index, node in enumerate(nodes):
         node.name = f"node_{index}"
-    events: dict[str, list[Mapping[str, Any]]] = {}
+    events: dict[str, list[_Arguments]] = {}
     for event in _profile(named, feeds):
-        if event.get("cat") == "Node" and str(event["name"]).endswith(_KERNEL):
-            events.setdefault(str(event["name"]).removesuffix(_KERNEL), []).append(event["args"])
+        if event.get("cat") == "Node" and event["name"].endswith(_KERNEL):
+            events.setdefault(event["name"].removesuffix(_KERNEL), []).append(event["args"])
     return [_calls(node, events.get(node.name, [])) for node in nodes]
 
 
-def _profile(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> list[dict[str, Any]]:
+def _profile(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> list[_Event]:
     with tempfile.TemporaryDirectory(prefix="edgeproof-") as folder:
         options = session_options(threads=0)
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -68,11 +85,11 @@ def _profile(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> list[dict[st
         options.profile_file_prefix = str(Path(folder) / "profile")
         session = open_model(model, options)
         session.run(None, dict(feeds))
-        found: list[dict[str, Any]] = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        found: list[_Event] = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
         return found
 
 
-def _calls(node: onnx.NodeProto, events: Sequence[Mapping[str, Any]]) -> tuple[Call, ...] | None:
+def _calls(node: onnx.NodeProto, events: Sequence[_Arguments]) -> tuple[Call, ...] | None:
     calls = []
     for event in events:
         inputs = _shapes(node.input, event["input_type_shape"])
@@ -83,7 +100,7 @@ def _calls(node: onnx.NodeProto, events: Sequence[Mapping[str, Any]]) -> tuple[C
     return tuple(calls)
 
 
-def _shapes(names: Sequence[str], seen: Sequence[Mapping[str, Any]]) -> tuple[Shape | None, ...] | None:
+def _shapes(names: Sequence[str], seen: Sequence[_TypedShape]) -> tuple[Shape | None, ...] | None:
     """Shapes by position: the profile leaves out what a node leaves out. None if it leaves out more."""
     shapes = [tuple(shape) for entry in seen for shape in entry.values()]
     if len(shapes) != sum(1 for name in names if name):

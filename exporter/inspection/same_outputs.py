@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -31,7 +30,7 @@ class Answer:
     """What a model gave for some feeds, output by output, in the model's order."""
 
     feeds: Mapping[str, Array]
-    outputs: Mapping[str, Any]
+    outputs: Mapping[str, object]
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the outputs that are tensors."""
@@ -114,21 +113,26 @@ def check_same_outputs(given: Path, answers: Sequence[Answer], made: Path) -> No
             raise _changed(given, difference)
 
 
-def _difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> str | None:
+def _difference(before: Mapping[str, object], after: Mapping[str, object]) -> str | None:
     if list(before) != list(after):
         return f"the quantized model gives {list(after)}, the file {list(before)}"
     for name, wanted in before.items():
         one, other = _kind(wanted), _kind(after[name])
         if one != other:
             return f"the quantized model gives {other} for output {name!r}, the file {one}"
-        if not isinstance(wanted, np.ndarray) or wanted.dtype.kind != "f":
-            continue
-        if not np.isfinite(after[name][np.isfinite(wanted)]).all():
+        if _is_broken(wanted, after[name]):
             return f"the quantized model gives NaN or infinity for output {name!r}, the file does not"
     return None
 
 
-def _kind(value: Any) -> str:
+def _is_broken(wanted: object, got: object) -> bool:
+    """Whether a tensor has values that are not finite where the wanted ones are; of the same shape."""
+    if not isinstance(wanted, np.ndarray) or not isinstance(got, np.ndarray) or wanted.dtype.kind != "f":
+        return False
+    return not np.isfinite(got[np.isfinite(wanted)]).all()
+
+
+def _kind(value: object) -> str:
     return f"{value.dtype} {list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
 
 

@@ -445,9 +445,12 @@ def _parity(
         "torch_accuracy": accuracy(module, evaluation),
         "export": asdict(exported),
         "int8": asdict(parity(float_outputs, int8_outputs)),
-        "layers": layer_errors(
-            quantized, int8_model, sample.take(_spread(sample, LAYER_SAMPLES, shop.recipe.seed))
-        ),
+        "layers": [
+            error.model_dump(mode="json")
+            for error in layer_errors(
+                quantized, int8_model, sample.take(_spread(sample, LAYER_SAMPLES, shop.recipe.seed))
+            )
+        ],
         "audit": found.model_dump(mode="json"),
     }
 

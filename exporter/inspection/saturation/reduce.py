@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 import onnx
@@ -16,7 +15,8 @@ from exporter.inspection.saturation.layers import Int8Layer, int8_layers
 from exporter.inspection.saturation.observe import LayerSaturation, observe_saturation
 
 # What the quantizer is told of single tensors: its option TensorQuantOverrides.
-Overrides = Mapping[str, list[dict[str, Any]]]
+Override = dict[str, bool | int | float]
+Overrides = Mapping[str, list[Override]]
 
 NO_OVERRIDES: Overrides = MappingProxyType({})
 
@@ -128,7 +128,7 @@ def _fewer(found: LayerSaturation, before: Array, *, least: bool) -> Array:
     return np.where(found.risky(_SLACK), wanted, before)
 
 
-def _overrides(layer: Int8Layer, levels: Array) -> list[dict[str, Any]]:
+def _overrides(layer: Int8Layer, levels: Array) -> list[Override]:
     """A range for each channel, of which its largest weight takes that many levels."""
     if layer.activation is None:
         return [{"reduce_range": True} | ({} if layer.axis is None else {"axis": layer.axis})]
