@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import typer
 
-from bench.core.errors import StorageError
+from bench.core.errors import HostError, StorageError
 from bench.core.faults import Ending, ending
 from bench.core.interrupt import interruptible
 from bench.core.streams import Output, steady_streams, write_out
@@ -46,6 +46,7 @@ def run(application: typer.Typer) -> None:
     line = _read_line(sys.argv[1:])
     with steady_streams() as output:
         try:
+            _check_system()
             output.check_open()
             with interruptible():
                 code = application(line.arguments, standalone_mode=False)
@@ -58,6 +59,12 @@ def run(application: typer.Typer) -> None:
         except BaseException as error:  # noqa: BLE001 (an end in an unknown way must not look like a verdict)
             code = _stopped(error, line, output)
     raise SystemExit(code or 0)
+
+
+def _check_system() -> None:
+    """Stop before the first thing that only Linux has: /proc, affinity of cores, memory of a process."""
+    if sys.platform != "linux":
+        raise HostError("operating system", f"{sys.platform} is not supported", "run edgeproof on Linux")
 
 
 def _read_line(arguments: Sequence[str]) -> _Line:

@@ -44,6 +44,14 @@ def raising(error):
     return act
 
 
+def test_anything_but_linux_ends_in_one_line_before_the_command_starts(end, monkeypatch):
+    started = []
+    monkeypatch.setattr(sys, "platform", "darwin")
+    code, out, err = end(lambda: started.append(True))
+    assert (code, out, started) == (2, "", [])
+    assert err == "error: operating system: darwin is not supported; run edgeproof on Linux\n"
+
+
 ENDS = [
     (ModelError("m.onnx", "is bad", "mend it"), 2, "error: m.onnx: is bad; mend it\n"),
     (MeasurementError("worker", "died", "see"), 4, "error: worker: died; see\n"),
