@@ -78,7 +78,7 @@ def bench(
     """Measure latency, memory, size and accuracy of models, side by side."""
     from bench.inputs.artifact import subject
     from bench.judging.gate import warn_of_targets
-    from bench.measuring.measure import MeasureConfig, Session
+    from bench.measuring.measure import MeasureConfig, Measurement
     from bench.measuring.result import check_result_place, write_result
 
     check_options(scenario, streams=streams, batches=batches, duration=duration, blocks=blocks)
@@ -110,11 +110,11 @@ def bench(
         )
         return
     config = MeasureConfig(threads=threads, arena=arena)
-    with Session(paths, evaluation, config, progress) as session:
+    with Measurement(paths, evaluation, config, progress) as measurement:
         with _kept(out):
-            session.predict()
-            session.add_blocks(blocks)
-        result = session.result()
+            measurement.predict()
+            measurement.add_blocks(blocks)
+        result = measurement.result()
     show_then_write(
         lambda: _show_result(result, as_json, warnings), out, lambda path: write_result(path, result)
     )

@@ -145,14 +145,14 @@ class _WithoutBenchmark:
 
 def _measure_apart(chosen: Subject, threads: int) -> ModelResult:
     """Memory and accuracy, as `edgeproof bench` measures them: in fresh processes."""
-    from bench.measuring.measure import MeasureConfig, Session
+    from bench.measuring.measure import MeasureConfig, Measurement
 
     # The times of the one short burst serve only where benchmarks are disabled.
     config = MeasureConfig(threads=threads, rounds=1)
-    with Session([chosen.model], chosen.evaluation, config) as session:
-        session.predict()
-        session.add_blocks(1)
-        return session.result().models[0]
+    with Measurement([chosen.model], chosen.evaluation, config) as measurement:
+        measurement.predict()
+        measurement.add_blocks(1)
+        return measurement.result().models[0]
 
 
 def _times_ns(benchmark: Any, chosen: Subject, threads: int, rounds: int) -> tuple[int, ...]:

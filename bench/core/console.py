@@ -48,9 +48,9 @@ class _Bar:
     def __init__(self, bars: rich.progress.Progress, task: rich.progress.TaskID) -> None:
         self._bars, self._task = bars, task
 
-    def advance(self, steps: int = 1, note: str = "") -> None:
+    def advance(self, count: int = 1, note: str = "") -> None:
         """Move the bar."""
-        self._bars.update(self._task, advance=steps, note=note)
+        self._bars.update(self._task, advance=count, note=note)
 
 
 class PlainProgress:
@@ -78,9 +78,9 @@ class _Line:
         self._done, self._note = 0, ""
         self._start = self._spoken = time.monotonic()
 
-    def advance(self, steps: int = 1, note: str = "") -> None:
+    def advance(self, count: int = 1, note: str = "") -> None:
         """Count, and speak if it is time."""
-        self._done += steps
+        self._done += count
         self._note = note
         now = time.monotonic()
         if now - self._spoken >= PLAIN_INTERVAL_S and self._done < self._total:

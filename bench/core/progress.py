@@ -9,22 +9,22 @@ from typing import Protocol
 class Task(Protocol):
     """One piece of work with a known length."""
 
-    def advance(self, steps: int = 1, note: str = "") -> None:
-        """Say that `steps` more are done; `note` is a few words on the newest of them."""
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """Say that `count` more are done; `note` is a few words on the newest of them."""
 
 
 class Progress(Protocol):
     """Receives what a person waiting would like to know."""
 
     def task(self, description: str, total: int) -> AbstractContextManager[Task]:
-        """Begin a piece of work of `total` steps."""
+        """Begin a piece of work of `total` equal parts."""
 
     def say(self, line: str) -> None:
         """One line that stays on the screen."""
 
 
 class _SilentTask:
-    def advance(self, steps: int = 1, note: str = "") -> None:
+    def advance(self, count: int = 1, note: str = "") -> None:
         """Say nothing."""
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, TypeGuard, Union, get_args, get_ori
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
     from pydantic_core import ErrorDetails
 
 THE_FILE = "the file"
@@ -33,7 +34,7 @@ def explain_validation(error: ValidationError, model: type[BaseModel]) -> tuple[
     place = ".".join(parts) or THE_FILE
     if kind == "extra_forbidden":
         holder = _follow(model, found["loc"][:-1])[2]
-        known = sorted(holder.model_fields) if _is_model(holder) else []
+        known = sorted(_fields(holder)) if _is_model(holder) else []
         return place, "unknown key", f"known here: {', '.join(known)}" if known else "remove it"
     if kind in {"missing", "union_tag_not_found"}:
         return place, "is missing", "add it"
@@ -94,7 +95,7 @@ def _follow(model: type[BaseModel], location: Sequence[int | str]) -> tuple[list
         if forms:
             at = next((form for form in forms if part in _tags(form, str(tag))), None)
         elif _is_model(at):
-            field = at.model_fields.get(str(part))
+            field = _fields(at).get(str(part))
             at = None if field is None else Annotated[field.annotation, field]
         else:
             inner = get_args(at)
@@ -134,6 +135,11 @@ def _is_called(form: object, name: str) -> bool:
 def _tags(form: object, key: str) -> tuple[object, ...]:
     """The values of `key` that choose a table among others."""
     return get_args(form.model_fields[key].annotation) if _is_model(form) else ()
+
+
+def _fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The fields of a table, by their keys in the file."""
+    return {field.alias or name: field for name, field in model.model_fields.items()}
 
 
 def _is_model(annotation: object) -> TypeGuard[type[BaseModel]]:

@@ -118,9 +118,9 @@ def _check_finite(path: Path, name: str, array: Array) -> None:
     """Look for NaN and infinity, some rows at a time: a mask of all takes a quarter of their memory."""
     if array.dtype.kind != "f":
         return
-    step = max(1, _MASK_BYTES * len(array) // max(array.size, 1))
-    for start in range(0, len(array), step):
-        if not np.isfinite(array[start : start + step]).all():
+    rows = max(1, _MASK_BYTES * len(array) // max(array.size, 1))
+    for start in range(0, len(array), rows):
+        if not np.isfinite(array[start : start + rows]).all():
             raise DataError(path, f"feed {name!r} holds NaN or infinity", "clean the data")
 
 

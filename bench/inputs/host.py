@@ -41,7 +41,7 @@ def fingerprint() -> HostFingerprint:
     """Read this host's fingerprint."""
     from importlib.metadata import version
 
-    model, flags = _cpu_info()
+    model, flags = cpu_info()
     return HostFingerprint(
         machine=platform.machine(),
         system=f"{platform.system()} {platform.release()}",
@@ -89,9 +89,10 @@ def available_cores() -> tuple[int, ...] | None:
     return tuple(sorted(os.sched_getaffinity(0)))
 
 
-def _cpu_info() -> tuple[str | None, tuple[str, ...]]:
+def cpu_info(root: Path = Path("/")) -> tuple[str | None, tuple[str, ...]]:
+    """Name of the CPU, and those of its flags that matter; `root` is where `proc` is found."""
     try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        text = (root / "proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return platform.processor() or None, ()
     fields: dict[str, str] = {}

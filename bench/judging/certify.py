@@ -40,7 +40,7 @@ from bench.judging.certificate import (
 )
 from bench.judging.degraded_models import rebuilt, with_allocation, with_product
 from bench.judging.verdicts import Verdict, judge_accuracy, pair_scores
-from bench.measuring.measure import Interrupted, MeasureConfig, Session, WorkerGroup
+from bench.measuring.measure import Interrupted, MeasureConfig, Measurement, WorkerGroup
 from bench.measuring.result import ModelResult, Result
 from bench.measuring.worker_process import worker_group
 
@@ -92,15 +92,15 @@ def certify(
         folder = Path(name)
         progress.say("sizing the operator that slows copies down")
         kinds, paths = _copies(subject, config, measure, folder, workers)
-        with Session(paths, subject.evaluation, measure, progress, workers) as session:
-            session.predict()
+        with Measurement(paths, subject.evaluation, measure, progress, workers) as measurement:
+            measurement.predict()
             try:
-                session.add_blocks(config.blocks)
+                measurement.add_blocks(config.blocks)
             except Interrupted as stop:
                 if stop.result.models[0].runs:
                     _keep(subject, config, kinds, stop.result, progress)
                 raise
-            result = session.result()
+            result = measurement.result()
     return _keep(subject, config, kinds, result, progress)
 
 
@@ -196,9 +196,9 @@ def _sizes(
     paths = [
         write(f"probe-{rows}-{width}", with_product(content, name, rows, width)) for rows, width in probes
     ]
-    with Session(paths, None, measure, workers=workers) as session:
-        session.add_blocks(SIZING_BLOCKS)
-        plain, *others = session.result().models
+    with Measurement(paths, None, measure, workers=workers) as measurement:
+        measurement.add_blocks(SIZING_BLOCKS)
+        plain, *others = measurement.result().models
     peak = plain.peak_rss_bytes()
     for (rows, width), other in zip(probes[1:], others, strict=True):
         slower = math.expm1(float(np.median(pair_scores(plain.runs, other.runs, 0.5))))

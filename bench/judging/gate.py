@@ -1,4 +1,4 @@
-"""Comparing a candidate with its baselines, all measured in one sitting."""
+"""Comparing a candidate with its baselines, all measured in the same blocks."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from bench.judging.verdicts import (
     reasons,
     same_files,
 )
-from bench.measuring.measure import TIME_LIMIT, Interrupted, MeasureConfig, Session, WorkerGroup
+from bench.measuring.measure import TIME_LIMIT, Interrupted, MeasureConfig, Measurement, WorkerGroup
 from bench.measuring.result import Result
 from bench.measuring.worker_process import worker_group
 
@@ -111,7 +111,7 @@ def compare(
     judged_by = criteria(Policy(), [budgets], pairs=options.pairs, same=options.same)
     doubt = () if options.any_order else swaps(first, second)
     warnings = warn_of_targets([first, second], progress)
-    sitting = _Sitting(
+    run = _GateRun(
         [first.model, second.model],
         [first.target, second.target],
         data,
@@ -120,7 +120,7 @@ def compare(
         workers,
         read_certificate(fingerprint()),
     )
-    return replace(sitting.judge(judged_by, doubt), warnings=warnings)
+    return replace(run.judge(judged_by, doubt), warnings=warnings)
 
 
 def gate(
@@ -178,7 +178,7 @@ def gate_subjects(
     judged_by = criteria(policy, budgets, pairs=options.pairs, same=options.same)
     doubt = () if baseline is None or options.any_order else swaps(baseline, candidate)
     warnings = warn_of_targets([s for s in (baseline, candidate) if s is not None], progress)
-    sitting = _Sitting(
+    run = _GateRun(
         models,
         targets,
         candidate.evaluation,
@@ -187,7 +187,7 @@ def gate_subjects(
         workers,
         read_certificate(fingerprint()),
     )
-    return replace(sitting.judge(judged_by, doubt), warnings=warnings)
+    return replace(run.judge(judged_by, doubt), warnings=warnings)
 
 
 def warn_of_targets(subjects: Sequence[Subject], progress: Progress) -> tuple[str, ...]:
@@ -346,8 +346,8 @@ def _refuse_latency(name: str, budgets: Budgets, certificate: Certificate, pairs
 
 
 @dataclass(frozen=True)
-class _Sitting:
-    """One gate run: the measurement, and its repeat where something fails."""
+class _GateRun:
+    """One gate run: a first pass over the models, and a second one where something fails."""
 
     models: Sequence[Path]
     targets: Sequence[str | None]
@@ -361,15 +361,15 @@ class _Sitting:
     def judge(self, judged_by: Criteria, doubt: Sequence[str]) -> Judgement:
         """Measure in looks, repeat what fails, and judge; nothing is measured where doubts come first."""
         begun = self.clock()
-        with self._session(self.config) as session:
-            empty = self._noted(session.result(), judged_by)
+        with self._measurement(self.config) as measurement:
+            empty = self._noted(measurement.result(), judged_by)
             early = [*doubt, *([] if judged_by.same else same_files(empty))]
             if early:
                 stopped = empty.model_copy(update={"stopped": "; ".join(early)})
                 return judgement_from(stopped, judged_by)
             # One block shows that both run; more would tell nothing where no time counts.
             looks = (1,) if made_for_others(empty) else judged_by.looks
-            judgement = self._measure(session, judged_by, looks)
+            judgement = self._measure(measurement, judged_by, looks)
         if judgement.verdict is not Verdict.INVALID and (failed := _timed(judgement, Verdict.FAIL)):
             repeated = self._repeated(judgement.result, set(failed), judged_by, self.clock() - begun)
             judgement = judgement_from(repeated, judged_by)
@@ -388,20 +388,20 @@ class _Sitting:
         )
         looks = repeat_looks(judged_by.looks, len(first.models[-1].runs))
         try:
-            with self._session(again) as session:
-                repeat = self._measure(session, for_repeat(judged_by), looks, failed).result
+            with self._measurement(again) as measurement:
+                repeat = self._measure(measurement, for_repeat(judged_by), looks, failed).result
         except Interrupted as stop:
             raise Interrupted(_with_repeat(first, stop.result)) from None
         return _with_repeat(first, repeat)
 
-    def _session(self, config: MeasureConfig) -> Session:
-        return Session(
+    def _measurement(self, config: MeasureConfig) -> Measurement:
+        return Measurement(
             self.models, self.evaluation, config, self.progress, self.workers, targets=self.targets
         )
 
     def _measure(
         self,
-        session: Session,
+        measurement: Measurement,
         judged_by: Criteria,
         looks: Sequence[int],
         wanted: set[tuple[str, str]] | None = None,
@@ -409,17 +409,17 @@ class _Sitting:
         """Measure until all is decided that more blocks can tell, or what of it is wanted, look by look."""
 
         def judged() -> Judgement:
-            return judgement_from(self._noted(session.result(), judged_by), judged_by)
+            return judgement_from(self._noted(measurement.result(), judged_by), judged_by)
 
         done = 0
         try:
-            session.predict()
+            measurement.predict()
             for look in looks:
-                session.add_blocks(look - done)
+                measurement.add_blocks(look - done)
                 done = look
                 judgement = judged()
                 open_ = _may_be_told(judgement, looks[-1])
-                if session.stopped is not None or not (open_ if wanted is None else open_ & wanted):
+                if measurement.stopped is not None or not (open_ if wanted is None else open_ & wanted):
                     break
         except MeasurementError:
             return judged()

@@ -39,14 +39,14 @@ ACCURACY_ALPHA = 0.05
 # Peak memory moves by whole pages and by the allocator's arenas: nobody ships or holds back a model for
 # a mebibyte, so no memory budget is tighter than this.
 MEMORY_SLACK_BYTES = 1 << 20
-# The exact rank sum of m and n processes takes m * n * (m + n) steps, and peaks hardly differ: no more
+# The exact rank sum of m and n processes takes m * n * (m + n) operations, and peaks hardly differ: no more
 # than these are compared.
 MEMORY_PROCESSES = 60
 # The logarithm of a ratio and that of its budget differ in the last digits where both are equal: 1020
 # bytes must not breach "2 % more than 1000 bytes".
 ROUNDING = 1e-12
 # Timed outputs come from single samples, those that accuracy rests on from batches, whose sums round
-# differently: by one step of 8 bits here and there. Another model, or a kernel that races, is far below.
+# differently: by one level of 8 bits here and there. Another model, or a kernel that races, is far below.
 OUTPUTS_MIN_SQNR_DB = 25.0
 # Metrics whose every measurement differs; the others are exact, and a repeat cannot change them.
 PAIRS_WANTED = "pairs_wanted"

@@ -1,7 +1,7 @@
 """Measuring models side by side.
 
 A *block* starts one fresh process per model, all idle but one at any time, and lets them take turns in
-short bursts whose order is drawn anew each round. What drifts more slowly than a round (clock, heat,
+short bursts whose order is drawn again each round. What drifts more slowly than a round (clock, heat,
 neighbours) touches all models alike, and what differs from process to process (address layout, core)
 is drawn again with every block. One block gives one score per pair of models.
 """
@@ -13,12 +13,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from bench.core.errors import MeasurementError
 from bench.core.files import model_sha256, model_size, path_text, sha256_of
@@ -28,7 +28,21 @@ from bench.core.schema import FrozenModel
 from bench.inputs.evaluation import EvaluationSet, read_evaluation, write_evaluation
 from bench.inputs.host import HostFingerprint, available_cores, fingerprint, other_target, stated_target
 from bench.measuring.host_state import HostState, read_state
-from bench.measuring.result import DataSource, ModelResult, Result, Round, Run, Settings
+from bench.measuring.protocol import (
+    Burst,
+    BurstTimes,
+    Check,
+    First,
+    FirstRun,
+    Memory,
+    Open,
+    Opened,
+    PeakMemory,
+    Predict,
+    Predicted,
+    Warm,
+)
+from bench.measuring.result import DataSource, MemoryReading, ModelResult, Result, Round, Run, Settings
 from bench.measuring.worker_process import DEFAULT_TIMEOUT_S, WorkerHandle, worker_group
 
 TIMED_FEEDS = 16
@@ -41,6 +55,7 @@ TIME_LIMIT = "the time limit came first"
 OTHER_HOST = "the host is not the one that it was at the start"
 
 Kept = TypeVar("Kept", bound=FrozenModel)
+Item = TypeVar("Item")
 WorkerGroup = Callable[[int, float], AbstractContextManager[Sequence[WorkerHandle]]]
 
 
@@ -74,7 +89,7 @@ class MeasureConfig:
 
 
 class Interrupted(KeyboardInterrupt, Generic[Kept]):
-    """Somebody pressed Ctrl-C; `result` is what was measured until then, and says so."""
+    """Ctrl-C was pressed; `result` is what was measured until then, and says so."""
 
     def __init__(self, result: Kept) -> None:
         super().__init__()
@@ -82,7 +97,7 @@ class Interrupted(KeyboardInterrupt, Generic[Kept]):
 
 
 @dataclass
-class Session:
+class Measurement:
     """A measurement in progress: add blocks until there are enough, then take the result.
 
     Use as a context manager; the small file of feeds that the timed processes read lives as long.
@@ -99,7 +114,7 @@ class Session:
     host: Callable[[], HostFingerprint] = fingerprint
     targets: Sequence[str | None] | None = None
     _runs: list[list[Run]] = field(init=False)
-    _answers: list[dict[str, Any]] = field(init=False, default_factory=list)
+    _predicted: list[Predicted] = field(init=False, default_factory=list)
     _bursts: dict[int, int] = field(init=False, default_factory=dict)
     _rounds: int = field(init=False, default=0)
     _blocks: list[tuple[Round, ...]] = field(init=False, default_factory=list)
@@ -114,7 +129,7 @@ class Session:
         self._begun = self.clock()
         self._host = self.host()
 
-    def __enter__(self) -> Session:
+    def __enter__(self) -> Measurement:
         self._hashes = [model_sha256(path) for path in self.models]
         targets = self.targets or [stated_target(path) for path in self.models]
         self._made_for = [other_target(target, self._host) for target in targets]
@@ -147,15 +162,12 @@ class Session:
             return
         with self._told(), self.progress.task("accuracy", len(self.models)) as task:
             for index, model in enumerate(self.models):
-                # What another kind of CPU would answer: sums that overflow here do not overflow there.
-                exact = {} if self._made_for[index] is None else {"exact_sums": True}
+                # What another kind of CPU would predict: sums that overflow here do not overflow there.
+                exact = self._made_for[index] is not None
                 with self.workers(1, self.config.timeout_s) as (worker,):
-                    worker.ask("open", **self._opening(model, cores=None), **exact)
-                    self._answers.append(
-                        worker.ask(
-                            "predict", evaluation=str(self.evaluation), outputs=str(self._outputs(index))
-                        )
-                    )
+                    worker.ask(replace(self._opening(model, cores=None), exact_sums=exact))
+                    request = Predict(str(self.evaluation), outputs=str(self._outputs(index)))
+                    self._predicted.append(worker.ask(request))
                 task.advance(note=model.name)
 
     def add_blocks(self, count: int) -> None:
@@ -204,8 +216,7 @@ class Session:
             self._stopped = OTHER_HOST  # a virtual machine may move, a library be replaced
         models = []
         for index, path in enumerate(self.models):
-            answer = self._answers[index] if len(self._answers) == len(self.models) else {}
-            labels = answer.get("labels")
+            predicted = self._predicted[index] if len(self._predicted) == len(self.models) else None
             models.append(
                 ModelResult(
                     path=path_text(path),
@@ -213,8 +224,8 @@ class Session:
                     changed=model_sha256(path) != self._hashes[index],
                     size_bytes=model_size(path),
                     runs=tuple(self._runs[index]),
-                    predictions=tuple(answer["predictions"]) if answer else None,
-                    labels=None if labels is None else tuple(labels),
+                    predictions=None if predicted is None else tuple(predicted.predictions),
+                    labels=None if predicted is None else _tuple(predicted.labels),
                     made_for=self._made_for[index],
                 )
             )
@@ -245,25 +256,23 @@ class Session:
             # session was created after the other, the second was 1.5 to 4 % faster ever after (2 cores of a
             # virtual machine). So they draw on the same free pages at the same time, in an order of chance.
             workers = dict(zip(next(self._starts), started, strict=True))
+            openings = {k: self._opening(self.models[k], self.cores) for k in workers}
             for k, worker in workers.items():
-                worker.begin("open", **self._opening(self.models[k], self.cores))
-            opened = {k: worker.finish() for k, worker in workers.items()}
-            first = {k: worker.ask("first") for k, worker in workers.items()}
-            self._samples = first[0]["samples"]
-            warmups = {k: worker.ask("warm", limit_ns=WARM_LIMIT_NS)["ns"] for k, worker in workers.items()}
+                worker.begin(openings[k])
+            opened = {k: worker.finish(openings[k]) for k, worker in workers.items()}
+            first = {k: worker.ask(First()) for k, worker in workers.items()}
+            self._samples = first[0].samples
+            warmups = {k: worker.ask(Warm(limit_ns=WARM_LIMIT_NS)).ns for k, worker in workers.items()}
             if not self._bursts:
                 self._plan_bursts(warmups)
             rounds, bursts = self._take_turns(workers)
             runs = {
-                k: Run(
-                    session_ns=opened[k]["session_ns"],
-                    first_run_ns=first[k]["first_run_ns"],
-                    import_rss_bytes=opened[k]["import_rss_bytes"],
-                    peak_rss_bytes=(memory := worker.ask("memory"))["peak_rss_bytes"],
-                    memory=opened[k]["memory"] | first[k]["memory"] | memory["memory"],
-                    warmup_ns=tuple(warmups[k]),
-                    rounds_ns=tuple(tuple(answer["ns"]) for answer in bursts[k]),
-                    switches=tuple(answer["switches"] for answer in bursts[k]),
+                k: run_of(
+                    opened[k],
+                    first[k],
+                    warmup_ns=warmups[k],
+                    bursts=bursts[k],
+                    memory=worker.ask(Memory()),
                     outputs_sqnr_db=self._check(worker, k),
                 )
                 for k, worker in workers.items()
@@ -287,33 +296,31 @@ class Session:
 
     def _take_turns(
         self, workers: Mapping[int, WorkerHandle]
-    ) -> tuple[list[Round], dict[int, list[dict[str, Any]]]]:
-        """All rounds of a block: how each went, and the answers of each worker, round by round."""
+    ) -> tuple[list[Round], dict[int, list[BurstTimes]]]:
+        """All rounds of a block: how each went, and the bursts of each worker, round by round."""
         rounds: list[Round] = []
-        answers: dict[int, list[dict[str, Any]]] = {k: [] for k in workers}
+        bursts: dict[int, list[BurstTimes]] = {k: [] for k in workers}
         for turn in islice(self._orders(), self._rounds):
             check_interrupt()
             rounds.append(Round(order=turn, state=self.state(self.cores)))
             for k in turn:
-                answers[k].append(
-                    workers[k].ask("burst", count=self._bursts[k], untimed=self.config.untimed_per_burst)
-                )
-        return rounds, answers
+                request = Burst(self._bursts[k], untimed=self.config.untimed_per_burst)
+                bursts[k].append(workers[k].ask(request))
+        return rounds, bursts
 
     def _check(self, worker: WorkerHandle, index: int) -> float | None:
         """After all that is measured, since it takes memory: are these the outputs of the accuracy?"""
-        if not self._answers or self._made_for[index] is not None:
+        if not self._predicted or self._made_for[index] is not None:
             return None
-        return float(worker.ask("check", outputs=str(self._outputs(index)))["sqnr_db"])
+        return worker.ask(Check(outputs=str(self._outputs(index)))).sqnr_db
 
     def _outputs(self, index: int) -> Path:
         return self._folder / f"outputs-{index}.npz"
 
     def _ids(self) -> tuple[str, ...] | None:
-        ids = self._answers[0]["ids"] if self._answers else None
-        return None if ids is None else tuple(ids)
+        return _tuple(self._predicted[0].ids) if self._predicted else None
 
-    def _opening(self, model: Path, cores: tuple[int, ...] | None) -> dict[str, Any]:
+    def _opening(self, model: Path, cores: tuple[int, ...] | None) -> Open:
         return opening(
             model, self._feeds, threads=self.config.threads, arena=self.config.arena, cores=cores
         )
@@ -331,15 +338,44 @@ class Session:
 
 def opening(
     model: Path, feeds: Path | None, *, threads: int, arena: bool, cores: Sequence[int] | None
-) -> dict[str, Any]:
-    """The arguments of a worker's `open`."""
-    return {
-        "model": str(model),
-        "feeds": None if feeds is None else str(feeds),
-        "threads": threads,
-        "arena": arena,
-        "cores": None if cores is None else list(cores),
+) -> Open:
+    """The request to open a model."""
+    return Open(
+        model=str(model),
+        feeds=None if feeds is None else str(feeds),
+        threads=threads,
+        arena=arena,
+        cores=cores,
+    )
+
+
+def run_of(
+    opened: Opened,
+    first: FirstRun,
+    *,
+    warmup_ns: Sequence[int],
+    bursts: Sequence[BurstTimes],
+    memory: PeakMemory,
+    outputs_sqnr_db: float | None,
+) -> Run:
+    """A run, from all that its process replied."""
+    phases = {
+        "import": opened.imported,
+        "session": opened.created,
+        "first_run": first.memory,
+        "steady": memory.steady,
     }
+    return Run(
+        session_ns=opened.session_ns,
+        first_run_ns=first.first_run_ns,
+        import_rss_bytes=opened.import_rss_bytes,
+        peak_rss_bytes=memory.peak_rss_bytes,
+        memory={name: MemoryReading(**vars(use)) for name, use in phases.items()},
+        warmup_ns=tuple(warmup_ns),
+        rounds_ns=tuple(tuple(burst.ns) for burst in bursts),
+        switches=tuple(burst.switches for burst in bursts),
+        outputs_sqnr_db=outputs_sqnr_db,
+    )
 
 
 def data_source(evaluation: Path | None, samples: int, ids: tuple[str, ...] | None = None) -> DataSource:
@@ -363,6 +399,10 @@ def write_timed_feeds(evaluation: Path, folder: Path) -> Path:
     path = folder / "feeds.npz"
     write_evaluation(path, EvaluationSet(sample.feeds, None, None))
     return path
+
+
+def _tuple(values: Sequence[Item] | None) -> tuple[Item, ...] | None:
+    return None if values is None else tuple(values)
 
 
 def tool_version() -> str:

@@ -209,7 +209,7 @@ class DataSource(FrozenModel):
 
 
 class Result(FrozenModel):
-    """Several models measured side by side, in one sitting on one host.
+    """Several models measured side by side on one host.
 
     Attributes:
         blocks: the rounds of every block, in order.
@@ -254,7 +254,7 @@ def check_result_place(path: Path, inputs: Iterable[Path | None]) -> None:
 
 def write_result(path: Path, result: FrozenModel) -> None:
     """Write a result, of whatever scenario, as JSON."""
-    write_text(path, result.model_dump_json(indent=1) + "\n")
+    write_text(path, result.model_dump_json(indent=1, by_alias=True) + "\n")
 
 
 def read_result(path: Path) -> Result:

@@ -1,4 +1,4 @@
-"""What a scenario leaves behind: raw samples under every load, from which its figures are computed anew."""
+"""What a scenario leaves: raw samples under every load, from which its figures are computed again."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ SCENARIO_SCHEMA_VERSION: Final = 1
 WINDOW_NS = 60_000_000_000
 
 
-class Spell(FrozenModel):
-    """A while under one load in one process.
+class LoadPeriod(FrozenModel):
+    """A time under one load in one process.
 
     Attributes:
         load: concurrent streams, or samples in a batch.
@@ -54,9 +54,9 @@ class Spell(FrozenModel):
 
 
 class LoadedProcess(FrozenModel):
-    """A fresh process: its spells in the order they were run, and the peak of its memory over all."""
+    """A fresh process: its periods in the order they were run, and the peak of its memory over all."""
 
-    spells: tuple[Spell, ...] = Field(min_length=1)
+    periods: tuple[LoadPeriod, ...] = Field(min_length=1, alias="spells")
     peak_rss_bytes: Bytes | None = None
 
 
@@ -70,11 +70,11 @@ class ScenarioModel(FrozenModel):
 
     def loads(self) -> list[int]:
         """All loads, ascending."""
-        return sorted({spell.load for process in self.processes for spell in process.spells})
+        return sorted({period.load for process in self.processes for period in process.periods})
 
-    def spells(self, load: int) -> list[Spell]:
-        """The spells under a load, one a process."""
-        return [spell for process in self.processes for spell in process.spells if spell.load == load]
+    def periods(self, load: int) -> list[LoadPeriod]:
+        """The periods under a load, one a process."""
+        return [period for process in self.processes for period in process.periods if period.load == load]
 
     def peak_rss_bytes(self) -> int | None:
         """Median over processes of the peak resident memory, under all loads of a process."""
@@ -82,13 +82,13 @@ class ScenarioModel(FrozenModel):
 
     def latency(self, load: int) -> LatencySummary:
         """Percentiles under a load, bounded over processes; None where too few samples tell nothing."""
-        return latency_summary([spell.all_ns() for spell in self.spells(load)])
+        return latency_summary([period.all_ns() for period in self.periods(load)])
 
     def throughput_per_s(self, load: int, scenario: Scenario) -> float:
         """Samples a second under a load: the median over processes of count by elapsed time."""
         each = load if scenario is Scenario.OFFLINE else 1
         return float(
-            np.median([each * len(s.all_ns()) * 1e9 / sum(s.elapsed_ns) for s in self.spells(load)])
+            np.median([each * len(p.all_ns()) * 1e9 / sum(p.elapsed_ns) for p in self.periods(load)])
         )
 
 
@@ -108,10 +108,10 @@ class Drift(FrozenModel):
 
 
 class ScenarioResult(FrozenModel):
-    """Several models under one scenario, in one sitting on one host.
+    """Several models under one scenario, measured together on one host.
 
     Attributes:
-        duration_s: how long each spell was to last.
+        duration_s: how long each period was to last.
         stopped: why it is but a part of what was planned; None where it is whole.
     """
 
@@ -136,19 +136,19 @@ class ScenarioResult(FrozenModel):
         return self
 
 
-def drift(spell: Spell) -> Drift:
+def drift(period: LoadPeriod) -> Drift:
     """What became of the time from the beginning of a sustained run to its end."""
-    ends = list(accumulate(spell.elapsed_ns))
+    ends = list(accumulate(period.elapsed_ns))
     window = min(WINDOW_NS, ends[-1] // 2)
-    starts = [end - length for end, length in zip(ends, spell.elapsed_ns, strict=True)]
+    starts = [end - length for end, length in zip(ends, period.elapsed_ns, strict=True)]
 
     def within(low: int, high: int) -> LatencySummary:
         chosen = [
             np.asarray(part, dtype=np.int64)
-            for part, start, end in zip(spell.samples_ns, starts, ends, strict=True)
+            for part, start, end in zip(period.samples_ns, starts, ends, strict=True)
             if low <= (start + end) // 2 <= high
         ]
-        return latency_summary([np.concatenate(chosen or [spell.all_ns()])])
+        return latency_summary([np.concatenate(chosen or [period.all_ns()])])
 
     first, last = within(0, window), within(ends[-1] - window, ends[-1])
     return Drift(
@@ -182,19 +182,19 @@ def read_scenario(path: Path) -> ScenarioResult:
     result = read_versioned(path, ScenarioResult, f"schema {SCENARIO_SCHEMA_VERSION}")
     for model in result.models:
         for process in model.processes:
-            for spell in process.spells:
-                _check(path, spell, sustained=result.scenario is Scenario.SUSTAINED)
+            for period in process.periods:
+                _check(path, period, sustained=result.scenario is Scenario.SUSTAINED)
     return result
 
 
-def _check(path: Path, spell: Spell, *, sustained: bool) -> None:
+def _check(path: Path, period: LoadPeriod, *, sustained: bool) -> None:
     """Refuse what contradicts itself: a zero divides, and pieces must match their lengths."""
-    if not spell.all_ns().all():
+    if not period.all_ns().all():
         raise ResultError(path, "holds a sample of 0 ns", "measure again, or restore the file")
-    pieces = len(spell.samples_ns) if sustained else 1
-    if len(spell.elapsed_ns) != pieces:
+    pieces = len(period.samples_ns) if sustained else 1
+    if len(period.elapsed_ns) != pieces:
         raise ResultError(
             path,
-            f"holds {len(spell.elapsed_ns)} lengths of {pieces} pieces",
+            f"holds {len(period.elapsed_ns)} lengths of {pieces} pieces",
             "measure again, or restore the file",
         )

@@ -1,6 +1,6 @@
 """Scenarios beside the single stream: several streams at once, batches, and a load that lasts.
 
-Every load is applied in fresh processes, in an order drawn anew in each; the models take turns process by
+Every load is applied in fresh processes, in an order drawn again in each; the models take turns process by
 process. Nothing here is compared by tests: for that there is `compare`, on a single stream.
 """
 
@@ -29,8 +29,9 @@ from bench.measuring.measure import (
     utc_now,
     write_timed_feeds,
 )
+from bench.measuring.protocol import Batch, First, Memory, Streams, Warm
 from bench.measuring.scenario import DEFAULT_BATCHES, Scenario
-from bench.measuring.scenario_result import LoadedProcess, ScenarioModel, ScenarioResult, Spell
+from bench.measuring.scenario_result import LoadedProcess, LoadPeriod, ScenarioModel, ScenarioResult
 from bench.measuring.worker_process import DEFAULT_TIMEOUT_S, WorkerHandle, worker_group
 
 DEFAULT_DURATION_S = {Scenario.MULTI_STREAM: 3.0, Scenario.OFFLINE: 2.0, Scenario.SUSTAINED: 600.0}
@@ -107,19 +108,19 @@ def run_scenario(
     """
     with tempfile.TemporaryDirectory(prefix="edgeproof-") as folder:
         feeds = None if evaluation is None else write_timed_feeds(evaluation, Path(folder))
-        sitting = _Sitting(models, evaluation, feeds, config, workers, state, host())
+        run = _ScenarioRun(models, evaluation, feeds, config, workers, state, host())
         with progress.task(str(config.scenario), config.rounds * len(models)) as task:
             try:
-                for model in sitting.turns():
+                for model in run.turns():
                     check_interrupt()
                     task.advance(note=model.name)
             except KeyboardInterrupt:
-                raise Interrupted(sitting.result(INTERRUPTED)) from None
-        return sitting.result(None)
+                raise Interrupted(run.result(INTERRUPTED)) from None
+        return run.result(None)
 
 
 @dataclass
-class _Sitting:
+class _ScenarioRun:
     models: Sequence[Path]
     evaluation: Path | None
     feeds: Path | None
@@ -149,32 +150,33 @@ class _Sitting:
         self.random.shuffle(loads)
         with self.workers(1, config.timeout_s + config.lasts_s) as (worker,):
             request = opening(model, self.feeds, threads=config.threads, arena=config.arena, cores=cores)
-            worker.ask("open", **request)
-            self.samples = worker.ask("first")["samples"]
-            worker.ask("warm", limit_ns=WARM_LIMIT_NS)
-            spells = tuple(self._spell(worker, load, cores) for load in loads)
-            return LoadedProcess(spells=spells, peak_rss_bytes=worker.ask("memory")["peak_rss_bytes"])
+            worker.ask(request)
+            self.samples = worker.ask(First()).samples
+            worker.ask(Warm(limit_ns=WARM_LIMIT_NS))
+            periods = tuple(self._load(worker, load, cores) for load in loads)
+            return LoadedProcess(spells=periods, peak_rss_bytes=worker.ask(Memory()).peak_rss_bytes)
 
-    def _spell(self, worker: WorkerHandle, load: int, cores: Sequence[int] | None) -> Spell:
+    def _load(self, worker: WorkerHandle, load: int, cores: Sequence[int] | None) -> LoadPeriod:
         left = round(self.config.lasts_s * 1e9)
         if self.config.scenario is not Scenario.SUSTAINED:
             before = self.state(cores)
             if self.config.scenario is Scenario.OFFLINE:
-                answer = worker.ask("batch", size=load, duration_ns=left)
-                samples, elapsed = [answer["ns"]], sum(answer["ns"])
+                times = worker.ask(Batch(size=load, duration_ns=left)).ns
+                samples, elapsed = [times], sum(times)
             else:
-                answer = worker.ask("streams", count=load, duration_ns=left)
-                samples, elapsed = answer["ns"], answer["elapsed_ns"]
-            return _spelled(load, samples, [elapsed], [before, self.state(cores)])
-        pieces, lengths, states = [], [], [self.state(cores)]
+                streams = worker.ask(Streams(count=load, duration_ns=left))
+                samples, elapsed = list(streams.ns), streams.elapsed_ns
+            return load_period(load, samples, [elapsed], [before, self.state(cores)])
+        pieces: list[Sequence[int]] = []
+        lengths, states = [], [self.state(cores)]
         while left > 0:
             check_interrupt()
-            answer = worker.ask("streams", count=1, duration_ns=min(left, PIECE_NS))
-            pieces += answer["ns"]
-            lengths.append(answer["elapsed_ns"])
+            piece = worker.ask(Streams(count=1, duration_ns=min(left, PIECE_NS)))
+            pieces += piece.ns
+            lengths.append(piece.elapsed_ns)
             states.append(self.state(cores))
-            left -= answer["elapsed_ns"]
-        return _spelled(load, pieces, lengths, states)
+            left -= piece.elapsed_ns
+        return load_period(load, pieces, lengths, states)
 
     def result(self, stopped: str | None) -> ScenarioResult:
         """What was measured so far."""
@@ -203,12 +205,17 @@ class _Sitting:
         )
 
 
-def _spelled(
+def load_period(
     load: int, samples: Sequence[Sequence[int]], elapsed: Sequence[int], states: Sequence[HostState]
-) -> Spell:
+) -> LoadPeriod:
+    """A period from what the worker found.
+
+    Raises:
+        MeasurementError: a stream has no sample.
+    """
     if not all(samples):
         raise MeasurementError("worker", "a stream measured nothing", "give a longer --duration")
-    return Spell(
+    return LoadPeriod(
         load=load,
         samples_ns=tuple(tuple(part) for part in samples),
         elapsed_ns=tuple(elapsed),

@@ -1,26 +1,13 @@
 """The measured process, `python -m bench.measuring.worker`, driven by JSON lines on standard input.
 
 It imports numpy and ONNX Runtime and nothing else that takes memory, because its own peak is what is
-reported. One answer per request, on the standard output that it found at the start; whatever a library
-prints goes to standard error. Requests, in order:
-
-    {"op": "open", "model": PATH, "feeds": PATH | null, "threads": N, "arena": BOOL, "cores": [..] | null,
-     "exact_sums": BOOL, by default false}
-    {"op": "first"}
-    {"op": "warm", "limit_ns": N}
-    {"op": "burst", "count": N, "untimed": N}
-    {"op": "memory"}
-    {"op": "predict", "evaluation": PATH, "outputs": PATH}
-    {"op": "check", "outputs": PATH}
-    {"op": "streams", "count": N, "duration_ns": N}
-    {"op": "batch", "size": N, "duration_ns": N}
-    {"op": "golden", "golden": PATH}
+reported. One reply per request (`bench.measuring.protocol`), on the standard output that it found at the
+start; whatever a library prints goes to standard error.
 """
 
 from __future__ import annotations
 
 import gc
-import json
 import math
 import os
 import resource
@@ -29,9 +16,8 @@ import sys
 import threading
 import time
 import traceback
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -40,7 +26,37 @@ from bench.core.errors import DataError, HostError, MeasurementError, ModelError
 from bench.core.faults import cause_of, foreseen, place_of
 from bench.inputs.evaluation import LABELS, EvaluationSet, are_classes, predictions, read_evaluation
 from bench.inputs.session import RuntimeOptions, Signature, check_feeds, open_session, signature_of
-from bench.metrics.parity import EXACT_SQNR_DB, parity
+from bench.measuring.protocol import (
+    AnyReply,
+    AnyRequest,
+    Batch,
+    Burst,
+    BurstTimes,
+    Check,
+    Fault,
+    First,
+    FirstRun,
+    Golden,
+    Memory,
+    MemoryUse,
+    Nearness,
+    Open,
+    Opened,
+    PeakMemory,
+    Predict,
+    Predicted,
+    Refusal,
+    Streams,
+    StreamTimes,
+    Times,
+    Warm,
+    read_request,
+    reply_line,
+)
+from bench.metrics.parity import EXACT_SQNR_DB, Parity, parity
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 WARM_WINDOW = 10
 # Warm means: the last ten runs are no faster than the ten before them by more than this.
@@ -55,7 +71,7 @@ class Worker:
     """The state of one measured process."""
 
     def __init__(self) -> None:
-        self._session: Any = None
+        self._session: onnxruntime.InferenceSession = None
         self._feeds: EvaluationSet | None = None
         self._feeds_path = Path()
         self._samples: list[dict[str, Array]] = []
@@ -63,93 +79,85 @@ class Worker:
         self._model = Path()
         self._next = 0
 
-    def open(self, request: dict[str, Any]) -> dict[str, Any]:
+    def open(self, request: Open) -> Opened:
         """Create the session; the clock of peak memory starts just before."""
-        self._model = Path(request["model"])
-        if request["cores"] is not None:
-            os.sched_setaffinity(0, request["cores"])
-        if request["feeds"] is not None:
-            self._feeds_path = Path(request["feeds"])
+        self._model = Path(request.model)
+        if request.cores is not None:
+            os.sched_setaffinity(0, request.cores)
+        if request.feeds is not None:
+            self._feeds_path = Path(request.feeds)
             self._feeds = read_evaluation(self._feeds_path)
         import onnxruntime  # noqa: F401  (before the memory clock: its import is not the model's)
 
         gc.collect()
         clear_peak_memory()
-        import_rss, imported = memory_bytes("VmRSS"), memory_reading()
+        import_rss, imported = memory_bytes("VmRSS"), memory_use()
         # Of the processor, not of the clock: other workers may create theirs on the same core meanwhile.
         start = time.process_time_ns()
         options = RuntimeOptions(
-            threads=request["threads"], arena=request["arena"], exact_sums=request.get("exact_sums", False)
+            threads=request.threads, arena=request.arena, exact_sums=request.exact_sums
         )
         self._session = open_session(self._model, options)
         session_ns = time.process_time_ns() - start
         self._signature = signature_of(self._session)
-        return {
-            "session_ns": session_ns,
-            "import_rss_bytes": import_rss,
-            "memory": {"import": imported, "session": memory_reading()},
-        }
+        return Opened(session_ns, import_rss, imported, memory_use())
 
-    def first(self, _request: dict[str, Any]) -> dict[str, Any]:
+    def first(self) -> FirstRun:
         """Run for the first time, on the first feeds."""
         self._samples = self._split()
         first_run_ns = self._timed_run()
-        return {
-            "first_run_ns": first_run_ns,
-            "samples": len(self._samples),
-            "memory": {"first_run": memory_reading()},
-        }
+        return FirstRun(first_run_ns, len(self._samples), memory_use())
 
-    def warm(self, request: dict[str, Any]) -> dict[str, Any]:
+    def warm(self, request: Warm) -> Times:
         """Run until the times stop falling, or until the limit."""
         times: list[int] = []
         start = time.perf_counter_ns()
         while True:
             times.append(self._timed_run())
             spent = time.perf_counter_ns() - start
-            if spent > request["limit_ns"]:
+            if spent > request.limit_ns:
                 break
             if len(times) >= 2 * WARM_WINDOW:
                 before = np.median(times[-2 * WARM_WINDOW : -WARM_WINDOW])
                 now = np.median(times[-WARM_WINDOW:])
                 if now >= before * (1 - WARM_TOLERANCE):
                     break
-        return {"ns": times}
+        return Times(times)
 
-    def burst(self, request: dict[str, Any]) -> dict[str, Any]:
+    def burst(self, request: Burst) -> BurstTimes:
         """Time `count` inferences after `untimed` ones that refill the caches."""
-        for _ in range(request["untimed"]):
+        for _ in range(request.untimed):
             self._timed_run()
         before = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
-        times = [self._timed_run() for _ in range(request["count"])]
-        return {"ns": times, "switches": resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw - before}
+        times = [self._timed_run() for _ in range(request.count)]
+        return BurstTimes(times, resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw - before)
 
-    def memory(self, _request: dict[str, Any]) -> dict[str, Any]:
+    def memory(self) -> PeakMemory:
         """Peak resident memory since just before the session was created."""
-        return {"peak_rss_bytes": memory_bytes("VmHWM"), "memory": {"steady": memory_reading()}}
+        return PeakMemory(memory_bytes("VmHWM"), memory_use())
 
-    def check(self, request: dict[str, Any]) -> dict[str, Any]:
+    def check(self, request: Check) -> Nearness:
         """How near the outputs of the timed feeds come to those that accuracy rests on."""
-        (expected,) = read_npz(Path(request["outputs"])).values()
+        (expected,) = read_npz(Path(request.outputs)).values()
         found = np.concatenate([np.asarray(self._run(feeds)[0]) for feeds in self._samples])
         expected = expected[: len(found)]
         if found.shape != expected.shape or not np.isfinite(found).all():
-            return {"sqnr_db": -EXACT_SQNR_DB}
+            return Nearness(-EXACT_SQNR_DB)
         near = parity(expected, found)
         if are_classes(found):  # a tie falls this way or that, and numbers of classes are no amounts
-            return {"sqnr_db": EXACT_SQNR_DB if near.agreement >= CLASSES_AGREE else -EXACT_SQNR_DB}
-        return {"sqnr_db": near.sqnr_db}
+            return Nearness(EXACT_SQNR_DB if near.agreement >= CLASSES_AGREE else -EXACT_SQNR_DB)
+        return Nearness(near.sqnr_db)
 
-    def streams(self, request: dict[str, Any]) -> dict[str, Any]:
+    def streams(self, request: Streams) -> StreamTimes:
         """Run the session from `count` threads at once for a while: times of every stream."""
-        times: list[list[int]] = [[] for _ in range(request["count"])]
+        times: list[list[int]] = [[] for _ in range(request.count)]
         failures: list[Exception] = []
-        barrier = threading.Barrier(request["count"])
+        barrier = threading.Barrier(request.count)
 
         def stream(index: int) -> None:
             try:
                 barrier.wait()
-                turn, end = index, time.perf_counter_ns() + request["duration_ns"]
+                turn, end = index, time.perf_counter_ns() + request.duration_ns
                 while not times[index] or time.perf_counter_ns() < end:
                     start = time.perf_counter_ns()
                     self._run(self._samples[turn % len(self._samples)])
@@ -158,41 +166,41 @@ class Worker:
             except Exception as error:  # noqa: BLE001 (a thread has nobody to raise it to)
                 failures.append(error)
 
-        threads = [threading.Thread(target=stream, args=(k,)) for k in range(request["count"])]
+        threads = [threading.Thread(target=stream, args=(k,)) for k in range(request.count)]
         start = time.perf_counter_ns()
         _start(threads, barrier)
         for thread in threads:
             thread.join()
         if failures:
             raise failures[0]
-        return {"ns": times, "elapsed_ns": time.perf_counter_ns() - start}
+        return StreamTimes(times, time.perf_counter_ns() - start)
 
-    def batch(self, request: dict[str, Any]) -> dict[str, Any]:
+    def batch(self, request: Batch) -> Times:
         """Run batches of `size` samples for a while; a model with a fixed batch takes that one alone."""
-        size = request["size"]
+        size = request.size
         fixed = fixed_batch(self._signature)
         if fixed is not None and fixed != size:
             raise DataError(
                 self._model, f"has a fixed batch of {fixed}, not {size}", "export it with a dynamic batch"
             )
-        step = len(next(iter(self._samples[0].values())))
-        parts = [self._samples[k % len(self._samples)] for k in range(max(size // step, 1))]
+        each = len(next(iter(self._samples[0].values())))
+        parts = [self._samples[k % len(self._samples)] for k in range(max(size // each, 1))]
         feeds = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         self._run(feeds)
         times: list[int] = []
         begin = time.perf_counter_ns()
-        while not times or time.perf_counter_ns() - begin < request["duration_ns"]:
+        while not times or time.perf_counter_ns() - begin < request.duration_ns:
             start = time.perf_counter_ns()
             self._run(feeds)
             times.append(time.perf_counter_ns() - start)
-        return {"ns": times}
+        return Times(times)
 
-    def predict(self, request: dict[str, Any]) -> dict[str, Any]:
+    def predict(self, request: Predict) -> Predicted:
         """Classify a whole evaluation set by the first output: scores [N, classes], or integer classes.
 
         Outputs of the first samples go to a file, for the timed processes to compare theirs with.
         """
-        path = Path(request["evaluation"])
+        path = Path(request.evaluation)
         evaluation = read_evaluation(path)
         check_feeds(path, self._signature, dict(evaluation.feeds))
         found: list[int] = []
@@ -209,7 +217,7 @@ class Worker:
             if not np.isfinite(output).all():
                 raise ModelError(self._model, "gives NaN or infinity", "look for overflow in it")
             if not found:
-                write_npz(Path(request["outputs"]), {OUTPUTS: output})
+                write_npz(Path(request.outputs), {OUTPUTS: output})
             classes = None if chosen else output.shape[1]
             found.extend(int(index) for index in predictions(output))
         labels = evaluation.labels
@@ -219,17 +227,17 @@ class Worker:
                 f"{LABELS!r} go up to {int(labels.max())}, the model has {classes} classes",
                 "check that data and model belong together",
             )
-        return {
-            "predictions": found,
-            "labels": None if labels is None else [int(label) for label in labels],
-            "ids": None if evaluation.ids is None else [str(name) for name in evaluation.ids],
-        }
+        return Predicted(
+            predictions=found,
+            labels=None if labels is None else [int(label) for label in labels],
+            ids=None if evaluation.ids is None else [str(name) for name in evaluation.ids],
+        )
 
-    def golden(self, request: dict[str, Any]) -> dict[str, Any]:
+    def golden(self, request: Golden) -> Parity:
         """Run an artifact's golden feeds and compare with the outputs expected of them."""
         from bench.measuring.golden import compare_golden, read_golden
 
-        path = Path(request["golden"])
+        path = Path(request.golden)
         feeds, _ = read_golden(path)
         check_feeds(path, self._signature, feeds)
         names = [spec.name for spec in self._signature.outputs]
@@ -240,7 +248,7 @@ class Worker:
         joined = {
             name: np.concatenate([part[index] for part in outputs]) for index, name in enumerate(names)
         }
-        return asdict(compare_golden(path, joined))
+        return compare_golden(path, joined)
 
     def _split(self) -> list[dict[str, Array]]:
         if self._feeds is None:
@@ -259,7 +267,7 @@ class Worker:
             for i in range(0, self._feeds.count - size + 1, size)
         ]
 
-    def _numbers(self, output: Any) -> Array:
+    def _numbers(self, output: object) -> Array:
         """An output as an array; texts, sequences and maps are none.
 
         Raises:
@@ -278,9 +286,9 @@ class Worker:
         self._run(feeds)
         return time.perf_counter_ns() - start
 
-    def _run(self, feeds: dict[str, Array]) -> list[Any]:
+    def _run(self, feeds: dict[str, Array]) -> list[object]:
         try:
-            outputs: list[Any] = self._session.run(None, feeds)
+            outputs: list[object] = self._session.run(None, feeds)
         except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
             raise ModelError(
                 self._model, f"fails when it runs ({error})", "check it against the feeds"
@@ -320,10 +328,10 @@ def batches(signature: Signature, evaluation: EvaluationSet) -> list[dict[str, A
             f"{evaluation.count} samples do not fill batches of {size}",
             "export the model with a dynamic batch",
         )
-    step = size or PREDICT_BATCH
+    each = size or PREDICT_BATCH
     return [
-        {name: array[i : i + step] for name, array in evaluation.feeds.items()}
-        for i in range(0, evaluation.count, step)
+        {name: array[i : i + each] for name, array in evaluation.feeds.items()}
+        for i in range(0, evaluation.count, each)
     ]
 
 
@@ -366,16 +374,16 @@ def synthetic_feeds(model: Path, signature: Signature) -> dict[str, Array]:
     return feeds
 
 
-def told(error: Exception) -> dict[str, Any]:
-    """An exception as an answer: one that was foreseen, or a fault of the program with its traceback."""
+def failure(error: Exception) -> Refusal | Fault:
+    """An exception as a reply: one that was foreseen, or a fault of the program with its traceback."""
     if isinstance(error, MemoryError):
         cause = f"there is too little memory ({error})" if str(error) else "there is too little memory"
         error = MeasurementError("worker", cause, "free some, or measure a smaller model")
     known = foreseen(error)
     if known is not None:
-        return {"error": [type(known).__name__, known.place, known.cause, known.fix]}
+        return Refusal(type(known).__name__, known.place, known.cause, known.fix)
     trace = "".join(traceback.format_exception(error))
-    return {"fault": [place_of(error), cause_of(error), trace]}
+    return Fault(place_of(error), cause_of(error), trace)
 
 
 def clear_peak_memory() -> None:
@@ -398,7 +406,7 @@ def memory_bytes(field: str) -> int | None:
     return None
 
 
-def memory_reading() -> dict[str, int | None]:
+def memory_use() -> MemoryUse:
     """What this process takes now: resident, proportional and private bytes; None where untold."""
     try:
         lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
@@ -407,40 +415,53 @@ def memory_reading() -> dict[str, int | None]:
     fields = dict(line.split(":", 1) for line in lines[1:])
     kib = {name: int(value.split()[0]) for name, value in fields.items()}
     private = [kib[name] for name in ("Private_Clean", "Private_Dirty") if name in kib]
-    return {
-        "rss_bytes": memory_bytes("VmRSS"),
-        "pss_bytes": kib["Pss"] * 1024 if "Pss" in kib else None,
-        "private_bytes": sum(private) * 1024 if private else None,
-    }
+    return MemoryUse(
+        rss_bytes=memory_bytes("VmRSS"),
+        pss_bytes=kib["Pss"] * 1024 if "Pss" in kib else None,
+        private_bytes=sum(private) * 1024 if private else None,
+    )
+
+
+def handle(worker: Worker, request: AnyRequest) -> AnyReply:  # noqa: PLR0911 (one line a request)
+    """Do what is asked."""
+    match request:
+        case Open():
+            return worker.open(request)
+        case First():
+            return worker.first()
+        case Warm():
+            return worker.warm(request)
+        case Burst():
+            return worker.burst(request)
+        case Memory():
+            return worker.memory()
+        case Predict():
+            return worker.predict(request)
+        case Check():
+            return worker.check(request)
+        case Streams():
+            return worker.streams(request)
+        case Batch():
+            return worker.batch(request)
+        case Golden():
+            return worker.golden(request)
 
 
 def main() -> None:
-    """Answer requests until standard input closes."""
+    """Reply to requests until standard input closes."""
     # Ctrl-C reaches the whole group of processes; the one that started this one ends it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    answers = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
+    replies = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)
     worker = Worker()
-    operations = {
-        "open": worker.open,
-        "first": worker.first,
-        "warm": worker.warm,
-        "burst": worker.burst,
-        "memory": worker.memory,
-        "predict": worker.predict,
-        "golden": worker.golden,
-        "check": worker.check,
-        "streams": worker.streams,
-        "batch": worker.batch,
-    }
     for line in sys.stdin.buffer:
-        request = json.loads(line)
-        operation = operations[request["op"]]
+        request = read_request(line)
+        reply: AnyReply
         try:
-            answer = operation(request)
-        except Exception as error:  # noqa: BLE001 (whatever it is, the one that asked has to tell of it)
-            answer = told(error)
-        answers.write(json.dumps(answer) + "\n")
+            reply = handle(worker, request)
+        except Exception as error:  # noqa: BLE001 (whatever it is, the one that asked has to know of it)
+            reply = failure(error)
+        replies.write(reply_line(reply))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import signal
@@ -12,31 +11,35 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Protocol, Self, cast
+
+from pydantic import TypeAdapter, ValidationError
 
 from bench.core import errors
 from bench.core.errors import EdgeproofError, HostError, MeasurementError
 from bench.core.faults import WorkerFault
+from bench.measuring.protocol import REQUESTS, Fault, Refusal, Reply, Request, request_line
 
 DEFAULT_TIMEOUT_S = 300.0
 _LAST_WORDS, _TAIL_BYTES = 400, 64 * 2**10
 _TRACEBACK = "Traceback (most recent call last)"
-_MAX_ANSWER_BYTES = 64 * 2**20
+MAX_REPLY_BYTES = 64 * 2**20
 
 
 class WorkerHandle(Protocol):
     """One measured process, as the measuring code sees it; tests put a scripted one in its place."""
 
-    def ask(self, op: str, **arguments: Any) -> dict[str, Any]:
-        """Send a request and wait for its answer."""
+    def ask(self, request: Request[Reply]) -> Reply:
+        """Send a request and wait for its reply."""
 
-    def begin(self, op: str, **arguments: Any) -> None:
-        """Send a request, whose answer `finish` waits for."""
+    def begin(self, request: Request[Reply]) -> None:
+        """Send a request, whose reply `finish` waits for."""
 
-    def finish(self) -> dict[str, Any]:
-        """Wait for the answer to the request that was begun."""
+    def finish(self, request: Request[Reply]) -> Reply:
+        """Wait for the reply to a request that was begun."""
 
     def close(self) -> None:
         """End the process."""
@@ -45,13 +48,17 @@ class WorkerHandle(Protocol):
 class WorkerProcess:
     """A fresh `bench.measuring.worker`, started by exec so that it inherits nothing of this process."""
 
-    def __init__(self, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+    def __init__(self, timeout_s: float = DEFAULT_TIMEOUT_S, *, patience_s: float = 2.0) -> None:
         """Start the process.
+
+        Args:
+            timeout_s: how long it may take for one request.
+            patience_s: how long it may take to end by itself.
 
         Raises:
             HostError: the system cannot start it.
         """
-        self._timeout_s = timeout_s
+        self._timeout_s, self._patience_s = timeout_s, patience_s
         self._words = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the worker)
         try:
             # -P keeps the working directory off sys.path: a user's numpy.py must not become ours.
@@ -70,51 +77,52 @@ class WorkerProcess:
                 f"make sure that there is memory, and that this user may start {sys.executable}",
             ) from error
         self._pending = b""
-        self._op = ""
         self._killed_for_memory = memory_kills()
 
-    def ask(self, op: str, **arguments: Any) -> dict[str, Any]:
-        """Send a request and wait for its answer.
+    @property
+    def pid(self) -> int:
+        """The system's number of the process."""
+        return self._process.pid
+
+    def ask(self, request: Request[Reply]) -> Reply:
+        """Send a request and wait for its reply.
 
         Raises:
             EdgeproofError: what the worker found wrong with its input.
-            MeasurementError: the worker died or did not answer in time.
+            MeasurementError: the worker died or did not reply in time.
             WorkerFault: it met an exception that nobody foresaw.
         """
-        self.begin(op, **arguments)
-        return self.finish()
+        self.begin(request)
+        return self.finish(request)
 
-    def begin(self, op: str, **arguments: Any) -> None:
-        """Send a request, whose answer `finish` waits for.
+    def begin(self, request: Request[Reply]) -> None:
+        """Send a request, whose reply `finish` waits for.
 
         Raises:
             MeasurementError: the worker died.
         """
         assert self._process.stdin is not None
-        self._op = op
-        request = json.dumps({"op": op, **arguments}).encode() + b"\n"
         try:
-            self._process.stdin.write(request)
+            self._process.stdin.write(request_line(request))
             self._process.stdin.flush()
         except BrokenPipeError:
-            raise self._death(op) from None
+            raise self._death(request.op) from None
 
-    def finish(self) -> dict[str, Any]:
-        """Wait for the answer to the request that was begun.
+    def finish(self, request: Request[Reply]) -> Reply:
+        """Wait for the reply to a request that was begun.
 
         Raises:
             EdgeproofError: what the worker found wrong with its input.
-            MeasurementError: the worker died, did not answer in time, or not in JSON.
+            MeasurementError: the worker died, did not reply in time, or not as the request wants it.
             WorkerFault: it met an exception that nobody foresaw.
         """
-        answer = _object(self._read_line(self._op), self._op)
-        if "error" in answer:
-            name, place, cause, fix = answer["error"]
-            kind = getattr(errors, name, EdgeproofError)
-            raise kind(place, cause, fix)
-        if "fault" in answer:
-            raise WorkerFault(*answer["fault"])
-        return answer
+        reply = read_reply(self._read_line(request.op), request)
+        if isinstance(reply, Refusal):
+            kind = getattr(errors, reply.error, EdgeproofError)
+            raise kind(reply.place, reply.cause, reply.fix)
+        if isinstance(reply, Fault):
+            raise WorkerFault(reply.fault, reply.cause, reply.trace)
+        return reply
 
     def close(self) -> None:
         """End the process, politely and then by force."""
@@ -125,7 +133,7 @@ class WorkerProcess:
                 except BrokenPipeError:
                     continue
         try:
-            self._process.wait(timeout=2)
+            self._process.wait(timeout=self._patience_s)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -159,7 +167,7 @@ class WorkerProcess:
             if not chunk:
                 raise self._death(op)
             self._pending += chunk
-            if len(self._pending) > _MAX_ANSWER_BYTES:
+            if len(self._pending) > MAX_REPLY_BYTES:
                 self._process.kill()
                 raise MeasurementError("worker", "its answer has no end", "report this as a bug")
         line, _, self._pending = self._pending.partition(b"\n")
@@ -215,16 +223,27 @@ def memory_kills(root: Path = Path("/")) -> int | None:
     return found
 
 
-def _object(line: bytes, op: str) -> dict[str, Any]:
-    """The JSON object that a worker answered with."""
+def read_reply(line: bytes, request: Request[Reply]) -> Reply | Refusal | Fault:
+    """The reply of a line to a request.
+
+    Raises:
+        MeasurementError: it is not one.
+    """
     try:
-        answer = json.loads(line)
-    except (ValueError, RecursionError):
-        answer = None
-    if not isinstance(answer, dict):
+        reply = _replies()[request.op].validate_json(line, strict=True)
+    except ValidationError as error:
         words = line[:_LAST_WORDS].decode(errors="replace")
-        raise MeasurementError("worker", f"answered {op!r} with {words!r}, no JSON", "report this as a bug")
-    return answer
+        raise MeasurementError(
+            "worker", f"answered {request.op!r} with {words!r}, no JSON", "report this as a bug"
+        ) from error
+    return reply if isinstance(reply, Refusal | Fault) else cast("Reply", reply)
+
+
+@cache
+def _replies() -> dict[str, TypeAdapter[object]]:
+    """What a worker may reply to each kind of request."""
+    # mypy takes no union of variables for a type.
+    return {kind.op: TypeAdapter(kind.reply | Refusal | Fault) for kind in REQUESTS}  # type: ignore[arg-type]
 
 
 def _import_path() -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.measuring.host_state import HostState, throttled
 from bench.measuring.scenario import Scenario
-from bench.measuring.scenario_result import ScenarioModel, ScenarioResult, Spell, drift
+from bench.measuring.scenario_result import LoadPeriod, ScenarioModel, ScenarioResult, drift
 from bench.views.tables import mebibytes, milliseconds, short_names
 
 if TYPE_CHECKING:
@@ -52,9 +52,9 @@ def _model_json(model: ScenarioModel, scenario: Scenario) -> dict[str, Any]:
     if scenario is Scenario.OFFLINE and rates:
         found["best_batch"] = max(rates, key=lambda load: rates[load])
     if scenario is Scenario.SUSTAINED:
-        spells = [spell for load in model.loads() for spell in model.spells(load)]
-        found["drift"] = [drift(spell).model_dump(mode="json") for spell in spells]
-        found["states"] = [_trace(spell.states) for spell in spells]
+        periods = [period for load in model.loads() for period in model.periods(load)]
+        found["drift"] = [drift(period).model_dump(mode="json") for period in periods]
+        found["states"] = [_trace(period.states) for period in periods]
     return found
 
 
@@ -70,7 +70,7 @@ def scenario_view(result: ScenarioResult) -> list[RenderableType]:
         if not model.processes:
             continue
         if result.scenario is Scenario.SUSTAINED:
-            view += [part for spell in model.spells(1) for part in _sustained(spell)]
+            view += [part for period in model.periods(1) for part in _sustained(period)]
         else:
             view.append(_loads_table(model, result.scenario))
     if result.data.synthetic:
@@ -97,8 +97,8 @@ def _loads_table(model: ScenarioModel, scenario: Scenario) -> Table:
     return table
 
 
-def _sustained(spell: Spell) -> Iterable[RenderableType]:
-    found = drift(spell)
+def _sustained(period: LoadPeriod) -> Iterable[RenderableType]:
+    found = drift(period)
     table, seconds = _table(Scenario.SUSTAINED), found.window_ns / 1e9
     for label, part, ratio in (("first", found.first, 1.0), ("last", found.last, found.p50_ratio)):
         table.add_row(
@@ -109,12 +109,12 @@ def _sustained(spell: Spell) -> Iterable[RenderableType]:
             f"{ratio:.3f} ×",
         )
     yield table
-    trace = _trace(spell.states)
+    trace = _trace(period.states)
     if frequencies := trace.get("frequency_khz"):
         yield f"clock: {min(frequencies) / 1e6:.2f} to {max(frequencies) / 1e6:.2f} GHz"
     if heat := trace.get("temperature_mc"):
         yield f"heat: {heat[0] / 1000:.0f} °C at first, {max(heat) / 1000:.0f} °C at most"
-    if throttled(spell.states):
+    if throttled(period.states):
         yield "[bold red]the host throttled[/]"
 
 

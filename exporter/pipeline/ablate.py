@@ -14,7 +14,7 @@ from bench.core.progress import SILENT, Progress
 from bench.inputs.artifact import EVALUATION, FLOAT_MODEL, MODEL
 from bench.inputs.evaluation import write_evaluation
 from bench.judging.verdicts import Metric, judge_pair
-from bench.measuring.measure import MeasureConfig, Session
+from bench.measuring.measure import MeasureConfig, Measurement
 from bench.measuring.result import ModelResult, Result
 from bench.views.tables import mebibytes, milliseconds, not_measured_text, percent
 from exporter.caching.cache import Cache
@@ -105,10 +105,10 @@ def ablate(
         models = _build(shop, root)
         evaluation = _evaluation(shop, Path(name))
         config = MeasureConfig(threads=recipe.bench.threads)
-        with Session(list(models.values()), evaluation, config, progress) as session:
-            session.predict()
-            session.add_blocks(blocks)
-            measured = session.result()
+        with Measurement(list(models.values()), evaluation, config, progress) as measurement:
+            measurement.predict()
+            measurement.add_blocks(blocks)
+            measured = measurement.result()
     named = zip(models, measured.models, strict=True)
     plain = {
         "models": tuple(model.model_copy(update={"path": name}) for name, model in named),

@@ -19,6 +19,18 @@ from onnx import TensorProto, helper, numpy_helper
 
 from bench import cli
 from bench.core.arrays import write_npz
+from bench.measuring.protocol import (
+    BurstTimes,
+    FirstRun,
+    MemoryUse,
+    Nearness,
+    Opened,
+    PeakMemory,
+    Predicted,
+    Request,
+    StreamTimes,
+    Times,
+)
 from bench.measuring.result import ModelResult, Run
 
 # A shared machine may stall any example: no deadline; the same examples every time.
@@ -205,9 +217,9 @@ def factory():
     return SimpleNamespace(run=make_run, model=make_model)
 
 
-def reading(mebibytes):
+def use(mebibytes):
     rss = None if mebibytes is None else mebibytes * 2**20
-    return {"rss_bytes": rss, "pss_bytes": rss, "private_bytes": rss}
+    return MemoryUse(rss_bytes=rss, pss_bytes=rss, private_bytes=rss)
 
 
 @dataclass
@@ -220,8 +232,8 @@ class ScriptedWorkers:
         noise: spread of every inference, log-normal.
         disturbed: share of processes that are half as fast throughout, as on a shared machine.
         rss: file name -> peak memory; None where the host does not tell.
-        predictions, labels, ids: answers to `predict`, by file name.
-        sqnr_db: file name -> how near its timed outputs come to those of `predict`.
+        predictions, labels, ids: what it replies to `Predict`, by file name.
+        sqnr_db: file name -> how near its timed outputs come to those of `Predict`.
         fails: number of a request, counted from 0 -> what it raises.
         events: in which order requests were begun and finished apart, as those to open a model are.
     """
@@ -237,7 +249,7 @@ class ScriptedWorkers:
     ids: list[str] | None = None
     sqnr_db: dict[str, float] = field(default_factory=dict)
     fails: dict[int, BaseException] = field(default_factory=dict)
-    requests: list[tuple[str, str, dict[str, object]]] = field(default_factory=list)
+    requests: list[tuple[str, str, Request]] = field(default_factory=list)
     events: list[str] = field(default_factory=list)
     closed: int = 0
 
@@ -253,8 +265,8 @@ class ScriptedWorkers:
             self.closed += count
 
     def asked(self, op):
-        """The arguments of all requests of one kind, in order."""
-        return [arguments for kind, _, arguments in self.requests if kind == op]
+        """All requests of one kind, in order."""
+        return [request for kind, _, request in self.requests if kind == op]
 
     @property
     def counts(self):
@@ -267,61 +279,54 @@ class _ScriptedWorker:
         self.script, self.model = script, ""
         self.state = 1.5 if script.random.random() < script.disturbed else 1.0
 
-    def ask(self, op, **arguments):
-        if op == "open":
-            self.model = Path(arguments["model"]).name
+    def ask(self, request):
+        if request.op == "open":
+            self.model = Path(request.model).name
         if error := self.script.fails.get(len(self.script.requests)):
             raise error
-        self.script.requests.append((op, self.model, arguments))
-        return getattr(self, f"_{op}")(**arguments)
+        self.script.requests.append((request.op, self.model, request))
+        return getattr(self, f"_{request.op}")(**vars(request))
 
-    def begin(self, op, **arguments):
+    def begin(self, request):
         self.script.events.append("begin")
-        self.begun = op, arguments
 
-    def finish(self):
-        op, arguments = self.begun
+    def finish(self, request):
         self.script.events.append("finish")
-        return self.ask(op, **arguments)
+        return self.ask(request)
 
     def close(self):
         raise AssertionError("the group closes its workers")
 
     def _open(self, **_):
-        return {
-            "session_ns": 3_000_000,
-            "import_rss_bytes": 30_000_000,
-            "memory": {"import": reading(30), "session": reading(40)},
-        }
+        return Opened(3_000_000, import_rss_bytes=30_000_000, imported=use(30), created=use(40))
 
     def _first(self):
-        return {"first_run_ns": 9_000_000, "samples": 16, "memory": {"first_run": reading(45)}}
+        return FirstRun(9_000_000, samples=16, memory=use(45))
 
     def _warm(self, limit_ns):
-        return {"ns": self._draw(20)}
+        return Times(self._draw(20))
 
     def _burst(self, count, untimed):
-        return {"ns": self._draw(count), "switches": 1}
+        return BurstTimes(self._draw(count), switches=1)
 
     def _streams(self, count, duration_ns):
         times = [self._draw(50) for _ in range(count)]
-        return {"ns": times, "elapsed_ns": max(sum(part) for part in times)}
+        return StreamTimes(times, elapsed_ns=max(sum(part) for part in times))
 
     def _batch(self, size, duration_ns):
-        return {"ns": [size * time for time in self._draw(10)]}
+        return Times([size * time for time in self._draw(10)])
 
     def _memory(self):
         rss = self.script.rss.get(self.model, 50_000_000)
         jitter = int(self.script.random.integers(0, 20)) * 4096
-        steady = {"steady": reading(None if rss is None else 46)}
-        return {"peak_rss_bytes": None if rss is None else rss + jitter, "memory": steady}
+        return PeakMemory(None if rss is None else rss + jitter, use(None if rss is None else 46))
 
     def _predict(self, evaluation, outputs):
         predictions = self.script.predictions[self.model]
-        return {"predictions": predictions, "labels": self.script.labels, "ids": self.script.ids}
+        return Predicted(predictions, labels=self.script.labels, ids=self.script.ids)
 
     def _check(self, outputs):
-        return {"sqnr_db": self.script.sqnr_db.get(self.model, 60.0)}
+        return Nearness(self.script.sqnr_db.get(self.model, 60.0))
 
     def _draw(self, count):
         factor = self.script.typical_ns * self.state * self.script.slowdown.get(self.model, 1.0)

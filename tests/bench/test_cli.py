@@ -49,7 +49,7 @@ def workers(scripted, monkeypatch):
     )
     for name in ("compare", "gate"):
         monkeypatch.setattr(gate, name, functools.partial(getattr(gate, name), workers=script))
-    monkeypatch.setattr(measure, "Session", functools.partial(measure.Session, workers=script))
+    monkeypatch.setattr(measure, "Measurement", functools.partial(measure.Measurement, workers=script))
     monkeypatch.setattr(measure, "MeasureConfig", functools.partial(MeasureConfig, rounds=3))
     return script
 
@@ -78,7 +78,7 @@ def test_bench_shows_a_table(command, workers, models, tmp_path):
     written = read_result(out)
     assert written.settings.threads == 2
     assert len(written.models[0].runs) == 1
-    assert workers.asked("open")[0]["threads"] == 2
+    assert workers.asked("open")[0].threads == 2
 
 
 def test_bench_takes_data(command, workers, models, evaluation):

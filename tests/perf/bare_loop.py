@@ -26,6 +26,7 @@ sys.path.insert(0, str(ROOT))
 
 from bench.core.statistics import signed_rank_interval  # noqa: E402
 from bench.measuring.measure import WARM_LIMIT_NS  # noqa: E402
+from bench.measuring.protocol import Burst, First, Memory, Open, Warm  # noqa: E402
 from bench.measuring.worker_process import WorkerProcess  # noqa: E402
 
 ROUNDS, INFERENCES, UNTIMED, WARM = 16, 25, 2, 100
@@ -101,9 +102,9 @@ def pair(
         WorkerProcess() as worker,
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as bare,
     ):
-        worker.ask("open", model=str(model), feeds=str(feeds), threads=1, arena=True, cores=[core])
-        worker.ask("first")
-        worker.ask("warm", limit_ns=WARM_LIMIT_NS)
+        worker.ask(Open(str(model), feeds=str(feeds), threads=1, arena=True, cores=[core]))
+        worker.ask(First())
+        worker.ask(Warm(limit_ns=WARM_LIMIT_NS))
         loop(bare, WARM, 0)
         ours: list[int] = []
         theirs: list[int] = []
@@ -112,10 +113,9 @@ def pair(
                 if (index + turn + first) % 2:
                     theirs += loop(bare, UNTIMED, INFERENCES)
                 else:
-                    ours += worker.ask("burst", count=INFERENCES, untimed=UNTIMED)["ns"]
-        own = worker.ask("memory")["peak_rss_bytes"]
-        # What the worker says of itself is checked against what the system says of its process.
-        peaks = own, peak_bytes(worker._process.pid), peak_bytes(bare.pid)
+                    ours += worker.ask(Burst(count=INFERENCES, untimed=UNTIMED)).ns
+        own = worker.ask(Memory()).peak_rss_bytes
+        peaks = own, peak_bytes(worker.pid), peak_bytes(bare.pid)
     return (float(np.median(ours)), float(np.median(theirs))), peaks
 
 

@@ -34,7 +34,7 @@ from natural_images import Images, from_folder, load  # noqa: E402
 from bench.core.statistics import Interval, proportion_interval, signed_rank_interval  # noqa: E402
 from bench.inputs.session import open_session  # noqa: E402
 from bench.judging.verdicts import pair_scores  # noqa: E402
-from bench.measuring.measure import MeasureConfig, Session  # noqa: E402
+from bench.measuring.measure import MeasureConfig, Measurement  # noqa: E402
 from bench.metrics.parity import parity  # noqa: E402
 
 SIDE = 224
@@ -101,9 +101,9 @@ def main() -> None:
         found = agreements(models, evaluation)
         if arguments.photographs:
             show_photographs(models, arguments.photographs)
-        with Session(list(models.values()), folder / "timed.npz", MeasureConfig()) as session:
-            session.add_blocks(arguments.blocks)
-            measured = session.result().models
+        with Measurement(list(models.values()), folder / "timed.npz", MeasureConfig()) as measurement:
+            measurement.add_blocks(arguments.blocks)
+            measured = measurement.result().models
     for (title, path), result in zip(models.items(), measured, strict=True):
         scores = pair_scores(measured[0].runs, result.runs, 0.5)
         interval = signed_rank_interval(scores, LATENCY_ALPHA)

@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--busy", action="store_true", help="keep one core busy at random")
     parser.add_argument("--max-load", type=float, help="begin no run while the load of a minute is above")
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--models", type=Path, default=MODELS, help="kept from one sitting to the next")
+    parser.add_argument("--models", type=Path, default=MODELS, help="kept from one run to the next")
     arguments = parser.parse_args()
     sys.path.insert(0, str(ROOT))
     if arguments.what == "keep-busy":
@@ -176,14 +176,14 @@ def rows_for(model: Path, folder: Path) -> int:
     burst on an idle machine, it cost 4.1 % beside one and not 5.
     """
     from bench.judging.verdicts import pair_scores
-    from bench.measuring.measure import MeasureConfig, Session
+    from bench.measuring.measure import MeasureConfig, Measurement
 
     paths = [folder / f"probe-{rows}.onnx" for rows in PROBE_ROWS]
     for rows, path in zip(PROBE_ROWS, paths, strict=True):
         slow_down(model, path, rows)
-    with Session([model, *paths], None, MeasureConfig()) as session:
-        session.add_blocks(SIZING_BLOCKS)
-        plain, *others = session.result().models
+    with Measurement([model, *paths], None, MeasureConfig()) as measurement:
+        measurement.add_blocks(SIZING_BLOCKS)
+        plain, *others = measurement.result().models
     costs = [math.expm1(np.median(pair_scores(plain.runs, other.runs, 0.5))) for other in others]
     slope, base = np.polyfit(PROBE_ROWS, costs, 1)
     rows = max(1, round((SLOWDOWN - base) / slope))

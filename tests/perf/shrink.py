@@ -217,8 +217,8 @@ class _Tenths:
     def __init__(self, description: str, total: int) -> None:
         self.description, self.total, self.done = description, max(1, total), 0
 
-    def advance(self, steps: int = 1, note: str = "") -> None:
-        before, self.done = self.done, self.done + steps
+    def advance(self, count: int = 1, note: str = "") -> None:
+        before, self.done = self.done, self.done + count
         if 10 * before // self.total != 10 * self.done // self.total:
             print(f"  {self.description}: {self.done} of {self.total} {note}", flush=True)
 

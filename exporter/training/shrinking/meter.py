@@ -14,7 +14,7 @@ from torch import nn
 from bench.core.progress import SILENT
 from bench.inputs.evaluation import EvaluationSet, write_evaluation
 from bench.inputs.host import fingerprint
-from bench.measuring.measure import MeasureConfig, Session
+from bench.measuring.measure import MeasureConfig, Measurement
 from exporter.caching.cache import content_key
 from exporter.caching.provenance import library_versions, own_code
 from exporter.graphs.rewrites.processing import as_shipped
@@ -122,9 +122,9 @@ class HostMeter:
         """Median over fresh processes of the median latency, by turns (`measuring.measure`); bytes."""
         feeds = self.folder / "feeds.npz"
         write_evaluation(feeds, EvaluationSet(self._fed.inputs, None, None))
-        with Session(exported, feeds, MeasureConfig(threads=self.threads)) as session:
-            session.add_blocks(BLOCKS)
-            found = session.result().models
+        with Measurement(exported, feeds, MeasureConfig(threads=self.threads)) as measurement:
+            measurement.add_blocks(BLOCKS)
+            found = measurement.result().models
         return [
             Measured(
                 float(np.median([np.median(run.samples_ns()) for run in model.runs])) / 1e6,

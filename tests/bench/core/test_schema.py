@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from bench.core.schema import FrozenModel, explain_validation
 
@@ -22,6 +22,7 @@ class Tree(FrozenModel):
     maybe: Leaf | None = None
     either: Leaf | Other | None = None
     table: dict[str, Leaf] | None = None
+    renamed: Leaf | None = Field(None, alias="old")
 
 
 LEAF = {"size": 1}
@@ -32,12 +33,20 @@ LEAF = {"size": 1}
     [
         ({}, ("leaf", "is missing", "add it")),
         ({"leaf": {"size": 1, "x": 0}}, ("leaf.x", "unknown key", "known here: size")),
-        ({"leaf": LEAF, "x": 0}, ("x", "unknown key", "known here: either, leaf, leaves, maybe, table")),
+        (
+            {"leaf": LEAF, "x": 0},
+            ("x", "unknown key", "known here: either, leaf, leaves, maybe, old, table"),
+        ),
         (
             {"leaf": LEAF, "leaves": ({"size": 1, "x": 0},)},
             ("leaves.0.x", "unknown key", "known here: size"),
         ),
         ({"leaf": LEAF, "maybe": {"size": 1, "x": 0}}, ("maybe.x", "unknown key", "known here: size")),
+        ({"leaf": LEAF, "old": {"x": 0}}, ("old.size", "is missing", "add it")),
+        (
+            {"leaf": LEAF, "old": {"size": 1, "x": 0}},
+            ("old.x", "unknown key", "known here: size"),
+        ),
         ({"leaf": LEAF, "either": {"size": 1, "x": 0}}, ("either.x", "unknown key", "known here: size")),
         (
             {"leaf": LEAF, "table": {"k": {"size": 1, "x": 0}}},

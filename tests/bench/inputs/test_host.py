@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import pytest
 
 from bench.inputs import host
-from bench.inputs.host import available_cores, fingerprint, has_vnni, host_target
+from bench.inputs.host import available_cores, cpu_info, fingerprint, has_vnni, host_target
 
 X86 = """processor\t: 0
 model name\t: Intel(R) Xeon(R) Gold
@@ -28,24 +27,6 @@ CPU part\t: 0xd0b
 """
 
 
-@pytest.fixture
-def cpuinfo(monkeypatch):
-    """Let the host say this of its CPU, or nothing at all."""
-
-    def say(text):
-        def read(path, **_options):
-            assert str(path) == "/proc/cpuinfo"
-            if text is None:
-                raise FileNotFoundError
-            return text
-
-        monkeypatch.setattr(Path, "read_text", read)
-        monkeypatch.setattr(host.platform, "processor", lambda: "i386" if text is None else "wrong")
-        return host._cpu_info()
-
-    return say
-
-
 @pytest.mark.parametrize(
     ("text", "model", "flags"),
     [
@@ -55,8 +36,12 @@ def cpuinfo(monkeypatch):
         (None, "i386", ()),
     ],
 )
-def test_cpus_are_told_apart(cpuinfo, text, model, flags):
-    assert cpuinfo(text) == (model, flags)
+def test_cpus_are_told_apart(tmp_path, monkeypatch, text, model, flags):
+    if text is not None:
+        (tmp_path / "proc").mkdir()
+        (tmp_path / "proc/cpuinfo").write_text(text)
+    monkeypatch.setattr(host.platform, "processor", lambda: "i386" if text is None else "wrong")
+    assert cpu_info(tmp_path) == (model, flags)
 
 
 def test_this_host_has_a_fingerprint():
@@ -80,7 +65,7 @@ def test_memory_that_cannot_be_read(monkeypatch):
         raise ValueError
 
     monkeypatch.setattr(os, "sysconf", refuse)
-    assert host._memory_bytes() is None
+    assert fingerprint().memory_bytes is None
 
 
 def test_cores_in_order(monkeypatch):

@@ -113,9 +113,9 @@ def test_an_absolute_latency_is_not_judged_either(elsewhere, workers):
 
 def test_accuracy_is_that_of_exact_sums(elsewhere, workers):
     judge_release(elsewhere, policy=LENIENT, config=CONFIG, workers=workers)
-    opened = [(model, arguments) for op, model, arguments in workers.requests if op == "open"]
-    assert ("model.onnx", True) in [(model, "exact_sums" in arguments) for model, arguments in opened]
-    assert all("exact_sums" not in arguments for model, arguments in opened if model != "model.onnx")
+    opened = [(model, request.exact_sums) for op, model, request in workers.requests if op == "open"]
+    assert ("model.onnx", True) in opened
+    assert all(not exact for model, exact in opened if model != "model.onnx")
     assert "check" not in [op for op, model, _ in workers.requests if model == "model.onnx"]
 
 
@@ -150,7 +150,7 @@ def test_what_a_person_sees(elsewhere, workers):
 
 
 def test_bench_shows_this_cpus_figures_and_whose_they_are_not(lone, models, workers, command, monkeypatch):
-    monkeypatch.setattr(measure, "Session", functools.partial(measure.Session, workers=workers))
+    monkeypatch.setattr(measure, "Measurement", functools.partial(measure.Measurement, workers=workers))
     ran = command("bench", models.dynamic, lone, "--blocks", 1)
     assert ran.code == 0
     assert f"made.onnx was made for {OTHER}, this CPU is {HERE}" in ran.out

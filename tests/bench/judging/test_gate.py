@@ -24,7 +24,14 @@ from bench.judging.gate import (
     with_plain_paths,
 )
 from bench.judging.verdicts import Verdict
-from bench.measuring.measure import INTERRUPTED, OTHER_HOST, TIME_LIMIT, Interrupted, MeasureConfig, Session
+from bench.measuring.measure import (
+    INTERRUPTED,
+    OTHER_HOST,
+    TIME_LIMIT,
+    Interrupted,
+    MeasureConfig,
+    Measurement,
+)
 
 QUICK = MeasureConfig(rounds=3)
 LATENCY_ONLY = Budgets(latency_p50=0.02)
@@ -367,12 +374,12 @@ def test_a_time_limit_that_comes_first_is_invalid(two_files, scripted):
 
 
 def test_a_host_that_changes_is_invalid(two_files, scripted):
-    here = Session(two_files, None).host()
+    here = Measurement(two_files, None).host()
     hosts = iter([here, here, here.model_copy(update={"cpu_model": "another"})])
-    with Session(two_files, None, QUICK, workers=scripted(), host=lambda: next(hosts)) as session:
-        session.add_blocks(10)
-        assert session.result().stopped is None
-        result = session.result()
+    with Measurement(two_files, None, QUICK, workers=scripted(), host=lambda: next(hosts)) as measurement:
+        measurement.add_blocks(10)
+        assert measurement.result().stopped is None
+        result = measurement.result()
     assert (result.stopped, result.host) == (OTHER_HOST, here)
     judgement = judgement_from(result, criteria(Policy(), [LATENCY_ONLY]))
     assert judgement.verdict is Verdict.INVALID

@@ -14,7 +14,7 @@ from bench.core.errors import DataError, ModelError
 from bench.core.files import model_sha256, model_size, sha256_of
 from bench.inputs.host import available_cores
 from bench.measuring import measure
-from bench.measuring.measure import MAX_BURST, MIN_BURST, TIMED_FEEDS, MeasureConfig, Session
+from bench.measuring.measure import MAX_BURST, MIN_BURST, TIMED_FEEDS, MeasureConfig, Measurement
 
 
 @pytest.fixture
@@ -28,9 +28,9 @@ def turns(workers, op="burst"):
 
 def test_models_take_turns_in_every_round(three, scripted):
     workers = scripted()
-    with Session(three, None, MeasureConfig(rounds=8), workers=workers) as session:
-        session.add_blocks(2)
-        result = session.result()
+    with Measurement(three, None, MeasureConfig(rounds=8), workers=workers) as measurement:
+        measurement.add_blocks(2)
+        result = measurement.result()
     order = turns(workers)
     rounds = [tuple(order[i : i + 3]) for i in range(0, len(order), 3)]
     assert len(rounds) == 16
@@ -46,16 +46,16 @@ def test_a_seed_fixes_the_order(three, scripted, seed, same):
     orders = []
     for chosen in (0, seed):
         workers = scripted()
-        with Session(three, None, MeasureConfig(seed=chosen), workers=workers) as session:
-            session.add_blocks(1)
+        with Measurement(three, None, MeasureConfig(seed=chosen), workers=workers) as measurement:
+            measurement.add_blocks(1)
         orders.append(turns(workers))
     assert (orders[0] == orders[1]) is same
 
 
 def test_processes_start_in_an_order_drawn_anew(three, scripted):
     workers = scripted()
-    with Session(three, None, MeasureConfig(rounds=1), workers=workers) as session:
-        session.add_blocks(12)
+    with Measurement(three, None, MeasureConfig(rounds=1), workers=workers) as measurement:
+        measurement.add_blocks(12)
     started = turns(workers, "open")
     orders = [tuple(started[i : i + 3]) for i in range(0, len(started), 3)]
     assert all(set(order) == {path.name for path in three} for order in orders)
@@ -65,15 +65,15 @@ def test_processes_start_in_an_order_drawn_anew(three, scripted):
 
 def test_no_session_is_created_before_another_in_a_block(three, scripted):
     workers = scripted()
-    with Session(three, None, MeasureConfig(rounds=1), workers=workers) as session:
-        session.add_blocks(2)
+    with Measurement(three, None, MeasureConfig(rounds=1), workers=workers) as measurement:
+        measurement.add_blocks(2)
     assert workers.events == (["begin"] * 3 + ["finish"] * 3) * 2
 
 
 def test_every_block_has_fresh_processes_that_end(three, scripted):
     workers = scripted()
-    with Session(three, None, MeasureConfig(rounds=1), workers=workers) as session:
-        session.add_blocks(3)
+    with Measurement(three, None, MeasureConfig(rounds=1), workers=workers) as measurement:
+        measurement.add_blocks(3)
     assert workers.counts["open"] == workers.closed == 9
 
 
@@ -84,18 +84,18 @@ def test_every_block_has_fresh_processes_that_end(three, scripted):
 def test_bursts_last_as_long_as_they_should(models, scripted, typical_ns, target_ns, count):
     workers = scripted(typical_ns=typical_ns, noise=1e-9)
     config = MeasureConfig(burst_target_ns=target_ns, rounds=2, untimed_per_burst=7)
-    with Session([models.dynamic], None, config, workers=workers) as session:
-        session.add_blocks(1)
-    counts = {request["count"] for request in workers.asked("burst")}
+    with Measurement([models.dynamic], None, config, workers=workers) as measurement:
+        measurement.add_blocks(1)
+    counts = {request.count for request in workers.asked("burst")}
     assert counts <= {count, count + 1}
-    assert {request["untimed"] for request in workers.asked("burst")} == {7}
+    assert {request.untimed for request in workers.asked("burst")} == {7}
 
 
 def test_bursts_are_equal_in_all_blocks(models, scripted):
     workers = scripted(typical_ns=1e5, noise=0.5)
-    with Session([models.dynamic], None, MeasureConfig(rounds=2), workers=workers) as session:
-        session.add_blocks(5)
-    assert len({request["count"] for request in workers.asked("burst")}) == 1
+    with Measurement([models.dynamic], None, MeasureConfig(rounds=2), workers=workers) as measurement:
+        measurement.add_blocks(5)
+    assert len({request.count for request in workers.asked("burst")}) == 1
 
 
 @pytest.mark.parametrize(
@@ -110,17 +110,17 @@ def test_bursts_are_equal_in_all_blocks(models, scripted):
 def test_workers_share_the_last_cores(models, scripted, monkeypatch, *, cores, config, pinned):
     monkeypatch.setattr(measure, "available_cores", lambda: cores)
     workers = scripted()
-    with Session([models.dynamic], None, config, workers=workers) as session:
-        session.add_blocks(1)
-        assert session.result().settings.cores == pinned
-    assert workers.asked("open")[0]["cores"] == (None if pinned is None else list(pinned))
+    with Measurement([models.dynamic], None, config, workers=workers) as measurement:
+        measurement.add_blocks(1)
+        assert measurement.result().settings.cores == pinned
+    assert workers.asked("open")[0].cores == pinned
 
 
 def test_timed_processes_get_few_samples_and_no_labels(models, scripted, evaluation, samples):
     workers = scripted()
-    with Session([models.dynamic], evaluation, MeasureConfig(rounds=1), workers=workers) as session:
-        session.add_blocks(1)
-        feeds = Path(workers.asked("open")[0]["feeds"])
+    with Measurement([models.dynamic], evaluation, MeasureConfig(rounds=1), workers=workers) as measurement:
+        measurement.add_blocks(1)
+        feeds = Path(workers.asked("open")[0].feeds)
         arrays = read_npz(feeds)
     assert list(arrays) == ["x"]
     np.testing.assert_array_equal(arrays["x"], samples.x[:TIMED_FEEDS])
@@ -131,11 +131,11 @@ def test_accuracy_is_asked_of_every_model_alone(models, scripted, evaluation):
     answers = {"dynamic.onnx": [0, 1], "rounded.onnx": [1, 1]}
     workers = scripted(predictions=answers, labels=[0, 1])
     paths = [models.dynamic, models.rounded]
-    with Session(paths, evaluation, MeasureConfig(rounds=1), workers=workers) as session:
-        session.predict()
+    with Measurement(paths, evaluation, MeasureConfig(rounds=1), workers=workers) as measurement:
+        measurement.predict()
         assert workers.closed == 2
-        session.add_blocks(1)
-        result = session.result()
+        measurement.add_blocks(1)
+        result = measurement.result()
     assert [model.accuracy() for model in result.models] == [1.0, 0.5]
     assert result.data.sha256 == sha256_of(evaluation)
     assert not result.data.synthetic
@@ -143,21 +143,21 @@ def test_accuracy_is_asked_of_every_model_alone(models, scripted, evaluation):
 
 def test_without_data_nothing_is_predicted(models, scripted):
     workers = scripted()
-    with Session([models.dynamic], None, MeasureConfig(rounds=1), workers=workers) as session:
-        session.predict()
+    with Measurement([models.dynamic], None, MeasureConfig(rounds=1), workers=workers) as measurement:
+        measurement.predict()
         assert not workers.requests
-        session.add_blocks(1)
-        result = session.result()
+        measurement.add_blocks(1)
+        result = measurement.result()
     assert result.models[0].predictions is None
     assert (result.data.path, result.data.sha256, result.data.synthetic) == (None, None, True)
-    assert workers.asked("open")[0]["feeds"] is None
+    assert workers.asked("open")[0].feeds is None
 
 
 def test_unusable_data_are_refused_before_anything_starts(models, scripted, tmp_path):
     workers = scripted()
     with (
         pytest.raises(DataError, match="no such file"),
-        Session([models.dynamic], tmp_path / "none.npz", workers=workers),
+        Measurement([models.dynamic], tmp_path / "none.npz", workers=workers),
     ):
         pass
     assert not workers.requests
@@ -188,10 +188,10 @@ def test_a_tool_that_is_not_installed_has_no_version(monkeypatch):
 
 def test_real_processes_measure_two_models(models, evaluation, samples):
     config = MeasureConfig(rounds=2, burst_target_ns=100_000)
-    with Session([models.dynamic, models.rounded], evaluation, config) as session:
-        session.predict()
-        session.add_blocks(2)
-        result = session.result()
+    with Measurement([models.dynamic, models.rounded], evaluation, config) as measurement:
+        measurement.predict()
+        measurement.add_blocks(2)
+        result = measurement.result()
     first, second = result.models
     assert first.accuracy() == pytest.approx(samples.accuracy)
     assert second.labels == tuple(samples.labels)
@@ -208,7 +208,7 @@ def test_real_processes_measure_two_models(models, evaluation, samples):
 
 def test_a_model_that_no_process_can_load_ends_the_measurement(models):
     with (
-        Session([models.dynamic, models.truncated], None) as session,
+        Measurement([models.dynamic, models.truncated], None) as measurement,
         pytest.raises(ModelError, match=r"truncated\.onnx: is truncated"),
     ):
-        session.add_blocks(1)
+        measurement.add_blocks(1)

@@ -8,7 +8,7 @@ import pytest
 
 from bench.core.errors import ResultError
 from bench.measuring import result as result_module
-from bench.measuring.measure import MeasureConfig, Session
+from bench.measuring.measure import MeasureConfig, Measurement
 from bench.measuring.result import read_result, write_result
 
 
@@ -17,10 +17,10 @@ def result(models, scripted, evaluation):
     answers = {"dynamic.onnx": [0, 1, 1], "rounded.onnx": [0, 0, 1]}
     workers = scripted(predictions=answers, labels=[0, 1, 0], rss={"rounded.onnx": None})
     paths = [models.dynamic, models.rounded]
-    with Session(paths, evaluation, MeasureConfig(rounds=2), workers=workers) as session:
-        session.predict()
-        session.add_blocks(2)
-        return session.result()
+    with Measurement(paths, evaluation, MeasureConfig(rounds=2), workers=workers) as measurement:
+        measurement.predict()
+        measurement.add_blocks(2)
+        return measurement.result()
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from bench.measuring.host_state import HostState
 from bench.measuring.measure import Interrupted
 from bench.measuring.result import write_result
 from bench.measuring.scenario import Scenario, check_options, parse_batches
-from bench.measuring.scenario_result import WINDOW_NS, Spell, drift, holds_scenario, read_scenario
+from bench.measuring.scenario_result import WINDOW_NS, LoadPeriod, drift, holds_scenario, read_scenario
 from bench.measuring.scenario_run import ScenarioConfig, run_scenario
 from bench.views.scenario_tables import scenario_json, scenario_view
 from bench.views.tables import plain_text
@@ -38,8 +38,8 @@ def test_streams_are_measured_beside_one_in_fresh_processes(models, scripted):
     workers = scripted(noise=1e-9)
     result = run_scenario([models.dynamic, models.rounded], None, MULTI, workers=workers)
     assert workers.counts["open"] == workers.closed == 10
-    assert all(request["cores"] is None for request in workers.asked("open"))  # streams need all cores
-    asked = [request["count"] for request in workers.asked("streams")]
+    assert all(request.cores is None for request in workers.asked("open"))  # streams need all cores
+    asked = [request.count for request in workers.asked("streams")]
     assert sorted(asked) == [1] * 10 + [4] * 10
     assert asked[::2] != [1] * 10  # the order is drawn
     model = result.models[0]
@@ -68,36 +68,38 @@ def test_a_sustained_run_is_one_process_that_is_watched(models, scripted):
     result = run_scenario(
         [models.dynamic], None, config, workers=workers, state=lambda _cores: next(states)
     )
-    ((spell,),) = [process.spells for process in result.models[0].processes]
+    ((period,),) = [process.periods for process in result.models[0].processes]
     assert workers.counts["open"] == 1
-    assert sum(spell.elapsed_ns) >= 1e9
-    assert len(spell.samples_ns) == len(spell.elapsed_ns) == len(spell.states) - 1
+    assert sum(period.elapsed_ns) >= 1e9
+    assert len(period.samples_ns) == len(period.elapsed_ns) == len(period.states) - 1
     (trace,) = scenario_json(result)["models"][0]["states"]
-    assert trace["frequency_khz"] == [s.frequency_khz for s in spell.states]
+    assert trace["frequency_khz"] == [s.frequency_khz for s in period.states]
     assert "temperature_mc" not in trace  # what the host does not tell is absent
 
 
-def spell_of(minutes):
+def period_of(minutes):
     """A sustained run of a minute at each of these latencies in ms, in pieces of a second."""
     pieces = [(round(ms * 1e6),) * 50 for ms in minutes for _ in range(60)]
-    return Spell(load=1, samples_ns=tuple(pieces), elapsed_ns=(10**9,) * len(pieces))
+    return LoadPeriod(load=1, samples_ns=tuple(pieces), elapsed_ns=(10**9,) * len(pieces))
 
 
 def test_the_last_minute_is_held_against_the_first():
-    found = drift(spell_of([10, 12, 15]))
+    found = drift(period_of([10, 12, 15]))
     assert (found.window_ns, WINDOW_NS) == (MINUTE, MINUTE)
     assert (found.first.p50, found.last.p50, found.p50_ratio) == (10e6, 15e6, 1.5)
     assert found.first.count == found.last.count == 60 * 50
 
 
 def test_a_short_run_is_held_against_itself_by_halves():
-    spell = Spell(load=1, samples_ns=((10,) * 9, (10,) * 9, (30,) * 9, (30,) * 9), elapsed_ns=(100,) * 4)
-    found = drift(spell)
+    period = LoadPeriod(
+        load=1, samples_ns=((10,) * 9, (10,) * 9, (30,) * 9, (30,) * 9), elapsed_ns=(100,) * 4
+    )
+    found = drift(period)
     assert (found.window_ns, found.first.p50, found.last.p50) == (200, 10, 30)
 
 
 def test_too_few_samples_give_no_percentile():
-    result = Spell(load=1, samples_ns=((5, 6, 7),), elapsed_ns=(20,))
+    result = LoadPeriod(load=1, samples_ns=((5, 6, 7),), elapsed_ns=(20,))
     found = drift(result)
     assert (found.first.p90, found.first.p99, found.first.bounds) == (None, None, {})
 
@@ -114,7 +116,7 @@ def test_a_file_gives_every_figure_again(models_of, tmp_path, config):
 
 
 def bent(result, **changes):
-    content = json.loads(result.model_dump_json())
+    content = json.loads(result.model_dump_json(by_alias=True))
     spell = content["models"][0]["processes"][0]["spells"][0]
     spell.update({key: value for key, value in changes.items() if key in spell})
     content.update({key: value for key, value in changes.items() if key in content})
@@ -162,7 +164,7 @@ def test_ctrl_c_keeps_the_processes_that_were_finished(models, scripted, tmp_pat
 
 
 def test_a_result_without_measurements_must_say_why(models_of, tmp_path):
-    content = json.loads(models_of(MULTI).model_dump_json())
+    content = json.loads(models_of(MULTI).model_dump_json(by_alias=True))
     content["models"][0]["processes"] = []
     (tmp_path / "r.json").write_text(json.dumps(content))
     with pytest.raises(ResultError, match="was not measured"):
@@ -215,7 +217,7 @@ def test_the_command_writes_and_shows(command, scripted, models, monkeypatch, tm
     content = json.loads(ran.out)
     assert (ran.code, content["scenario"], content["settings"]["arena"]) == (0, "offline", False)
     assert [entry["load"] for entry in content["models"][0]["loads"]] == [1, 2]
-    assert {request["arena"] for request in workers.asked("open")} == {False}
+    assert {request.arena for request in workers.asked("open")} == {False}
     shown = command("show", path)
     assert (shown.code, "arena off" in shown.out, "samples /s" in shown.out) == (0, True, True)
     assert command("show", path, "--format", "junit").code == 2
@@ -232,7 +234,7 @@ def test_real_processes_under_every_scenario(models, evaluation):
         (model,) = result.models
         assert not result.data.synthetic
         assert all(model.throughput_per_s(load, result.scenario) > 0 for load in model.loads())
-        assert model.processes[0].spells[0].states
+        assert model.processes[0].periods[0].states
 
 
 def test_a_fixed_batch_is_not_pressed_into_another(models, evaluation):
@@ -243,4 +245,4 @@ def test_a_fixed_batch_is_not_pressed_into_another(models, evaluation):
 
 def test_a_stream_that_measured_nothing_is_an_error():
     with pytest.raises(MeasurementError, match="measured nothing"):
-        scenario_run._spelled(2, [[1], []], [10], [])
+        scenario_run.load_period(2, [[1], []], [10], [])

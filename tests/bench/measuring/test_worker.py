@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import re
 import threading
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -14,18 +16,19 @@ from onnx import TensorProto, helper, numpy_helper
 
 from bench.core.arrays import read_npz, write_npz
 from bench.core.errors import ArtifactError, DataError, HostError, ModelError
-from bench.inputs.session import Signature, TensorSpec
+from bench.inputs.session import Signature, TensorSpec, open_session
 from bench.measuring import worker as worker_module
+from bench.measuring.protocol import Burst, Fault, Golden, Open, Predict, Refusal, Streams, Warm
 from bench.measuring.worker import (
     PREDICT_BATCH,
     WARM_WINDOW,
     Worker,
     batches,
     clear_peak_memory,
+    failure,
     fixed_batch,
     memory_bytes,
     synthetic_feeds,
-    told,
 )
 
 WEIGHT = np.random.default_rng(7).standard_normal((4, 3)).astype(np.float32)
@@ -33,9 +36,10 @@ WEIGHT = np.random.default_rng(7).standard_normal((4, 3)).astype(np.float32)
 
 def opened(model, feeds=None, **changes):
     worker = Worker()
-    request = {"model": str(model), "feeds": None if feeds is None else str(feeds)}
-    answer = worker.open(request | {"threads": 1, "arena": True, "cores": None} | changes)
-    assert answer["session_ns"] > 0
+    request = Open(
+        str(model), feeds=None if feeds is None else str(feeds), threads=1, arena=True, cores=None
+    )
+    assert worker.open(replace(request, **changes)).session_ns > 0
     return worker
 
 
@@ -51,29 +55,48 @@ def feeds_file(tmp_path):
     return write
 
 
-def test_feeds_take_turns_one_by_one(models, feeds_file, samples, monkeypatch):
-    worker = opened(models.dynamic, feeds_file(x=samples.x[:3]))
+@pytest.fixture
+def watched(monkeypatch):
+    """Let workers open sessions that do `act(feeds)` before they run."""
+
+    def watch(act):
+        def open_watched(*arguments):
+            session = open_session(*arguments)
+
+            def run(names, feeds):
+                act(feeds)
+                return session.run(names, feeds)
+
+            parts = {"get_inputs": session.get_inputs, "get_outputs": session.get_outputs, "run": run}
+            return SimpleNamespace(**parts)
+
+        monkeypatch.setattr(worker_module, "open_session", open_watched)
+
+    return watch
+
+
+def test_feeds_take_turns_one_by_one(models, feeds_file, samples, watched):
     fed = []
-    run = worker._run
-    monkeypatch.setattr(worker, "_run", lambda feeds: fed.append(feeds["x"]) or run(feeds))
-    assert worker.first({})["samples"] == 3
-    assert len(worker.burst({"count": 3, "untimed": 1})["ns"]) == 3
+    watched(lambda feeds: fed.append(feeds["x"]))
+    worker = opened(models.dynamic, feeds_file(x=samples.x[:3]))
+    assert worker.first().samples == 3
+    assert len(worker.burst(Burst(count=3, untimed=1)).ns) == 3
     np.testing.assert_array_equal(np.concatenate(fed), samples.x[[0, 1, 2, 0, 1]])
 
 
 def test_a_fixed_batch_is_filled(models, feeds_file, samples):
     worker = opened(models.fixed, feeds_file(x=samples.x[:5]))
-    assert worker.first({})["samples"] == 2
+    assert worker.first().samples == 2
     with pytest.raises(DataError, match="1 samples do not fill one batch of 2"):
-        opened(models.fixed, feeds_file(x=samples.x[:1])).first({})
+        opened(models.fixed, feeds_file(x=samples.x[:1])).first()
 
 
 @pytest.mark.parametrize("name", ["dynamic", "fixed", "integers"])
 def test_synthetic_feeds_run(models, name):
     worker = opened(getattr(models, name))
-    answer = worker.first({})
-    assert answer["samples"] == 1
-    assert answer["first_run_ns"] > 0
+    reply = worker.first()
+    assert reply.samples == 1
+    assert reply.first_run_ns > 0
 
 
 def test_synthetic_feeds_are_the_same_every_time():
@@ -89,7 +112,7 @@ def test_synthetic_feeds_are_the_same_every_time():
 
 def test_an_open_axis_wants_real_feeds(models):
     with pytest.raises(DataError, match="axis 1 of input 'x' has no fixed size; give real feeds"):
-        opened(models.open_axis).first({})
+        opened(models.open_axis).first()
 
 
 def test_pinning_reaches_the_system(models, monkeypatch):
@@ -123,9 +146,9 @@ class FakeClock:
 )
 def test_warming_ends_when_times_stop_falling(models, monkeypatch, durations, limit_ns, runs):
     worker = opened(models.dynamic)
-    worker.first({})
+    worker.first()
     monkeypatch.setattr(worker_module, "time", FakeClock(durations))
-    times = worker.warm({"limit_ns": limit_ns})["ns"]
+    times = worker.warm(Warm(limit_ns)).ns
     assert times == durations[: len(times)]
     if limit_ns < 10**9:
         assert sum(times[:-1]) <= limit_ns < sum(times)
@@ -134,11 +157,11 @@ def test_warming_ends_when_times_stop_falling(models, monkeypatch, durations, li
 
 def test_predictions_are_the_largest_outputs(models, evaluation, samples):
     outputs = evaluation.parent / "outputs.npz"
-    answer = opened(models.dynamic).predict({"evaluation": str(evaluation), "outputs": str(outputs)})
-    assert answer["labels"] == samples.labels.tolist()
-    assert answer["ids"] is None
+    reply = opened(models.dynamic).predict(Predict(str(evaluation), str(outputs)))
+    assert reply.labels == samples.labels.tolist()
+    assert reply.ids is None
     np.testing.assert_allclose(read_npz(outputs)["outputs"], samples.x[:PREDICT_BATCH] @ WEIGHT, rtol=1e-5)
-    hits = np.equal(answer["predictions"], answer["labels"])
+    hits = np.equal(reply.predictions, reply.labels)
     assert hits.mean() == pytest.approx(samples.accuracy)
 
 
@@ -153,19 +176,17 @@ def test_classes_are_predictions_as_they_are(models, tmp_path, evaluation, class
         model.graph.node.append(helper.make_node("TopK", [scores, "k"], ["best", "classes"], axis=1))
     model.graph.output.append(helper.make_tensor_value_info("classes", TensorProto.INT64, None))
     onnx.save(model, tmp_path / "classes.onnx")
-    request = {"evaluation": str(evaluation), "outputs": str(tmp_path / "outputs.npz")}
-    answer = opened(tmp_path / "classes.onnx").predict(request)
-    assert answer == opened(models.dynamic).predict(request)
+    request = Predict(str(evaluation), str(tmp_path / "outputs.npz"))
+    reply = opened(tmp_path / "classes.onnx").predict(request)
+    assert reply == opened(models.dynamic).predict(request)
 
 
 def test_predictions_without_labels(models, feeds_file, samples):
     path = feeds_file(x=samples.x, ids=np.array([f"s{k}" for k in range(len(samples.x))]))
-    answer = opened(models.fixed).predict(
-        {"evaluation": str(path), "outputs": str(path.with_name("outputs.npz"))}
-    )
-    assert answer["labels"] is None
-    assert answer["ids"][:2] == ["s0", "s1"]
-    assert len(answer["predictions"]) == len(samples.x)
+    reply = opened(models.fixed).predict(Predict(str(path), str(path.with_name("outputs.npz"))))
+    assert reply.labels is None
+    assert reply.ids[:2] == ["s0", "s1"]
+    assert len(reply.predictions) == len(samples.x)
 
 
 @pytest.mark.parametrize(
@@ -187,7 +208,7 @@ def test_predictions_without_labels(models, feeds_file, samples):
 def test_what_cannot_be_predicted(models, feeds_file, *, model, arrays, error, words):
     worker, path = opened(getattr(models, model)), feeds_file(**arrays)
     with pytest.raises(error, match=words):
-        worker.predict({"evaluation": str(path), "outputs": str(path.with_name("outputs.npz"))})
+        worker.predict(Predict(str(path), str(path.with_name("outputs.npz"))))
 
 
 @pytest.mark.parametrize(
@@ -208,11 +229,11 @@ def test_batches_cover_every_sample_once(models, evaluation):
 
 def test_golden_outputs_are_compared(models, tmp_path, samples):
     path = tmp_path / "golden.npz"
-    expected = opened(models.dynamic)._run({"x": samples.x})[0]
+    (expected,) = open_session(models.dynamic).run(None, {"x": samples.x})
     write_npz(path, {"x": samples.x, "expected.y": expected})
-    answer = opened(models.dynamic).golden({"golden": str(path)})
-    assert (answer["agreement"], answer["samples"]) == (1.0, len(samples.x))
-    assert opened(models.rounded).golden({"golden": str(path)})["sqnr_db"] < answer["sqnr_db"]
+    found = opened(models.dynamic).golden(Golden(str(path)))
+    assert (found.agreement, found.samples) == (1.0, len(samples.x))
+    assert opened(models.rounded).golden(Golden(str(path))).sqnr_db < found.sqnr_db
 
 
 def test_golden_outputs_must_be_numbers(models, tmp_path):
@@ -220,13 +241,13 @@ def test_golden_outputs_must_be_numbers(models, tmp_path):
     hot = np.full((2, 4), -1e3, np.float32)
     write_npz(path, {"x": hot, "expected.y": np.zeros((2, 3), np.float32)})
     with pytest.raises(ArtifactError, match="output 'y' holds NaN"):
-        opened(models.nan).golden({"golden": str(path)})
+        opened(models.nan).golden(Golden(str(path)))
 
 
 def test_memory_is_read_from_the_kernel(tmp_path, models):
     worker = opened(models.dynamic)
-    worker.first({})
-    peak = worker.memory({})["peak_rss_bytes"]
+    worker.first()
+    peak = worker.memory().peak_rss_bytes
     now = memory_bytes("VmRSS")
     if now is not None:
         assert peak >= now > 1 << 20
@@ -304,7 +325,7 @@ ODD_INPUTS = {
 def test_inputs_that_are_no_tensors_of_numbers(tmp_path, kind):
     model = save_model(tmp_path / "odd.onnx", *ODD_INPUTS[kind])
     with pytest.raises(ModelError) as caught:
-        opened(model).first({})
+        opened(model).first()
     assert caught.value.cause == f"its input 'x' is {kind}"
 
 
@@ -313,7 +334,7 @@ def test_outputs_that_are_no_tensors_of_numbers(tmp_path, feeds_file):
     model = save_model(tmp_path / "odd.onnx", node, tensor("x"), sequence("y"))
     path = feeds_file(x=np.zeros((1, 2), np.float32))
     with pytest.raises(ModelError, match="gives sequences, maps or texts; export it with tensors"):
-        opened(model, path).predict({"evaluation": str(path), "outputs": str(tmp_path / "o.npz")})
+        opened(model, path).predict(Predict(str(path), str(tmp_path / "o.npz")))
 
 
 @pytest.mark.parametrize(
@@ -329,7 +350,7 @@ def test_feeds_that_no_memory_holds(shape, size):
 
 def test_threads_that_the_system_refuses_leave_nobody_waiting(models, monkeypatch):
     worker = opened(models.dynamic)
-    worker.first({})
+    worker.first()
     start, started = threading.Thread.start, []
 
     def refuse_the_third(thread):
@@ -340,27 +361,31 @@ def test_threads_that_the_system_refuses_leave_nobody_waiting(models, monkeypatc
 
     monkeypatch.setattr(threading.Thread, "start", refuse_the_third)
     with pytest.raises(HostError, match="--streams: the system starts 2 of 4 threads; ask for fewer"):
-        worker.streams({"count": 4, "duration_ns": 1})
+        worker.streams(Streams(count=4, duration_ns=1))
     for thread in started:
         thread.join(timeout=60)
     assert not any(thread.is_alive() for thread in started)
 
 
 @pytest.mark.parametrize("error", [MemoryError("9 GiB"), ZeroDivisionError()])
-def test_what_happens_in_a_stream_is_told(models, monkeypatch, error):
-    worker = opened(models.dynamic)
-    worker.first({})
+def test_what_happens_in_a_stream_is_told(models, watched, error):
+    failing = threading.Event()
 
     def fail(_feeds):
-        raise error
+        if failing.is_set():
+            raise error
 
-    monkeypatch.setattr(worker, "_run", fail)
-    with pytest.raises(type(error)):
-        worker.streams({"count": 2, "duration_ns": 1})
+    watched(fail)
+    worker = opened(models.dynamic)
+    worker.first()
+    failing.set()
+    with pytest.raises(ModelError, match="fails when it runs") as caught:
+        worker.streams(Streams(count=2, duration_ns=1))
+    assert caught.value.__cause__ is error
 
 
 @pytest.mark.parametrize(
-    ("error", "answer"),
+    ("error", "reply"),
     [
         (DataError("d.npz", "is bad", "mend it"), ["DataError", "d.npz", "is bad", "mend it"]),
         (
@@ -392,10 +417,9 @@ def test_what_happens_in_a_stream_is_told(models, monkeypatch, error):
         ),
     ],
 )
-def test_errors_that_were_foreseen_are_answers(error, answer):
-    assert told(error) == {"error": answer}
+def test_errors_that_were_foreseen_are_replies(error, reply):
+    assert failure(error) == Refusal(*reply)
 
 
-def test_a_fault_is_an_answer_too():
-    place, cause, trace = told(KeyError("x"))["fault"]
-    assert (place, cause, trace) == ("edgeproof", "met KeyError ('x')", "KeyError: 'x'\n")
+def test_a_fault_is_a_reply_too():
+    assert failure(KeyError("x")) == Fault("edgeproof", "met KeyError ('x')", "KeyError: 'x'\n")

@@ -29,8 +29,8 @@ class Watcher(SilentProgress):
     def task(self, description, total):
         return nullcontext(self)
 
-    def advance(self, steps=1, note=""):
-        self.batches += steps
+    def advance(self, count=1, note=""):
+        self.batches += count
 
 
 def save(folder, nodes, initializers, *, batch="batch", output=(4, 4, 4), name="model.onnx"):
