@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,6 +20,9 @@ from bench.measuring.scenario import DEFAULT_BATCHES, Scenario, check_options, p
 from bench.views.formats import Format
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from bench.core.progress import Progress
     from bench.judging.gate import Judgement
     from bench.measuring.result import Result
     from bench.measuring.scenario_result import ScenarioResult
@@ -313,7 +316,7 @@ def print_json(value: object) -> None:
     write_out(json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def print_rich(value: Any) -> None:
+def print_rich(value: RenderableType) -> None:
     """A rich renderable, or a line of plain text, on standard output."""
     from rich.console import Console
 
@@ -323,7 +326,7 @@ def print_rich(value: Any) -> None:
     write_out(text.get())
 
 
-def error_progress() -> Any:
+def error_progress() -> Progress:
     """Progress on standard error, bars or lines."""
     from rich.console import Console
 

@@ -15,11 +15,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import pytest
 
 if TYPE_CHECKING:
+    from pytest_benchmark.fixture import BenchmarkFixture
+
     from bench.core.policy import Policy
     from bench.inputs.artifact import Subject
     from bench.judging.gate import Judgement
@@ -54,7 +56,7 @@ def edgeproof_gate(request: pytest.FixtureRequest) -> Callable[..., Judgement]:
     def gate(
         candidate: AnyPath,
         baseline: AnyPath | None = None,
-        policy: Policy | Mapping[str, Any] | AnyPath | None = None,
+        policy: Policy | Mapping[str, object] | AnyPath | None = None,
         *,
         data: AnyPath | None = None,
         threads: int = 1,
@@ -101,7 +103,7 @@ class _WithBenchmark:
 
     @pytest.fixture
     def edgeproof_benchmark(
-        self, request: pytest.FixtureRequest, benchmark: Any
+        self, request: pytest.FixtureRequest, benchmark: BenchmarkFixture
     ) -> Callable[..., ModelResult]:
         """A function that times a model in this process through `benchmark.pedantic`.
 
@@ -155,7 +157,7 @@ def _measure_apart(chosen: Subject, threads: int) -> ModelResult:
         return measurement.result().models[0]
 
 
-def _times_ns(benchmark: Any, chosen: Subject, threads: int, rounds: int) -> tuple[int, ...]:
+def _times_ns(benchmark: BenchmarkFixture, chosen: Subject, threads: int, rounds: int) -> tuple[int, ...]:
     """Time inferences in this process; empty where benchmarks are disabled."""
     from itertools import cycle
 
@@ -176,7 +178,7 @@ def _times_ns(benchmark: Any, chosen: Subject, threads: int, rounds: int) -> tup
             for start in range(0, evaluation.count - size + 1, size)
         ]
     turns = cycle(samples)
-    benchmark.pedantic(
+    benchmark.pedantic(  # type: ignore[no-untyped-call]
         session.run,
         setup=lambda: ((None, next(turns)), {}),
         rounds=rounds,
@@ -187,7 +189,7 @@ def _times_ns(benchmark: Any, chosen: Subject, threads: int, rounds: int) -> tup
     return tuple(max(1, round(seconds * 1e9)) for seconds in benchmark.stats.stats.data)
 
 
-def _policy(policy: Policy | Mapping[str, Any] | AnyPath | None, candidate: Path) -> Policy:
+def _policy(policy: Policy | Mapping[str, object] | AnyPath | None, candidate: Path) -> Policy:
     from bench.core.policy import Policy, policy_from, read_policy
     from bench.inputs.artifact import own_policy
 

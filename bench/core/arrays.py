@@ -25,6 +25,7 @@ from bench.core.errors import DataError
 from bench.core.files import atomic_file
 
 Array = npt.NDArray[Any]
+DType = np.dtype[Any]
 
 MAX_UNPACKED_BYTES = 8 * 2**30
 MAX_ENTRIES = 1024
@@ -52,13 +53,13 @@ _UNREADABLE = (
 class ArraySpec:
     """What an array is, without its values; the dtype in the machine's own byte order."""
 
-    dtype: np.dtype[Any]
+    dtype: DType
     shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class _Header:
-    dtype: np.dtype[Any]
+    dtype: DType
     shape: tuple[int, ...]
     fortran_order: bool
 
@@ -246,9 +247,7 @@ def _spread(count: int, rows: int) -> list[int]:
     return [index * count // rows for index in range(rows)] if rows < count else list(range(count))
 
 
-def _read_values(
-    path: Path, name: str, stream: IO[bytes], dtype: np.dtype[Any], shape: tuple[int, ...]
-) -> Array:
+def _read_values(path: Path, name: str, stream: IO[bytes], dtype: DType, shape: tuple[int, ...]) -> Array:
     """The next values of a stream, in the machine's own byte order."""
     count = math.prod(shape)
     # zipfile collects what it unpacks in pieces before it joins them; small ones keep that from doubling.

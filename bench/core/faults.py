@@ -12,10 +12,13 @@ import os
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final
 
 from bench.core.errors import EdgeproofError, HostError, StorageError, UsageError, one_line
 from bench.core.files import FULL_DISK, storage_error
+
+if TYPE_CHECKING:
+    from bench.core.schema import Json
 
 EXIT_FAULT: Final = 70  # EX_SOFTWARE of sysexits.h
 _OWN_PACKAGES = ("bench", "exporter")
@@ -63,9 +66,9 @@ class Ending:
         """One line for a person."""
         return f"error: {self.place}: {self.cause}; {self.fix}"
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> Json:
         """The same for a program."""
-        told = {"kind": self.kind, "place": self.place, "cause": self.cause, "fix": self.fix}
+        told: Json = {"kind": self.kind, "place": self.place, "cause": self.cause, "fix": self.fix}
         return {"error": told, "exit_code": self.exit_code}
 
 

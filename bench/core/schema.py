@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Annotated, TypeGuard, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, TypeAlias, TypeGuard, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
     from pydantic_core import ErrorDetails
 
+# A JSON object, as the commands print it and files hold it.
+Json: TypeAlias = dict[str, JsonValue]
 THE_FILE = "the file"
 
 

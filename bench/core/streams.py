@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import TextIO, cast
 
 from bench.core.errors import StorageError, UsageError
 
@@ -65,7 +65,7 @@ class Output:
     def flush(self) -> None:
         """Nothing waits to be flushed."""
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         return getattr(self._stream, name)
 
     def _give_up(self) -> None:

@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self, TypeAlias
 
-from pydantic import Field, JsonValue, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from bench.core.errors import ArtifactError
-from bench.core.schema import FrozenModel, explain_validation
+from bench.core.schema import FrozenModel, Json, explain_validation
 from bench.inputs.runtime import VERSION_PATTERN, RuntimeVersion
 from bench.inputs.session import Signature, TensorSpec
 
@@ -234,7 +234,7 @@ class Manifest(FrozenModel):
     verdict: str
     files: dict[str, FileEntry]
     stages: tuple[StageEntry, ...]
-    recipe: dict[str, JsonValue]
+    recipe: Json
     libraries: dict[str, str]
     min_onnxruntime: Annotated[str, Field(pattern=rf"^{VERSION_PATTERN}$")] | None = None
     task: Name | None = None

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bench.core.arrays import Array, ArraySpec
 from bench.core.errors import DataError, ModelError
@@ -230,7 +230,7 @@ def check_feeds(place: object, signature: Signature, feeds: Mapping[str, Array |
             )
 
 
-def _spec(node: Any) -> TensorSpec:
+def _spec(node: onnxruntime.NodeArg) -> TensorSpec:
     shape = tuple(size if isinstance(size, int) else None for size in node.shape)
     axes = {axis: size for axis, size in enumerate(node.shape) if isinstance(size, str) and size}
     return TensorSpec(node.name, _NUMPY_TYPES.get(node.type, node.type), shape, axes)

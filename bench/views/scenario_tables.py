@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from bench.core.schema import Json
 from bench.measuring.host_state import HostState, throttled
 from bench.measuring.scenario import Scenario
 from bench.measuring.scenario_result import LoadPeriod, ScenarioModel, ScenarioResult, drift
@@ -21,7 +22,7 @@ _HEADINGS = {
 }
 
 
-def scenario_json(result: ScenarioResult) -> dict[str, Any]:
+def scenario_json(result: ScenarioResult) -> Json:
     """What `bench --scenario ... --json` prints; times in ns, memory in bytes."""
     return {
         "scenario": result.scenario.value,
@@ -33,9 +34,9 @@ def scenario_json(result: ScenarioResult) -> dict[str, Any]:
     }
 
 
-def _model_json(model: ScenarioModel, scenario: Scenario) -> dict[str, Any]:
+def _model_json(model: ScenarioModel, scenario: Scenario) -> Json:
     rates = {load: model.throughput_per_s(load, scenario) for load in model.loads()}
-    found: dict[str, Any] = {
+    found: Json = {
         "path": model.path,
         "sha256": model.sha256,
         "size_bytes": model.size_bytes,
@@ -54,7 +55,9 @@ def _model_json(model: ScenarioModel, scenario: Scenario) -> dict[str, Any]:
     if scenario is Scenario.SUSTAINED:
         periods = [period for load in model.loads() for period in model.periods(load)]
         found["drift"] = [drift(period).model_dump(mode="json") for period in periods]
-        found["states"] = [_trace(period.states) for period in periods]
+        found["states"] = [
+            {name: list(readings) for name, readings in _trace(period.states).items()} for period in periods
+        ]
     return found
 
 
@@ -118,7 +121,7 @@ def _sustained(period: LoadPeriod) -> Iterable[RenderableType]:
         yield "[bold red]the host throttled[/]"
 
 
-def _trace(states: Iterable[HostState]) -> dict[str, list[Any]]:
+def _trace(states: Iterable[HostState]) -> dict[str, list[float]]:
     """Readings of the host in order; what it does not tell is absent."""
     readings = [state.model_dump() for state in states]
     return {

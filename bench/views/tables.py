@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from bench.core.schema import Json
 from bench.judging.certificate import LARGER, Certificate, fail_share, memory_fail_share
 from bench.judging.gate import Judgement
 from bench.judging.verdicts import Metric, Verdict, made_for_others
@@ -30,7 +31,7 @@ _STYLES = {
 _ABSENT = "–"
 
 
-def model_json(model: ModelResult) -> dict[str, Any]:
+def model_json(model: ModelResult) -> Json:
     """One entry of `bench --json`."""
     return {
         "path": model.path,
@@ -47,7 +48,7 @@ def model_json(model: ModelResult) -> dict[str, Any]:
     }
 
 
-def result_json(result: Result) -> dict[str, Any]:
+def result_json(result: Result) -> Json:
     """What `bench --json` prints."""
     return {
         "stopped": result.stopped,
@@ -58,12 +59,12 @@ def result_json(result: Result) -> dict[str, Any]:
     }
 
 
-def metrics_json(metrics: Mapping[str, Metric]) -> dict[str, Any]:
+def metrics_json(metrics: Mapping[str, Metric]) -> Json:
     """Metrics as `compare --json` and `gate --json` print them."""
     return {name: metric.model_dump(mode="json") for name, metric in metrics.items()}
 
 
-def judgement_json(judgement: Judgement) -> dict[str, Any]:
+def judgement_json(judgement: Judgement) -> Json:
     """What `compare --json` and `gate --json` print."""
     return {
         "verdict": judgement.verdict.value,

@@ -6,10 +6,9 @@ accuracy is given as the share of errors and throughput not at all.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
+from bench.core.schema import Json
 from bench.judging.gate import Judgement
 from bench.measuring.result import ModelResult, Result
 from bench.views.formats.figures import flat_figures, json_text
@@ -29,7 +28,7 @@ _UNITS = {
 def render(result: Result, judgement: Judgement | None) -> str:
     """The result as the action reads it; the verdict goes along as `extra`."""
     verdict = "" if judgement is None else f", {judgement.verdict}"
-    entries: list[dict[str, Any]] = []
+    entries: list[Json] = []
     for name, model in short_names(result.models).items():
         extra = f"{len(model.runs)} processes, edgeproof {result.tool_version}{verdict}"
         entries += [
@@ -38,9 +37,9 @@ def render(result: Result, judgement: Judgement | None) -> str:
     return json_text(entries)
 
 
-def _entries(model: ModelResult) -> list[dict[str, Any]]:
+def _entries(model: ModelResult) -> list[Json]:
     figures = flat_figures(model)
-    entries: list[dict[str, Any]] = [
+    entries: list[Json] = [
         {"name": name, "unit": unit, "value": figures[name]}
         for name, unit in _UNITS.items()
         if name in figures

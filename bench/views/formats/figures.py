@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from bench.measuring.result import ModelResult
 
@@ -31,6 +30,6 @@ def flat_figures(model: ModelResult) -> dict[str, float | int]:
     return {name: value for name, value in figures.items() if value is not None}
 
 
-def json_text(value: Any) -> str:
+def json_text(value: object) -> str:
     """A value as the text of a JSON file. NaN is refused: it is not JSON."""
     return json.dumps(value, indent=1, allow_nan=False) + "\n"

@@ -7,8 +7,10 @@ Each model gives a benchmark of its times, one of its size, and one of its peak 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
+from pydantic import JsonValue
+
+from bench.core.schema import Json
 from bench.judging.gate import Judgement
 from bench.measuring.result import ModelResult, Result, Run
 from bench.views.formats.figures import json_text
@@ -19,7 +21,7 @@ FORMAT_VERSION = "1.0"
 
 def render(result: Result, judgement: Judgement | None) -> str:
     """The result as `pyperf.BenchmarkSuite.load` reads it."""
-    benchmarks: list[dict[str, Any]] = []
+    benchmarks: list[Json] = []
     for name, model in short_names(result.models).items():
         benchmarks += _benchmarks(name, model)
     host = result.host
@@ -42,23 +44,23 @@ def render(result: Result, judgement: Judgement | None) -> str:
     )
 
 
-def _benchmarks(name: str, model: ModelResult) -> list[dict[str, Any]]:
+def _benchmarks(name: str, model: ModelResult) -> list[Json]:
     size = _benchmark(f"{name} size", "byte", [{"values": [model.size_bytes]}])
     if model.made_for is not None:  # times and memory here are not its own
         return [size]
     memory = [run.peak_rss_bytes for run in model.runs if run.peak_rss_bytes is not None]
     benchmarks = [_benchmark(f"{name} latency", "second", [_run(run) for run in model.runs]), size]
     if memory:
-        runs = [{"values": [peak]} for peak in memory]
+        runs: list[Json] = [{"values": [peak]} for peak in memory]
         benchmarks.append(_benchmark(f"{name} peak_rss", "byte", runs))
     return benchmarks
 
 
-def _benchmark(name: str, unit: str, runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _benchmark(name: str, unit: str, runs: Sequence[Json]) -> Json:
     return {"metadata": {"name": name, "unit": unit}, "runs": list(runs)}
 
 
-def _run(run: Run) -> dict[str, Any]:
+def _run(run: Run) -> Json:
     # One inference a value: pyperf's loop count is 1 throughout.
     return {
         "warmups": [[1, nanoseconds / 1e9] for nanoseconds in run.warmup_ns],
@@ -66,7 +68,7 @@ def _run(run: Run) -> dict[str, Any]:
     }
 
 
-def _known(item: tuple[str, Any]) -> tuple[str, Any]:
+def _known(item: tuple[str, JsonValue]) -> tuple[str, JsonValue]:
     """Spaces alone between words: pyperf refuses line breaks and empty texts."""
     name, value = item
     return name, " ".join(value.split()) if isinstance(value, str) else value

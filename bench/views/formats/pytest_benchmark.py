@@ -10,8 +10,8 @@ from __future__ import annotations
 import statistics
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from typing import Any
 
+from bench.core.schema import Json
 from bench.judging.gate import Judgement
 from bench.measuring.result import ModelResult, Result
 from bench.views.formats.figures import flat_figures, json_text
@@ -20,9 +20,10 @@ from bench.views.tables import metrics_json, short_names
 
 def render(result: Result, judgement: Judgement | None) -> str:
     """The result as pytest-benchmark would have saved it."""
-    benchmarks = [_benchmark(name, model, result) for name, model in short_names(result.models).items()]
+    models = list(short_names(result.models).items())
+    verdicts: list[Json] = [{} for _ in models]
     if judgement is not None:
-        benchmarks[-1]["extra_info"] |= {
+        verdicts[-1] = {
             "verdict": judgement.verdict.value,
             "metrics": metrics_json(judgement.metrics),
             "float_twin": metrics_json(judgement.twin_metrics),
@@ -39,14 +40,17 @@ def render(result: Result, judgement: Judgement | None) -> str:
         {
             "machine_info": machine,
             "commit_info": {},
-            "benchmarks": benchmarks,
+            "benchmarks": [
+                _benchmark(name, model, result, verdict)
+                for (name, model), verdict in zip(models, verdicts, strict=True)
+            ],
             "datetime": result.started_utc,
             "version": f"edgeproof {result.tool_version}",
         }
     )
 
 
-def _benchmark(name: str, model: ModelResult, result: Result) -> dict[str, Any]:
+def _benchmark(name: str, model: ModelResult, result: Result, verdict: Json) -> Json:
     seconds = [nanoseconds / 1e9 for run in model.runs for burst in run.rounds_ns for nanoseconds in burst]
     return {
         "group": None,
@@ -58,13 +62,14 @@ def _benchmark(name: str, model: ModelResult, result: Result) -> dict[str, Any]:
             "sha256": model.sha256,
             **flat_figures(model),
             **({} if model.made_for is None else {"not_measured_on": model.made_for}),
+            **verdict,
         },
         "options": result.settings.model_dump(mode="json"),
-        "stats": pooled_statistics(seconds) | {"data": seconds, "iterations": 1},
+        "stats": {**pooled_statistics(seconds), "data": list(seconds), "iterations": 1},
     }
 
 
-def pooled_statistics(seconds: Sequence[float]) -> dict[str, Any]:
+def pooled_statistics(seconds: Sequence[float]) -> Json:
     """The statistics of `pytest_benchmark.stats.Stats`, by the same definitions."""
     ordered = sorted(seconds)
     mean, total = statistics.mean(seconds), sum(seconds)
