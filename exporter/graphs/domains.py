@@ -1,0 +1,24 @@
+"""Domains of operators. ONNX's own has two names, `""` and `"ai.onnx"`."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+_STANDARD = frozenset({"", "ai.onnx"})
+
+
+class _InDomain(Protocol):
+    """A node of protobuf or onnx-ir, or an entry of a model's list of opsets."""
+
+    @property
+    def domain(self) -> str: ...
+
+
+def is_standard(item: _InDomain) -> bool:
+    """Whether a node, or an entry of a list of opsets, belongs to ONNX's own domain."""
+    return item.domain in _STANDARD
+
+
+def domain_of(item: _InDomain) -> str:
+    """Its domain under one name: the empty one for ONNX's own."""
+    return "" if is_standard(item) else item.domain
