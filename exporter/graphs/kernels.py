@@ -17,6 +17,7 @@ from onnx import TensorProto
 
 from bench.core.errors import ModelError
 from bench.inputs.runtime import METADATA_KEY, OLDEST, RuntimeVersion
+from exporter.graphs.domains import domain_of, is_standard
 from exporter.graphs.onnx_files import infer_shapes
 
 _V1_23, _V1_24, _V1_25, _V1_26, _V1_27, _V1_28, _V1_29, _V1_30, _V1_31, _V1_32 = (
@@ -27,7 +28,6 @@ _V1_23, _V1_24, _V1_25, _V1_26, _V1_27, _V1_28, _V1_29, _V1_30, _V1_31, _V1_32 =
 _OPSETS = {22: OLDEST, 25: _V1_24, 26: _V1_25, 28: _V1_32}
 _IR_VERSIONS = {10: OLDEST, 11: _V1_23, 13: _V1_24, 14: _V1_32}
 _MICROSOFT = "com.microsoft"
-_ONNX = {"", "ai.onnx"}  # two names of one domain
 # Operators that the oldest version has no kernel for at all: domain, names, the version that has.
 _NEW_OPERATORS = (
     ("", ("Attention", "RMSNormalization", "RotaryEmbedding"), _V1_23),
@@ -108,7 +108,7 @@ def oldest_runtime(model: onnx.ModelProto) -> Need:
     Types of tensors are inferred; where ONNX cannot tell one, the operator alone decides.
     """
     needs = [Need(OLDEST, "edgeproof supports no older one")]
-    opsets = [opset.version for opset in model.opset_import if opset.domain in _ONNX]
+    opsets = [opset.version for opset in model.opset_import if is_standard(opset)]
     needs += [Need(_of_table(_OPSETS, opset), f"opset {opset}") for opset in opsets]
     needs.append(Need(_of_table(_IR_VERSIONS, model.ir_version), f"IR version {model.ir_version}"))
     try:
@@ -164,7 +164,7 @@ def _needs_of(graph: onnx.GraphProto, outer: Mapping[str, str], opset: int) -> I
 
 
 def _need_of(node: onnx.NodeProto, types: Mapping[str, str], opset: int) -> Need:
-    domain = "" if node.domain in _ONNX else node.domain
+    domain = domain_of(node)
     label = repr(node.name or node.output[0])
     needs = [Need(kernel_version(node.op_type, "", domain), f"{node.op_type} ({label})")]
     for element in sorted({types.get(name, "") for name in (*node.input, *node.output)}):

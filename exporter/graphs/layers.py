@@ -11,6 +11,7 @@ from onnx import numpy_helper
 
 from bench.core.arrays import Array
 from exporter.graphs.attributes import attributes_of
+from exporter.graphs.domains import is_standard
 from exporter.graphs.names import unused_name
 
 
@@ -98,7 +99,7 @@ class Graph:
         weight, attributes = self.constants.get(node.input[1]), attributes_of(node)
         plain = attributes.get("alpha", 1.0) == attributes.get("beta", 1.0) == 1.0
         return (
-            node.domain in {"", "ai.onnx"}
+            is_standard(node)
             and weight is not None
             and weight.data_type == onnx.TensorProto.FLOAT
             and len(weight.dims) >= 2

@@ -12,6 +12,7 @@ import onnx
 from onnx import version_converter
 
 from bench.core.errors import ModelError, one_line
+from exporter.graphs.domains import is_standard
 
 # Below, rewriting and quantizing write what the opset does not know: `DequantizeLinear.axis` is of 13,
 # `Reshape.allowzero` of 14.
@@ -32,7 +33,7 @@ def raise_opset(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     Raises:
         ModelError: ONNX's converter cannot raise it.
     """
-    opset = next((entry.version for entry in model.opset_import if entry.domain in {"", "ai.onnx"}), None)
+    opset = next((entry.version for entry in model.opset_import if is_standard(entry)), None)
     _settle_ir_version(model, opset or 1)
     if opset is None or opset >= _OLDEST:
         return model

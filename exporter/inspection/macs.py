@@ -15,11 +15,11 @@ from dataclasses import dataclass
 import onnx
 
 from exporter.graphs.attributes import attributes_of
+from exporter.graphs.domains import domain_of, is_standard
 from exporter.inspection.operators_without_macs import CONTAINERS, WITHOUT_MACS
 
 Shape = tuple[int, ...]
-# What ONNX calls its own operators, and what ONNX Runtime calls those that it fuses into.
-_ONNX = {"", "ai.onnx"}
+# Domains of the operators that ONNX Runtime fuses into.
 _RUNTIME = {"com.microsoft", "com.ms.internal.nhwc", "com.microsoft.nchwc"}
 
 
@@ -57,8 +57,8 @@ class _ShapeMissingError(Exception):
 
 def has_no_macs(node: onnx.NodeProto) -> bool:
     """Whether an operator is known to do no multiply-adds of its own; bodies of `If` and loops aside."""
-    known = WITHOUT_MACS.get("" if node.domain in _ONNX else node.domain, frozenset())
-    return node.op_type in known or (node.domain in _ONNX and node.op_type in CONTAINERS)
+    known = WITHOUT_MACS.get(domain_of(node), frozenset())
+    return node.op_type in known or (is_standard(node) and node.op_type in CONTAINERS)
 
 
 def work_of(node: onnx.NodeProto, call: Call) -> Work | None:
@@ -75,7 +75,7 @@ def work_of(node: onnx.NodeProto, call: Call) -> Work | None:
 
 
 def _formula(node: onnx.NodeProto) -> _Formula | None:
-    if node.domain in _ONNX:
+    if is_standard(node):
         return _ONNX_FORMULAS.get(node.op_type)
     if node.domain in _RUNTIME:
         return _RUNTIME_FORMULAS.get(node.op_type) or _ONNX_FORMULAS.get(node.op_type)

@@ -14,6 +14,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from exporter.graphs.attributes import attributes_of
+from exporter.graphs.domains import is_standard
 
 # Operators that do the arithmetic; they are worth a conversion of what goes in.
 _WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
@@ -61,7 +62,7 @@ def place(model: onnx.ModelProto, operators: Collection[str], exclude: Collectio
     able = {
         index: node
         for index, node in enumerate(graph.node)
-        if node.op_type in operators and node.domain in {"", "ai.onnx"} and node.name not in exclude
+        if node.op_type in operators and is_standard(node) and node.name not in exclude
     }
     ranks = {i.name: len(i.dims) for i in graph.initializer}
     weighted = {i for i, node in able.items() if node.op_type in _WEIGHTED and _has_weights(node, ranks)}

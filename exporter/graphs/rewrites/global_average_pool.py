@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from exporter.graphs.domains import is_standard
+
 
 class GlobalAveragePoolPass(ir.passes.InPlacePass):
     """Replace a spatial mean by the operator that ONNX Runtime runs in int8.
@@ -35,7 +37,7 @@ class GlobalAveragePoolPass(ir.passes.InPlacePass):
 
 
 def _is_spatial_mean(node: ir.Node) -> bool:
-    if node.op_type != "ReduceMean" or node.domain not in {"", "ai.onnx"} or len(node.inputs) < 2:
+    if node.op_type != "ReduceMean" or not is_standard(node) or len(node.inputs) < 2:
         return False
     keepdims = node.attributes.get("keepdims")
     source, axes = node.inputs[0], node.inputs[1]

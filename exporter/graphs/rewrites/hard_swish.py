@@ -9,6 +9,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from exporter.errors import ExportError
+from exporter.graphs.domains import is_standard
 from exporter.graphs.ranges import Range
 
 _SHIFT, _LIMIT, _FACTOR = 3.0, 6.0, 6.0
@@ -20,7 +21,7 @@ def candidates(model: onnx.ModelProto) -> frozenset[str]:
     return frozenset(
         node.name
         for node in model.graph.node
-        if node.op_type == "HardSwish" and node.domain in {"", "ai.onnx"} and node.input[0] in convolved
+        if node.op_type == "HardSwish" and is_standard(node) and node.input[0] in convolved
     )
 
 

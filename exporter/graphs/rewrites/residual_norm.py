@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from exporter.graphs.domains import is_standard
 from exporter.graphs.rewrites.symbols import constant, producer, rank
 
 
@@ -39,7 +40,7 @@ class ResidualNormPass(ir.passes.InPlacePass):
 
 
 def _is_residual_sum(node: ir.Node) -> bool:
-    if node.op_type != "Add" or node.domain not in {"", "ai.onnx"}:
+    if node.op_type != "Add" or not is_standard(node):
         return False
     readers = [use.node.op_type for use in node.outputs[0].uses()]
     return readers == ["LayerNormalization"] and all(constant(value) is None for value in node.inputs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from bench.core.arrays import Array
+from exporter.graphs.domains import is_standard
 
 # One entry of a computed shape: a number, or "axis `n` of that value".
 Size = int | tuple[ir.Value, int]
@@ -32,7 +33,7 @@ def rank(value: ir.Value | None) -> int | None:
 def producer(value: ir.Value | None, op_type: str) -> ir.Node | None:
     """The node that makes a value, if it is an ONNX operator of that type."""
     node = None if value is None else value.producer()
-    if node is None or node.op_type != op_type or node.domain not in {"", "ai.onnx"}:
+    if node is None or node.op_type != op_type or not is_standard(node):
         return None
     return node
 
@@ -52,7 +53,7 @@ def computed_shape(value: ir.Value | None) -> tuple[Size, ...] | None:
     if content is not None:
         return tuple(int(size) for size in content.reshape(-1))
     node = None if value is None else value.producer()
-    if node is None or node.domain not in {"", "ai.onnx"}:
+    if node is None or not is_standard(node):
         return None
     if node.op_type == "Shape":
         return _axes_of(node)

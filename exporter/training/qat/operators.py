@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from exporter.graphs.attributes import attributes_of
+from exporter.graphs.domains import is_standard
 
 Attributes = Mapping[str, Any]
 Operator = Callable[..., Tensor | tuple[Tensor, ...]]
@@ -42,7 +43,7 @@ _PAD_MODES = {"edge": "replicate", "wrap": "circular"}
 def is_known(node: onnx.NodeProto) -> bool:
     """Whether `OPERATORS` runs this node."""
     attributes = attributes_of(node)
-    if node.domain not in {"", "ai.onnx"} or node.op_type not in OPERATORS:
+    if not is_standard(node) or node.op_type not in OPERATORS:
         return False
     if attributes.get("auto_pad", "NOTSET") != "NOTSET" or attributes.get("storage_order"):
         return False
