@@ -3,22 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from exporter.networks.network import call
 
-# (name of the module, the module, positional arguments, named arguments, output)
-Look = Callable[[str, nn.Module, tuple[Any, ...], dict[str, Any], Any], None]
+
+@dataclass(frozen=True)
+class ModuleCall:
+    """One call of a submodule.
+
+    Attributes:
+        name: of the submodule.
+        module: the submodule.
+        args: its positional arguments.
+        kwargs: its named arguments.
+        output: what it gave.
+    """
+
+    name: str
+    module: nn.Module
+    args: tuple[object, ...]
+    kwargs: Mapping[str, object]
+    output: object
 
 
-def watch(module: nn.Module, inputs: Mapping[str, Tensor], look: Look) -> None:
-    """Run a network once, without gradients, and show `look` every call of a submodule."""
+def observe_calls(
+    module: nn.Module, inputs: Mapping[str, Tensor], observe: Callable[[ModuleCall], None]
+) -> None:
+    """Run a network once, without gradients, and show `observe` every call of a submodule."""
 
     def hook(name: str) -> Callable[..., None]:
-        return lambda child, args, kwargs, output: look(name, child, args, kwargs, output)
+        return lambda child, args, kwargs, output: observe(ModuleCall(name, child, args, kwargs, output))
 
     hooks = [
         child.register_forward_hook(hook(name), with_kwargs=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
@@ -33,7 +31,7 @@ def channels(layer: nn.Module, side: str) -> int | None:
     if isinstance(layer, nn.Linear):
         return layer.out_features if side == "outputs" else layer.in_features
     name = next((name for kind, name in _COUNTS if isinstance(layer, kind)), None)
-    count: Any = () if name is None else getattr(layer, name)
+    count: int | tuple[int, ...] = () if name is None else getattr(layer, name)
     if isinstance(count, tuple):  # the shape of a LayerNorm
         return count[0] if len(count) == 1 else None
     return int(count)

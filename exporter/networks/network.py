@@ -18,7 +18,8 @@ from exporter.graphs.ranges import Range
 from exporter.graphs.trained_qparams import NO_TRAINED_QPARAMS, TrainedQparams
 from exporter.networks.rebuild import rebuild
 from exporter.networks.shrink_plan import PLAN, Plan, read_plan
-from exporter.networks.zero_counts import ZeroCounts, count_zeros
+from exporter.networks.zero_counts import count_zeros
+from exporter.results import Zeros
 from exporter.sources.splits import Split
 
 WEIGHTS = "weights.safetensors"
@@ -58,7 +59,7 @@ class Network:
         """Share of the parameters with a mask that are zero; 0 for a dense network."""
         return self.zero_counts().sparsity
 
-    def zero_counts(self) -> ZeroCounts:
+    def zero_counts(self) -> Zeros:
         """How many parameters are zero, of those with a mask and of all."""
         return count_zeros(self.module, self.masks)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -68,11 +67,11 @@ class _Scale:
     resolution: tuple[int, int]
 
     def __call__(
-        self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        self, _module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> tuple[tuple[object, ...], dict[str, object]]:
         return tuple(map(self._scale, args)), {name: self._scale(value) for name, value in kwargs.items()}
 
-    def _scale(self, value: Any) -> Any:
+    def _scale(self, value: object) -> object:
         if not isinstance(value, Tensor) or value.ndim != 4 or not value.is_floating_point():
             return value
         (height, width), (tall, wide) = value.shape[-2:], self.resolution

@@ -54,17 +54,19 @@ from exporter.recipes import (
     Recipe,
     ShrinkConfig,
     Stage,
+    Teacher,
     TeacherConfig,
     teachers_of,
     trains,
 )
+from exporter.results import StepResult
 from exporter.sources.checkpoint import load_into, read_checkpoint
 from exporter.sources.lookup import find_file
 from exporter.sources.splits import Split, Splits, fingerprint_arrays, stratified_indices, with_unlabelled
 from exporter.training.loop import ONE_CPU, Checkpoints, Engine, check_classes
 from exporter.training.loop.hardware import Job, check_hardware, hardware_ingredients, open_engine
 from exporter.training.sparsity.sizes import compressed_size
-from exporter.training.stages import STAGES, Context
+from exporter.training.stages import STAGES, Context, Loaders, Settings
 
 PARITY_SAMPLES = 256
 GOLDEN_SAMPLES = 8
@@ -216,15 +218,13 @@ def _trains(recipe: Recipe) -> bool:
 def _stage_runner(shop: Workshop, name: str, config: Stage, kept: Path | None) -> Run:
     def run(folders: Mapping[str, Path], out: Path, unfinished: Path) -> dict[str, Any]:
         if not trains(config):
-            network, metrics = run_stage(shop, name, folders, ONE_CPU, None, kept=kept)
+            network, found = run_stage(shop, name, folders, ONE_CPU, None, kept=kept)
         else:
             job = Job(shop.recipe, shop.folder, name, folders, unfinished)
             with open_engine(job) as engine:
-                network, metrics = run_stage(
-                    shop, name, folders, engine, Checkpoints(unfinished), kept=kept
-                )
+                network, found = run_stage(shop, name, folders, engine, Checkpoints(unfinished), kept=kept)
         network.save(out)
-        return metrics
+        return found.as_json()
 
     return run
 
@@ -237,7 +237,7 @@ def run_stage(
     checkpoints: Checkpoints | None,
     *,
     kept: Path | None = None,
-) -> tuple[Network, dict[str, Any]]:
+) -> tuple[Network, StepResult]:
     """Run one stage of a recipe on the network of the one before it.
 
     Args:
@@ -252,7 +252,7 @@ def run_stage(
     index = names.index(name)
     config = shop.recipe.stage[index - 1]
 
-    def teacher(which: str | TeacherConfig | OnnxTeacherConfig, data: Splits) -> nn.Module:
+    def teacher(which: Teacher, data: Splits) -> nn.Module:
         if isinstance(which, str):
             return load_network(shop.fresh_module(), folders[which]).module
         if isinstance(which, OnnxTeacherConfig):
@@ -260,19 +260,19 @@ def run_stage(
         return shop.other_network(which, f"{name}.teacher")
 
     context = Context(
-        name,
-        shop.recipe.seed,
-        shop.progress,
-        shop.fresh_module,
-        teacher,
-        shop.load_data,
-        shop.load_unlabelled,
-        engine,
-        checkpoints,
-        shop.recipe.export,
-        shop.recipe.quantize,
-        shop.recipe.bench.threads,
-        None if kept is None else kept / "tables",
+        name=name,
+        seed=shop.recipe.seed,
+        progress=shop.progress,
+        fresh_module=shop.fresh_module,
+        load=Loaders(teacher=teacher, data=shop.load_data, unlabelled=shop.load_unlabelled),
+        settings=Settings(
+            export=shop.recipe.export,
+            quantize=shop.recipe.quantize,
+            threads=shop.recipe.bench.threads,
+            timings=None if kept is None else kept / "tables",
+        ),
+        engine=engine,
+        checkpoints=checkpoints,
     )
     network = load_network(shop.fresh_module(), folders[names[index - 1]])
     return STAGES[config.kind](network, config, shop.data, context)

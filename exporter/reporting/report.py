@@ -166,11 +166,14 @@ def _targets(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 def _reached(goal: str, limit: float, metrics: Mapping[str, Any]) -> float | None:
     """How far a network came, in the unit of its target; None where the figures for it are missing."""
-    from exporter.training.shrinking.costs import Goal, Seen
+    from exporter.results import Costs
+    from exporter.training.shrinking.costs import Goal
 
     try:
-        return Goal(goal, limit).reached(Seen(**metrics["before"]), Seen(**metrics["after"]))
-    except (KeyError, TypeError):
+        # Earlier versions did not write `float_latency_ms`.
+        before, after = (Costs(**{"float_latency_ms": None, **metrics[key]}) for key in ("before", "after"))
+        return Goal(goal, limit).reached(before, after)
+    except (KeyError, ValueError):
         return None
 
 

@@ -27,7 +27,7 @@ from exporter.pipeline.build import build
 from exporter.quantization.int8 import quantize
 from exporter.recipes import ExportConfig, FineTuneConfig, QuantizeConfig
 from exporter.training.loop import fit
-from exporter.training.stages import Context
+from exporter.training.stages import Context, Loaders
 from exporter.training.stages.labelled_loss import cross_entropy
 
 settings.register_profile("steady", deadline=None, derandomize=True)
@@ -330,9 +330,11 @@ def context(tiny):
             seed=seed,
             progress=SILENT,
             fresh_module=tiny.net,
-            teacher=lambda which, data: teacher[which] if isinstance(teacher, dict) else teacher,
-            load_data=lambda config, place: source,
-            load_unlabelled=lambda config, place: unlabelled,
+            load=Loaders(
+                teacher=lambda which, data: teacher[which] if isinstance(teacher, dict) else teacher,
+                data=lambda config, place: source,
+                unlabelled=lambda config, place: unlabelled,
+            ),
         )
 
     return make

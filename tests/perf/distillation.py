@@ -46,20 +46,20 @@ def main() -> None:
     for seed in range(arguments.seeds):
         start = time.monotonic()
         first = FineTuneConfig(kind="finetune", epochs=arguments.dense_epochs, **HEALING)
-        dense, metrics = finetune(
+        dense, result = finetune(
             pictures.pretrained(classes), first, data, pictures.context("finetune", seed, classes)
         )
-        whole = metrics["evaluation_accuracy"]
+        whole = result.evaluation_accuracy
         config = PruneConfig(
             kind="prune", target=PruneTarget(sparsity=arguments.sparsity), exclude=("_conv_stem", "_fc")
         )
-        pruned, metrics = prune(
+        pruned, result = prune(
             Network(copy.deepcopy(dense.module)), config, data, pictures.context("prune", seed, classes)
         )
-        broken = metrics["evaluation_accuracy"]
+        broken = result.evaluation_accuracy
         again = FineTuneConfig(kind="finetune", epochs=arguments.epochs, **HEALING)
-        _, metrics = finetune(_copy(pruned), again, data, pictures.context("heal", seed, classes))
-        tuned = metrics["evaluation_accuracy"]
+        _, result = finetune(_copy(pruned), again, data, pictures.context("heal", seed, classes))
+        tuned = result.evaluation_accuracy
         follow = DistillConfig(
             kind="distill",
             teacher="finetune",
@@ -69,8 +69,8 @@ def main() -> None:
             temperature=arguments.temperature,
             **HEALING,
         )
-        _, metrics = distill(_copy(pruned), follow, data, pictures.context("heal", seed, classes, dense))
-        taught = metrics["evaluation_accuracy"]
+        _, result = distill(_copy(pruned), follow, data, pictures.context("heal", seed, classes, dense))
+        taught = result.evaluation_accuracy
         rows.append((whole, broken, tuned, taught))
         print(
             f"seed {seed}: dense {whole:.2%}, pruned {broken:.2%}, fine-tuned {tuned:.2%}, distilled "

@@ -38,19 +38,19 @@ def main() -> int:
         start = time.monotonic()
         few = FewShotConfig(images=(images,), seeds=arguments.seeds, epochs=arguments.epochs)
         context = pictures.context("few", 0, classes)
-        (line,) = few_shot_curve(network, config, data, context, few=few, loss=cross_entropy())
-        gain = line["gain"]
-        excludes_zero.append(gain["lower"] > 0)
+        (point,) = few_shot_curve(network, config, data, context, few=few, loss=cross_entropy())
+        gain = point.gain
+        excludes_zero.append(gain.lower > 0)
         print(
-            f"{images:4} a class: pretrained {_shown(line['transfer'])}, from scratch "
-            f"{_shown(line['from_scratch'])}, gain {gain['estimate']:+.1%} "
-            f"({gain['lower']:+.1%} … {gain['upper']:+.1%}), {time.monotonic() - start:.0f} s",
+            f"{images:4} a class: pretrained {_shown(point.transfer)}, from scratch "
+            f"{_shown(point.from_scratch)}, gain {gain.estimate:+.1%} "
+            f"({gain.lower:+.1%} … {gain.upper:+.1%}), {time.monotonic() - start:.0f} s",
             flush=True,
         )
     return 0 if excludes_zero[0] else 1
 
 
-def _shown(values: list[float]) -> str:
+def _shown(values: tuple[float, ...]) -> str:
     return " ".join(f"{value:.1%}" for value in values)
 
 

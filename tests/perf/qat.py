@@ -48,7 +48,7 @@ def compare(name: str, seed: int) -> dict[str, float]:
     from exporter.networks.network import Network, accuracy, deterministic
     from exporter.recipes import DistillConfig, QatConfig, QuantizeConfig
     from exporter.training.distillation.losses import Distillation
-    from exporter.training.stages import Context
+    from exporter.training.stages import Context, Loaders, Settings
     from exporter.training.stages.finetune import finetune
     from exporter.training.stages.qat import qat
 
@@ -62,22 +62,20 @@ def compare(name: str, seed: int) -> dict[str, float]:
         seed=seed,
         progress=SILENT,
         fresh_module=lambda: module,
-        teacher=lambda *_: module,
-        load_data=lambda *_: data,
-        load_unlabelled=lambda *_: None,
-        quantize=QuantizeConfig(target=host.name),
+        load=Loaders(teacher=lambda *_: module, data=lambda *_: data, unlabelled=lambda *_: None),
+        settings=Settings(quantize=QuantizeConfig(target=host.name)),
     )
     network, _ = finetune(Network(module), training, data, dataclasses.replace(context, name="finetune"))
     line = {"float": accuracy(module, data.evaluation), "ptq": int8_accuracy(network, data, context)}
     longer, teacher = copy.deepcopy(network), copy.deepcopy(module)
     start = time.monotonic()
-    network, metrics = qat(network, config, data, context)
+    network, result = qat(network, config, data, context)
     line |= {"seconds": time.monotonic() - start, "qat": int8_accuracy(network, data, context)}
     same = {"temperature": config.temperature, "hard_weight": config.hard_weight}
     loss = Distillation([teacher], DistillConfig(kind="distill", teacher="float", **same))
     context.fit(longer, data, config, loss)
     line["longer"] = int8_accuracy(longer, data, context)
-    line |= {"agreement": metrics["agreement_with_int8"], "kept": float(metrics["improved"])}
+    line |= {"agreement": result.agreement_with_int8, "kept": float(result.improved)}
     print(name, seed, {key: round(value, 4) for key, value in line.items()}, flush=True)
     return line
 
@@ -114,15 +112,16 @@ def int8_accuracy(network, data, context) -> float:  # type: ignore[no-untyped-d
     from exporter.onnx_export.export import export
     from exporter.quantization.int8 import quantize
 
+    asked = context.settings.quantize
     with tempfile.TemporaryDirectory() as folder:
         source, out = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
-        export(network.module, data.calibration, source, context.export, {})
+        export(network.module, data.calibration, source, context.settings.export, {})
         quantize(
             source,
             out,
             data.calibration,
-            context.quantize,
-            find_target(context.quantize.target, context.quantize.onnxruntime),
+            asked,
+            find_target(asked.target, asked.onnxruntime),
             seed=context.seed,
             progress=context.progress,
             trained_qparams=network.trained_qparams,

@@ -41,6 +41,7 @@ from exporter.onnx_export.export import export
 from exporter.quantization.int8 import quantize
 from exporter.recipes import ExportConfig, FineTuneConfig, QuantizeConfig, ShrinkConfig, ShrinkTarget
 from exporter.training.loop import Checkpoints
+from exporter.training.stages import Settings
 from exporter.training.stages.finetune import finetune
 from exporter.training.stages.shrink import shrink
 from models.efficientnet_lite import efficientnet_lite0
@@ -159,12 +160,12 @@ class Work:
                 pictures.context(name, self.arguments.seed, self.classes, teacher),
                 progress=Lines(),
                 checkpoints=Checkpoints(folder / "unfinished"),
-                tables=self.folder / "tables",
+                settings=Settings(timings=self.folder / "tables"),
             )
             start = monotonic()
-            network, metrics = train(context)
+            network, result = train(context)
             network.save(folder)
-            write_json(folder / "metrics.json", metrics)
+            write_json(folder / "metrics.json", result.as_json())
             accuracy = self._int8(network, folder, context)
             shutil.rmtree(folder / "unfinished", ignore_errors=True)
             write_json(
@@ -172,7 +173,7 @@ class Work:
                 {
                     "name": name,
                     "model": str(folder / "model.onnx"),
-                    "float": metrics["evaluation_accuracy"],
+                    "float": result.evaluation_accuracy,
                     "int8": accuracy,
                     "seconds": monotonic() - start,
                 },

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,11 +56,11 @@ class Transfer(nn.Module):
         difference = _attention(ours) - _attention(theirs)
         return self.config.weight * difference.pow(2).sum(dim=1).mean()
 
-    def keep_student(self, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
+    def keep_student(self, _module: nn.Module, _inputs: object, output: Tensor) -> None:
         """Forward hook of the student's module."""
         self.student = output
 
-    def keep_teacher(self, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
+    def keep_teacher(self, _module: nn.Module, _inputs: object, output: Tensor) -> None:
         """Forward hook of the teacher's module."""
         self.teacher = output
 
@@ -107,7 +106,7 @@ def transfers(
 
 def _output(network: nn.Module, name: str, inputs: Mapping[str, Tensor], place: str) -> Tensor:
     """What a module inside a network gives for a batch."""
-    seen: list[Any] = []
+    seen: list[object] = []
     hook = network.get_submodule(name).register_forward_hook(lambda _m, _i, output: seen.append(output))
     modes = {child: child.training for child in network.modules()}
     try:
@@ -117,9 +116,10 @@ def _output(network: nn.Module, name: str, inputs: Mapping[str, Tensor], place: 
         hook.remove()
         for child, training in modes.items():
             child.training = training
-    if not seen or not isinstance(seen[-1], Tensor):
+    newest = seen[-1] if seen else None
+    if not isinstance(newest, Tensor):
         raise StageError(place, f"module {name!r} gives no tensor", "name one whose output is a tensor")
-    return seen[-1]
+    return newest
 
 
 def _channel_axis(feature: Tensor) -> int:

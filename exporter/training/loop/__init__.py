@@ -5,7 +5,7 @@ from __future__ import annotations
 from exporter.training.loop.checkpoints import Checkpoints
 from exporter.training.loop.checks import check_classes, check_modules, class_notes, hold_out
 from exporter.training.loop.engine import ONE_CPU, Engine
-from exporter.training.loop.fit import Epoch, Fitted, Loss, fit
+from exporter.training.loop.fit import Loss, fit
 from exporter.training.loop.freezing import frozen_modules
 from exporter.training.loop.hooks import Hook
 from exporter.training.loop.rates import warmup_cosine
@@ -14,8 +14,6 @@ __all__ = [
     "ONE_CPU",
     "Checkpoints",
     "Engine",
-    "Epoch",
-    "Fitted",
     "Hook",
     "Loss",
     "check_classes",

@@ -12,23 +12,33 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Final, Generic, Literal, TypeVar
 
 from torch import Tensor
 
 from bench.core.files import write_bytes
+from bench.core.schema import FrozenModel
 
 # Version 1. A checkpoint of another version is not read.
-FORMAT = 1
+FORMAT: Final = 1
 INTERVAL_S = 60.0
 
 
+class Values(FrozenModel):
+    """What a checkpoint holds beside tensors; who writes it says what that is."""
+
+    format: Literal[1] = FORMAT
+
+
+AnyValues = TypeVar("AnyValues", bound=Values)
+
+
 @dataclass(frozen=True)
-class Saved:
+class Saved(Generic[AnyValues]):
     """A checkpoint: named tensors, and plain values."""
 
-    tensors: dict[str, Tensor]
-    values: dict[str, Any]
+    tensors: Mapping[str, Tensor]
+    values: AnyValues
 
 
 class Checkpoints:
@@ -50,34 +60,24 @@ class Checkpoints:
         """Whether it is time for the next one."""
         return self._clock() - self._last >= self._interval_s
 
-    def write(self, name: str, saved: Saved) -> None:
+    def write(self, name: str, saved: Saved[AnyValues]) -> None:
         """Replace the checkpoint of a training; a kill leaves the old one or the new one."""
         from safetensors.torch import save
 
-        header = {"edgeproof": json.dumps({"format": FORMAT, **saved.values}, allow_nan=False)}
+        header = {"edgeproof": json.dumps(saved.values.model_dump(mode="json"), allow_nan=False)}
         tensors = {key: _alone(value) for key, value in saved.tensors.items()}
         write_bytes(self._path(name), save(tensors, metadata=header))
         self._last = self._clock()
 
-    def read(self, name: str) -> Saved | None:
-        """The checkpoint of a training, if there is a whole one of this format."""
+    def read(self, name: str, kind: type[AnyValues]) -> Saved[AnyValues] | None:
+        """The checkpoint of a training, if there is a whole one of this format with values of a kind."""
         from safetensors import SafetensorError, safe_open
 
         try:
             with safe_open(self._path(name), framework="pt") as file:
-                values = json.loads((file.metadata() or {})["edgeproof"])
-                if values.pop("format") != FORMAT:
-                    return None
+                values = kind.model_validate_json((file.metadata() or {})["edgeproof"])
                 return Saved({key: file.get_tensor(key) for key in file.keys()}, values)  # noqa: SIM118
-        except (
-            OSError,
-            SafetensorError,
-            ValueError,
-            KeyError,
-            TypeError,
-            AttributeError,
-            RecursionError,
-        ):
+        except (OSError, SafetensorError, ValueError, KeyError):
             return None
 
     def rescue(self, name: str, state: Mapping[str, Tensor]) -> Path:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 import torch
+from pydantic import JsonValue
 from torch import Tensor, nn
 
 from bench.core.progress import Progress, Task
@@ -17,9 +18,10 @@ from exporter.errors import StageError
 from exporter.networks.memory_layout import laid_out, layout_for
 from exporter.networks.network import Network, accuracy, call, deterministic, predict
 from exporter.recipes import Training
+from exporter.results import Epoch, Trained
 from exporter.sources.splits import UNLABELLED, Split, Splits
 from exporter.training.loop.average import Average
-from exporter.training.loop.checkpoints import Checkpoints, Saved
+from exporter.training.loop.checkpoints import Checkpoints, Saved, Values
 from exporter.training.loop.checks import check_modules, hold_out
 from exporter.training.loop.engine import ONE_CPU, Engine
 from exporter.training.loop.freezing import check_norms, last_change, set_learning
@@ -35,37 +37,6 @@ if TYPE_CHECKING:
 Loss = Callable[[Mapping[str, Tensor], Tensor, Tensor], Tensor]
 
 
-@dataclass(frozen=True)
-class Epoch:
-    """One line of the training curves."""
-
-    epoch: int
-    learning_rate: float
-    train_loss: float
-    train_accuracy: float
-    validation_accuracy: float
-
-    def as_json(self) -> dict[str, float]:
-        """For metrics."""
-        return dict(self.__dict__)
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """What a training left: its curves, and the epoch whose weights were kept."""
-
-    curves: tuple[Epoch, ...]
-    best_epoch: int
-
-    def as_json(self) -> dict[str, object]:
-        """For metrics."""
-        return {
-            "curves": [epoch.as_json() for epoch in self.curves],
-            "best_epoch": self.best_epoch,
-            "validation_accuracy": self.curves[self.best_epoch].validation_accuracy,
-        }
-
-
 def fit(
     network: Network,
     data: Splits,
@@ -78,7 +49,7 @@ def fit(
     hooks: Sequence[Hook] = (),
     checkpoints: Checkpoints | None = None,
     engine: Engine = ONE_CPU,
-) -> Fitted:
+) -> Trained:
     """Train a network in place and leave it, on the CPU, with the weights of its best epoch.
 
     AdamW; `loop.rates` says how the learning rate runs, `loop.freezing` what
@@ -105,20 +76,20 @@ def fit(
     training, validation = hold_out(data.train, config.validation, seed, name)
     with deterministic(seed, name, engine.device) as generator:
         run = _Run(
-            network,
-            config,
-            loss,
-            hooks,
-            engine,
-            name,
-            training,
-            validation,
-            data.augment,
-            generator,
-            checkpoints,
+            network=network,
+            config=config,
+            loss=loss,
+            hooks=hooks,
+            engine=engine,
+            name=name,
+            training=training,
+            validation=validation,
+            augment=data.augment,
+            generator=generator,
+            checkpoints=checkpoints,
         )
         run.begin(seed)
-        if checkpoints is not None and (saved := checkpoints.read(name)) is not None:
+        if checkpoints is not None and (saved := checkpoints.read(name, _Values)) is not None:
             run.restore(saved)
             progress.say(f"{name}: goes on from step {run.step} of {run.steps}")
         with progress.task(name, run.steps) as task:
@@ -127,7 +98,19 @@ def fit(
         return run.finish()
 
 
-@dataclass
+class _Values(Values):
+    """What a training holds between two steps beside tensors; `mixing` is the state of a generator."""
+
+    step: int
+    losses: tuple[float, ...]
+    hits: int
+    labelled: int
+    curves: tuple[Epoch, ...]
+    best: int | None
+    mixing: dict[str, JsonValue]
+
+
+@dataclass(kw_only=True)
 class _Run:
     """One training. What changes from step to step is what `saved` and `restore` list."""
 
@@ -211,7 +194,7 @@ class _Run:
             if self.checkpoints is not None and self.engine.rank == 0 and self.checkpoints.due():
                 self.checkpoints.write(self.name, self.saved())
 
-    def finish(self) -> Fitted:
+    def finish(self) -> Trained:
         """The best epoch's weights, ready to use."""
         if self.best is None:
             raise StageError(self.name, "no epoch ended with the network in its final form", "raise epochs")
@@ -219,7 +202,11 @@ class _Run:
         module.load_state_dict(self.best_state)
         module.requires_grad_(True)
         module.eval().to("cpu")
-        return Fitted(tuple(self.curves), self.best)
+        return Trained(
+            curves=tuple(self.curves),
+            best_epoch=self.best,
+            validation_accuracy=self.curves[self.best].validation_accuracy,
+        )
 
     def _do_step(self, epoch: int, index: int) -> None:
         batch = self._batch(index)
@@ -299,11 +286,11 @@ class _Run:
             )
             self.curves.append(
                 Epoch(
-                    epoch,
-                    rate,
-                    float(np.mean(self.losses)),
-                    self.hits / max(1, self.labelled),
-                    found.item(),
+                    epoch=epoch,
+                    learning_rate=rate,
+                    train_loss=float(np.mean(self.losses)),
+                    train_accuracy=self.hits / max(1, self.labelled),
+                    validation_accuracy=found.item(),
                 )
             )
             better = self.best is None or found.item() >= self.curves[self.best].validation_accuracy
@@ -338,7 +325,7 @@ class _Run:
             fix += f"; the weights of epoch {self.best} are kept in {path}"
         raise StageError(self.name, cause, fix)
 
-    def saved(self) -> Saved:
+    def saved(self) -> Saved[_Values]:
         """This training between two steps."""
         tensors = {
             **_prefixed("module", self.network.module.state_dict()),
@@ -355,18 +342,18 @@ class _Run:
             tensors |= _prefixed(f"optimizer.{index}", state)
         for index, hook in enumerate(self.hooks):
             tensors |= _prefixed(f"hook.{index}", hook.tensors())
-        values = {
-            "step": self.step,
-            "losses": self.losses,
-            "hits": self.hits,
-            "labelled": self.labelled,
-            "curves": [asdict(epoch) for epoch in self.curves],
-            "best": self.best,
-            "mixing": self.mixing.bit_generator.state,
-        }
+        values = _Values(
+            step=self.step,
+            losses=tuple(self.losses),
+            hits=self.hits,
+            labelled=self.labelled,
+            curves=tuple(self.curves),
+            best=self.best,
+            mixing=dict(self.mixing.bit_generator.state),
+        )
         return Saved(tensors, values)
 
-    def restore(self, saved: Saved) -> None:
+    def restore(self, saved: Saved[_Values]) -> None:
         """Take up what `saved` gave."""
         tensors, values = saved.tensors, saved.values
         self.network.module.load_state_dict(_below("module", tensors))
@@ -388,11 +375,10 @@ class _Run:
         torch.set_rng_state(tensors["random.torch"])
         if "random.device" in tensors:
             torch.cuda.set_rng_state(tensors["random.device"], self.engine.device)
-        self.step, self.losses = values["step"], values["losses"]
-        self.hits, self.labelled = values["hits"], values["labelled"]
-        self.curves = [Epoch(**line) for line in values["curves"]]
-        self.best = values["best"]
-        self.mixing.bit_generator.state = values["mixing"]
+        self.step, self.losses = values.step, list(values.losses)
+        self.hits, self.labelled = values.hits, values.labelled
+        self.curves, self.best = list(values.curves), values.best
+        self.mixing.bit_generator.state = values.mixing
 
 
 def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from pydantic import Field, ValidationError, model_validator
@@ -116,7 +116,7 @@ class Job:
 
     def to_json(self) -> str:
         """One line of text."""
-        content: dict[str, Any] = {
+        content: dict[str, object] = {
             "format": FORMAT,
             **self.__dict__,
             # What was set alone: that a default was written out is an error for some keys.

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from exporter.results import Costs
 from exporter.training.shrinking.layer_costs import count_macs, count_parameters
-from exporter.training.shrinking.meter import Meter
+from exporter.training.shrinking.meter import Exported, Measured, Meter
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Goal:
         """Whether the first network is measured in float too."""
         return self.name.startswith("float_")
 
-    def reached(self, before: Seen, after: Seen) -> float:
+    def reached(self, before: Costs, after: Costs) -> float:
         """How far a network is, in the unit of the limit."""
         if self.name == "latency_ms":
             return after.latency_ms
@@ -41,27 +42,7 @@ class Goal:
         return after.of(self.quantity) / before.of(self.quantity)
 
 
-@dataclass(frozen=True)
-class Seen:
-    """What a network costs; its time in float where that was asked for."""
-
-    latency_ms: float
-    size_bytes: int
-    macs: int
-    params: int
-    float_latency_ms: float | None = None
-
-    def of(self, quantity: str) -> float:
-        """One of them, in its own unit."""
-        return {
-            "latency": self.latency_ms,
-            "size": self.size_bytes,
-            "macs": self.macs,
-            "params": self.params,
-        }[quantity]
-
-
-class Yardstick:
+class CostComparison:
     """Compares networks with the one that it was made with, and times both by turns.
 
     Args:
@@ -72,23 +53,27 @@ class Yardstick:
     """
 
     def __init__(
-        self, meter: Meter, module: nn.Module, inputs: Mapping[str, Tensor], *, in_float: bool = False
+        self,
+        meter: Meter[Exported],
+        module: nn.Module,
+        inputs: Mapping[str, Tensor],
+        *,
+        in_float: bool = False,
     ) -> None:
-        self._meter, self._inputs = meter, inputs
-        self._whole = meter.export(module)
-        self._floats = [meter.export_float(module)] if in_float else []
+        first = meter.export(module)
+        floats = [meter.export_float(module)] if in_float else []
+
+        def measure(other: nn.Module) -> list[Measured]:
+            return meter.measure([first, meter.export(other), *floats])
+
+        self._measure, self._inputs = measure, inputs
         self._counts = self._count(module)
 
-    def compare(self, module: nn.Module) -> tuple[Seen, Seen]:
+    def compare(self, module: nn.Module) -> tuple[Costs, Costs]:
         """What the first network costs, and what this one costs."""
-        before, after, *floats = self._meter.measure(
-            [self._whole, self._meter.export(module), *self._floats]
-        )
+        before, after, *floats = self._measure(module)
         float_ms = floats[0].latency_ms if floats else None
-        return (
-            Seen(before.latency_ms, before.size_bytes, **self._counts, float_latency_ms=float_ms),
-            Seen(after.latency_ms, after.size_bytes, **self._count(module)),
-        )
+        return _costs(before, self._counts, float_ms), _costs(after, self._count(module), None)
 
     def reached(self, goal: Goal, module: nn.Module) -> float:
         """How far a network is, in the unit of the goal's limit."""
@@ -98,3 +83,13 @@ class Yardstick:
 
     def _count(self, module: nn.Module) -> dict[str, int]:
         return {"macs": count_macs(module, self._inputs), "params": count_parameters(module)}
+
+
+def _costs(measured: Measured, counts: Mapping[str, int], float_ms: float | None) -> Costs:
+    return Costs(
+        latency_ms=measured.latency_ms,
+        size_bytes=measured.size_bytes,
+        macs=counts["macs"],
+        params=counts["params"],
+        float_latency_ms=float_ms,
+    )

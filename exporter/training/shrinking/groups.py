@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from bench.core.errors import MissingExtraError, one_line
 from exporter.errors import StageError
-from exporter.networks.module_calls import has_weights, watch
+from exporter.networks.module_calls import ModuleCall, has_weights, observe_calls
 from exporter.networks.narrow import channels
 from exporter.networks.network import call, matches
 
@@ -241,9 +241,9 @@ def _tied(module: nn.Module) -> set[str]:
 def _called_twice(module: nn.Module, inputs: Mapping[str, Tensor]) -> set[str]:
     seen: list[str] = []
 
-    def look(name: str, child: nn.Module, *_rest: object) -> None:
-        if has_weights(child):
-            seen.append(name)
+    def observe(made: ModuleCall) -> None:
+        if has_weights(made.module):
+            seen.append(made.name)
 
-    watch(module, inputs, look)
+    observe_calls(module, inputs, observe)
     return {name for name in seen if seen.count(name) > 1}

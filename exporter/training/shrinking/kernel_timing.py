@@ -12,7 +12,6 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx
@@ -95,7 +94,8 @@ def _model(kernel: Kernel, setting: Setting) -> onnx.ModelProto:
 def _float_model(kernel: Kernel) -> onnx.ModelProto:
     weight = np.random.default_rng(0).standard_normal(_weight_shape(kernel)).astype(np.float32)
     if kernel.window:
-        node = helper.make_node("Conv", ["x", "w"], ["y"], **_attributes(kernel))
+        node = helper.make_node("Conv", ["x", "w"], ["y"])
+        node.attribute.extend(_attributes(kernel))
         given, made = [1, kernel.inputs, *kernel.size], [1, kernel.outputs, *kernel.out_size]
     else:
         node = helper.make_node("MatMul", ["x", "w"], ["y"])
@@ -122,8 +122,8 @@ def _int8_model(kernel: Kernel, activation: type[np.generic]) -> onnx.ModelProto
             ["y"],
             domain=_DOMAIN,
             channels_last=1,
-            **_attributes(kernel),
         )
+        node.attribute.extend(_attributes(kernel))
         given, made = [1, *kernel.size, kernel.inputs], [1, *kernel.out_size, kernel.outputs]
     else:
         node = helper.make_node(
@@ -140,7 +140,7 @@ def _weight_shape(kernel: Kernel) -> tuple[int, ...]:
     return kernel.inputs, kernel.outputs
 
 
-def _attributes(kernel: Kernel) -> dict[str, Any]:
+def _attributes(kernel: Kernel) -> list[onnx.AttributeProto]:
     """Of a convolution; padding is what gives its output the size that was seen, an odd row last."""
     totals = [
         max(0, (made - 1) * stride + dilation * (window - 1) + 1 - given)
@@ -148,13 +148,14 @@ def _attributes(kernel: Kernel) -> dict[str, Any]:
             kernel.size, kernel.out_size, kernel.window, kernel.stride, kernel.dilation, strict=True
         )
     ]
-    return {
+    found: dict[str, int | list[int]] = {
         "kernel_shape": list(kernel.window),
         "strides": list(kernel.stride),
         "dilations": list(kernel.dilation),
         "pads": [*(total // 2 for total in totals), *(total - total // 2 for total in totals)],
         "group": kernel.group_count,
     }
+    return [helper.make_attribute(name, value) for name, value in found.items()]
 
 
 def _wrap(

@@ -5,19 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 from torch.utils.flop_counter import FlopCounterMode
 
-from exporter.networks.module_calls import watch
+from exporter.networks.module_calls import ModuleCall, observe_calls
 from exporter.networks.network import call, matches
 from exporter.training.shrinking.groups import Group
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Kernel:
     """One convolution or matrix product on one sample, as a kernel sees it.
 
@@ -88,14 +87,14 @@ def find_layers(module: nn.Module, inputs: Mapping[str, Tensor], groups: tuple[G
     """The layers that forward runs, one for each call, in order, and what decides their width."""
     calls: list[tuple[str, Kernel]] = []
 
-    def look(
-        name: str, child: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-    ) -> None:
-        if isinstance(child, (nn.modules.conv._ConvNd, nn.Linear)):
-            (given, *_) = (*args, *kwargs.values())
-            calls.append((name, _kernel(child, given, output)))
+    def observe(made: ModuleCall) -> None:
+        if isinstance(made.module, (nn.modules.conv._ConvNd, nn.Linear)):
+            (given, *_), output = (*made.args, *made.kwargs.values()), made.output
+            assert isinstance(given, Tensor)
+            assert isinstance(output, Tensor)
+            calls.append((made.name, _kernel(made.module, given, output)))
 
-    watch(module, inputs, look)
+    observe_calls(module, inputs, observe)
     sides: dict[str, dict[str, dict[str, int]]] = {n: {"inputs": {}, "outputs": {}} for n, _ in calls}
     for group in groups:
         for member in group.members:
@@ -110,7 +109,7 @@ def each_once(layers: Sequence[Layer]) -> list[Layer]:
     return list({layer.name: layer for layer in reversed(layers)}.values())[::-1]
 
 
-class Costs:
+class CostModel:
     """The cost of a network in any state, as a sum over its layers.
 
     Args:
@@ -161,7 +160,7 @@ def count_macs(module: nn.Module, inputs: Mapping[str, Tensor]) -> int:
     named = set(module.modules())
     hidden: list[int] = []
 
-    def look(child: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def look(child: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         if isinstance(child, (nn.modules.conv._ConvNd, nn.Linear)) and child not in named:
             hidden.append(_kernel(child, args[0], output).macs)
 
@@ -188,17 +187,19 @@ def count_parameters(module: nn.Module) -> int:
 def _kernel(layer: nn.modules.conv._ConvNd | nn.Linear, given: Tensor, output: Tensor) -> Kernel:
     if isinstance(layer, nn.Linear):
         rows = math.prod(given.shape[1:-1])
-        return Kernel(layer.in_features, layer.out_features, 1, (rows,), (rows,))
+        return Kernel(
+            inputs=layer.in_features, outputs=layer.out_features, groups=1, size=(rows,), out_size=(rows,)
+        )
     if layer.transposed:  # as much work as the convolution from its output back to its input
         given, output = output, given
     depthwise = layer.groups == layer.in_channels == layer.out_channels > 1
     return Kernel(
-        given.shape[1],
-        output.shape[1],
-        0 if depthwise else layer.groups,
-        tuple(given.shape[2:]),
-        tuple(output.shape[2:]),
-        tuple(layer.kernel_size),
-        tuple(layer.stride),
-        tuple(layer.dilation),
+        inputs=given.shape[1],
+        outputs=output.shape[1],
+        groups=0 if depthwise else layer.groups,
+        size=tuple(given.shape[2:]),
+        out_size=tuple(output.shape[2:]),
+        window=tuple(layer.kernel_size),
+        stride=tuple(layer.stride),
+        dilation=tuple(layer.dilation),
     )

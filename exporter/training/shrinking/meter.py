@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import onnx
@@ -27,6 +27,9 @@ from exporter.sources.splits import Split
 from exporter.training.shrinking.kernel_table import KernelTable
 from exporter.training.shrinking.kernel_timing import Setting, time_kernels
 
+# What a meter makes of a network: it is for that meter alone.
+Exported = TypeVar("Exported")
+
 # Ranges decide no time: a few samples do.
 RANGE_SAMPLES = 8
 # On a busy machine three left a ratio off by a tenth at times.
@@ -41,23 +44,23 @@ class Measured:
     size_bytes: int
 
 
-class Meter(Protocol):
+class Meter(Protocol[Exported]):
     """What a stage asks of the CPU. What `export` gives is only for `measure`."""
 
     def table(self) -> KernelTable:
         """A table of kernels, to be filled."""
 
-    def export(self, module: nn.Module) -> Any:
+    def export(self, module: nn.Module) -> Exported:
         """Make a network ready to be measured."""
 
-    def export_float(self, module: nn.Module) -> Any:
+    def export_float(self, module: nn.Module) -> Exported:
         """The same in float, whatever the numbers are that count."""
 
-    def measure(self, exported: Sequence[Any]) -> list[Measured]:
+    def measure(self, exported: Sequence[Exported]) -> list[Measured]:
         """Time networks by turns."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class HostMeter:
     """Measures on this CPU.
 
@@ -65,19 +68,19 @@ class HostMeter:
         folder: for the exported networks; the caller removes it.
         sample: at least two samples.
         precision: of the exported networks and the kernels.
-        shape: how the recipe exports.
-        rounding: how it quantizes.
+        export_config: how the recipe exports.
+        quantize_config: how it quantizes.
         threads: of each session.
-        tables: folder where tables of kernels are kept, or None.
+        timings: folder where times of kernels are kept between builds; None keeps nothing.
     """
 
     folder: Path
     sample: Split
     precision: Precision
-    shape: ExportConfig = field(default_factory=ExportConfig)
-    rounding: QuantizeConfig = field(default_factory=QuantizeConfig)
+    export_config: ExportConfig = field(default_factory=ExportConfig)
+    quantize_config: QuantizeConfig = field(default_factory=QuantizeConfig)
     threads: int = 1
-    tables: Path | None = None
+    timings: Path | None = None
 
     def table(self) -> KernelTable:
         """The table of this host, these versions and this setting."""
@@ -92,7 +95,7 @@ class HostMeter:
                 "threads": self.threads,
             }
         )
-        path = None if self.tables is None else self.tables / f"{key}.json"
+        path = None if self.timings is None else self.timings / f"{key}.json"
         return KernelTable(lambda kernels: time_kernels(kernels, setting), path)
 
     def export(self, module: nn.Module) -> Path:
@@ -107,7 +110,7 @@ class HostMeter:
             self._fed,
             target=self._target,
             method="minmax",
-            exclude=self.rounding.exclude,
+            exclude=self.quantize_config.exclude,
             progress=SILENT,
         )
         return small
@@ -115,7 +118,7 @@ class HostMeter:
     def export_float(self, module: nn.Module) -> Path:
         """Write the network as it would ship in float."""
         path = self.folder / f"{len(list(self.folder.iterdir()))}.onnx"
-        export(module, self.sample, path, self.shape, {})
+        export(module, self.sample, path, self.export_config, {})
         return path
 
     def measure(self, exported: Sequence[Path]) -> list[Measured]:
@@ -136,8 +139,8 @@ class HostMeter:
     @property
     def _fed(self) -> Split:
         """A few samples as a device feeds them."""
-        return as_shipped(self.sample.first(RANGE_SAMPLES), self.shape.preprocess)
+        return as_shipped(self.sample.first(RANGE_SAMPLES), self.export_config.preprocess)
 
     @property
     def _target(self) -> Target:
-        return find_target(self.rounding.target, self.rounding.onnxruntime)
+        return find_target(self.quantize_config.target, self.quantize_config.onnxruntime)

@@ -14,7 +14,6 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -25,6 +24,7 @@ from exporter.errors import StageError
 from exporter.networks.rebuild import rebuild
 from exporter.networks.shrink_plan import Plan
 from exporter.recipes import ShrinkConfig
+from exporter.results import Costs, Cut
 from exporter.sources.splits import Split
 from exporter.training.shrinking.allocation import (
     Allocation,
@@ -35,11 +35,11 @@ from exporter.training.shrinking.allocation import (
     uniform,
     widths_of,
 )
-from exporter.training.shrinking.costs import Goal, Seen, Yardstick
+from exporter.training.shrinking.costs import CostComparison, Goal
 from exporter.training.shrinking.damage import Damage, interpolate
 from exporter.training.shrinking.importance import unit_scores, weakest
 from exporter.training.shrinking.kernel_table import KernelTable
-from exporter.training.shrinking.layer_costs import Costs, Kernel, Layer, State, each_once, find_layers
+from exporter.training.shrinking.layer_costs import CostModel, Kernel, Layer, State, each_once, find_layers
 from exporter.training.shrinking.structure import Structure, find_structure, removal
 
 # Shares of its units at which the damage of narrowing a group alone is measured.
@@ -53,13 +53,13 @@ CLOSE = 0.015
 TOLERANCE = 0.05
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Narrower:
     """What the rounds of one stage share.
 
     Attributes:
         config: of the stage.
-        yardstick: knows the network as the stage got it.
+        comparison: knows the network as the stage got it.
         table: of kernels on this CPU.
         inputs: two samples.
         judges: labelled samples that damage is judged on.
@@ -68,14 +68,14 @@ class Narrower:
     """
 
     config: ShrinkConfig
-    yardstick: Yardstick
+    comparison: CostComparison
     table: KernelTable
     inputs: Mapping[str, Tensor]
     judges: Split
     place: str
     progress: Progress
 
-    def plan(self, module: nn.Module, goal: Goal, rounds_left: int) -> tuple[Plan, dict[str, Any]]:
+    def plan(self, module: nn.Module, goal: Goal, rounds_left: int) -> tuple[Plan, Cut]:
         """The plan for this round's share of the way to a goal, and what led to it.
 
         Raises:
@@ -89,13 +89,13 @@ class Narrower:
                 f"no channels of the network can go ({reasons or 'it has none'})",
                 f"{'exclude less, ' if self.config.exclude else ''}allow depth, or lower resolution alone",
             )
-        before, now = self.yardstick.compare(module)
+        before, now = self.comparison.compare(module)
         here = goal.reached(before, now)
         limit = here * (goal.limit / here) ** (1 / rounds_left)
         scores = unit_scores(module, structure.groups, self.config.importance, self.judges)
         levers, blocks, curves = self._levers(module, structure, scores)
         layers = find_layers(module, self.inputs, structure.groups)
-        cost = self._costs(goal.quantity, layers, structure, levers, now)
+        cost = self._cost_model(goal.quantity, layers, structure, levers, now)
         scale = here / cost(State({}))
 
         def predict(state: State) -> float:
@@ -106,7 +106,7 @@ class Narrower:
             def choose(budget: float) -> Allocation:
                 return uniform(levers, budget, predict)
         else:
-            pay = self._costs(self.config.allocation, layers, structure, levers, now)
+            pay = self._cost_model(self.config.allocation, layers, structure, levers, now)
 
             def choose(budget: float) -> Allocation:
                 depth = self.config.depth
@@ -114,7 +114,7 @@ class Narrower:
 
         def measure(state: State) -> float:
             trial = rebuild(copy.deepcopy(module), _plan(structure, scores, state))
-            return self.yardstick.reached(goal, trial)
+            return self.comparison.reached(goal, trial)
 
         tries = search(choose, predict, measure, limit)
         best = min(tries, key=lambda found: (found.measured > limit * (1 + TOLERANCE), found.miss(limit)))
@@ -125,18 +125,18 @@ class Narrower:
                 "lower resolution, min_kept or multiple, allow more depth, or exclude less",
             )
         state = best.allocation.state
-        return _plan(structure, scores, state), {
-            "limit": limit,
-            "predicted": best.predicted,
-            "measured": best.measured,
-            "tries": [[found.predicted, found.measured] for found in tries],
-            "damage": best.allocation.damage,
-            "units": {group.name: len(group.units) for group in structure.groups},
-            "kept": dict(state.kept),
-            "dropped": sorted(state.dropped),
-            "sensitivity": curves,
-            "fixed": dict(structure.fixed),
-        }
+        return _plan(structure, scores, state), Cut(
+            limit=limit,
+            predicted=best.predicted,
+            measured=best.measured,
+            tries=tuple((found.predicted, found.measured) for found in tries),
+            damage=best.allocation.damage,
+            units={group.name: len(group.units) for group in structure.groups},
+            kept=dict(state.kept),
+            dropped=tuple(sorted(state.dropped)),
+            sensitivity=curves,
+            fixed=dict(structure.fixed),
+        )
 
     def _candidates(self, structure: Structure) -> tuple[str, ...]:
         """The blocks that may go."""
@@ -166,9 +166,9 @@ class Narrower:
                 task.advance(note=name)
         return levers, blocks, curves
 
-    def _costs(
-        self, quantity: str, layers: list[Layer], structure: Structure, levers: Sequence[Lever], now: Seen
-    ) -> Costs:
+    def _cost_model(
+        self, quantity: str, layers: list[Layer], structure: Structure, levers: Sequence[Lever], now: Costs
+    ) -> CostModel:
         """A sum over layers, with a constant for each that makes it what the network was seen to cost."""
         if quantity == "latency":
             self.progress.say(f"{self.place}: timing layers")
@@ -182,9 +182,9 @@ class Narrower:
         }
         if quantity in {"params", "size"}:
             layers = each_once(layers)
-        bare = Costs(layers, structure.groups, prices[quantity])
+        bare = CostModel(layers, structure.groups, prices[quantity])
         rest = max(0.0, now.of(quantity) - bare(State({})))
-        return Costs(layers, structure.groups, prices[quantity], rest / len(layers))
+        return CostModel(layers, structure.groups, prices[quantity], rest / len(layers))
 
 
 @dataclass(frozen=True)

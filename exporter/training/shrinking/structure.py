@@ -9,12 +9,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from exporter.networks.module_calls import has_weights, watch
+from exporter.networks.module_calls import ModuleCall, has_weights, observe_calls
 from exporter.networks.network import call, matches
 from exporter.networks.rebuild import rebuild
 from exporter.networks.shrink_plan import KeptChannels, KeptParameter, Plan
@@ -173,8 +173,8 @@ class _Call(NamedTuple):
     """A module that was run, and the very objects that it was given and gave."""
 
     name: str
-    given: Any
-    gave: Any
+    given: object
+    gave: object
 
 
 def _same_shape_blocks(module: nn.Module, inputs: Mapping[str, Tensor]) -> list[str]:
@@ -186,20 +186,20 @@ def _same_shape_blocks(module: nn.Module, inputs: Mapping[str, Tensor]) -> list[
     links: dict[str, list[str]] = {}
     apart: list[_Call] = []  # calls that are not yet known to be part of another
 
-    def look(
-        name: str, child: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-    ) -> None:
-        whole = _Call(name, args[0] if len(args) == 1 and not kwargs else None, output)
+    def observe(made: ModuleCall) -> None:
+        name, output = made.name, made.output
+        given = made.args[0] if len(made.args) == 1 and not made.kwargs else None
+        whole = _Call(name, given, output)
         parts = [part for part in apart if matches(part.name, (name,))]
         apart[:] = [*(other for other in apart if not matches(other.name, (name,))), whole]
         if _is_chain(whole, parts):
             links[name] = [part.name for part in parts]
-        if sum(map(has_weights, child.modules())) < 2:
+        if sum(map(has_weights, made.module.modules())) < 2:
             return
-        alike = isinstance(whole.given, Tensor) and isinstance(output, Tensor)
-        fits[name] = alike and whole.given.shape == output.shape and name not in fits
+        alike = isinstance(given, Tensor) and isinstance(output, Tensor) and given.shape == output.shape
+        fits[name] = alike and name not in fits
 
-    watch(module, inputs, look)
+    observe_calls(module, inputs, observe)
     good = {name for name, fit in fits.items() if fit}
     good -= {name for name in good if good.intersection(links.get(name, ()))}
     return [

@@ -41,6 +41,7 @@ class Gradual(Hook):
         self,
         names: list[str],
         sparsity: float,
+        *,
         scope: Scope,
         method: Literal["magnitude", "movement"],
         config: GradualConfig,

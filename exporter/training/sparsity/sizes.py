@@ -11,21 +11,22 @@ from torch import Tensor
 
 from bench.core.arrays import Array
 from exporter.graphs.targets import WEIGHT_LEVELS
+from exporter.results import CompressedBytes
 
 LEVEL = 6  # zlib's and gzip's default
 PIECE = 1 << 20
 
 
-def compressed_bytes(weights: Mapping[str, Tensor]) -> dict[str, int]:
+def compressed_bytes(weights: Mapping[str, Tensor]) -> CompressedBytes:
     """Bytes of weights [out, ...] under zlib, once as float32 and once as int8 with a scale per row.
 
     int8 is symmetric, per output channel, rounded to the nearest: what ships. Scales are not counted.
     """
     arrays = [weight.detach().cpu().numpy() for weight in weights.values()]
-    return {
-        "float": sum(_compressed(array) for array in arrays),
-        "int8": sum(_compressed(_rounded(array)) for array in arrays),
-    }
+    return CompressedBytes(
+        float=sum(_compressed(array) for array in arrays),
+        int8=sum(_compressed(_rounded(array)) for array in arrays),
+    )
 
 
 def compressed_size(paths: Iterable[Path]) -> int:

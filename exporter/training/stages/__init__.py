@@ -1,14 +1,18 @@
 """The stages in PyTorch. Each is one file and one function behind one signature.
 
-    (network, config, data, context) -> (network, metrics)
+    (network, config, data, context) -> (network, result)
 
 A stage changes nothing but the network that it is given, reads nothing but its arguments, and is
-deterministic in `context.seed`. Metrics are plain JSON.
+deterministic in `context.seed`. Each kind of stage has its own class of results in `exporter.results`.
 """
 
 from __future__ import annotations
 
-from exporter.training.stages.base import Context, Metrics, StageFunction
+from collections.abc import Mapping
+from typing import Any, Final
+
+from exporter.results import StepResult
+from exporter.training.stages.base import Context, Loaders, Settings, StageFunction
 from exporter.training.stages.distill import distill
 from exporter.training.stages.finetune import finetune
 from exporter.training.stages.pretrain import pretrain
@@ -17,7 +21,8 @@ from exporter.training.stages.qat import qat
 from exporter.training.stages.reestimate import reestimate
 from exporter.training.stages.shrink import shrink
 
-STAGES: dict[str, StageFunction] = {
+# `Any` because no type can say that the configuration's `kind` is the key: the recipe's reader sees to it.
+STAGES: Final[Mapping[str, StageFunction[Any, StepResult]]] = {
     "finetune": finetune,
     "pretrain": pretrain,
     "prune": prune,
@@ -27,4 +32,4 @@ STAGES: dict[str, StageFunction] = {
     "qat": qat,
 }
 
-__all__ = ["STAGES", "Context", "Metrics", "StageFunction"]
+__all__ = ["STAGES", "Context", "Loaders", "Settings", "StageFunction"]

@@ -13,17 +13,18 @@ from torch import nn
 from exporter.errors import StageError
 from exporter.networks.network import Network, accuracy, deterministic
 from exporter.recipes import DistillConfig
+from exporter.results import DistillResult
 from exporter.sources.splits import Splits, with_unlabelled
 from exporter.training.distillation.features import Transfer, transfers
 from exporter.training.distillation.losses import Distillation
 from exporter.training.distillation.onnx_teacher import OnnxTeacher, as_graph
 from exporter.training.loop import check_classes
-from exporter.training.stages.base import Context, Metrics
+from exporter.training.stages.base import Context
 
 
 def distill(
     network: Network, config: DistillConfig, data: Splits, context: Context
-) -> tuple[Network, Metrics]:
+) -> tuple[Network, DistillResult]:
     """Train the network to follow its teachers; masks of earlier pruning hold.
 
     Raises:
@@ -36,25 +37,23 @@ def distill(
     training = data
     if config.unlabelled is not None:
         place = f"{context.name}.unlabelled"
-        extra = context.load_unlabelled(config.unlabelled, place)
+        extra = context.load.unlabelled(config.unlabelled, place)
         training = replace(data, train=with_unlabelled(data, extra, place))
     before = accuracy(network.module, data.evaluation)
     with _transfers(network.module, teachers, config, data, context) as listeners:
         loss = Distillation(teachers, config, listeners)
-        fitted = context.fit(network, training, config, loss)
+        trained = context.fit(network, training, config, loss)
     of_teachers = [accuracy(teacher, data.evaluation) for teacher in teachers]
-    metrics: Metrics = {"teacher_accuracy": of_teachers[0]}
-    if len(teachers) > 1:
-        metrics["teacher_accuracies"] = of_teachers
-    if config.unlabelled is not None:
-        metrics["unlabelled_samples"] = training.train.count - data.train.count
-    return network, {
-        **metrics,
-        "accuracy_before": before,
-        "evaluation_accuracy": accuracy(network.module, data.evaluation),
-        **network.zero_counts().as_json(),
-        **fitted.as_json(),
-    }
+    added = training.train.count - data.train.count
+    return network, DistillResult(
+        teacher_accuracy=of_teachers[0],
+        teacher_accuracies=tuple(of_teachers) if len(teachers) > 1 else (),
+        unlabelled_samples=None if config.unlabelled is None else added,
+        accuracy_before=before,
+        evaluation_accuracy=accuracy(network.module, data.evaluation),
+        **dict(network.zero_counts()),
+        **dict(trained),
+    )
 
 
 def load_teachers(config: DistillConfig, data: Splits, context: Context, classes: int) -> list[nn.Module]:
@@ -65,7 +64,7 @@ def load_teachers(config: DistillConfig, data: Splits, context: Context, classes
     """
     teachers: list[nn.Module] = []
     for which in config.teachers():
-        teacher = context.teacher(which, data).eval().requires_grad_(False)
+        teacher = context.load.teacher(which, data).eval().requires_grad_(False)
         known = check_classes(teacher, data, f"{context.name}.teacher")
         if known != classes:
             raise StageError(
@@ -75,7 +74,7 @@ def load_teachers(config: DistillConfig, data: Splits, context: Context, classes
             )
         shown = bool(config.features) and not teachers
         if context.engine.device.type == "cpu" and not shown and not isinstance(teacher, OnnxTeacher):
-            teacher = as_graph(teacher, data.train, context.export, f"{context.name}.teacher")
+            teacher = as_graph(teacher, data.train, context.settings.export, f"{context.name}.teacher")
         teachers.append(teacher)
     return teachers
 

@@ -9,9 +9,10 @@ import numpy as np
 from exporter.errors import StageError
 from exporter.networks.network import Network, accuracy
 from exporter.recipes import FewShotConfig, FineTuneConfig
+from exporter.results import FewShotPoint
 from exporter.sources.splits import Split, Splits
 from exporter.training.loop import Loss
-from exporter.training.stages.base import Context, Metrics
+from exporter.training.stages.base import Context
 from exporter.training.stages.seed_interval import mean_interval
 from exporter.training.stages.starts import prepared, random_network, unfrozen
 
@@ -26,7 +27,7 @@ def few_shot_curve(
     *,
     few: FewShotConfig,
     loss: Loss,
-) -> list[Metrics]:
+) -> tuple[FewShotPoint, ...]:
     """Train on a few images of each class, from the weights at hand and from random ones.
 
     For each size and seed, the same images, batches, epochs and loss serve both trainings; the seed draws
@@ -41,12 +42,12 @@ def few_shot_curve(
         loss: of the stage.
 
     Returns:
-        A line for each size: accuracies by seed, and the mean gain in them with its bounds.
+        A point for each size: accuracies by seed, and the mean gain in them with its bounds.
 
     Raises:
         StageError: a class has fewer images than are asked for.
     """
-    lines: list[Metrics] = []
+    points = []
     few_of_each(data.train, max(few.images), context.seed, context.name)  # refused before hours of others
     for images in few.images:
         found: dict[str, list[float]] = {"transfer": [], "from_scratch": []}
@@ -62,9 +63,15 @@ def few_shot_curve(
                 context.fit(start, chosen, short, loss, name=f"{name}, {kind.replace('_', ' ')}")
                 found[kind].append(accuracy(start.module, data.evaluation))
         gains = [a - b for a, b in zip(found["transfer"], found["from_scratch"], strict=True)]
-        gain = mean_interval(gains, ALPHA)
-        lines.append({"images": images, **found, "gain": dict(gain.__dict__)})
-    return lines
+        points.append(
+            FewShotPoint(
+                images=images,
+                transfer=tuple(found["transfer"]),
+                from_scratch=tuple(found["from_scratch"]),
+                gain=mean_interval(gains, ALPHA),
+            )
+        )
+    return tuple(points)
 
 
 def few_of_each(split: Split, images: int, seed: int, place: str) -> Split:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from exporter.networks.network import Network, accuracy
 from exporter.recipes import FineTuneConfig
+from exporter.results import FewShotPoint, FineTuneResult, FromScratch
 from exporter.sources.splits import Splits
 from exporter.training.loop import Loss, check_classes
-from exporter.training.stages.base import Context, Metrics
+from exporter.training.stages.base import Context
 from exporter.training.stages.few_shot import few_shot_curve
 from exporter.training.stages.labelled_loss import cross_entropy, labelled_loss
 from exporter.training.stages.starts import random_network, reset_head, unfrozen
@@ -14,35 +15,34 @@ from exporter.training.stages.starts import random_network, reset_head, unfrozen
 
 def finetune(
     network: Network, config: FineTuneConfig, data: Splits, context: Context
-) -> tuple[Network, Metrics]:
+) -> tuple[Network, FineTuneResult]:
     """Train on `data`; with `from_scratch` and `few_shot`, train random networks beside it to compare."""
     classes = check_classes(network.module, data, context.name)
     warnings, loss = labelled_loss(config, data, classes, context)
-    curve = None
+    few_shot: tuple[FewShotPoint, ...] = ()
     if config.few_shot is not None:
         # So many of each class weigh alike already.
         even = cross_entropy(config.label_smoothing)
-        curve = few_shot_curve(network, config, data, context, few=config.few_shot, loss=even)
+        few_shot = few_shot_curve(network, config, data, context, few=config.few_shot, loss=even)
     if config.head is not None:
         reset_head(network.module, config.head, context)
-    fitted = context.fit(network, data, config, loss)
-    metrics: Metrics = {
-        **warnings,
-        "evaluation_accuracy": accuracy(network.module, data.evaluation),
-        **fitted.as_json(),
-    }
-    if config.from_scratch:
-        metrics["from_scratch"] = _train_from_scratch(network, config, data, loss, context)
-    if curve is not None:
-        metrics["few_shot"] = curve
-    return network, metrics
+    trained = context.fit(network, data, config, loss)
+    return network, FineTuneResult(
+        warnings=warnings,
+        evaluation_accuracy=accuracy(network.module, data.evaluation),
+        **dict(trained),
+        from_scratch=_train_from_scratch(network, config, data, loss, context)
+        if config.from_scratch
+        else None,
+        few_shot=few_shot,
+    )
 
 
 def _train_from_scratch(
     start: Network, config: FineTuneConfig, data: Splits, loss: Loss, context: Context
-) -> Metrics:
+) -> FromScratch:
     """The same network, budget and data without the pretrained weights, and so nothing frozen."""
     name = f"{context.name} from scratch"
     network = random_network(start, name, context)
-    fitted = context.fit(network, data, unfrozen(config), loss, name=name)
-    return {"evaluation_accuracy": accuracy(network.module, data.evaluation), **fitted.as_json()}
+    trained = context.fit(network, data, unfrozen(config), loss, name=name)
+    return FromScratch(evaluation_accuracy=accuracy(network.module, data.evaluation), **dict(trained))

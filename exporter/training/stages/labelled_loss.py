@@ -12,13 +12,13 @@ from bench.core.arrays import Array
 from exporter.recipes import FineTuneConfig, PretrainConfig
 from exporter.sources.splits import Splits
 from exporter.training.loop import Loss, class_notes
-from exporter.training.stages.base import Context, Metrics
+from exporter.training.stages.base import Context
 
 
 def labelled_loss(
     config: FineTuneConfig | PretrainConfig, data: Splits, classes: int, context: Context
-) -> tuple[Metrics, Loss]:
-    """What a person should know of the training labels, as a warning, and the loss that is asked for."""
+) -> tuple[tuple[str, ...], Loss]:
+    """What a person should know of the training labels, as warnings, and the loss that is asked for."""
     weighted = config.class_weights == "balanced"
     notes = class_notes(data.train.labels, classes, config.validation, weighted=weighted)
     weights = balanced(data.train.labels, classes) if weighted else None

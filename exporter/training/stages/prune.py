@@ -9,6 +9,7 @@ from torch import Tensor
 
 from exporter.networks.network import Network, accuracy
 from exporter.recipes import PruneConfig
+from exporter.results import PruneResult, Trained
 from exporter.sources.splits import Splits
 from exporter.training.loop import check_classes
 from exporter.training.sparsity.gradual import Gradual
@@ -20,15 +21,17 @@ from exporter.training.sparsity.masks import (
     threshold_masks,
 )
 from exporter.training.sparsity.sizes import compressed_bytes
-from exporter.training.stages.base import Context, Metrics
+from exporter.training.stages.base import Context
 from exporter.training.stages.labelled_loss import cross_entropy
 
 
-def prune(network: Network, config: PruneConfig, data: Splits, context: Context) -> tuple[Network, Metrics]:
+def prune(
+    network: Network, config: PruneConfig, data: Splits, context: Context
+) -> tuple[Network, PruneResult]:
     """Zero weights by the rule of `target`, at once or while training.
 
     Weights that an earlier stage pruned count towards the target. ONNX Runtime's dense kernels gain no
-    time from zeros; what they buy is a file that compresses better, by as much as the metrics say, and a
+    time from zeros; what they buy is a file that compresses better, by as much as the result says, and a
     start for distillation.
 
     Raises:
@@ -37,36 +40,47 @@ def prune(network: Network, config: PruneConfig, data: Splits, context: Context)
     before, already = accuracy(network.module, data.evaluation), network.sparsity()
     weights = prunable_weights(network.module, config.exclude, context.name)
     dense_bytes = compressed_bytes(weights)
-    training: Metrics = {}
-    if config.gradual is not None:
-        assert config.target.sparsity is not None  # as the recipe makes sure
-        check_classes(network.module, data, context.name)
-        masks = dict(network.masks)  # which the hook changes
-        hook = Gradual(list(weights), config.target.sparsity, config.scope, config.method, config.gradual)
-        fitted = context.fit(
-            replace(network, masks=masks), data, config.gradual, cross_entropy(), hooks=[hook]
-        )
-        pruned = replace(network, masks={name: mask.cpu() for name, mask in masks.items()})
-        training = fitted.as_json()
-    else:
+    trained = Trained()
+    if config.gradual is None:
         pruned = replace(network, masks=joined(chosen_masks(weights, config), network.masks))
         pruned.apply_masks()
+    else:
+        pruned, trained = _prune_gradually(network, list(weights), config, data, context)
     sparse_bytes = compressed_bytes(weights)
+    return pruned, PruneResult(
+        warnings=context.warned(_notes(pruned, already, config)),
+        **dict(pruned.zero_counts()),
+        layers={name: 1 - float(mask.float().mean()) for name, mask in pruned.masks.items()},
+        compressed_bytes_before=dense_bytes,
+        compressed_bytes=sparse_bytes,
+        int8_compressed_ratio=sparse_bytes.int8 / dense_bytes.int8,
+        accuracy_before=before,
+        evaluation_accuracy=accuracy(pruned.module, data.evaluation),
+        **dict(trained),
+    )
+
+
+def _prune_gradually(
+    network: Network, names: list[str], config: PruneConfig, data: Splits, context: Context
+) -> tuple[Network, Trained]:
+    """Prune the named weights while training."""
+    sparsity, gradual = config.target.sparsity, config.gradual
+    assert sparsity is not None  # as the recipe makes sure
+    assert gradual is not None
+    check_classes(network.module, data, context.name)
+    masks = dict(network.masks)  # which the hook changes
+    hook = Gradual(names, sparsity, scope=config.scope, method=config.method, config=gradual)
+    trained = context.fit(replace(network, masks=masks), data, gradual, cross_entropy(), hooks=[hook])
+    return replace(network, masks={name: mask.cpu() for name, mask in masks.items()}), trained
+
+
+def _notes(pruned: Network, already: float, config: PruneConfig) -> list[str]:
+    """What a person should look at; `already` is the sparsity before the stage."""
     empty = [name for name, mask in pruned.masks.items() if not mask.any()]
     notes = [f"{name} has no weight left: exclude it, or prune less" for name in empty]
     if pruned.sparsity() == already:
         notes.append(f"no weight was pruned: {_why_none(config)}")
-    return pruned, {
-        **context.warned(notes),
-        **pruned.zero_counts().as_json(),
-        "layers": {name: 1 - float(mask.float().mean()) for name, mask in pruned.masks.items()},
-        "compressed_bytes_before": dense_bytes,
-        "compressed_bytes": sparse_bytes,
-        "int8_compressed_ratio": sparse_bytes["int8"] / dense_bytes["int8"],
-        "accuracy_before": before,
-        "evaluation_accuracy": accuracy(pruned.module, data.evaluation),
-        **training,
-    }
+    return notes
 
 
 def _why_none(config: PruneConfig) -> str:

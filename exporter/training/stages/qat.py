@@ -21,18 +21,19 @@ from exporter.onnx_export.export import SAME_SQNR_DB, export
 from exporter.quantization.int8 import quantize
 from exporter.quantization.qdq import plan_qdq
 from exporter.recipes import DistillConfig, QatConfig
+from exporter.results import QatResult, Trained
 from exporter.sources.splits import Splits
 from exporter.training.distillation.losses import Distillation
 from exporter.training.distillation.onnx_teacher import OnnxTeacher
-from exporter.training.loop import Fitted, check_classes, check_modules, hold_out
+from exporter.training.loop import check_classes, check_modules, hold_out
 from exporter.training.loop.freezing import frozen_modules
 from exporter.training.qat import Student, WeightSource, filled, find_sources, randomized
-from exporter.training.stages.base import Context, Metrics
+from exporter.training.stages.base import Context
 
 _CHECK_SAMPLES = 32
 
 
-def qat(network: Network, config: QatConfig, data: Splits, context: Context) -> tuple[Network, Metrics]:
+def qat(network: Network, config: QatConfig, data: Splits, context: Context) -> tuple[Network, QatResult]:
     """Train the network's int8 graph, and pass what it learned on to the quantizer.
 
     The graph and its first ranges are what the recipe's `quantize` step would make without this stage:
@@ -52,23 +53,23 @@ def qat(network: Network, config: QatConfig, data: Splits, context: Context) -> 
         student = graph.student(network.module, data, context)
         before = accuracy(student, data.evaluation)
         teacher = graph.teacher(network.module, data, context)
-        fitted, improved = _train(network.masks, student, config, data, context, teacher=teacher)
+        trained, improved = _train(network.masks, student, config, data, context, teacher=teacher)
         int8 = graph.int8(network.module, data, context, student.trained_qparams())
         student.follow(onnx.load(int8))
-        trained = replace(network, trained_qparams=student.trained_qparams())
+        network = replace(network, trained_qparams=student.trained_qparams())
         outputs = predict(student, data.evaluation)
         agreement = parity(outputs, run_model(int8, data.evaluation)).agreement
-    return trained, {
-        "target": graph.target.name,
-        "float_accuracy": float_accuracy,
-        "accuracy_before": before,
-        "evaluation_accuracy": float((outputs.argmax(axis=1) == data.evaluation.labels).mean()),
-        "improved": improved,
-        "agreement_with_int8": agreement,
-        "ranges": len(trained.trained_qparams.ranges),
-        **trained.zero_counts().as_json(),
-        **fitted.as_json(),
-    }
+    return network, QatResult(
+        target=graph.target.name,
+        float_accuracy=float_accuracy,
+        accuracy_before=before,
+        evaluation_accuracy=float((outputs.argmax(axis=1) == data.evaluation.labels).mean()),
+        improved=improved,
+        agreement_with_int8=agreement,
+        ranges=len(network.trained_qparams.ranges),
+        **dict(network.zero_counts()),
+        **dict(trained),
+    )
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class _Graph:
             self.float(module),
             path,
             data.calibration,
-            context.quantize,
+            context.settings.quantize,
             self.target,
             seed=context.seed,
             progress=context.progress,
@@ -114,7 +115,7 @@ class _Graph:
             onnx.load(self.int8(module, data, context)),
             self.sources,
             target=self.target,
-            learnable=plan_qdq(self.model, self.target, context.quantize.exclude).tensors,
+            learnable=plan_qdq(self.model, self.target, context.settings.quantize.exclude).tensors,
             inputs=tuple(data.calibration.inputs),
             place=context.name,
         )
@@ -134,12 +135,11 @@ def _trace(module: nn.Module, data: Splits, context: Context, folder: Path) -> _
     """
     probe = randomized(module)
     path = folder / "probe.onnx"
-    export(probe, data.calibration, path, context.export.network_alone(), {})
+    export(probe, data.calibration, path, context.settings.export.network_alone(), {})
     model = onnx.load(path)
     # On blocks the stem has the same sums, but weights in another order than the network's.
-    target = replace(
-        find_target(context.quantize.target, context.quantize.onnxruntime), stem_on_blocks=False
-    )
+    asked = context.settings.quantize
+    target = replace(find_target(asked.target, asked.onnxruntime), stem_on_blocks=False)
     graph = _Graph(model, find_sources(model, probe), target, folder)
     sample = data.train.first(_CHECK_SAMPLES)
     if sqnr_db(predict(module, sample), run_model(graph.float(module), sample)) < SAME_SQNR_DB:
@@ -160,7 +160,7 @@ def _train(
     context: Context,
     *,
     teacher: nn.Module,
-) -> tuple[Fitted, bool]:
+) -> tuple[Trained, bool]:
     """Fit the student in place; the curves, and whether an epoch was kept."""
     training, validation = hold_out(data.train, config.validation, context.seed, context.name)
     steps = config.epochs * max(1, training.count // config.batch_size)
@@ -174,7 +174,7 @@ def _train(
                 "freeze less, or set range_share = 1",
             )
     before, start = accuracy(student, validation), copy.deepcopy(student.state_dict())
-    fitted = context.fit(
+    trained = context.fit(
         Network(student, {f"{Student.wrapped_prefix}{name}": mask for name, mask in masks.items()}),
         data,
         config.model_copy(
@@ -182,10 +182,11 @@ def _train(
         ),
         Distillation([teacher], _loss_config(config)),
     )
-    improved = fitted.curves[fitted.best_epoch].validation_accuracy >= before
+    assert trained.validation_accuracy is not None
+    improved = trained.validation_accuracy >= before
     if not improved:
         student.load_state_dict(start)
-    return fitted, improved
+    return trained, improved
 
 
 def _loss_config(config: QatConfig) -> DistillConfig:

@@ -10,14 +10,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from exporter.errors import StageError
 from exporter.networks.network import Network, accuracy, call, matches
 from exporter.recipes import ReestimateConfig
+from exporter.results import ReestimateResult
 from exporter.sources.splits import Splits
 from exporter.training.loop import check_modules
-from exporter.training.stages.base import Context, Metrics
+from exporter.training.stages.base import Context
 
 
 def reestimate(
     network: Network, config: ReestimateConfig, data: Splits, context: Context
-) -> tuple[Network, Metrics]:
+) -> tuple[Network, ReestimateResult]:
     """Run the training data through once and average the statistics of every batch alike.
 
     Training leaves an exponential average of batches whose weights were other ones, and pruning moves
@@ -37,12 +38,12 @@ def reestimate(
         raise StageError(context.name, "the network has no BatchNorm to re-estimate", "leave the stage out")
     before = accuracy(network.module, data.evaluation)
     shift = _average_statistics(network.module, norms, config.batch_size, data, context)
-    return network, {
-        "norms": len(norms),
-        "largest_shift": shift,
-        "accuracy_before": before,
-        "evaluation_accuracy": accuracy(network.module, data.evaluation),
-    }
+    return network, ReestimateResult(
+        norms=len(norms),
+        largest_shift=shift,
+        accuracy_before=before,
+        evaluation_accuracy=accuracy(network.module, data.evaluation),
+    )
 
 
 def _average_statistics(

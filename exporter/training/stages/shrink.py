@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,39 +16,47 @@ from exporter.networks.network import Network, accuracy
 from exporter.networks.rebuild import rebuild
 from exporter.networks.shrink_plan import Plan, compose
 from exporter.recipes import ShrinkConfig
+from exporter.results import Cut, NarrowingRound, Round, ShrinkResult, Trained
 from exporter.sources.splits import Split, Splits, stratified_indices
 from exporter.training.distillation.losses import Distillation
 from exporter.training.loop import Loss, check_classes, check_modules, hold_out
-from exporter.training.loop.checkpoints import Saved
-from exporter.training.shrinking.costs import Goal, Yardstick
-from exporter.training.shrinking.meter import HostMeter, Meter
+from exporter.training.loop.checkpoints import Saved, Values
+from exporter.training.shrinking.costs import CostComparison, Goal
+from exporter.training.shrinking.meter import Exported, HostMeter, Meter
 from exporter.training.shrinking.narrowing import Narrower
 from exporter.training.shrinking.structure import failure
-from exporter.training.stages.base import Context, Metrics
+from exporter.training.stages.base import Context
 from exporter.training.stages.distill import load_teachers
 from exporter.training.stages.labelled_loss import cross_entropy
 
 
+class _PlannedCut(Values):
+    """The cut of a round as a checkpoint keeps it."""
+
+    plan: Plan
+    cut: Cut
+
+
 def shrink(
     network: Network, config: ShrinkConfig, data: Splits, context: Context
-) -> tuple[Network, Metrics]:
+) -> tuple[Network, ShrinkResult]:
     """Cut the network until the target is met, and recover; measured on this CPU."""
     with tempfile.TemporaryDirectory(prefix="edgeproof-") as folder:
         meter = HostMeter(
-            Path(folder),
-            data.calibration,
-            config.precision,
-            context.export,
-            context.quantize,
-            context.threads,
-            context.tables,
+            folder=Path(folder),
+            sample=data.calibration,
+            precision=config.precision,
+            export_config=context.settings.export,
+            quantize_config=context.settings.quantize,
+            threads=context.settings.threads,
+            timings=context.settings.timings,
         )
         return shrink_with(meter, network, config, data, context)
 
 
 def shrink_with(
-    meter: Meter, network: Network, config: ShrinkConfig, data: Splits, context: Context
-) -> tuple[Network, Metrics]:
+    meter: Meter[Exported], network: Network, config: ShrinkConfig, data: Splits, context: Context
+) -> tuple[Network, ShrinkResult]:
     """Cut and recover, with measurements from `meter`.
 
     1. Blocks in `drop` go, and pictures are scaled to `resolution`.
@@ -68,47 +76,59 @@ def shrink_with(
     inputs = _tensors(data.calibration.first(2))
     goal = None if config.target is None else Goal(*config.target.chosen())
     in_float = goal is not None and goal.needs_float
-    yardstick = Yardstick(meter, network.module, inputs, in_float=in_float)
+    comparison = CostComparison(meter, network.module, inputs, in_float=in_float)
     network = cut(network, _chosen(network, config, inputs, context.name))
     narrower = Narrower(
-        config,
-        yardstick,
-        meter.table(),
-        inputs,
-        _judges(config, data, context),
-        context.name,
-        context.progress,
+        config=config,
+        comparison=comparison,
+        table=meter.table(),
+        inputs=inputs,
+        judges=_judges(config, data, context),
+        place=context.name,
+        progress=context.progress,
     )
-    lines: list[Metrics] = []
-    rounds = 1 if goal is None else config.rounds
-    for index in range(rounds):
-        turn = context if rounds == 1 else replace(context, name=f"{context.name} round {index + 1}")
-        line: Metrics = {}
+    rounds: list[NarrowingRound | Round] = []
+    count = 1 if goal is None else config.rounds
+    for index in range(count):
+        turn = context if count == 1 else replace(context, name=f"{context.name} round {index + 1}")
+        made: Cut | None = None
         if goal is not None:
-            network, line = _narrow(network, narrower, goal, rounds - index, turn)
-        line["accuracy_cut"] = accuracy(network.module, data.evaluation)
-        if config.epochs:
-            line |= turn.fit(network, data, config, loss).as_json()
-        line["evaluation_accuracy"] = accuracy(network.module, data.evaluation)
-        lines.append(line)
+            network, made = _narrow(network, narrower, goal, count - index, turn)
+        rounds.append(_recover(network, config, data, turn, loss=loss, made=made))
     plan = network.plan
     assert plan is not None
-    seen_before, seen_after = yardstick.compare(network.module)
+    costs_before, costs_after = comparison.compare(network.module)
     outputs = {name: kept.outputs for name, kept in plan.modules.items()}
     idle = goal is not None and plan.resolution is None and not plan.dropped and not any(outputs.values())
-    return network, {
-        **context.warned(["the target is met without cutting anything: ask for less"] if idle else []),
-        "accuracy_before": before,
-        "evaluation_accuracy": lines[-1]["evaluation_accuracy"],
-        "goal": None if goal is None else {goal.name: goal.limit},
-        "before": asdict(seen_before),
-        "after": asdict(seen_after),
-        "dropped": list(plan.dropped),
-        "widths": {name: len(kept) for name, kept in outputs.items() if kept is not None},
-        "rounds": lines,
-        **network.zero_counts().as_json(),
-        **({"curves": lines[-1]["curves"]} if config.epochs else {}),
-    }
+    return network, ShrinkResult(
+        warnings=context.warned(
+            ["the target is met without cutting anything: ask for less"] if idle else []
+        ),
+        accuracy_before=before,
+        evaluation_accuracy=rounds[-1].evaluation_accuracy,
+        goal=None if goal is None else {goal.name: goal.limit},
+        before=costs_before,
+        after=costs_after,
+        dropped=plan.dropped,
+        widths={name: len(kept) for name, kept in outputs.items() if kept is not None},
+        rounds=tuple(rounds),
+        **dict(network.zero_counts()),
+        curves=rounds[-1].curves,
+    )
+
+
+def _recover(
+    network: Network, config: ShrinkConfig, data: Splits, context: Context, *, loss: Loss, made: Cut | None
+) -> NarrowingRound | Round:
+    """Train what one round left, if the stage trains; `made` is what the round cut."""
+    accuracy_cut = accuracy(network.module, data.evaluation)
+    trained = context.fit(network, data, config, loss) if config.epochs else Trained()
+    found = Round(
+        accuracy_cut=accuracy_cut,
+        evaluation_accuracy=accuracy(network.module, data.evaluation),
+        **dict(trained),
+    )
+    return found if made is None else NarrowingRound(**dict(made), **dict(found))
 
 
 def cut(network: Network, plan: Plan) -> Network:
@@ -144,16 +164,16 @@ def _chosen(network: Network, config: ShrinkConfig, inputs: dict[str, Tensor], p
 
 def _narrow(
     network: Network, narrower: Narrower, goal: Goal, rounds_left: int, context: Context
-) -> tuple[Network, Metrics]:
-    """The cut of one round, as it was or anew."""
-    kept = None if context.checkpoints is None else context.checkpoints.read(f"{context.name} cut")
-    if kept is not None:
-        return cut(network, Plan.model_validate_json(kept.values["plan"])), kept.values["line"]
-    plan, line = narrower.plan(network.module, goal, rounds_left)
-    if context.checkpoints is not None:
-        saved = Saved({}, {"plan": plan.model_dump_json(), "line": line})
-        context.checkpoints.write(f"{context.name} cut", saved)
-    return cut(network, plan), line
+) -> tuple[Network, Cut]:
+    """The cut of one round: the one that a killed stage had made, or a new one."""
+    name, checkpoints = f"{context.name} cut", context.checkpoints
+    saved = None if checkpoints is None else checkpoints.read(name, _PlannedCut)
+    if saved is not None:
+        return cut(network, saved.values.plan), saved.values.cut
+    plan, made = narrower.plan(network.module, goal, rounds_left)
+    if checkpoints is not None:
+        checkpoints.write(name, Saved({}, _PlannedCut(plan=plan, cut=made)))
+    return cut(network, plan), made
 
 
 def _judges(config: ShrinkConfig, data: Splits, context: Context) -> Split:

@@ -18,7 +18,7 @@ from exporter.errors import StageError
 from exporter.networks.network import Network, deterministic
 from exporter.recipes import FineTuneConfig
 from exporter.training.loop import Checkpoints, Hook, fit
-from exporter.training.loop.checkpoints import Saved
+from exporter.training.loop.checkpoints import Saved, Values
 from exporter.training.stages.labelled_loss import cross_entropy
 
 EVERYTHING = {"ema": 0.9, "mixup": 0.4, "patience": 5, "probe_epochs": 1, "layer_decay": 0.7}
@@ -138,7 +138,7 @@ def test_checkpoints_keep_their_distance(tiny, splits, tmp_path):
 
     class Watched(Checkpoints):
         def write(self, name, saved):
-            written.append(saved.values["step"])
+            written.append(saved.values.step)
             super().write(name, saved)
 
     train(tiny, splits, Watched(tmp_path, interval_s=7, clock=lambda: float(next(seconds))))
@@ -148,7 +148,7 @@ def test_checkpoints_keep_their_distance(tiny, splits, tmp_path):
 @pytest.mark.parametrize("damage", ["empty", "short", "foreign", "old", "absent"])
 def test_a_damaged_checkpoint_is_no_checkpoint(tmp_path, damage):
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.write("a", Saved({"x": torch.ones(3)}, {"step": 1}))
+    checkpoints.write("a", Saved({"x": torch.ones(3)}, Values()))
     (path,) = tmp_path.iterdir()
     content = path.read_bytes()
     path.write_bytes(
@@ -162,13 +162,13 @@ def test_a_damaged_checkpoint_is_no_checkpoint(tmp_path, damage):
     )
     if damage == "absent":
         path.unlink()
-    assert checkpoints.read("a") is None
+    assert checkpoints.read("a", Values) is None
 
 
 def test_tied_weights_can_be_kept(tmp_path):
     weight = torch.ones(3)
-    Checkpoints(tmp_path).write("a", Saved({"x": weight, "y": weight}, {}))
-    assert torch.equal(Checkpoints(tmp_path).read("a").tensors["y"], weight)
+    Checkpoints(tmp_path).write("a", Saved({"x": weight, "y": weight}, Values()))
+    assert torch.equal(Checkpoints(tmp_path).read("a", Values).tensors["y"], weight)
 
 
 KILLED = """

@@ -51,9 +51,8 @@ def test_the_network_learns(tiny, splits):
     assert accuracy(network.module, splits.evaluation) > 0.9
     assert fitted.curves[-1].train_loss < fitted.curves[0].train_loss
     assert not network.module.training
-    content = fitted.as_json()
-    assert [line["epoch"] for line in content["curves"]] == [0, 1, 2, 3]
-    assert content["validation_accuracy"] == fitted.curves[fitted.best_epoch].validation_accuracy
+    assert [line.epoch for line in fitted.curves] == [0, 1, 2, 3]
+    assert fitted.validation_accuracy == fitted.curves[fitted.best_epoch].validation_accuracy
 
 
 def test_equal_seeds_give_equal_weights_whatever_came_before(tiny, splits):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnxruntime
 import pytest
@@ -9,13 +11,25 @@ import pytest
 from exporter.graphs.targets import TARGETS
 from exporter.training.shrinking.kernel_table import KernelTable
 from exporter.training.shrinking.kernel_timing import Setting, _model, _open
-from exporter.training.shrinking.layer_costs import Costs, Kernel, Layer, State, count_macs, find_layers
+from exporter.training.shrinking.layer_costs import CostModel, Kernel, Layer, State, count_macs, find_layers
 from exporter.training.shrinking.structure import find_structure
 
-POINT = Kernel(64, 128, 1, (8, 8), (8, 8), (1, 1), (1, 1), (1, 1))
-DEPTH = Kernel(64, 64, 0, (8, 8), (4, 4), (3, 3), (2, 2), (1, 1))
-GROUPED = Kernel(48, 96, 3, (9,), (9,), (5,), (1,), (1,))
-LINEAR = Kernel(64, 10, 1, (7,), (7,))
+ONE_BY_ONE = {"window": (1, 1), "stride": (1, 1), "dilation": (1, 1)}
+POINT = Kernel(inputs=64, outputs=128, groups=1, size=(8, 8), out_size=(8, 8), **ONE_BY_ONE)
+DEPTH = Kernel(
+    inputs=64,
+    outputs=64,
+    groups=0,
+    size=(8, 8),
+    out_size=(4, 4),
+    window=(3, 3),
+    stride=(2, 2),
+    dilation=(1, 1),
+)
+GROUPED = Kernel(
+    inputs=48, outputs=96, groups=3, size=(9,), out_size=(9,), window=(5,), stride=(1,), dilation=(1,)
+)
+LINEAR = Kernel(inputs=64, outputs=10, groups=1, size=(7,), out_size=(7,))
 
 
 def by_macs(seen=None):
@@ -99,7 +113,8 @@ def test_times_are_kept_in_a_file(tmp_path):
 )
 def test_kernels_are_models_of_one_node_that_run(kernel, target, precision):
     if precision == "int8" and kernel is GROUPED:
-        kernel = Kernel(48, 96, 3, (9, 9), (5, 5), (5, 5), (2, 2), (1, 1))
+        flat = {"size": (9, 9), "out_size": (5, 5), "window": (5, 5), "stride": (2, 2), "dilation": (1, 1)}
+        kernel = replace(GROUPED, **flat)
     model = _model(kernel, Setting(precision, TARGETS[target], 1))
     assert len(model.graph.node) == 1
     session, feeds = _open(model, 1)
@@ -115,9 +130,9 @@ def test_costs_add_up_layer_by_layer(shapes, name):
     module, inputs = shapes.build(name), {"image": shapes.pictures()["image"][:1]}
     groups = find_structure(module, shapes.pictures(), (), "stage").groups
     layers = find_layers(module, inputs, groups)
-    costs = Costs(layers, groups, lambda kernel: kernel.macs)
+    costs = CostModel(layers, groups, lambda kernel: kernel.macs)
     assert costs(State({})) == count_macs(module, inputs) == count_macs(module, shapes.pictures())
-    rest = Costs(layers, groups, lambda kernel: 0.0, constant=2.0)
+    rest = CostModel(layers, groups, lambda kernel: 0.0, constant=2.0)
     assert rest(State({}, frozenset([layers[0].name]))) == 2.0 * (len(layers) - 1)
 
 
@@ -127,7 +142,7 @@ def test_costs_of_a_state_are_those_of_the_network_cut_so(shapes, name):
 
     module, inputs = shapes.build(name), shapes.pictures()
     groups = find_structure(module, inputs, (), "stage").groups
-    costs = Costs(find_layers(module, inputs, groups), groups, lambda kernel: kernel.macs)
+    costs = CostModel(find_layers(module, inputs, groups), groups, lambda kernel: kernel.macs)
     kept = {group.name: len(group.units) // 2 for group in groups}
     cut = rebuild(module, removal({group: range(len(group.units) // 2) for group in groups}))
     assert costs(State(kept)) == count_macs(cut, inputs)

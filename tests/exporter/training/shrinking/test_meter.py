@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import onnx
 import pytest
 
 from exporter.recipes import ExportConfig, PreprocessConfig, QuantizeConfig
+from exporter.results import Costs
 from exporter.sources.splits import Split
-from exporter.training.shrinking.costs import Goal, Seen
+from exporter.training.shrinking.costs import Goal
 from exporter.training.shrinking.layer_costs import Kernel, Layer
 from exporter.training.shrinking.meter import HostMeter
 
@@ -26,7 +25,13 @@ def sample():
 )
 @pytest.mark.parametrize("precision", ["int8", "fp32"])
 def test_networks_are_exported_as_they_would_ship(shapes, sample, tmp_path, precision, shape):
-    meter = HostMeter(tmp_path, sample, precision, shape, QuantizeConfig(target="x86-vnni"))
+    meter = HostMeter(
+        folder=tmp_path,
+        sample=sample,
+        precision=precision,
+        export_config=shape,
+        quantize_config=QuantizeConfig(target="x86-vnni"),
+    )
     first, second = (onnx.load(meter.export(shapes.build("residual"))) for _ in range(2))
     assert first.graph.input[0].type.tensor_type.elem_type == (
         onnx.TensorProto.FLOAT if shape.preprocess is None else onnx.TensorProto.UINT8
@@ -39,29 +44,40 @@ def test_networks_are_exported_as_they_would_ship(shapes, sample, tmp_path, prec
 
 
 def test_tables_are_named_after_what_their_times_hang_on(sample, tmp_path, monkeypatch):
-    layer = Layer("layer", Kernel(4, 4, 1, (2, 2), (2, 2), (1, 1), (1, 1), (1, 1)), {}, {})
+    kernel = Kernel(
+        inputs=4,
+        outputs=4,
+        groups=1,
+        size=(2, 2),
+        out_size=(2, 2),
+        window=(1, 1),
+        stride=(1, 1),
+        dilation=(1, 1),
+    )
+    layer = Layer("layer", kernel, {}, {})
     monkeypatch.setattr(
         "exporter.training.shrinking.meter.time_kernels", lambda kernels, setting: [1.0] * len(kernels)
     )
 
-    def count(*settings, **others):
-        meter = HostMeter(tmp_path, sample, *settings, tables=tmp_path / "tables", **others)
+    def count(precision, timings=tmp_path / "tables", **others):
+        meter = HostMeter(folder=tmp_path, sample=sample, precision=precision, timings=timings, **others)
         return meter.table().prepare([layer], {})
 
     assert count("int8") == 1
     assert count("int8") == 0
     assert count("fp32") == 1
     assert count("int8", threads=2) == 1
-    assert count("int8", rounding=QuantizeConfig(target="arm64")) == 1
+    assert count("int8", quantize_config=QuantizeConfig(target="arm64")) == 1
     assert len(list((tmp_path / "tables").iterdir())) == 4
-    assert HostMeter(tmp_path, sample, "int8").table().prepare([layer], {}) == 1
+    assert count("int8", timings=None) == 1
 
 
 def test_goals_have_a_unit_of_their_own():
-    before, after = Seen(2.0, 100, 1000, 50), Seen(0.5, 40, 300, 10)
+    before = Costs(latency_ms=2.0, size_bytes=100, macs=1000, params=50, float_latency_ms=4.0)
+    after = Costs(latency_ms=0.5, size_bytes=40, macs=300, params=10, float_latency_ms=None)
     assert Goal("latency_ms", 1.0).reached(before, after) == 0.5
     assert Goal("latency_ratio", 0.5).reached(before, after) == 0.25
-    assert Goal("float_latency_ratio", 0.5).reached(replace(before, float_latency_ms=4.0), after) == 0.125
+    assert Goal("float_latency_ratio", 0.5).reached(before, after) == 0.125
     assert Goal("float_latency_ratio", 0.5).quantity == "latency"
     assert Goal("size_ratio", 0.5).reached(before, after) == 0.4
     assert Goal("macs_ratio", 0.5).reached(before, after) == 0.3

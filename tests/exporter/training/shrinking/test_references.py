@@ -153,20 +153,20 @@ BLOCK, HEAD = 2 * 8 * 16, 8 * 5
 def test_a_dropped_block_is_gone_wherever_it_is_held(run, kind):
     whole = made(kind)
     before = call(copy.deepcopy(whole), inputs())
-    network, metrics = run(whole, drop=["body.layer.1"])
+    network, result = run(whole, drop=["body.layer.1"])
     assert not torch.equal(call(network.module, inputs()), before)
-    assert (metrics["before"]["macs"], metrics["after"]["macs"]) == (3 * BLOCK + HEAD, 2 * BLOCK + HEAD)
+    assert (result.before.macs, result.after.macs) == (3 * BLOCK + HEAD, 2 * BLOCK + HEAD)
     # What torch itself sees run, two operations a multiply-add, on two samples.
-    assert executed_flops(network.module, inputs()) == 2 * 2 * metrics["after"]["macs"]
+    assert executed_flops(network.module, inputs()) == 2 * 2 * result.after.macs
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_a_target_is_met_by_what_really_goes(run, kind):
-    network, metrics = run(
+    network, result = run(
         made(kind), target={"macs_ratio": 0.7}, depth=1, multiple=64, exclude=["head"], samples=6
     )
-    assert len(metrics["dropped"]) == 1
-    assert executed_flops(network.module, inputs()) == 2 * 2 * metrics["after"]["macs"]
+    assert len(result.dropped) == 1
+    assert executed_flops(network.module, inputs()) == 2 * 2 * result.after.macs
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
@@ -216,9 +216,9 @@ def test_a_block_that_adds_nothing_may_go(run):
     nn.init.zeros_(module.order[1].down.weight)
     nn.init.zeros_(module.order[1].down.bias)
     before = call(copy.deepcopy(module), inputs())
-    network, metrics = run(module, drop=["body.layer.1"])
+    network, result = run(module, drop=["body.layer.1"])
     assert torch.equal(call(network.module, inputs()), before)
-    assert metrics["after"]["macs"] == 2 * BLOCK + HEAD
+    assert result.after.macs == 2 * BLOCK + HEAD
 
 
 def test_a_layer_of_an_encoder_is_gone():

@@ -103,24 +103,24 @@ def test_targets_are_met(run, shapes, data, target, allocation):
     module = shapes.build("residual")
     dense = copy.deepcopy(module)
     config = settings(target=target, allocation=allocation)
-    network, metrics = run(Network(module), config)
-    (name, limit), before, after = *target.items(), metrics["before"], metrics["after"]
+    network, result = run(Network(module), config)
+    (name, limit), before, after = *target.items(), result.before, result.after
     reached = {
-        "latency_ms": after["latency_ms"],
-        "latency_ratio": after["latency_ms"] / before["latency_ms"],
-        "float_latency_ratio": after["latency_ms"] / (1.25 * before["latency_ms"]),
-        "macs_ratio": after["macs"] / before["macs"],
-        "params_ratio": after["params"] / before["params"],
-        "size_ratio": after["size_bytes"] / before["size_bytes"],
+        "latency_ms": after.latency_ms,
+        "latency_ratio": after.latency_ms / before.latency_ms,
+        "float_latency_ratio": after.latency_ms / (1.25 * before.latency_ms),
+        "macs_ratio": after.macs / before.macs,
+        "params_ratio": after.params / before.params,
+        "size_ratio": after.size_bytes / before.size_bytes,
     }[name]
     assert reached <= 1.05 * limit
     assert reached >= 0.8 * limit
-    assert after["macs"] == count_macs(network.module, shapes.pictures())
-    assert before["params"] == count_parameters(dense)
-    assert metrics["goal"] == target
-    assert metrics["accuracy_before"] == accuracy(dense, data.evaluation)
-    assert metrics["evaluation_accuracy"] == accuracy(network.module, data.evaluation)
-    assert metrics["rounds"][0]["measured"] == pytest.approx(reached)
+    assert after.macs == count_macs(network.module, shapes.pictures())
+    assert before.params == count_parameters(dense)
+    assert result.goal == target
+    assert result.accuracy_before == accuracy(dense, data.evaluation)
+    assert result.evaluation_accuracy == accuracy(network.module, data.evaluation)
+    assert result.rounds[0].measured == pytest.approx(reached)
 
 
 def dear(kernel):
@@ -144,8 +144,8 @@ def test_channels_go_for_what_they_save_in_time_or_in_macs(run, shapes):
     kept = {}
     for allocation in ("latency", "macs"):
         config = settings(target={"macs_ratio": 0.9}, allocation=allocation)
-        _, metrics = run("concat", config, meter=Contrary(shapes.pictures()))
-        kept[allocation] = metrics["rounds"][0]["kept"]
+        _, result = run("concat", config, meter=Contrary(shapes.pictures()))
+        kept[allocation] = result.rounds[0].kept
     assert kept["latency"]["right"] < kept["macs"]["right"]
     assert kept["latency"]["left"] == 8 > kept["macs"]["left"]
 
@@ -156,8 +156,8 @@ def test_the_channels_that_stay_are_those_of_most_importance(run, shapes, data, 
     module = shapes.build("residual")
     groups = find_structure(module, shapes.pictures(), (), "stage").groups
     scores = unit_scores(module, groups, kind, _judges(config, data, context()))
-    network, metrics = run("residual", config)
-    gone = {name: weakest(scores[name], width) for name, width in metrics["rounds"][0]["kept"].items()}
+    network, result = run("residual", config)
+    gone = {name: weakest(scores[name], width) for name, width in result.rounds[0].kept.items()}
     assert any(gone.values())
     for name in filter(gone.get, gone):
         assert {*network.plan.modules[name].outputs} == {*range(len(scores[name]))} - {*gone[name]}
@@ -172,15 +172,15 @@ def test_networks_are_measured_as_precise_as_they_ship(shapes, data, context, mo
         def export(self, module):
             return Measured(1.0, 1000 + weight_bytes * count_parameters(module))
 
-    def host_meter(folder, sample, chosen, *_):
-        asked.append(chosen)
+    def host_meter(*, precision, **_others):
+        asked.append(precision)
         return Sized(shapes.pictures())
 
     monkeypatch.setitem(shrink.__globals__, "HostMeter", host_meter)  # its module is hidden by its name
     config = settings(target={"size_ratio": 0.5}, precision=precision)
-    _, metrics = shrink(Network(shapes.build("residual")), config, data, context())
+    _, result = shrink(Network(shapes.build("residual")), config, data, context())
     assert asked == [precision]
-    predicted, measured = metrics["rounds"][0]["tries"][0]
+    predicted, measured = result.rounds[0].tries[0]
     assert predicted == pytest.approx(measured, rel=0.03)
 
 
@@ -191,10 +191,10 @@ def test_a_prediction_that_errs_is_corrected(run, shapes):
         def export(self, module):
             return Measured(count_parameters(module) ** 0.5, 1)
 
-    _, metrics = run("residual", settings(), meter=Other(shapes.pictures()))
-    (line,) = metrics["rounds"]
-    assert len(line["tries"]) > 1
-    assert abs(line["measured"] / 0.5 - 1) <= 0.05
+    _, result = run("residual", settings(), meter=Other(shapes.pictures()))
+    (line,) = result.rounds
+    assert len(line.tries) > 1
+    assert abs(line.measured / 0.5 - 1) <= 0.05
 
 
 def closing_in(truth, limit, least=0.0):
@@ -237,10 +237,10 @@ def test_a_try_within_the_tolerance_is_taken_before_one_beyond_it(run):
             )
             return Measured(1.0 if full == 72 else 0.55 if full > 40 else 0.4, 1)
 
-    _, metrics = run("residual", settings(), meter=Coarse({"image": torch.zeros(2, 3, 16, 16)}))
-    (line,) = metrics["rounds"]
-    assert {measured for _, measured in line["tries"]} == {0.4, 0.55}
-    assert line["measured"] == 0.4
+    _, result = run("residual", settings(), meter=Coarse({"image": torch.zeros(2, 3, 16, 16)}))
+    (line,) = result.rounds
+    assert {measured for _, measured in line.tries} == {0.4, 0.55}
+    assert line.measured == 0.4
 
 
 def test_a_target_that_cannot_be_met_says_how_near_it_came(run, shapes):
@@ -254,10 +254,10 @@ def test_a_target_that_cannot_be_met_says_how_near_it_came(run, shapes):
 
 def test_widths_are_rounded(run):
     config = settings(multiple=8, target={"macs_ratio": 0.6})
-    network, metrics = run("residual", config)
-    assert metrics["widths"]
-    assert all(width % 8 == 0 for width in metrics["widths"].values())
-    assert network.module.second.widen.out_channels == metrics["widths"]["second.widen"]
+    network, result = run("residual", config)
+    assert result.widths
+    assert all(width % 8 == 0 for width in result.widths.values())
+    assert network.module.second.widen.out_channels == result.widths["second.widen"]
 
 
 def test_heads_are_no_channels_to_round(run):
@@ -271,13 +271,13 @@ def test_heads_are_no_channels_to_round(run):
 
 def test_rounds_share_the_way(run, shapes):
     config = settings(rounds=2, target={"macs_ratio": 0.25}, epochs=1, batch_size=16)
-    network, metrics = run("residual", config)
-    first, second = metrics["rounds"]
-    assert first["limit"] == 0.5
-    assert second["limit"] == pytest.approx(0.25)
-    assert second["measured"] == metrics["after"]["macs"] / metrics["before"]["macs"]
-    assert len(first["curves"]) == len(second["curves"]) == 1
-    assert metrics["curves"] == second["curves"]
+    network, result = run("residual", config)
+    first, second = result.rounds
+    assert first.limit == 0.5
+    assert second.limit == pytest.approx(0.25)
+    assert second.measured == result.after.macs / result.before.macs
+    assert len(first.curves) == len(second.curves) == 1
+    assert result.curves == second.curves
     again = load_built(shapes, network)
     assert torch.equal(again.head.weight, network.module.head.weight)
 
@@ -292,17 +292,17 @@ def load_built(shapes, network):
 
 def test_blocks_go_to_meet_a_target(run):
     config = settings(depth=1, multiple=64, target={"latency_ratio": 0.9})
-    network, metrics = run("residual", config)
-    assert len(metrics["dropped"]) == 1
-    assert isinstance(network.module.get_submodule(metrics["dropped"][0]), nn.Identity)
+    network, result = run("residual", config)
+    assert len(result.dropped) == 1
+    assert isinstance(network.module.get_submodule(result.dropped[0]), nn.Identity)
 
 
 def test_what_a_person_chooses_goes(run):
     config = settings(drop=["first"], resolution=8)
-    network, metrics = run("residual", config)
-    assert metrics["dropped"] == ["first"]
-    assert metrics["goal"] is None
-    assert metrics["after"]["macs"] < metrics["before"]["macs"] / 4
+    network, result = run("residual", config)
+    assert result.dropped == ("first",)
+    assert result.goal is None
+    assert result.after.macs < result.before.macs / 4
     assert network.plan.resolution == (8, 8)
 
 
@@ -337,8 +337,8 @@ def test_pictures_can_be_too_small(run):
 
 def test_single_samples_recover_with_frozen_statistics(run):
     config = settings(epochs=1, batch_size=1, norm_statistics="frozen", learning_rate=1e-4)
-    _, metrics = run("residual", config)
-    assert len(metrics["curves"]) == 1
+    _, result = run("residual", config)
+    assert len(result.curves) == 1
 
 
 def test_masks_are_cut_with_their_weights(run, shapes):
@@ -352,12 +352,12 @@ def test_masks_are_cut_with_their_weights(run, shapes):
     network = Network(module, masks)
     network.apply_masks()
     config = settings(target={"macs_ratio": 0.4}, drop=["first"], epochs=1, batch_size=16)
-    network, metrics = run(network, config)
+    network, result = run(network, config)
     assert set(network.masks) == {"second.narrow.weight", "head.weight"}
     for name, mask in network.masks.items():
         assert mask.dtype == torch.bool
         assert torch.equal(network.module.get_parameter(name) != 0, mask)
-    assert 0.4 < metrics["sparsity"] < 0.6
+    assert 0.4 < result.sparsity < 0.6
 
 
 def test_a_cut_keeps_what_it_does_not_name(shapes):
@@ -383,9 +383,9 @@ def test_it_recovers_from_a_teacher(run, shapes, context, monkeypatch):
     monkeypatch.setattr(OnnxTeacher, "forward", count)
     config = settings(epochs=1, batch_size=16, teacher="finetune", hard_weight=0.0)
     made = context(teacher={"finetune": shapes.build("residual")})
-    _, metrics = run("residual", config, made)
+    _, result = run("residual", config, made)
     assert sum(asked) >= 48
-    assert len(metrics["curves"]) == 1
+    assert len(result.curves) == 1
     other = shapes.build("residual")
     other.head = nn.Linear(16, 7)
     with pytest.raises(StageError, match="the teacher tells 7 classes apart, the student 5"):
@@ -410,8 +410,8 @@ def test_it_weighs_teacher_and_labels_as_it_is_told(run, shapes, data, context):
     ours, theirs = (torch.from_numpy(predict(module, training)) for module in (student, teacher))
     hard = nn.functional.cross_entropy(ours, torch.from_numpy(training.labels))
     expected = 0.2 * hard + 0.8 * hinton(ours, soft_targets([theirs], 2.0), 2.0)
-    _, metrics = run("residual", config, context(teacher={"finetune": teacher}))
-    assert metrics["curves"][0]["train_loss"] == pytest.approx(expected.item(), rel=1e-3)
+    _, result = run("residual", config, context(teacher={"finetune": teacher}))
+    assert result.curves[0].train_loss == pytest.approx(expected.item(), rel=1e-3)
 
 
 def test_a_killed_stage_goes_on_with_the_same_cuts(run, shapes, context, tmp_path):
@@ -431,13 +431,11 @@ def test_a_killed_stage_goes_on_with_the_same_cuts(run, shapes, context, tmp_pat
     whole, expected = started(tmp_path / "whole", Meter(shapes.pictures()))
     with pytest.raises(KeyboardInterrupt):
         started(tmp_path / "killed", Killed(shapes.pictures()))
-    network, metrics = started(tmp_path / "killed", Meter(shapes.pictures(), factor=1.5))
+    network, result = started(tmp_path / "killed", Meter(shapes.pictures(), factor=1.5))
     assert network.plan == whole.plan
     state = whole.module.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in network.module.state_dict().items())
-    assert [line["measured"] for line in metrics["rounds"]] == [
-        line["measured"] for line in expected["rounds"]
-    ]
+    assert [line.measured for line in result.rounds] == [line.measured for line in expected.rounds]
 
 
 def test_control_flow_that_hangs_on_values_is_named_with_what_still_works(shapes, data, context):
@@ -559,18 +557,18 @@ class Steps(nn.Module):
 
 def test_blocks_go_where_no_channel_can(run, shapes):
     config = settings(target={"macs_ratio": 0.6}, depth=1, exclude=("stem",))
-    network, metrics = run(Network(shapes.build(Steps)), config)
-    assert (len(metrics["dropped"]), metrics["widths"]) == (1, {})
-    assert isinstance(network.module.get_submodule(metrics["dropped"][0]), nn.Identity)
+    network, result = run(Network(shapes.build(Steps)), config)
+    assert (len(result.dropped), result.widths) == (1, {})
+    assert isinstance(network.module.get_submodule(result.dropped[0]), nn.Identity)
     with pytest.raises(StageError, match="no channels of the network can go") as caught:
         run(Network(shapes.build(Steps)), settings(target={"macs_ratio": 0.6}, exclude=("stem",)))
     assert caught.value.fix == "exclude less, allow depth, or lower resolution alone"
 
 
 def test_a_target_that_is_met_already_is_told(run):
-    _, metrics = run("residual", settings(target={"latency_ms": 100.0}))
-    assert metrics["warnings"] == ["stage: the target is met without cutting anything: ask for less"]
-    assert "warnings" not in run("residual", settings())[1]
+    _, result = run("residual", settings(target={"latency_ms": 100.0}))
+    assert result.warnings == ("stage: the target is met without cutting anything: ask for less",)
+    assert run("residual", settings())[1].warnings == ()
 
 
 def test_pictures_are_not_scaled_up(run):

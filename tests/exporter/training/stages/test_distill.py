@@ -85,11 +85,11 @@ def teacher(tiny, trained):
 def test_the_student_follows_and_the_teacher_stays(tiny, splits, context, teacher):
     teacher.train()
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
-    _, metrics = distill(
+    _, result = distill(
         Network(tiny.net()), settings(epochs=5, hard_weight=0.0), splits, context(teacher=teacher)
     )
-    assert metrics["evaluation_accuracy"] > max(0.8, metrics["accuracy_before"])
-    assert metrics["teacher_accuracy"] > 0.9
+    assert result.evaluation_accuracy > max(0.8, result.accuracy_before)
+    assert result.teacher_accuracy > 0.9
     assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
     assert not teacher.training
 
@@ -99,8 +99,8 @@ def test_masks_hold(tiny, splits, context, teacher):
     mask = torch.rand(module.body.weight.shape, generator=torch.Generator().manual_seed(0)) > 0.5
     start = Network(module, {"body.weight": mask})
     start.apply_masks()
-    network, metrics = distill(start, settings(), splits, context(teacher=teacher))
-    assert metrics["sparsity"] == int((~mask).sum()) / mask.numel()
+    network, result = distill(start, settings(), splits, context(teacher=teacher))
+    assert result.sparsity == int((~mask).sum()) / mask.numel()
     assert not network.module.body.weight[~mask].any()
 
 
@@ -175,9 +175,9 @@ def test_several_teachers_say_the_mean_of_their_probabilities():
 def test_an_ensemble_of_teachers(tiny, splits, context, teacher):
     named = {"a": teacher, "b": tiny.net(seed=7)}
     config = settings(teacher=("a", "b"), epochs=4, hard_weight=0.0)
-    _, metrics = distill(Network(tiny.net()), config, splits, context(teacher=named))
-    assert len(metrics["teacher_accuracies"]) == 2
-    assert metrics["teacher_accuracy"] == metrics["teacher_accuracies"][0] > 0.9
+    _, result = distill(Network(tiny.net()), config, splits, context(teacher=named))
+    assert len(result.teacher_accuracies) == 2
+    assert result.teacher_accuracy == result.teacher_accuracies[0] > 0.9
     with pytest.raises(StageError, match="the teacher tells 5 classes apart, the student 3"):
         distill(Network(tiny.net()), config, splits, context(teacher={**named, "b": tiny.net(classes=5)}))
 
@@ -195,8 +195,8 @@ def test_the_stage_weighs_the_decoupled_parts_as_it_is_told():
 
 def test_decoupled_distillation_learns(tiny, splits, context, teacher):
     config = settings(method="decoupled", epochs=8, hard_weight=0.5, other_weight=1.0)
-    _, metrics = distill(Network(tiny.net()), config, splits, context(teacher=teacher))
-    assert metrics["evaluation_accuracy"] > max(0.8, metrics["accuracy_before"])
+    _, result = distill(Network(tiny.net()), config, splits, context(teacher=teacher))
+    assert result.evaluation_accuracy > max(0.8, result.accuracy_before)
 
 
 def explained(ours, theirs):
@@ -228,8 +228,8 @@ def test_features_come_closer(tiny, splits, context, teacher, kind):
             return found().item() if kind == "attention" else explained(found.student, found.teacher)
 
     before = distance(student)
-    network, metrics = distill(Network(student), config, splits, context(teacher=teacher))
-    assert metrics["curves"][-1]["train_loss"] < 0.7 * metrics["curves"][0]["train_loss"]
+    network, result = distill(Network(student), config, splits, context(teacher=teacher))
+    assert result.curves[-1].train_loss < 0.7 * result.curves[0].train_loss
     assert distance(network.module) < 0.7 * before
     assert not network.module.body._forward_hooks
     assert not teacher.body._forward_hooks
@@ -275,7 +275,7 @@ def test_projections_learn_and_resume(tiny, splits, context, teacher, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         distill(Network(Stop(tiny.net(), 7)), inner, splits, kept)
     found, second = distill(Network(Stop(tiny.net(), 99)), inner, splits, kept)
-    assert second["curves"] == first["curves"]
+    assert second.curves == first.curves
     for name, value in found.module.net.state_dict().items():
         assert torch.equal(value, expected.module.state_dict()[name])
 
@@ -315,9 +315,9 @@ def test_an_onnx_teacher_says_what_its_network_says(tiny, splits, context, teach
     given = predict(onnx_teacher(), splits.evaluation)
     assert np.allclose(given, predict(teacher, splits.evaluation), atol=1e-4)
     config = settings(epochs=4, hard_weight=0.0)
-    _, metrics = distill(Network(tiny.net()), config, splits, context(teacher=onnx_teacher()))
-    assert metrics["teacher_accuracy"] == accuracy(teacher, splits.evaluation)
-    assert metrics["evaluation_accuracy"] > 0.8
+    _, result = distill(Network(tiny.net()), config, splits, context(teacher=onnx_teacher()))
+    assert result.teacher_accuracy == accuracy(teacher, splits.evaluation)
+    assert result.evaluation_accuracy > 0.8
 
 
 class Moody(nn.Module):
@@ -394,10 +394,10 @@ def test_unlabelled_samples_are_learnt_from(tiny, splits, context, teacher):
         config = settings(
             epochs=6, batch_size=10, unlabelled=unlabelled, learning_rate=0.02, validation=0.3
         )
-        _, metrics = distill(Network(tiny.net()), config, few, context(teacher=teacher, unlabelled=extra))
-        accuracies[name] = metrics["evaluation_accuracy"]
-        assert metrics.get("unlabelled_samples") == (60 if unlabelled else None)
-        assert 0.0 <= metrics["curves"][-1]["train_accuracy"] <= 1.0
+        _, result = distill(Network(tiny.net()), config, few, context(teacher=teacher, unlabelled=extra))
+        accuracies[name] = result.evaluation_accuracy
+        assert result.unlabelled_samples == (60 if unlabelled else None)
+        assert 0.0 <= result.curves[-1].train_accuracy <= 1.0
     assert accuracies["with"] > accuracies["without"] + 0.1
 
 

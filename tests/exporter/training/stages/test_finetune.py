@@ -28,10 +28,10 @@ def settings(**changes):
 
 
 def test_metrics_describe_the_network_that_comes_back(tiny, splits, context):
-    network, metrics = finetune(Network(tiny.net()), settings(), splits, context())
-    assert metrics["evaluation_accuracy"] == accuracy(network.module, splits.evaluation)
-    assert len(metrics["curves"]) == 2
-    assert "from_scratch" not in metrics
+    network, result = finetune(Network(tiny.net()), settings(), splits, context())
+    assert result.evaluation_accuracy == accuracy(network.module, splits.evaluation)
+    assert len(result.curves) == 2
+    assert "from_scratch" not in result.as_json()
 
 
 def test_the_same_stage_twice_gives_the_same_weights(tiny, splits, context):
@@ -81,12 +81,12 @@ def test_long_lists_of_modules_are_shortened(context):
 def test_from_scratch_trains_a_second_random_network(tiny, splits, context):
     pretrained, _ = finetune(Network(tiny.net()), settings(epochs=3), splits, context(name="first"))
     config = settings(epochs=1, learning_rate=1e-4, from_scratch=True, freeze=("stem", "norm", "body"))
-    network, metrics = finetune(pretrained, config, splits, context())
-    scratch = metrics["from_scratch"]
-    assert metrics["evaluation_accuracy"] > 0.9
-    assert scratch["evaluation_accuracy"] < metrics["evaluation_accuracy"]
-    assert len(scratch["curves"]) == 1
-    assert accuracy(network.module, splits.evaluation) == metrics["evaluation_accuracy"]
+    network, result = finetune(pretrained, config, splits, context())
+    scratch = result.from_scratch
+    assert result.evaluation_accuracy > 0.9
+    assert scratch.evaluation_accuracy < result.evaluation_accuracy
+    assert len(scratch.curves) == 1
+    assert accuracy(network.module, splits.evaluation) == result.evaluation_accuracy
 
 
 def test_the_random_network_is_not_frozen(tiny, splits, context):
@@ -97,7 +97,7 @@ def test_the_random_network_is_not_frozen(tiny, splits, context):
     assert (free.epochs, free.learning_rate) == (config.epochs, config.learning_rate)
     _, frozen = finetune(Network(tiny.net()), config, splits, context())
     _, open_ = finetune(Network(tiny.net()), settings(from_scratch=True), splits, context())
-    assert frozen["from_scratch"] == open_["from_scratch"]
+    assert frozen.from_scratch == open_.from_scratch
 
 
 def test_a_few_shot_curve(tiny, splits, context):
@@ -108,18 +108,18 @@ def test_a_few_shot_curve(tiny, splits, context):
     )
     again = Network(copy.deepcopy(pretrained.module))
     random = replace(context(), fresh_module=type(tiny.net()))
-    network, metrics = finetune(again, config, splits, random)
-    assert [line["images"] for line in metrics["few_shot"]] == [3, 8]
-    for line in metrics["few_shot"]:
-        assert len(line["transfer"]) == len(line["from_scratch"]) == 3
-        gains = [a - b for a, b in zip(line["transfer"], line["from_scratch"], strict=True)]
-        assert line["gain"]["estimate"] == pytest.approx(sum(gains) / 3)
-        assert line["gain"]["lower"] > 0
+    network, result = finetune(again, config, splits, random)
+    assert [line.images for line in result.few_shot] == [3, 8]
+    for line in result.few_shot:
+        assert len(line.transfer) == len(line.from_scratch) == 3
+        gains = [a - b for a, b in zip(line.transfer, line.from_scratch, strict=True)]
+        assert line.gain.estimate == pytest.approx(sum(gains) / 3)
+        assert line.gain.lower > 0
     # What the stage itself gives is as if no curve had been asked for.
     plain = config.model_copy(update={"few_shot": None})
     other, expected = finetune(pretrained, plain, splits, context())
     assert all(torch.equal(v, network.module.state_dict()[n]) for n, v in other.module.state_dict().items())
-    assert {**expected, "few_shot": metrics["few_shot"]} == metrics
+    assert expected.model_copy(update={"few_shot": result.few_shot}) == result
     assert before.keys() == network.module.state_dict().keys()
 
 
@@ -182,9 +182,9 @@ def test_the_stage_learns_from_smoothed_labels(tiny, splits, context):
     training, _ = hold_out(splits.train, config.validation, 0, "stage")
     logs = torch.from_numpy(predict(tiny.net(), training)).log_softmax(dim=1)
     own = logs[torch.arange(54), torch.from_numpy(training.labels)]
-    _, metrics = finetune(Network(tiny.net()), config, splits, context())
+    _, result = finetune(Network(tiny.net()), config, splits, context())
     expected = -float((0.7 * own + 0.3 * logs.mean(dim=1)).mean())
-    assert metrics["curves"][0]["train_loss"] == pytest.approx(expected, rel=1e-4)
+    assert result.curves[0].train_loss == pytest.approx(expected, rel=1e-4)
 
 
 def test_labels_beyond_the_classes_stop_the_stage(tiny, splits, context):
@@ -217,17 +217,17 @@ def test_rare_classes_are_learnt_with_balanced_weights(tiny, splits, context):
     recall = {}
     for kind in ("equal", "balanced"):
         config = settings(epochs=3, learning_rate=0.03, class_weights=kind)
-        network, metrics = finetune(
+        network, result = finetune(
             Network(tiny.net()), config, thin, replace(context(), progress=Progress())
         )
         rare = splits.evaluation.take(np.flatnonzero(splits.evaluation.labels == 2))
         recall[kind] = accuracy(network.module, rare)
         advice = "" if kind == "balanced" else ', or set class_weights = "balanced"'
-        assert metrics["warnings"] == [
-            f"stage: class 2 has few training samples (4, the largest class has 20): give more{advice}"
-        ]
+        assert result.warnings == (
+            f"stage: class 2 has few training samples (4, the largest class has 20): give more{advice}",
+        )
     assert recall["balanced"] > recall["equal"] + 0.3
-    assert said[-1] == f"warning: {metrics['warnings'][0]}"
+    assert said[-1] == f"warning: {result.warnings[0]}"
 
 
 def test_few_shots_of_every_class_weigh_alike(tiny, splits, context):
@@ -239,8 +239,8 @@ def test_few_shots_of_every_class_weigh_alike(tiny, splits, context):
     curves = []
     for kind in ("equal", "balanced"):
         config = settings(few_shot=FewShotConfig(images=(3,), seeds=2), class_weights=kind)
-        _, metrics = finetune(Network(tiny.net()), config, thin, context())
-        curves.append(metrics["few_shot"])
+        _, result = finetune(Network(tiny.net()), config, thin, context())
+        curves.append(result.few_shot)
     assert curves[0] == curves[1]
 
 

@@ -22,22 +22,21 @@ CONFIG = PretrainConfig(
 
 def test_source_data_are_learnt(tiny, context):
     source = tiny.splits(seed=8)
-    network, metrics = pretrain(Network(tiny.net()), CONFIG, None, context(source=source))
-    assert metrics["source_accuracy"] == accuracy(network.module, source.evaluation) > 0.9
-    assert "evaluation_accuracy" not in metrics
+    network, result = pretrain(Network(tiny.net()), CONFIG, None, context(source=source))
+    assert result.source_accuracy == accuracy(network.module, source.evaluation) > 0.9
+    assert "evaluation_accuracy" not in result.as_json()
 
 
-def test_source_data_are_asked_for_by_the_stages_own_table(tiny, splits):
+def test_source_data_are_asked_for_by_the_stages_own_table(tiny, splits, context):
     asked = []
 
     def load_data(config, place):
         asked.append((config, place))
         return splits
 
-    from bench.core.progress import SILENT
-    from exporter.training.stages import Context
-
-    pretrain(Network(tiny.net()), CONFIG, None, Context("warm", 0, SILENT, tiny.net, None, load_data, None))
+    made = context("warm")
+    made = replace(made, load=replace(made.load, data=load_data))
+    pretrain(Network(tiny.net()), CONFIG, None, made)
     assert asked == [(CONFIG.data, "warm.data")]
 
 
@@ -60,9 +59,9 @@ def test_source_data_may_have_more_classes_than_the_network(tiny, context):
     source = tiny.splits(seed=8)
     module = tiny.net(classes=2)
     before = copy.deepcopy(module.state_dict())
-    network, metrics = pretrain(Network(module), CONFIG, None, context(source=source))
-    assert metrics["source_accuracy"] > 0.9
-    assert (metrics["source_classes"], metrics["new_head"]) == (3, "head")
+    network, result = pretrain(Network(module), CONFIG, None, context(source=source))
+    assert result.source_accuracy > 0.9
+    assert (result.source_classes, result.new_head) == (3, "head")
     after = network.module.state_dict()
     assert {name: value.shape for name, value in after.items()} == {
         name: value.shape for name, value in before.items()
@@ -79,7 +78,7 @@ def test_rare_source_classes_can_be_weighed(tiny, context):
     found = {}
     for kind in ("equal", "balanced"):
         config = CONFIG.model_copy(update={"class_weights": kind})
-        _, metrics = pretrain(Network(tiny.net()), config, None, context(source=thin))
-        found[kind] = metrics["curves"][0]["train_loss"]
-        assert metrics["warnings"][0].endswith('balanced"') == (kind == "equal")
+        _, result = pretrain(Network(tiny.net()), config, None, context(source=thin))
+        found[kind] = result.curves[0].train_loss
+        assert result.warnings[0].endswith('balanced"') == (kind == "equal")
     assert found["equal"] != found["balanced"]

@@ -52,7 +52,7 @@ def magnitudes(module, names=PRUNABLE):
 def test_exactly_the_smallest_weights_go(tiny, splits, context, sparsity):
     ranked = magnitudes(tiny.net())
     doomed = {(name, index) for _, name, index in ranked[: round(sparsity * len(ranked))]}
-    network, metrics = prune(Network(tiny.net()), settings(sparsity), splits, context())
+    network, result = prune(Network(tiny.net()), settings(sparsity), splits, context())
     zeros = {
         (name, index)
         for name in PRUNABLE
@@ -60,18 +60,18 @@ def test_exactly_the_smallest_weights_go(tiny, splits, context, sparsity):
         if value == 0
     }
     assert zeros == doomed
-    assert metrics["sparsity"] == len(doomed) / len(ranked) == network.sparsity()
+    assert result.sparsity == len(doomed) / len(ranked) == network.sparsity()
 
 
 def test_what_is_left_is_untouched(tiny, splits, context):
     before = tiny.net().state_dict()
-    network, metrics = prune(Network(tiny.net()), settings(0.5), splits, context())
+    network, result = prune(Network(tiny.net()), settings(0.5), splits, context())
     for name, value in network.module.state_dict().items():
         assert torch.equal(value, before[name] * network.masks.get(name, True))
-    assert metrics["accuracy_before"] == accuracy(tiny.net(), splits.evaluation)
-    assert metrics["evaluation_accuracy"] == accuracy(network.module, splits.evaluation)
-    assert metrics["layers"].keys() == set(PRUNABLE)
-    assert metrics["layers"]["body.weight"] == pytest.approx(
+    assert result.accuracy_before == accuracy(tiny.net(), splits.evaluation)
+    assert result.evaluation_accuracy == accuracy(network.module, splits.evaluation)
+    assert result.layers.keys() == set(PRUNABLE)
+    assert result.layers["body.weight"] == pytest.approx(
         float((network.module.body.weight == 0).float().mean())
     )
 
@@ -106,11 +106,11 @@ def test_impossible_exclusions(tiny, splits, context):
 def test_pruning_again_only_adds(tiny, splits, context):
     once, _ = prune(Network(tiny.net()), settings(0.3), splits, context())
     first = {name: mask.clone() for name, mask in once.masks.items()}
-    twice, metrics = prune(once, settings(0.6), splits, context())
-    assert metrics["sparsity"] == pytest.approx(0.6, abs=1e-3)
+    twice, result = prune(once, settings(0.6), splits, context())
+    assert result.sparsity == pytest.approx(0.6, abs=1e-3)
     assert all(not (twice.masks[name] & ~first[name]).any() for name in first)
-    less, metrics = prune(twice, settings(0.1), splits, context())
-    assert metrics["sparsity"] == pytest.approx(0.6, abs=1e-3)
+    less, result = prune(twice, settings(0.1), splits, context())
+    assert result.sparsity == pytest.approx(0.6, abs=1e-3)
     assert all(torch.equal(less.masks[name], twice.masks[name]) for name in first)
 
 
@@ -128,11 +128,11 @@ def test_a_lone_layer_is_a_network():
 
 def test_each_layer_on_its_own(tiny, splits, context):
     config = PruneConfig(kind="prune", target=PruneTarget(sparsity=0.5), scope="layer")
-    network, metrics = prune(Network(tiny.net()), config, splits, context())
+    network, result = prune(Network(tiny.net()), config, splits, context())
     for name in PRUNABLE:
         weight = network.module.get_parameter(name)
         assert int((weight == 0).sum()) == weight.numel() // 2
-        assert metrics["layers"][name] == pytest.approx(0.5)
+        assert result.layers[name] == pytest.approx(0.5)
 
 
 def test_thresholds(tiny, splits, context):
@@ -150,9 +150,9 @@ def test_thresholds(tiny, splits, context):
 
 def test_a_threshold_that_empties_layers_is_told(tiny, splits, context):
     config = PruneConfig(kind="prune", target=PruneTarget(threshold=100.0))
-    _, metrics = prune(Network(tiny.net()), config, splits, context())
-    assert metrics["sparsity"] == 1.0
-    assert "stage: body.weight has no weight left: exclude it, or prune less" in metrics["warnings"]
+    _, result = prune(Network(tiny.net()), config, splits, context())
+    assert result.sparsity == 1.0
+    assert "stage: body.weight has no weight left: exclude it, or prune less" in result.warnings
 
 
 @pytest.mark.parametrize(("kept", "group"), [(2, 4), (1, 4), (3, 8)])
@@ -171,9 +171,9 @@ def test_patterns_keep_the_largest_of_every_group(tiny, kept, group):
 
 def test_the_pattern_stage(tiny, splits, context):
     config = PruneConfig(kind="prune", target=PruneTarget(pattern="2:4"), exclude=("head",))
-    network, metrics = prune(Network(tiny.net()), config, splits, context())
+    network, result = prune(Network(tiny.net()), config, splits, context())
     assert set(network.masks) == {"body.weight"}
-    assert metrics["sparsity"] == 0.5
+    assert result.sparsity == 0.5
 
 
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=40), st.floats(0.0, 1.0))
@@ -226,7 +226,7 @@ def test_sparsity_grows_along_the_cubic(tiny, splits, context, method):
     config = gradual(method=method, begin=0.2).gradual
     network = Network(tiny.net(), {})
     loss = Recorder(network.module)
-    hook = Gradual(list(PRUNABLE), 0.6, "global", method, config)
+    hook = Gradual(list(PRUNABLE), 0.6, scope="global", method=method, config=config)
     context().fit(network, splits, config, loss, hooks=[hook])
     first, last = round(0.2 * 19), round(0.6 * 19)  # 20 steps
     assert loss.zeros[: first + 1] == [0.0] * (first + 1)
@@ -240,11 +240,11 @@ def test_sparsity_grows_along_the_cubic(tiny, splits, context, method):
 @pytest.mark.parametrize("scope", ["global", "layer"])
 @pytest.mark.parametrize("method", ["magnitude", "movement"])
 def test_pruning_while_training_learns(tiny, splits, context, method, scope):
-    network, metrics = prune(Network(tiny.net()), gradual(0.5, method, scope, epochs=6), splits, context())
-    assert metrics["evaluation_accuracy"] > max(0.8, metrics["accuracy_before"])
-    assert metrics["evaluation_accuracy"] == accuracy(network.module, splits.evaluation)
-    assert metrics["sparsity"] == pytest.approx(0.5, abs=2e-3)
-    assert metrics["best_epoch"] >= 3  # the first epochs end before the last instant
+    network, result = prune(Network(tiny.net()), gradual(0.5, method, scope, epochs=6), splits, context())
+    assert result.evaluation_accuracy > max(0.8, result.accuracy_before)
+    assert result.evaluation_accuracy == accuracy(network.module, splits.evaluation)
+    assert result.sparsity == pytest.approx(0.5, abs=2e-3)
+    assert result.best_epoch >= 3  # the first epochs end before the last instant
     for name in PRUNABLE:
         weight = network.module.get_parameter(name)
         assert not weight[~network.masks[name]].any()
@@ -269,10 +269,10 @@ def test_gradual_pruning_ranks_each_layer_alone_or_all_together(tiny, splits, co
 @pytest.mark.parametrize("method", ["magnitude", "movement"])
 def test_gradual_pruning_leaves_excluded_modules_dense(tiny, splits, context, method):
     config = gradual(0.5, method).model_copy(update={"exclude": ("stem", "head")})
-    network, metrics = prune(Network(tiny.net()), config, splits, context())
+    network, result = prune(Network(tiny.net()), config, splits, context())
     body = network.module.body.weight.numel()
     assert zeros_of(network.module) == {"stem.weight": 0, "body.weight": body // 2, "head.weight": 0}
-    assert set(network.masks) == set(metrics["layers"]) == {"body.weight"}
+    assert set(network.masks) == set(result.layers) == {"body.weight"}
 
 
 def test_movement_scores_are_the_sum_of_gradient_times_weight(tiny):
@@ -282,7 +282,7 @@ def test_movement_scores_are_the_sum_of_gradient_times_weight(tiny):
         module.weight.copy_(torch.tensor([[1.0, 2.0, -3.0, 4.0]]))
     network = Network(module, {})
     config = GradualConfig(epochs=1, begin=0.0, end=0.5, updates=2)
-    hook = Gradual(["weight"], 0.5, "global", "movement", config)
+    hook = Gradual(["weight"], 0.5, scope="global", method="movement", config=config)
     hook.begin(network, 5, 5)  # instants after steps 0 and 2
     gradients = [[1.0, -1.0, 1.0, 0.0], [-9.0, 0.0, 0.0, 1.0], [-9.0, 0.0, 0.0, 1.0]]
     dense, scores = torch.tensor([1.0, 2.0, -3.0, 4.0]), torch.zeros(4)
@@ -307,8 +307,8 @@ def test_movement_scores_are_the_sum_of_gradient_times_weight(tiny):
 def test_what_was_pruned_before_stays_out(tiny, splits, context, method):
     once, _ = prune(Network(tiny.net()), settings(0.3), splits, context())
     first = {name: mask.clone() for name, mask in once.masks.items()}
-    twice, metrics = prune(once, gradual(0.6, method), splits, context())
-    assert metrics["sparsity"] == pytest.approx(0.6, abs=2e-3)
+    twice, result = prune(once, gradual(0.6, method), splits, context())
+    assert result.sparsity == pytest.approx(0.6, abs=2e-3)
     assert all(not (twice.masks[name] & ~first[name]).any() for name in first)
 
 
@@ -400,14 +400,14 @@ def test_zeros_are_exact_zeros_in_the_int8_file(tiny, splits, context, tmp_path)
 def test_zeros_compress(tiny, splits, context):
     module = tiny.net(width=64)
     dense = compressed_bytes(prunable_weights(module, (), "stage"))
-    network, metrics = prune(Network(module), settings(0.8), splits, context())
-    assert metrics["compressed_bytes_before"] == dense
-    sparse = metrics["compressed_bytes"]
+    network, result = prune(Network(module), settings(0.8), splits, context())
+    assert result.compressed_bytes_before == dense
+    sparse = result.compressed_bytes
     assert sparse == compressed_bytes(prunable_weights(network.module, (), "stage"))
-    assert sparse["float"] < 0.5 * dense["float"]
-    assert sparse["int8"] < 0.6 * dense["int8"]
-    assert metrics["int8_compressed_ratio"] == sparse["int8"] / dense["int8"]
-    assert sparse["int8"] < 64 * 64 * 9 / 2 < dense["int8"]
+    assert sparse.float < 0.5 * dense.float
+    assert sparse.int8 < 0.6 * dense.int8
+    assert result.int8_compressed_ratio == sparse.int8 / dense.int8
+    assert sparse.int8 < 64 * 64 * 9 / 2 < dense.int8
 
 
 @pytest.mark.parametrize(
@@ -420,8 +420,8 @@ def test_zeros_compress(tiny, splits, context):
 )
 def test_a_stage_that_pruned_nothing_says_so(tiny, splits, context, target, words):
     config = PruneConfig(kind="prune", target=PruneTarget(**target))
-    _, metrics = prune(Network(tiny.net()), config, splits, context())
-    assert metrics["warnings"] == [f"stage: no weight was pruned: {words}"]
+    _, result = prune(Network(tiny.net()), config, splits, context())
+    assert result.warnings == (f"stage: no weight was pruned: {words}",)
 
 
 @pytest.mark.parametrize("apart", [False, True], ids=["in one", "apart"])
@@ -439,10 +439,11 @@ def test_a_network_that_is_mostly_not_prunable_is_not_called_sparse(tiny, splits
     module.register_parameter("table", torch.nn.Parameter(torch.ones(500, 1000)))
     eligible = sum(module.get_parameter(name).numel() for name in PRUNABLE)
     everything = sum(parameter.numel() for parameter in module.parameters())
-    _, metrics = prune(Network(module), settings(0.5), splits, context())
-    assert metrics["sparsity"] == 0.5
-    assert (metrics["zeros"], metrics["eligible_parameters"]) == (eligible // 2, eligible)
-    assert metrics["parameters"] == everything > 500_000
-    assert metrics["zero_share"] == eligible // 2 / everything < 0.001
+    _, result = prune(Network(module), settings(0.5), splits, context())
+    assert result.sparsity == 0.5
+    assert (result.zeros, result.eligible_parameters) == (eligible // 2, eligible)
+    assert result.parameters == everything > 500_000
+    assert result.zero_share == eligible // 2 / everything < 0.001
     # Whoever looks at the figures in their order sees the share of all parameters first.
-    assert list(metrics).index("zero_share") < list(metrics).index("sparsity")
+    keys = list(result.as_json())
+    assert keys.index("zero_share") < keys.index("sparsity")

@@ -31,6 +31,7 @@ from exporter.sources.checkpoint import load_into, read_checkpoint
 from exporter.training.loop import Checkpoints
 from exporter.training.qat import Student, filled, find_sources, randomized
 from exporter.training.qat.rounding import activation_qparams, channel_maxima, round_weight
+from exporter.training.stages import Settings
 from exporter.training.stages.qat import qat
 
 CPU = TARGETS["x86-vnni"]
@@ -351,15 +352,15 @@ def network(tiny, trained):
 
 def test_the_stage_agrees_with_the_int8_file_and_is_deterministic(network, splits, context, tiny, trained):
     before = accuracy(network.module, splits.evaluation)
-    after, metrics = qat(network, settings(epochs=2), splits, context("qat"))
+    after, result = qat(network, settings(epochs=2), splits, context("qat"))
     again, same = qat(load_network(tiny.net(), trained), settings(epochs=2), splits, context("qat"))
-    assert metrics == same
+    assert result == same
     assert after.trained_qparams.ranges == again.trained_qparams.ranges
-    assert metrics["agreement_with_int8"] >= 0.99
-    assert metrics["float_accuracy"] == before
-    assert metrics["ranges"] == len(after.trained_qparams.ranges) > 3
-    assert metrics["evaluation_accuracy"] >= metrics["accuracy_before"] - 0.01
-    assert len(metrics["curves"]) == 2
+    assert result.agreement_with_int8 >= 0.99
+    assert result.float_accuracy == before
+    assert result.ranges == len(after.trained_qparams.ranges) > 3
+    assert result.evaluation_accuracy >= result.accuracy_before - 0.01
+    assert len(result.curves) == 2
 
 
 def test_training_wins_back_what_rounding_took(network, splits, context):
@@ -368,18 +369,18 @@ def test_training_wins_back_what_rounding_took(network, splits, context):
         network.module.norm.bias[0] *= 1000
         network.module.body.weight[:, 0] /= 1000
     config = settings(epochs=8, learning_rate=3e-3, hard_weight=0.2)
-    _, metrics = qat(network, config, splits, context("qat"))
-    assert metrics["float_accuracy"] > 0.95
-    assert metrics["accuracy_before"] < metrics["float_accuracy"] - 0.05
-    assert metrics["evaluation_accuracy"] > metrics["accuracy_before"] + 0.05
+    _, result = qat(network, config, splits, context("qat"))
+    assert result.float_accuracy > 0.95
+    assert result.accuracy_before < result.float_accuracy - 0.05
+    assert result.evaluation_accuracy > result.accuracy_before + 0.05
 
 
 def test_a_stem_that_ships_on_blocks_learns_as_it_is(splits, context):
     stem, head = nn.Conv2d(1, 8, 3, 2, 1), nn.Linear(8, 3)
     module = nn.Sequential(stem, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
-    place = replace(context("qat"), quantize=QuantizeConfig(target="x86-vnni"))
-    trained, metrics = qat(Network(module), settings(epochs=1), splits, place)
-    assert metrics["agreement_with_int8"] >= 0.99
+    place = replace(context("qat"), settings=Settings(quantize=QuantizeConfig(target="x86-vnni")))
+    trained, result = qat(Network(module), settings(epochs=1), splits, place)
+    assert result.agreement_with_int8 >= 0.99
     assert trained.module[0].weight.shape == (8, 1, 3, 3)
 
 
@@ -389,18 +390,18 @@ def test_masks_and_frozen_modules_hold(network, splits, context):
     network.apply_masks()
     head = network.module.head.weight.clone()
     body = network.module.body.weight.clone()
-    after, metrics = qat(network, settings(freeze=("head",)), splits, context("qat"))
+    after, result = qat(network, settings(freeze=("head",)), splits, context("qat"))
     assert torch.equal(after.module.body.weight == 0, ~mask)
     assert not torch.equal(after.module.body.weight, body)
     assert torch.equal(after.module.head.weight, head)
-    assert metrics["sparsity"] == after.sparsity() > 0.4
+    assert result.sparsity == after.sparsity() > 0.4
 
 
 def test_the_start_is_kept_where_no_epoch_comes_up_to_it(network, splits, context):
     before = {name: value.clone() for name, value in network.module.state_dict().items()}
-    _, metrics = qat(network, settings(learning_rate=0.3, warmup=0.0), splits, context("qat"))
-    assert not metrics["improved"]
-    assert metrics["evaluation_accuracy"] == metrics["accuracy_before"]
+    _, result = qat(network, settings(learning_rate=0.3, warmup=0.0), splits, context("qat"))
+    assert not result.improved
+    assert result.evaluation_accuracy == result.accuracy_before
     assert all(torch.equal(value, before[name]) for name, value in network.module.state_dict().items())
 
 
@@ -420,10 +421,10 @@ def students(monkeypatch):
 def test_batches_of_one_sample_will_do(network, splits, context, students):
     few = replace(splits, train=splits.train.take(np.arange(12)))
     before = {name: value.clone() for name, value in network.module.state_dict().items()}
-    after, metrics = qat(network, settings(batch_size=1, learning_rate=1e-4), few, context("qat"))
-    assert metrics["improved"]
-    assert metrics["evaluation_accuracy"] > 0.9
-    assert np.isfinite([line["train_loss"] for line in metrics["curves"]]).all()
+    after, result = qat(network, settings(batch_size=1, learning_rate=1e-4), few, context("qat"))
+    assert result.improved
+    assert result.evaluation_accuracy > 0.9
+    assert np.isfinite([line.train_loss for line in result.curves]).all()
     for name, weight in after.module.named_parameters():
         assert not torch.equal(weight, before[name]), name
     ((student, start),) = students
@@ -434,9 +435,9 @@ def test_batches_of_one_sample_will_do(network, splits, context, students):
 
 @pytest.mark.parametrize("share", [0.0, 0.5])
 def test_ranges_learn_in_their_share_of_the_steps(network, splits, context, students, share):
-    after, metrics = qat(network, settings(epochs=2, range_share=share), splits, context("qat"))
+    after, result = qat(network, settings(epochs=2, range_share=share), splits, context("qat"))
     ((student, start),) = students
-    assert metrics["improved"]
+    assert result.improved
     assert int(student.steps) == 10
     assert student.range_steps == 10 * share
     same = after.trained_qparams.ranges.items() & start.ranges.items()
@@ -445,9 +446,9 @@ def test_ranges_learn_in_their_share_of_the_steps(network, splits, context, stud
 
 def test_the_stage_passes_on_the_steps_of_its_last_int8_file(network, splits, context, students, tmp_path):
     """Training goes so far that a channel can saturate which could not before, and has fewer steps then."""
-    place = replace(context("qat"), quantize=QuantizeConfig(target="portable"))
-    after, metrics = qat(network, settings(epochs=2, learning_rate=0.03), splits, place)
-    assert metrics["improved"]
+    place = replace(context("qat"), settings=Settings(quantize=QuantizeConfig(target="portable")))
+    after, result = qat(network, settings(epochs=2, learning_rate=0.03), splits, place)
+    assert result.improved
     export(after.module, splits.calibration, tmp_path / "float.onnx", ExportConfig(), {})
     quantize(
         tmp_path / "float.onnx",
@@ -518,8 +519,8 @@ def test_something_must_be_left_to_learn_to_the_end(network, splits, context):
         qat(network, settings(freeze=everything), splits, context("qat"))
     assert caught.value.place == "qat.freeze"
     assert caught.value.fix == "freeze less, or set range_share = 1"
-    _, metrics = qat(network, settings(freeze=everything, range_share=1.0), splits, context("qat"))
-    assert len(metrics["curves"]) == 1
+    _, result = qat(network, settings(freeze=everything, range_share=1.0), splits, context("qat"))
+    assert len(result.curves) == 1
 
 
 def test_layers_learn_at_their_own_rates(splits, context, tiny, trained):

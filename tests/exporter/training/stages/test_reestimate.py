@@ -21,7 +21,7 @@ def test_statistics_are_means_over_batches(tiny, splits, context):
     module = tiny.net()
     module.norm.running_mean.fill_(7.0)
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    network, metrics = reestimate(Network(module), settings(batch_size=16), splits, context())
+    network, result = reestimate(Network(module), settings(batch_size=16), splits, context())
     images = torch.from_numpy(splits.train.inputs["image"])[:48]  # the rest fills no batch
     with torch.no_grad():
         outputs = [module.stem(batch) for batch in images.split(16)]
@@ -33,9 +33,9 @@ def test_statistics_are_means_over_batches(tiny, splits, context):
         if "running" not in name and "tracked" not in name:
             assert torch.equal(value, before[name])
     assert module.norm.momentum == 0.1
-    assert metrics["norms"] == 1
-    assert metrics["largest_shift"] > 1
-    assert metrics["evaluation_accuracy"] == accuracy(module, splits.evaluation)
+    assert result.norms == 1
+    assert result.largest_shift > 1
+    assert result.evaluation_accuracy == accuracy(module, splits.evaluation)
 
 
 def test_small_data_is_one_batch(tiny, splits, context):
