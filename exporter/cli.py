@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from bench.inputs.artifact import Subject
-    from exporter.results import LayerError
+    from exporter.results import LayerError, QuantizedFile
 
 SetOption = Annotated[
     list[str] | None,
@@ -231,7 +231,7 @@ def quantize(
         require(module, "export")
     require_quantizer()
     from exporter.pipeline.quantize_file import quantize_file, quantize_weights_file
-    from exporter.quantization.repaired import Repairing, check_repairs
+    from exporter.quantization.int8_repaired import RepairSettings, check_repairs
     from exporter.recipes import FallbackConfig
 
     fallback = None if max_drop is None else FallbackConfig(max_drop=max_drop)
@@ -245,7 +245,7 @@ def quantize(
             exclude=tuple(exclude or ()),
             onnxruntime=onnxruntime,
         )
-        _print_quantized(found, out, as_json=as_json)
+        _print_quantized(found, as_json=as_json)
         return
     if bits != 8:
         raise UsageError("--bits", f"there is no quantization to {bits} bits", "choose 8 or 4")
@@ -259,11 +259,11 @@ def quantize(
         method=method,
         exclude=tuple(exclude or ()),
         cache=cache,
-        repairing=Repairing(check_repairs(repair or ()), fallback),
+        repairs=RepairSettings(check_repairs(repair or ()), fallback),
         onnxruntime=onnxruntime,
         progress=error_progress(),
     )
-    _print_quantized(found, out, as_json=as_json)
+    _print_quantized(found, as_json=as_json)
 
 
 def _check_weights_alone(block_size: int, **options: object) -> None:
@@ -276,22 +276,26 @@ def _check_weights_alone(block_size: int, **options: object) -> None:
         raise UsageError("--block-size", f"{block_size} is no block size", "choose 16, 32, 64, 128 or 256")
 
 
-def _print_quantized(found: dict[str, Any], out: Path, *, as_json: bool) -> None:
+def _print_quantized(found: QuantizedFile, *, as_json: bool) -> None:
     from rich.markup import escape
 
+    from exporter.results import Int8Model
+
     if as_json:
-        print_json(found)
+        print_json(found.as_json())
         return
-    small = f"{found.get('products')} products in 4 bits"
-    what = f"{found['samples']} samples" if "samples" in found else small
+    made = found.made
+    what = (
+        f"{made.samples} samples" if isinstance(made, Int8Model) else f"{made.products} products in 4 bits"
+    )
     print_rich(
         escape(
-            f"wrote {out} ({found['size_bytes']:,} bytes) for {found['target']}, "
-            f"ONNX Runtime {found['min_onnxruntime']} and later: {what}, {found['seconds']:.1f} s"
+            f"wrote {found.model} ({found.size_bytes:,} bytes) for {made.target}, "
+            f"ONNX Runtime {made.min_onnxruntime} and later: {what}, {found.seconds:.1f} s"
         )
     )
-    if left := found.get("fallback", {}).get("exclude"):
-        print_rich(escape(f"  in float: {', '.join(left)}"))
+    if isinstance(made, Int8Model) and made.fallback is not None and made.fallback.exclude:
+        print_rich(escape(f"  in float: {', '.join(made.fallback.exclude)}"))
 
 
 @app.command()

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import onnx
 import onnx_ir as ir
@@ -37,10 +36,12 @@ from exporter.inspection.same_outputs import (
 )
 from exporter.quantization.calibration import RangeStore
 from exporter.quantization.int4 import quantize_weights
-from exporter.quantization.int8 import quantize_model
-from exporter.quantization.repaired import NO_REPAIR, Repairing, quantize_repaired
+from exporter.quantization.int8 import Int8Settings, quantize_model
+from exporter.quantization.int8_repaired import NO_REPAIR, RepairSettings, quantize_repaired
+from exporter.quantization.repair.held_out import hold_out
 from exporter.recipes import ExportConfig
 from exporter.recipes.options import CalibrationMethod, TargetName
+from exporter.results import Int4Model, Int8Model, QuantizedFile
 
 PROGRAM_SUFFIX = ".pt2"
 
@@ -53,7 +54,7 @@ def quantize_weights_file(
     block_size: int = 32,
     exclude: tuple[str, ...] = (),
     onnxruntime: str | None = None,
-) -> dict[str, Any]:
+) -> QuantizedFile:
     """Store the weights of an .onnx file's products in 4 bits; no samples are needed.
 
     Args:
@@ -63,9 +64,6 @@ def quantize_weights_file(
         block_size: weights that share a scale.
         exclude: names of nodes to leave in float.
         onnxruntime: the runtime to make it for, such as `>=1.24`; by default see `exporter.graphs.targets`.
-
-    Returns:
-        What `quantize --bits 4 --json` prints.
 
     Raises:
         UsageError: `out` is an input.
@@ -78,7 +76,7 @@ def quantize_weights_file(
     with _float_file(model) as path:
         proto, signature = _read_float(path, None if onnxruntime is None else chosen.runtime)
         answers = _answers_if_any(path, made_up_samples(path, signature))
-    metrics = quantize_weights(
+    made = quantize_weights(
         prepare(proto, answers),
         out,
         block_size=block_size,
@@ -86,7 +84,7 @@ def quantize_weights_file(
         target=chosen,
         accept=partial(check_same_outputs, model, answers),
     )
-    return _written(out, metrics, start)
+    return _written(out, made, start)
 
 
 def quantize_file(
@@ -98,10 +96,10 @@ def quantize_file(
     method: CalibrationMethod = "minmax",
     exclude: tuple[str, ...] = (),
     cache: Path | None = None,
-    repairing: Repairing = NO_REPAIR,
+    repairs: RepairSettings = NO_REPAIR,
     onnxruntime: str | None = None,
     progress: Progress = SILENT,
-) -> dict[str, Any]:
+) -> QuantizedFile:
     """Quantize a finished model.
 
     Args:
@@ -113,12 +111,9 @@ def quantize_file(
         exclude: names of nodes to leave in float.
         cache: a folder where ranges are kept, so that the same model and samples with other nodes excluded
             are not calibrated again; None to keep nothing.
-        repairing: accuracy repairs and fallback; a quarter of the samples judges them.
+        repairs: accuracy repairs and fallback; a quarter of the samples judges them.
         onnxruntime: the runtime to make it for, such as `>=1.24`; by default see `exporter.graphs.targets`.
         progress: told of every batch.
-
-    Returns:
-        What `quantize --json` prints.
 
     Raises:
         ModelError: the model cannot be loaded or quantized.
@@ -137,23 +132,18 @@ def quantize_file(
         check_feeds(data, signature, samples.feeds)
         answers = _answers_to(data, path, signature)
     network = prepare(proto, answers)
-    common: dict[str, Any] = {
-        "target": chosen,
-        "method": method,
-        "exclude": exclude,
-        "progress": progress,
-        "fixed_batch": fixed_batch(signature),
-        "accept": partial(check_same_outputs, model, answers),
-    }
-    if repairing.asked:
+    settings = Int8Settings(chosen, method, exclude, fixed_batch(signature))
+    accept = partial(check_same_outputs, model, answers)
+    if repairs.asked:
         loaded = read_evaluation(data)  # repairs go over the samples many times
-        metrics = quantize_repaired(
-            network, out, loaded.feeds, loaded.labels, repairing=repairing, **common
-        )
+        judged = hold_out(loaded.feeds, loaded.labels, settings.fixed_batch)
+        made = quantize_repaired(network, out, judged, settings, repairs, progress=progress, accept=accept)
     else:
         store = None if cache is None else RangeStore(cache, sha256_of(data))
-        metrics = quantize_model(network, out, samples, store=store, **common)
-    return _written(out, metrics, start)
+        made = quantize_model(
+            network, out, samples, settings, progress=progress, store=store, accept=accept
+        )
+    return _written(out, made, start)
 
 
 def _target(name: TargetName, onnxruntime: str | None) -> Target:
@@ -209,15 +199,15 @@ def _answers_if_any(model: Path, batches: Sequence[Mapping[str, Array]]) -> list
         return []
 
 
-def _written(out: Path, metrics: dict[str, Any], start: float) -> dict[str, Any]:
-    return {
-        "model": str(out),
-        "sha256": model_sha256(out),
-        "size_bytes": model_size(out),
-        **metrics,
-        "seconds": time.monotonic() - start,
-        "peak_rss_bytes": memory_bytes("VmHWM"),
-    }
+def _written(out: Path, made: Int8Model | Int4Model, start: float) -> QuantizedFile:
+    return QuantizedFile(
+        model=out,
+        sha256=model_sha256(out),
+        size_bytes=model_size(out),
+        made=made,
+        seconds=time.monotonic() - start,
+        peak_rss_bytes=memory_bytes("VmHWM"),
+    )
 
 
 def prepare(proto: onnx.ModelProto, answers: Sequence[Answer]) -> onnx.ModelProto:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch import nn
 from bench.core.arrays import Array, write_npz
 from bench.core.errors import MeasurementError
 from bench.core.files import model_sha256, model_size, sha256_of
+from bench.core.progress import Progress
 from bench.inputs.artifact import EVALUATION, EXPECTED_PREFIX, FLOAT_MODEL, GOLDEN, MODEL, RESULT, Subject
 from bench.inputs.evaluation import EvaluationSet, write_evaluation
 from bench.inputs.host import fingerprint, host_target, other_target
@@ -44,8 +45,7 @@ from exporter.networks.network import (
 from exporter.onnx_export.export import check_opset, export, open_axes
 from exporter.pipeline.context import Workshop, say_notes
 from exporter.quantization.calibration import RangeStore
-from exporter.quantization.int8 import sample_count, warned
-from exporter.quantization.repaired import quantize_split
+from exporter.quantization.split import quantize_split, sample_count
 from exporter.recipes import (
     DistillConfig,
     OnnxTeacherConfig,
@@ -373,7 +373,7 @@ def _quantize(shop: Workshop, exported: Path, out: Path, kept: Path | None) -> d
     if shop.recipe.quantize.onnxruntime is not None:
         for model in dict.fromkeys((_to_quantize(exported), exported / FLOAT_MODEL)):
             check_runtime_asked(onnx.load(model), shop.target().runtime, "quantize.onnxruntime")
-    metrics = quantize_split(
+    made = quantize_split(
         _to_quantize(exported),
         out / MODEL,
         as_shipped(shop.data.calibration, shop.recipe.export.preprocess),
@@ -391,10 +391,10 @@ def _quantize(shop: Workshop, exported: Path, out: Path, kept: Path | None) -> d
         if drift.is_far
     ]
     return {
-        **metrics,
+        **made.as_json(),
         "size_bytes": model_size(out / MODEL),
         "compressed_bytes": compressed_size(sorted(out.iterdir())),
-        **warned(far, shop.progress, metrics),
+        **_warned(far, shop.progress),
     }
 
 
@@ -503,8 +503,15 @@ def _gate(shop: Workshop, folders: Mapping[str, Path], out: Path) -> dict[str, A
         "reasons": list(judgement.reasons),
         "metrics": metrics_json(judgement.metrics),
         "blocks": judgement.blocks,
-        **warned(slow, shop.progress),
+        **_warned(slow, shop.progress),
     }
+
+
+def _warned(warnings: Sequence[str], progress: Progress) -> dict[str, list[str]]:
+    """Metrics of what a person should look at, who is told of it at once."""
+    for warning in warnings:
+        progress.say(f"warning: {warning}")
+    return {"warnings": list(warnings)} if warnings else {}
 
 
 def _slow(shop: Workshop, model: Path) -> str:

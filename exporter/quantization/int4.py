@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Final
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from bench.inputs.host import TARGET_KEY
 from exporter.errors import ExportError
 from exporter.graphs.attributes import attributes_of
-from exporter.graphs.kernels import state_oldest_runtime
 from exporter.graphs.names import name_nodes
-from exporter.graphs.onnx_files import carry_metadata, write_checked
 from exporter.graphs.targets import Target
 from exporter.quantization.embedding_tables import quantize_tables
+from exporter.quantization.output import Accept, accept_all, write_quantized
 from exporter.quantization.qdq import check_exclude
+from exporter.results import Int4Model
 
-BITS = 4
+BITS: Final = 4
 # MatMulNBits with int8 sums: activations are rounded block by block at run time. Measured on MiniLM-L6
 # (batch 1, 32 tokens, one thread, AVX512-VNNI): 1.6 x the speed of float, against 1.2 x with float sums,
 # at the same cosine.
@@ -36,8 +35,8 @@ def quantize_weights(
     block_size: int,
     exclude: Collection[str],
     target: Target,
-    accept: Callable[[Path], None] = lambda _written: None,
-) -> dict[str, Any]:
+    accept: Accept = accept_all,
+) -> Int4Model:
     """Write a float model with the weights of its products in 4 bits.
 
     ONNX Runtime's quantizer makes MatMulNBits of every MatMul with a constant matrix; a Gemm becomes
@@ -51,7 +50,7 @@ def quantize_weights(
         block_size: weights per scale: 16, 32, 64, 128 or 256.
         exclude: names of nodes to leave in float.
         target: the CPU kind to make it for. All have the kernel.
-        accept: called with the finished file before it takes its place.
+        accept: asked before the file takes its place.
 
     Raises:
         ExportError: an excluded node does not exist, there is nothing to quantize, or ONNX Runtime
@@ -86,19 +85,17 @@ def quantize_weights(
             "use 8 bits for convolutional networks",
         )
     tables = quantize_tables(quantized)
-    carry_metadata(model, quantized, {TARGET_KEY: target.name})
-    needed = state_oldest_runtime(quantized)
-    write_checked(quantized, destination, accept)
-    return {
-        "target": target.name,
-        "activation_type": "float32",
-        "weight_type": f"uint{BITS}",
-        "bits": BITS,
-        "block_size": block_size,
-        "products": count,
-        "tables": tables,
-        "min_onnxruntime": str(needed),
-    }
+    needed = write_quantized(quantized, model, destination, target, accept)
+    return Int4Model(
+        target=target.name,
+        activation_type="float32",
+        weight_type=f"uint{BITS}",
+        tables=tables,
+        min_onnxruntime=needed,
+        bits=BITS,
+        block_size=block_size,
+        products=count,
+    )
 
 
 def _split_gemms(graph: onnx.GraphProto, exclude: Collection[str]) -> None:

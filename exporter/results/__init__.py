@@ -22,6 +22,7 @@ from exporter.results.base import Figures, StepResult
 from exporter.results.quantize import (
     AdaRoundFigures,
     AdaRoundReport,
+    AnyRepairReport,
     BiasFigures,
     BiasReport,
     EqualizeFigures,
@@ -32,6 +33,7 @@ from exporter.results.quantize import (
     Int4Result,
     Int8Model,
     Int8Result,
+    QuantizedFile,
     RepairFigures,
     RepairReport,
     Score,
@@ -105,6 +107,7 @@ def read_step_result(kind: str, content: bytes) -> AnyResult:
 __all__ = [
     "AdaRoundFigures",
     "AdaRoundReport",
+    "AnyRepairReport",
     "AnyResult",
     "Audit",
     "BiasFigures",
@@ -137,6 +140,7 @@ __all__ = [
     "PretrainedResult",
     "PruneResult",
     "QatResult",
+    "QuantizedFile",
     "ReestimateResult",
     "RepairFigures",
     "RepairReport",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import ClassVar, Literal
+
+from pydantic import JsonValue
 
 from exporter.results.base import Figures, StepResult
 
@@ -106,6 +109,9 @@ class BiasReport(RepairReport, BiasFigures):
     """What `bias` bought."""
 
 
+AnyRepairReport = EqualizeReport | SmoothReport | AdaRoundReport | BiasReport
+
+
 class Score(Figures):
     """An int8 model on held-out samples.
 
@@ -173,7 +179,7 @@ class Int8Model(QuantizedModel):
 
     Attributes:
         per_channel: whether each output channel of weights has a scale of its own.
-        reduced_channels: layer -> channels that have fewer steps, so that 16-bit sums do not overflow.
+        reduced_channels: layer -> channels that have fewer levels, so that 16-bit sums do not overflow.
         method: how activation ranges were chosen.
         samples: calibration samples.
         learned_ranges: activation ranges that were trained.
@@ -193,7 +199,7 @@ class Int8Model(QuantizedModel):
     quantize_nodes: int
     dequantize_nodes: int
     held_out_samples: int | None = None
-    repairs: tuple[EqualizeReport | SmoothReport | AdaRoundReport | BiasReport, ...] | None = None
+    repairs: tuple[AnyRepairReport, ...] | None = None
     fallback: FallbackReport | None = None
 
 
@@ -208,6 +214,37 @@ class Int4Model(QuantizedModel):
     bits: Literal[4]
     block_size: int
     products: int
+
+
+class QuantizedFile(Figures):
+    """What quantizing a finished model gave.
+
+    Attributes:
+        model: the file that was written.
+        sha256: of it, with weights beside it.
+        size_bytes: with weights beside it.
+        made: what is in it.
+        seconds: from the start until it was written.
+        peak_rss_bytes: of this process; None where the system does not tell.
+    """
+
+    model: Path
+    sha256: str
+    size_bytes: int
+    made: Int8Model | Int4Model
+    seconds: float
+    peak_rss_bytes: int | None
+
+    def as_json(self) -> dict[str, JsonValue]:
+        """What `quantize --json` prints: all in one object."""
+        return {
+            "model": str(self.model),
+            "sha256": self.sha256,
+            "size_bytes": self.size_bytes,
+            **self.made.as_json(),
+            "seconds": self.seconds,
+            "peak_rss_bytes": self.peak_rss_bytes,
+        }
 
 
 class Written(Figures):

@@ -24,7 +24,7 @@ from exporter.graphs.targets import TARGETS
 from exporter.networks.network import Network, deterministic
 from exporter.onnx_export.export import export
 from exporter.pipeline.build import build
-from exporter.quantization.int8 import quantize
+from exporter.quantization.split import quantize_split
 from exporter.recipes import ExportConfig, FineTuneConfig, QuantizeConfig
 from exporter.training.loop import fit
 from exporter.training.stages import Context, Loaders
@@ -308,7 +308,7 @@ def onnx_models(tiny, splits, trained, tmp_path_factory):
     paths = SimpleNamespace(float=folder / "model.fp32.onnx", int8=folder / "model.onnx")
     module = load_network(tiny.net(), trained).module
     export(module, splits.calibration, paths.float, ExportConfig(), {"edgeproof.name": "tiny"})
-    quantize(
+    quantize_split(
         paths.float,
         paths.int8,
         splits.calibration,

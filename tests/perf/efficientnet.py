@@ -202,15 +202,15 @@ def child_export(path: str) -> None:
 def child_ours(model: str, data: str, out: str, method: str) -> None:
     """`edgeproof quantize`, for this CPU."""
     from exporter.pipeline.quantize_file import quantize_file
-    from exporter.quantization.repaired import Repairing, check_repairs
+    from exporter.quantization.int8_repaired import RepairSettings, check_repairs
     from exporter.recipes import FallbackConfig
 
     calibration, *repairs = method.split("+")
     fallback = None
     if repairs[-1:] == ["fallback"]:
         repairs, fallback = repairs[:-1], FallbackConfig(max_drop=MAX_DROP)
-    repairing = Repairing(check_repairs(repairs), fallback)
-    quantize_file(Path(model), Path(data), Path(out), method=calibration, repairing=repairing)  # type: ignore[arg-type]
+    asked = RepairSettings(check_repairs(repairs), fallback)
+    quantize_file(Path(model), Path(data), Path(out), method=calibration, repairs=asked)  # type: ignore[arg-type]
 
 
 def child_theirs(model: str, data: str, out: str, title: str) -> None:

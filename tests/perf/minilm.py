@@ -111,7 +111,7 @@ def variants(folder: Path, calibration: dict[str, Array]) -> dict[str, Path]:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     from exporter.pipeline.quantize_file import quantize_file, quantize_weights_file
-    from exporter.quantization.repaired import Repairing
+    from exporter.quantization.int8_repaired import RepairSettings
 
     source, data = folder / "float.onnx", folder / "calibration.npz"
     export_plainly(source, calibration)
@@ -126,7 +126,7 @@ def variants(folder: Path, calibration: dict[str, Array]) -> dict[str, Path]:
     quantize_file(source, data, ours)
     found["edgeproof quantize"] = ours
     smooth = folder / "smooth.onnx"
-    quantize_file(source, data, smooth, repairing=Repairing(("smooth",)))
+    quantize_file(source, data, smooth, repairs=RepairSettings(("smooth",)))
     found["edgeproof quantize --repair smooth"] = smooth
     small = folder / "small.onnx"
     quantize_weights_file(source, small)

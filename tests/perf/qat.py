@@ -110,13 +110,13 @@ def int8_accuracy(network, data, context) -> float:  # type: ignore[no-untyped-d
     from exporter.graphs.inference import run_model
     from exporter.graphs.targets import find_target
     from exporter.onnx_export.export import export
-    from exporter.quantization.int8 import quantize
+    from exporter.quantization.split import quantize_split
 
     asked = context.settings.quantize
     with tempfile.TemporaryDirectory() as folder:
         source, out = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
         export(network.module, data.calibration, source, context.settings.export, {})
-        quantize(
+        quantize_split(
             source,
             out,
             data.calibration,

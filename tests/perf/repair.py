@@ -48,8 +48,11 @@ def main() -> None:
     from bench.core.progress import SILENT
     from bench.metrics.parity import parity
     from exporter.graphs.targets import find_target
+    from exporter.quantization.int8 import Int8Settings, quantize_model
+    from exporter.quantization.int8_repaired import RepairSettings, quantize_repaired
+    from exporter.quantization.repair.held_out import hold_out
     from exporter.quantization.repair.score import outputs_of
-    from exporter.quantization.repaired import Repairing, quantize_repaired
+    from exporter.sources.splits import ArraySamples
     from tests.perf.calibration import child_export
 
     pictures = [path for package in PICTURES for path in found(package)]
@@ -65,21 +68,18 @@ def main() -> None:
             print(f"one weight scale per {'channel' if per_channel else 'tensor'}")
             for recipe in RECIPES:
                 start = time.monotonic()
-                metrics = quantize_repaired(
-                    model,
-                    Path(name) / "int8.onnx",
-                    {"image": fitting},
-                    None,
-                    repairing=Repairing(recipe),  # type: ignore[arg-type]
-                    target=dataclasses.replace(target, per_channel=per_channel),
-                    method="minmax",
-                    exclude=(),
-                    progress=SILENT,
-                )
+                out, inputs = Path(name) / "int8.onnx", {"image": fitting}
+                settings = Int8Settings(dataclasses.replace(target, per_channel=per_channel))
+                if recipe:
+                    repairs = RepairSettings(recipe)  # type: ignore[arg-type]
+                    samples = hold_out(inputs, None)
+                    made = quantize_repaired(model, out, samples, settings, repairs, progress=SILENT)
+                else:
+                    made = quantize_model(model, out, ArraySamples(inputs), settings, progress=SILENT)
                 seconds = time.monotonic() - start
-                got = outputs_of(onnx.load(Path(name) / "int8.onnx"), {"image": judging}, 8)
+                got = outputs_of(onnx.load(out), {"image": judging}, 8)
                 seen = parity(wanted, got)
-                kept = [entry["repair"] for entry in metrics.get("repairs", []) if entry["kept"]]
+                kept = [report.repair for report in made.repairs or () if report.kept]
                 print(
                     f"  {' '.join(recipe) or 'nothing':24} SQNR {seen.sqnr_db:5.1f} dB, agreement "
                     f"{seen.agreement:6.2%}, {seconds:5.1f} s, kept: {' '.join(kept) or 'nothing'}",

@@ -38,7 +38,7 @@ from exporter.graphs.inference import run_model
 from exporter.graphs.targets import find_target
 from exporter.networks.network import Network, load_network
 from exporter.onnx_export.export import export
-from exporter.quantization.int8 import quantize
+from exporter.quantization.split import quantize_split
 from exporter.recipes import ExportConfig, FineTuneConfig, QuantizeConfig, ShrinkConfig, ShrinkTarget
 from exporter.training.loop import Checkpoints
 from exporter.training.stages import Settings
@@ -188,7 +188,7 @@ class Work:
     def _int8(self, network: Network, folder: Path, context) -> float:
         source, out = folder / "model.fp32.onnx", folder / "model.onnx"
         export(network.module, self.data.calibration, source, ExportConfig(), {})
-        quantize(
+        quantize_split(
             source,
             out,
             self.data.calibration,

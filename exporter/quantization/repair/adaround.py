@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx
@@ -15,7 +14,8 @@ from bench.core.arrays import Array
 from exporter.graphs.attributes import attributes_of
 from exporter.graphs.inference import session_with_outputs
 from exporter.graphs.layers import Graph, Layer, from_rows, rows, with_constants
-from exporter.quantization.repair.base import Metrics, RepairContext
+from exporter.quantization.repair.base import RepairContext
+from exporter.results import AdaRoundFigures
 
 MAX_SAMPLES = 128
 # Positions of a convolution that are looked at in each sample: neighbours say nearly the same.
@@ -46,7 +46,7 @@ class _Work:
         return int(4 * groups * products * products)
 
 
-def adaround(model: onnx.ModelProto, context: RepairContext) -> tuple[onnx.ModelProto, Metrics]:
+def adaround(model: onnx.ModelProto, context: RepairContext) -> tuple[onnx.ModelProto, AdaRoundFigures]:
     """Choose for every weight whether to round it up or down, layer by layer.
 
     The aim is that of Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization"
@@ -77,12 +77,12 @@ def adaround(model: onnx.ModelProto, context: RepairContext) -> tuple[onnx.Model
                 weights += chosen.size
                 before, after = before + 1, after + error
                 task.advance()
-    return with_constants(model, rounded), {
-        "layers": len(work),
-        "flipped_share": flipped / weights if weights else 0.0,
+    return with_constants(model, rounded), AdaRoundFigures(
+        layers=len(work),
+        flipped_share=flipped / weights if weights else 0.0,
         # Mean over layers of d H d after, as a share of that of nearest rounding.
-        "local_error_ratio": after / before if before else 1.0,
-    }
+        local_error_ratio=after / before if before else 1.0,
+    )
 
 
 def choose_rounding(
@@ -214,9 +214,7 @@ def observed_products(node: onnx.NodeProto, value: Array, shape: Sequence[int], 
     corners = [p * s for p, s in zip(np.unravel_index(places, sizes), strides, strict=True)]
     taps = []
     for offsets in itertools.product(*(range(k) for k in kernel)):
-        where: tuple[Any, ...] = tuple(
-            c + o * d for c, o, d in zip(corners, offsets, dilations, strict=True)
-        )
+        where = tuple(c + o * d for c, o, d in zip(corners, offsets, dilations, strict=True))
         taps.append(padded[(..., *where)])  # [N, channels, places]
     products = np.stack(taps, axis=-1)
     samples, channels = products.shape[:2]

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx
 
 from bench.core.arrays import Array
 from bench.core.progress import Progress
+from exporter.results import RepairFigures
 
-Metrics = dict[str, Any]
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RepairContext:
     """What a repair may ask for beside the model.
 
@@ -55,5 +53,5 @@ class RepairContext:
         return -(-self.count // self.batch_size)
 
 
-# (model, context) -> (repaired copy of the model, plain figures for the report)
-Repair = Callable[[onnx.ModelProto, RepairContext], tuple[onnx.ModelProto, Metrics]]
+# (model, context) -> (repaired copy of the model, what changed)
+Repair = Callable[[onnx.ModelProto, RepairContext], tuple[onnx.ModelProto, RepairFigures]]

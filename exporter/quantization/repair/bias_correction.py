@@ -14,13 +14,14 @@ from bench.inputs.session import ERRORS_ONLY
 from exporter.graphs.attributes import attributes_of
 from exporter.graphs.inference import open_model, session_with_outputs
 from exporter.graphs.layers import Graph, Layer, with_constants, with_own_biases
-from exporter.quantization.repair.base import Metrics, RepairContext
+from exporter.quantization.repair.base import RepairContext
+from exporter.results import BiasFigures
 
 # Means over the positions of a feature map settle fast: 64 samples gave no more (EfficientNet-Lite0).
 MAX_SAMPLES = 32
 
 
-def correct_bias(model: onnx.ModelProto, context: RepairContext) -> tuple[onnx.ModelProto, Metrics]:
+def correct_bias(model: onnx.ModelProto, context: RepairContext) -> tuple[onnx.ModelProto, BiasFigures]:
     """Add to each bias the mean of (float output - int8 output) of its channel.
 
     After Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction" (2019),
@@ -37,7 +38,7 @@ def correct_bias(model: onnx.ModelProto, context: RepairContext) -> tuple[onnx.M
     rounded = {node.name: node for node in quantized.graph.node}
     layers = [layer for layer in graph.layers() if layer.bias is not None and layer.bias_node in rounded]
     if not layers:
-        return model, {"layers": 0, "largest_correction": 0.0}
+        return model, BiasFigures(layers=0, largest_correction=0.0)
     places = {layer.node: rounded[str(layer.bias_node)].output[0] for layer in layers}
     biases = {str(layer.bias): graph.constant(str(layer.bias)) for layer in layers}
     session = simulation(model, quantized, layers)
@@ -50,7 +51,7 @@ def correct_bias(model: onnx.ModelProto, context: RepairContext) -> tuple[onnx.M
             biases[bias] = (biases[bias] + target - got).astype(np.float32)
             largest = max(largest, float(np.abs(target - got).max()))
             task.advance()
-    return with_constants(model, biases), {"layers": len(layers), "largest_correction": largest}
+    return with_constants(model, biases), BiasFigures(layers=len(layers), largest_correction=largest)
 
 
 def simulation(

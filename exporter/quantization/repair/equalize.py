@@ -11,7 +11,8 @@ import onnx
 from bench.core.arrays import Array
 from exporter.graphs.inference import session_with_outputs
 from exporter.graphs.layers import Graph, Layer, with_constants, with_own_biases
-from exporter.quantization.repair.base import Metrics, RepairContext
+from exporter.quantization.repair.base import RepairContext
+from exporter.results import EqualizeFigures
 
 # f(s x) = s f(x) for every s > 0 and each channel on its own.
 _HOMOGENEOUS = {"Relu", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool", "Identity", "Dropout"}
@@ -37,7 +38,7 @@ class Pair:
     limit: float
 
 
-def equalize(model: onnx.ModelProto, context: RepairContext) -> tuple[onnx.ModelProto, Metrics]:
+def equalize(model: onnx.ModelProto, context: RepairContext) -> tuple[onnx.ModelProto, EqualizeFigures]:
     """Divide output channels of a layer by s and multiply the next one's input channels by s.
 
     After Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction" (2019),
@@ -56,7 +57,7 @@ def equalize(model: onnx.ModelProto, context: RepairContext) -> tuple[onnx.Model
     graph = Graph(with_own_biases(model))
     pairs = find_pairs(graph)
     if not pairs:
-        return model, {"pairs": 0, "channels": 0, "channels_at_a_clip": 0}
+        return model, EqualizeFigures(pairs=0, channels=0, channels_at_a_clip=0)
     layers = {layer.node: layer for pair in pairs for layer in (pair.first, pair.second)}
     weights = {layer.weight: graph.constant(layer.weight).astype(np.float64) for layer in layers.values()}
     biases = {
@@ -84,11 +85,11 @@ def equalize(model: onnx.ModelProto, context: RepairContext) -> tuple[onnx.Model
     repaired = with_constants(with_own_biases(model), {**weights, **biases})
     factors = np.concatenate(list(scaled.values()))
     clipped = sum(int((tops[p.first.node] > CLIP_MARGIN * p.limit).sum()) for p in pairs)
-    return repaired, {
-        "pairs": len(pairs),
-        "channels": int((np.abs(np.log(factors)) > np.log(_CONVERGED)).sum()),
-        "channels_at_a_clip": clipped,
-    }
+    return repaired, EqualizeFigures(
+        pairs=len(pairs),
+        channels=int((np.abs(np.log(factors)) > np.log(_CONVERGED)).sum()),
+        channels_at_a_clip=clipped,
+    )
 
 
 def find_pairs(graph: Graph) -> list[Pair]:

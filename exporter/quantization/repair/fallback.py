@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import onnx
 
 from exporter.graphs.layers import Graph
-from exporter.quantization.repair.score import Score, noise
+from exporter.quantization.repair.score import noise
 from exporter.recipes import FallbackConfig
+from exporter.results import FallbackCandidate, Score
 
 # Behind a layer these only cut or bend its output, and are quantized or not as it is.
 _ACTIVATIONS = {"Relu", "Clip", "LeakyRelu"}
@@ -20,21 +21,6 @@ _MOVEMENT = {
 }  # fmt: skip
 # A cost below this share of the whole model's time is lost in the noise of the measurement.
 LEAST_COST_SHARE = 0.02
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """Layers that could stay in float together.
-
-    Attributes:
-        layers: their names, in graph order: one, or all that touch a tensor.
-        sqnr_db: of the model's output with them in float.
-        cost_ns: time per run that leaving them in float costs; negative where int8 is the slower.
-    """
-
-    layers: tuple[str, ...]
-    sqnr_db: float
-    cost_ns: float
 
 
 @dataclass(frozen=True)
@@ -55,7 +41,7 @@ class Fallback:
 
 
 def search(
-    candidates: Sequence[Candidate],
+    candidates: Sequence[FallbackCandidate],
     score: Callable[[tuple[str, ...]], Score],
     config: FallbackConfig,
     *,
@@ -89,7 +75,7 @@ def search(
     least = max(LEAST_COST_SHARE * int8_ns, 1.0)
     all_noise = noise(scored(()).sqnr_db)
 
-    def rank(candidate: Candidate) -> tuple[float, int, list[int]]:
+    def rank(candidate: FallbackCandidate) -> tuple[float, int, list[int]]:
         gain = all_noise - noise(candidate.sqnr_db)
         return (
             -gain / max(candidate.cost_ns, least),

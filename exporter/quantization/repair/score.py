@@ -4,35 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 
 from bench.core.arrays import Array
 from bench.metrics.parity import EXACT_SQNR_DB, parity
 from exporter.graphs.inference import open_exact, open_model, session_options
 from exporter.graphs.rewrites.processing import score_tensor
-
-
-@dataclass(frozen=True)
-class Score:
-    """An int8 model on the held-out samples.
-
-    Attributes:
-        sqnr_db: of its output against the float reference's.
-        agreement: share of samples whose largest output is at the same index.
-        drop: accuracy lost against the reference; without labels, the share of samples that disagree.
-    """
-
-    sqnr_db: float
-    agreement: float
-    drop: float
-
-    def as_json(self) -> dict[str, float]:
-        """For metrics."""
-        return dict(self.__dict__)
+from exporter.results import Score
 
 
 def noise(sqnr_db: float) -> float:
@@ -61,13 +42,14 @@ class Judge:
         """Run a model, with all of ONNX Runtime's optimizations as on the device, and compare."""
         got = outputs_of(model, self.inputs, self.batch_size)
         if not np.isfinite(got).all():
-            return Score(-EXACT_SQNR_DB, 0.0, 1.0)
+            return Score(sqnr_db=-EXACT_SQNR_DB, agreement=0.0, drop=1.0)
         found = parity(self.wanted, got)
-        if self.labels is None:
-            return Score(found.sqnr_db, found.agreement, 1 - found.agreement)
-        before = (self.wanted.argmax(axis=1) == self.labels).mean()
-        after = (got.argmax(axis=1) == self.labels).mean()
-        return Score(found.sqnr_db, found.agreement, float(before - after))
+        drop = 1 - found.agreement
+        if self.labels is not None:
+            before = (self.wanted.argmax(axis=1) == self.labels).mean()
+            after = (got.argmax(axis=1) == self.labels).mean()
+            drop = float(before - after)
+        return Score(sqnr_db=found.sqnr_db, agreement=found.agreement, drop=drop)
 
 
 def outputs_of(model: onnx.ModelProto, inputs: Mapping[str, Array], batch_size: int) -> Array:
@@ -94,6 +76,6 @@ def outputs_of(model: onnx.ModelProto, inputs: Mapping[str, Array], batch_size: 
     )
 
 
-def fast_session(model: onnx.ModelProto, threads: int) -> Any:
+def fast_session(model: onnx.ModelProto, threads: int) -> onnxruntime.InferenceSession:
     """A session with all optimizations, as a device would open it."""
     return open_model(model, session_options(threads))

@@ -14,7 +14,8 @@ from exporter.graphs.inference import session_with_outputs
 from exporter.graphs.layers import Graph, Layer, rows, with_constants
 from exporter.graphs.names import unused_name
 from exporter.graphs.targets import WEIGHT_LEVELS
-from exporter.quantization.repair.base import Metrics, RepairContext
+from exporter.quantization.repair.base import RepairContext
+from exporter.results import SmoothFigures
 
 # Operators that stay in float: what they give is scaled before it is rounded, not after.
 _FLOAT_PRODUCERS = {"LayerNormalization", "RMSNormalization", "Gelu", "Tanh", "HardSwish", "Swish", "Erf"}
@@ -49,7 +50,7 @@ class _Source:
     norm: onnx.NodeProto | None
 
 
-def smooth(model: onnx.ModelProto, context: RepairContext) -> tuple[onnx.ModelProto, Metrics]:
+def smooth(model: onnx.ModelProto, context: RepairContext) -> tuple[onnx.ModelProto, SmoothFigures]:
     """Divide each channel that a product reads by s, and multiply the weights that it meets by s.
 
     After Xiao et al., "SmoothQuant" (2023), equation 4: s = max|x|^a / max|w|^(1 - a) for each channel,
@@ -80,11 +81,11 @@ def smooth(model: onnx.ModelProto, context: RepairContext) -> tuple[onnx.ModelPr
         noise_after += after
         factors[source.tensor] = factor
     chosen = [source for source in sources if source.tensor in factors]
-    return _apply(model, graph, chosen, factors), {
-        "smoothed": len(chosen),
-        "folded": sum(source.norm is not None for source in chosen),
-        "product_noise_ratio": noise_after / noise_before if noise_before else 1.0,
-    }
+    return _apply(model, graph, chosen, factors), SmoothFigures(
+        smoothed=len(chosen),
+        folded=sum(source.norm is not None for source in chosen),
+        product_noise_ratio=noise_after / noise_before if noise_before else 1.0,
+    )
 
 
 def _sources(graph: Graph) -> list[_Source]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import TypeVar
 
 import onnx
+import onnxruntime
 
 from bench.core.arrays import Array
 from exporter.quantization.repair.score import fast_session
@@ -59,10 +60,10 @@ def float_costs(
     return usual, costs
 
 
-def _fastest(session: object, feeds: Mapping[str, Array], clock: Clock) -> float:
+def _fastest(session: onnxruntime.InferenceSession, feeds: Mapping[str, Array], clock: Clock) -> float:
     fastest = float("inf")
     for _ in range(_BURST):
         start = clock()
-        session.run(None, dict(feeds))  # type: ignore[attr-defined]
+        session.run(None, dict(feeds))
         fastest = min(fastest, clock() - start)
     return fastest

@@ -20,7 +20,7 @@ from exporter.caching.provenance import library_versions, own_code
 from exporter.graphs.rewrites.processing import as_shipped
 from exporter.graphs.targets import Target, find_target
 from exporter.onnx_export.export import export
-from exporter.quantization.int8 import quantize_model
+from exporter.quantization.int8 import Int8Settings, quantize_model
 from exporter.recipes import ExportConfig, QuantizeConfig
 from exporter.recipes.options import Precision
 from exporter.sources.splits import Split
@@ -104,15 +104,8 @@ class HostMeter:
         if self.precision == "fp32":
             return path
         small = path.with_suffix(".int8.onnx")
-        quantize_model(
-            onnx.load(path),
-            small,
-            self._fed,
-            target=self._target,
-            method="minmax",
-            exclude=self.quantize_config.exclude,
-            progress=SILENT,
-        )
+        settings = Int8Settings(self._target, exclude=self.quantize_config.exclude)
+        quantize_model(onnx.load(path), small, self._fed, settings, progress=SILENT)
         return small
 
     def export_float(self, module: nn.Module) -> Path:

@@ -18,8 +18,8 @@ from exporter.graphs.targets import Target, find_target
 from exporter.graphs.trained_qparams import NO_TRAINED_QPARAMS, TrainedQparams
 from exporter.networks.network import Network, accuracy, matches, predict
 from exporter.onnx_export.export import SAME_SQNR_DB, export
-from exporter.quantization.int8 import quantize
 from exporter.quantization.qdq import plan_qdq
+from exporter.quantization.split import quantize_split
 from exporter.recipes import DistillConfig, QatConfig
 from exporter.results import QatResult, Trained
 from exporter.sources.splits import Splits
@@ -96,7 +96,7 @@ class _Graph:
     ) -> Path:
         """What the recipe's `quantize` step makes of that."""
         path = self.folder / "int8.onnx"
-        quantize(
+        quantize_split(
             self.float(module),
             path,
             data.calibration,

@@ -16,7 +16,7 @@ from exporter.graphs import onnx_files
 from exporter.graphs.inference import run_model
 from exporter.graphs.onnx_files import content_hash, infer_shapes, read_model, write_checked
 from exporter.graphs.targets import TARGETS
-from exporter.quantization.int8 import quantize_model
+from exporter.quantization.int8 import Int8Settings, quantize_model
 from exporter.sources.splits import Split
 
 WEIGHT = np.random.default_rng(0).standard_normal((30, 20)).astype(np.float32)
@@ -133,7 +133,7 @@ def test_a_large_model_is_quantized_into_two_files(model, folder):
     split = Split({"x": x}, np.zeros(16, np.int64))
     quantize_model(
         read_model(path), int8, split,
-        target=TARGETS["x86-vnni"], method="minmax", exclude=(), progress=SILENT,
+        Int8Settings(TARGETS["x86-vnni"]), progress=SILENT,
     )  # fmt: skip
     assert np.corrcoef(run_model(path, split).ravel(), run_model(int8, split).ravel())[0, 1] > 0.999
 

@@ -16,7 +16,7 @@ from exporter.graphs.targets import TARGETS
 from exporter.inspection import audit as audit_module
 from exporter.inspection.audit import audit, coverage_failure
 from exporter.pipeline.quantize_file import quantize_file
-from exporter.quantization.int8 import quantize
+from exporter.quantization.split import quantize_split
 from exporter.recipes import QuantizeConfig
 from exporter.sources.splits import Split
 
@@ -79,7 +79,7 @@ def to_int8(tmp_path):
         shape = [d.dim_value for d in onnx.load(path).graph.input[0].type.tensor_type.shape.dim][1:]
         data = Split({"x": normal(12, *shape)}, np.arange(12) % 2)
         config = QuantizeConfig(samples=12, exclude=exclude)
-        quantize(path, tmp_path / "int8.onnx", data, config, TARGETS[target], seed=0, progress=SILENT)
+        quantize_split(path, tmp_path / "int8.onnx", data, config, TARGETS[target], seed=0, progress=SILENT)
         return tmp_path / "int8.onnx"
 
     return run

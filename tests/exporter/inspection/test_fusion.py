@@ -11,7 +11,7 @@ from bench.core.progress import SILENT
 from bench.inputs.host import fingerprint, host_target
 from exporter.graphs.targets import TARGETS
 from exporter.inspection.audit import audit, coverage_failure
-from exporter.quantization.int8 import quantize_model
+from exporter.quantization.int8 import Int8Settings, quantize_model
 from exporter.sources.splits import ArraySamples
 
 ON_X86 = host_target(fingerprint()).startswith("x86")
@@ -110,9 +110,7 @@ def residual(tmp_path_factory):
             residual_network(),
             paths[target],
             ArraySamples({"x": data}),
-            target=TARGETS[target],
-            method="minmax",
-            exclude=(),
+            Int8Settings(TARGETS[target]),
             progress=SILENT,
         )
     return paths

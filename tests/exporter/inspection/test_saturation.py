@@ -20,7 +20,7 @@ from exporter.graphs.inference import session_with_outputs
 from exporter.graphs.targets import TARGETS
 from exporter.inspection.saturation import int8_layers, observe_saturation, pair_sums, vpmaddubsw_dot
 from exporter.inspection.saturation import observe as observe_module
-from exporter.quantization.int8 import quantize_model
+from exporter.quantization.int8 import Int8Settings, quantize_model
 from exporter.sources.splits import ArraySamples
 
 LEAST, MOST = -(2**15), 2**15 - 1
@@ -308,17 +308,15 @@ def test_only_channels_that_saturate_are_reduced(tmp_path, target):
     model = float_model([identity, mixed, identity * 3])
     data = np.random.default_rng(0).random((16, 4)).astype(np.float32)
     path = tmp_path / "int8.onnx"
-    metrics = quantize_model(
+    made = quantize_model(
         model,
         path,
         ArraySamples({"x": data}),
-        target=TARGETS[target],
-        method="minmax",
-        exclude=(),
+        Int8Settings(TARGETS[target]),
         progress=SILENT,
     )
     saturates = TARGETS[target].saturates
-    assert metrics["reduced_channels"] == ({"layer1": 2} if saturates else {})
+    assert made.reduced_channels == ({"layer1": 2} if saturates else {})
     quantized = onnx.load(path)
     largest = {
         i.name: np.abs(numpy_helper.to_array(i).astype(int)).max(axis=0).tolist()
@@ -341,13 +339,11 @@ def test_channels_keep_as_many_levels_as_they_can(tmp_path_factory, seed, rows):
     weight = rng.choice([-1, 1], (rows, 16)) * rng.uniform(0.2, 1, (rows, 16))
     data = np.concatenate([np.zeros((1, rows)), np.ones((1, rows)), rng.random((6, rows))])
     path = tmp_path_factory.mktemp("reduced") / "int8.onnx"
-    metrics = quantize_model(
+    made = quantize_model(
         float_model([weight]),
         path,
         ArraySamples({"x": data.astype(np.float32)}),
-        target=TARGETS["x86-avx2"],
-        method="minmax",
-        exclude=(),
+        Int8Settings(TARGETS["x86-avx2"]),
         progress=SILENT,
     )
     quantized = onnx.load(path)
@@ -358,7 +354,7 @@ def test_channels_keep_as_many_levels_as_they_can(tmp_path_factory, seed, rows):
         if i.name.endswith("_quantized")
     )
     levels = np.abs(integers).max(axis=0)
-    assert metrics["reduced_channels"].get("layer0", 0) == (levels < 127).sum()
+    assert made.reduced_channels.get("layer0", 0) == (levels < 127).sum()
     assert levels.min() >= 64
     for column, most in zip(weight.T, levels, strict=True):
         if most in range(65, 123):

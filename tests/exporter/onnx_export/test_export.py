@@ -19,7 +19,7 @@ from exporter.graphs.inference import run_model
 from exporter.graphs.targets import TARGETS
 from exporter.networks.network import load_network, predict
 from exporter.onnx_export.export import check_opset, export, open_axes
-from exporter.quantization.int8 import quantize_model
+from exporter.quantization.int8 import Int8Settings, quantize_model
 from exporter.recipes import ExportConfig
 from exporter.sources.splits import Split
 
@@ -288,7 +288,7 @@ def test_an_encoder_is_quantized_and_still_takes_any_length(encoder, tmp_path):
     export(module, samples, path, ExportConfig(dynamic=SEQUENCE), {})
     quantize_model(
         onnx.load(path), int8, samples,
-        target=TARGETS["x86-vnni"], method="minmax", exclude=(), progress=SILENT,
+        Int8Settings(TARGETS["x86-vnni"]), progress=SILENT,
     )  # fmt: skip
     assert "QuantizeLinear" in {node.op_type for node in onnx.load(int8).graph.node}
     other = encoder.draw(7, 17)

@@ -74,7 +74,7 @@ def test_a_program_is_quantized(encoder, saved, tmp_path):
     data, out = tmp_path / "tokens.npz", tmp_path / "int8.onnx"
     np.savez(data, **encoder.draw(16, 9).inputs)
     answer = quantize_file(saved, data, out, target="x86-vnni")
-    assert answer["samples"] == 16
+    assert answer.made.samples == 16
     assert run_model(out, encoder.draw(3, 14)).shape == (3, 3)
 
 

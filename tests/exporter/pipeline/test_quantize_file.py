@@ -78,7 +78,7 @@ def data(tmp_path):
 def test_norm_padding_and_mean_leave_no_island(model, data, tmp_path):
     out = tmp_path / "int8.onnx"
     found = quantize_file(model, data, out, target="x86-vnni")
-    assert (found["target"], found["samples"], found["model"]) == ("x86-vnni", 40, str(out))
+    assert (found.made.target, found.made.samples, found.model) == ("x86-vnni", 40, out)
     inspected = audit(out)
     assert inspected.int8_mac_ratio == 1.0
     assert not {"Pad", "BatchNormalization", "ReduceMean"} & inspected.operators.keys()
@@ -103,7 +103,7 @@ def test_the_command_needs_no_torch(model, data, tmp_path):
 def test_a_fixed_batch_is_kept(tmp_path, weights, data):
     nodes = [helper.make_node("Conv", ["x", "w"], ["y"], name="conv")]
     model = save(tmp_path, nodes, {"w": weights["w"]}, batch=4, output=(4, 6, 6))
-    assert quantize_file(model, data, tmp_path / "int8.onnx")["samples"] == 40
+    assert quantize_file(model, data, tmp_path / "int8.onnx").made.samples == 40
 
 
 def test_samples_that_do_not_fill_fixed_batches_are_refused(tmp_path, weights, data):
@@ -122,11 +122,11 @@ def test_how_samples_are_stored_changes_nothing(model, data, tmp_path, method):
         "turned": lambda path: np.savez(path, x=np.asfortranarray(x)),
         "foreign": lambda path: np.savez(path, x=x.astype(">f4")),
     }
-    wanted = quantize_file(model, data, tmp_path / "int8.onnx", method=method)["sha256"]
+    wanted = quantize_file(model, data, tmp_path / "int8.onnx", method=method).sha256
     for name, store in stored.items():
         path = tmp_path / f"{name}.npz"
         store(path)
-        assert quantize_file(model, path, tmp_path / "int8.onnx", method=method)["sha256"] == wanted
+        assert quantize_file(model, path, tmp_path / "int8.onnx", method=method).sha256 == wanted
 
 
 def test_a_sample_that_is_not_finite_is_refused(model, tmp_path):
@@ -183,7 +183,7 @@ def test_ranges_are_kept_and_used_when_other_nodes_are_excluded(model, data, tmp
     def run(**options):
         seen = Watcher()
         found = quantize_file(model, data, out, method="entropy", progress=seen, **options)
-        return found["sha256"], seen.batches
+        return found.sha256, seen.batches
 
     plain, batches = run()
     assert batches > 0
@@ -204,12 +204,12 @@ def test_ranges_are_kept_and_used_when_other_nodes_are_excluded(model, data, tmp
 )
 def test_damaged_ranges_are_collected_anew(model, data, tmp_path, content):
     cache, out = tmp_path / "ranges", tmp_path / "int8.onnx"
-    wanted = quantize_file(model, data, out, cache=cache)["sha256"]
+    wanted = quantize_file(model, data, out, cache=cache).sha256
     (file,) = cache.iterdir()
     whole = file.read_bytes()
     key = file.stem.removeprefix("ranges-").encode()
     file.write_bytes(content.replace(b"KEY", key))
-    assert quantize_file(model, data, out, cache=cache)["sha256"] == wanted
+    assert quantize_file(model, data, out, cache=cache).sha256 == wanted
     assert file.read_bytes() == whole
 
 
@@ -245,7 +245,7 @@ def products(tmp_path):
 def test_weights_of_four_bits_need_no_samples_and_are_counted(products, tmp_path):
     out = tmp_path / "small.onnx"
     found = quantize_weights_file(products, out)
-    assert (found["bits"], found["products"]) == (4, 2)
+    assert (found.made.bits, found.made.products) == (4, 2)
     assert out.stat().st_size < products.stat().st_size / 3
     seen = audit(out)
     assert seen.macs == 64 * 96 + 96 * 32

@@ -26,8 +26,8 @@ from exporter.quantization.calibration import (
 )
 from exporter.quantization.calibration.histogram import BINS
 from exporter.quantization.calibration.methods import Divergences
-from exporter.quantization.int8 import quantize
 from exporter.quantization.qdq import plan_qdq
+from exporter.quantization.split import quantize_split
 from exporter.recipes import QuantizeConfig
 from exporter.sources.splits import Split
 
@@ -300,7 +300,9 @@ def test_minmax_gives_the_very_model_that_quantize_static_gives(network, split, 
 
     source, ours, theirs = (tmp_path / name for name in ("float.onnx", "ours.onnx", "theirs.onnx"))
     onnx.save(network, source)
-    quantize(source, ours, split, QuantizeConfig(samples=50), TARGETS["x86-vnni"], seed=0, progress=SILENT)
+    quantize_split(
+        source, ours, split, QuantizeConfig(samples=50), TARGETS["x86-vnni"], seed=0, progress=SILENT
+    )
     quantize_static(
         source,
         theirs,
@@ -326,7 +328,7 @@ def test_every_method_gives_a_model_that_agrees_with_float(network, split, tmp_p
 
     source, destination = tmp_path / "float.onnx", tmp_path / "int8.onnx"
     onnx.save(network, source)
-    metrics = quantize(
+    made = quantize_split(
         source,
         destination,
         split,
@@ -335,7 +337,7 @@ def test_every_method_gives_a_model_that_agrees_with_float(network, split, tmp_p
         seed=0,
         progress=SILENT,
     )
-    assert (metrics["method"], metrics["samples"]) == (method, 50)
+    assert (made.method, made.samples) == (method, 50)
     found = parity(run_model(source, split), run_model(destination, split))
     assert found.sqnr_db > 20
     assert found.agreement >= 0.9

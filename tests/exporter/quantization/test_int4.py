@@ -47,8 +47,8 @@ def network(**gemm):
 def quantized(model, tmp_path, **options):
     path = tmp_path / "small.onnx"
     settings = {"block_size": 32, "exclude": (), "target": TARGETS["arm64"]} | options
-    metrics = quantize_weights(model, path, **settings)
-    return metrics, onnx.load(path)
+    made = quantize_weights(model, path, **settings)
+    return made, onnx.load(path)
 
 
 def run(model):
@@ -60,10 +60,10 @@ def run(model):
 def test_products_run_in_four_bits(tmp_path, gemm):
     model = network(**gemm)
     before = model.SerializeToString()
-    metrics, found = quantized(model, tmp_path)
+    made, found = quantized(model, tmp_path)
     assert [n.op_type for n in found.graph.node] == ["MatMulNBits", "Gelu", "MatMulNBits", "Add"]
-    assert metrics["products"] == 2
-    assert metrics["weight_type"] == "uint4"
+    assert made.products == 2
+    assert made.weight_type == "uint4"
     exact, close = run(model), run(found)
     noise = 20 * np.log10(np.linalg.norm(exact) / np.linalg.norm(exact - close))
     # 15 levels over +-2.5 deviations: a third of one apart, hence about 20 dB a product.
@@ -87,14 +87,14 @@ def test_smaller_blocks_are_closer(tmp_path):
 
 @pytest.mark.parametrize("name", ["first", "second"])
 def test_excluded_nodes_stay_as_they_are(tmp_path, name):
-    metrics, found = quantized(network(), tmp_path, exclude=(name,))
-    assert metrics["products"] == 1
+    made, found = quantized(network(), tmp_path, exclude=(name,))
+    assert made.products == 1
     assert {n.name: n.op_type for n in found.graph.node}[name] in {"MatMul", "Gemm"}
 
 
 @pytest.mark.parametrize("gemm", [{"alpha": 0.5}, {"beta": 2.0}, {"transA": 1}])
 def test_unusual_gemms_stay_in_float(tmp_path, gemm):
-    assert quantized(network(**gemm), tmp_path)[0]["products"] == 1
+    assert quantized(network(**gemm), tmp_path)[0].products == 1
 
 
 def test_an_excluded_node_must_exist(tmp_path):

@@ -9,27 +9,26 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from bench.core.errors import DataError
 from bench.core.progress import SILENT
 from bench.metrics.parity import parity
 from exporter.errors import ExportError
 from exporter.graphs.inference import run_model
 from exporter.graphs.targets import TARGETS
-from exporter.quantization.int8 import quantize
+from exporter.quantization.split import quantize_split
 from exporter.recipes import QuantizeConfig
 
 
 @pytest.fixture
 def quantized(onnx_models, splits, tmp_path):
-    """Quantize the trained network; metrics and model."""
+    """Quantize the trained network; what was made, and the model."""
 
     def run(target="x86-vnni", *, source=onnx_models.float, seed=0, **config):
         path = tmp_path / f"{target}.onnx"
         settings = QuantizeConfig(**{"samples": 16} | config)
-        metrics = quantize(
+        made = quantize_split(
             source, path, splits.calibration, settings, TARGETS[target], seed=seed, progress=SILENT
         )
-        return metrics, onnx.load(path)
+        return made, onnx.load(path)
 
     return run
 
@@ -60,7 +59,7 @@ def activation_types(model):
     ],
 )
 def test_every_target_gets_its_types(quantized, target, activations):
-    metrics, model = quantized(target)
+    made, model = quantized(target)
     assert activation_types(model) == {activations}
     found = weights(model)
     assert len(found) == 3
@@ -69,15 +68,15 @@ def test_every_target_gets_its_types(quantized, target, activations):
         assert not zero_point.any()
         assert scale.shape == zero_point.shape
         assert 64 <= np.abs(weight.astype(int)).max() <= 127
-    assert metrics["activation_type"] == ("int8" if activations == TensorProto.INT8 else "uint8")
-    assert (metrics["weight_type"], metrics["target"]) == ("int8", target)
+    assert made.activation_type == ("int8" if activations == TensorProto.INT8 else "uint8")
+    assert (made.weight_type, made.target) == ("int8", target)
     largest = [
         int(np.abs(row.astype(int)).max())
         for weight, scale, _ in found.values()
         for row in (weight if len(weight) == len(scale) else weight.T)
     ]
-    assert sum(metrics["reduced_channels"].values()) == sum(value < 127 for value in largest)
-    assert TARGETS[target].saturates or not metrics["reduced_channels"]
+    assert sum(made.reduced_channels.values()) == sum(value < 127 for value in largest)
+    assert TARGETS[target].saturates or not made.reduced_channels
 
 
 def test_convolutions_have_a_scale_per_channel(quantized):
@@ -96,11 +95,11 @@ def test_the_target_stands_in_the_file(quantized):
 
 
 def test_nodes_are_counted(quantized):
-    metrics, model = quantized()
+    made, model = quantized()
     operators = [node.op_type for node in model.graph.node]
-    assert metrics["quantize_nodes"] == operators.count("QuantizeLinear") > 0
-    assert metrics["dequantize_nodes"] == operators.count("DequantizeLinear") > 0
-    assert metrics["samples"] == 16
+    assert made.quantize_nodes == operators.count("QuantizeLinear") > 0
+    assert made.dequantize_nodes == operators.count("DequantizeLinear") > 0
+    assert made.samples == 16
 
 
 def test_int8_answers_like_float(onnx_models, splits):
@@ -132,15 +131,6 @@ def test_unknown_nodes_are_refused_with_the_known(quantized):
         "the graph has no node 'neck'",
     )
     assert "body" in caught.value.fix
-
-
-def test_more_samples_than_there_are(quantized):
-    with pytest.raises(DataError, match=r"25 samples are asked for, the calibration split has 24"):
-        quantized(samples=25)
-
-
-def test_all_samples_are_used_unless_fewer_are_asked_for(quantized):
-    assert quantized(samples=None)[0]["samples"] == 24
 
 
 def test_nothing_is_logged(quantized, caplog, capfd):

@@ -12,7 +12,7 @@ from exporter.errors import ExportError
 from exporter.graphs.inference import open_exact
 from exporter.graphs.targets import TARGETS
 from exporter.inspection.audit import audit
-from exporter.quantization.int8 import quantize_model
+from exporter.quantization.int8 import Int8Settings, quantize_model
 from exporter.quantization.placement import Placement, place, read_unrounded
 from exporter.sources.splits import ArraySamples
 
@@ -131,9 +131,7 @@ def quantized(model, tmp_path, **options):
         model,
         path,
         ArraySamples({"x": x}),
-        target=TARGETS["x86-vnni"],
-        method="minmax",
-        exclude=options.get("exclude", ()),
+        Int8Settings(TARGETS["x86-vnni"], exclude=options.get("exclude", ())),
         progress=SILENT,
     )
     return onnx.load(path), x

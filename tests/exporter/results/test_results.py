@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -192,6 +193,28 @@ def test_what_does_not_apply_has_no_key():
 def test_damaged_results_are_refused(kind, content):
     with pytest.raises(ValueError, match=r"."):
         read_step_result(kind, content)
+
+
+def test_a_quantized_file_is_one_flat_object():
+    made = results.Int8Model(**INT8, held_out_samples=4, repairs=(REPORT,))
+    found = results.QuantizedFile(
+        model=Path("a/int8.onnx"), sha256="12", size_bytes=5, made=made, seconds=0.5, peak_rss_bytes=None
+    )
+    written = found.as_json()
+    around = {
+        "model": "a/int8.onnx",
+        "sha256": "12",
+        "size_bytes": 5,
+        "seconds": 0.5,
+        "peak_rss_bytes": None,
+    }
+    assert written == around | made.as_json()
+    assert "fallback" not in written
+    assert {key: type(value) for key, value in written["repairs"][0].items()} == {
+        "repair": str, "kept": bool, "reason": str, "sqnr_db_before": float, "sqnr_db_after": float,
+        "agreement_before": float, "agreement_after": float, "layers": int, "largest_correction": float,
+    }  # fmt: skip
+    assert json.loads(json.dumps(written, allow_nan=False)) == written
 
 
 def test_headlines_tell_the_figures_that_a_person_waits_for():

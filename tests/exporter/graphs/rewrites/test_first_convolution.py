@@ -166,9 +166,9 @@ def test_the_quantizer_does_so_for_the_cpus_it_was_measured_on(tmp_path, target)
     image = generator.standard_normal((8, 3, 8, 8), dtype=np.float32)
     np.savez(tmp_path / "samples.npz", image=image)
     path = tmp_path / "int8.onnx"
-    metrics = quantize_file(tmp_path / "float.onnx", tmp_path / "samples.npz", path, target=target)
+    made = quantize_file(tmp_path / "float.onnx", tmp_path / "samples.npz", path, target=target).made
     found = "SpaceToDepth" in {node.op_type for node in onnx.load(path).graph.node}
-    assert found is metrics["stem_on_blocks"] is (target == "x86-vnni")
-    assert metrics["min_onnxruntime"] == str(OLDEST)
+    assert found is made.stem_on_blocks is (target == "x86-vnni")
+    assert made.min_onnxruntime == str(OLDEST)
     wanted, given_ = (run(onnx.load(tmp_path / name), image) for name in ("float.onnx", "int8.onnx"))
     assert sqnr_db(wanted, given_) > 30

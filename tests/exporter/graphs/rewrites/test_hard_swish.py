@@ -13,7 +13,7 @@ from exporter.graphs.inference import open_exact
 from exporter.graphs.rewrites.hard_swish import candidates, hide_factor, split
 from exporter.graphs.targets import TARGETS
 from exporter.inspection.audit import audit
-from exporter.quantization.int8 import quantize_model
+from exporter.quantization.int8 import Int8Settings, quantize_model
 from exporter.sources.splits import ArraySamples
 
 
@@ -38,9 +38,7 @@ def quantized(model, path, target="x86-vnni", exclude=()):
         model,
         path,
         ArraySamples({"x": x}),
-        target=TARGETS[target],
-        method="minmax",
-        exclude=exclude,
+        Int8Settings(TARGETS[target], exclude=exclude),
         progress=SILENT,
     )
     sessions = [open_exact(m) for m in (model, onnx.load(path))]

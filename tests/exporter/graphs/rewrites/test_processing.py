@@ -21,8 +21,9 @@ from exporter.networks.network import predict
 from exporter.onnx_export.export import export
 from exporter.pipeline import steps
 from exporter.pipeline.context import open_workshop
-from exporter.quantization.int8 import quantize_model
-from exporter.quantization.repaired import Repairing, quantize_repaired
+from exporter.quantization.int8 import Int8Settings, quantize_model
+from exporter.quantization.int8_repaired import RepairSettings, quantize_repaired
+from exporter.quantization.repair.held_out import hold_out
 from exporter.recipes import (
     ExportConfig,
     FallbackConfig,
@@ -66,7 +67,7 @@ def made(tiny, tmp_path_factory):
         shipped = as_shipped(split, preprocess)
         quantize_model(
             onnx.load(path), int8, shipped,
-            target=TARGETS[target], method="percentile", exclude=(), progress=SILENT,
+            Int8Settings(TARGETS[target], "percentile"), progress=SILENT,
         )  # fmt: skip
         return module, split, shipped, path, int8
 
@@ -223,13 +224,13 @@ def test_scores_before_the_postprocessing_can_be_read(made, pictures):
 def test_repairs_are_judged_by_the_scores(made, pictures, tmp_path):
     _, _, shipped, path, _ = made(pictures, AFFINE, PostprocessConfig(kind="argmax"))
     out = tmp_path / "repaired.onnx"
+    repairs = RepairSettings(("bias",), FallbackConfig(max_drop=0.9))
     found = quantize_repaired(
-        onnx.load(path), out, shipped.inputs, shipped.labels,
-        repairing=Repairing(("bias",), FallbackConfig(max_drop=0.9)),
-        target=TARGETS["x86-vnni"], method="minmax", exclude=(), progress=SILENT,
+        onnx.load(path), out, hold_out(shipped.inputs, shipped.labels),
+        Int8Settings(TARGETS["x86-vnni"]), repairs, progress=SILENT,
     )  # fmt: skip
-    (report,) = found["repairs"]
-    assert 10 < report["sqnr_db_before"] < 80  # classes would agree to the last bit, or in nothing
+    (report,) = found.repairs
+    assert 10 < report.sqnr_db_before < 80  # classes would agree to the last bit, or in nothing
     assert run_model(out, shipped).dtype == np.int64
     assert run_as(out, tmp_path)[0] == "QLinearConv"
 

@@ -14,15 +14,14 @@ from onnx import helper
 from exporter.graphs.targets import TARGETS
 from exporter.quantization.qdq import check_exclude, plan_qdq
 from exporter.quantization.repair.fallback import (
-    Candidate,
     layers_of_tensors,
     rounding_layers,
     search,
     within,
 )
-from exporter.quantization.repair.score import Score
 from exporter.quantization.repair.timing import ROUNDS, float_costs
 from exporter.recipes import FallbackConfig
+from exporter.results import FallbackCandidate, Score
 
 NAMES = "abcdefgh"
 
@@ -31,10 +30,18 @@ def decibels(noise):
     return -10 * float(np.log10(max(noise, 1e-12)))
 
 
+def candidate(layers, sqnr_db, cost_ns):
+    return FallbackCandidate(layers=layers, sqnr_db=sqnr_db, cost_ns=cost_ns)
+
+
+def scored(sqnr_db, agreement, drop):
+    return Score(sqnr_db=sqnr_db, agreement=agreement, drop=drop)
+
+
 def candidates(noises, costs=None):
     """Layers a, b, c, ... that each take off a given noise, at a cost."""
     return [
-        Candidate((NAMES[i],), decibels(sum(noises) - noise), cost)
+        candidate((NAMES[i],), decibels(sum(noises) - noise), cost)
         for i, (noise, cost) in enumerate(zip(noises, costs or itertools.repeat(100.0), strict=False))
     ]
 
@@ -46,7 +53,7 @@ def additive(noises, calls=None):
         if calls is not None:
             calls.append(exclude)
         left = sum(noise for name, noise in zip(NAMES, noises, strict=False) if name not in exclude)
-        return Score(decibels(left), 1 - left, left)
+        return scored(decibels(left), 1 - left, left)
 
     return score
 
@@ -89,7 +96,7 @@ def test_two_layers_that_help_only_together_are_found():
 
     def score(exclude):
         drop = 0.0 if {"a", "b"} <= set(exclude) else 0.3
-        return Score(20.0, 1 - drop, drop)
+        return scored(20.0, 1 - drop, drop)
 
     assert find([0.2, 0.2, 0.01], score, max_drop=0.01).exclude == ("a", "b")
 
@@ -99,11 +106,11 @@ def test_layers_are_left_in_float_together():
 
     def score(exclude):
         left = 0.1 + 0.3 * (not {"a", "b"} <= set(exclude)) + 0.05 * ("c" not in exclude)
-        return Score(decibels(left), 1 - left, left)
+        return scored(decibels(left), 1 - left, left)
 
     layers = [
-        *(Candidate((name,), score((name,)).sqnr_db, 5.0) for name in "abc"),
-        Candidate(("a", "b"), score(("a", "b")).sqnr_db, 50.0),
+        *(candidate((name,), score((name,)).sqnr_db, 5.0) for name in "abc"),
+        candidate(("a", "b"), score(("a", "b")).sqnr_db, 50.0),
     ]
 
     def found(**config):
@@ -119,14 +126,14 @@ def test_a_budget_that_cannot_be_met_gives_the_nearest():
     found = find([0.3, 0.2, 0.1], max_drop=0.05, max_layers=2)
     assert (found.exclude, found.met, found.tried) == (("a", "b"), False, 3)
     assert found.score.drop == pytest.approx(0.1)
-    assert not find([], lambda _: Score(3.0, 0.5, 0.5), max_drop=0.1).met
+    assert not find([], lambda _: scored(3.0, 0.5, 0.5), max_drop=0.1).met
 
 
 def test_a_wanted_sqnr_is_part_of_the_budget():
     assert find([0.01, 0.001], max_drop=0.5).exclude == ()
     assert find([0.01, 0.001], max_drop=0.5, min_sqnr_db=25.0).exclude == ("a",)
-    assert within(Score(20.0, 1.0, 0.0), FallbackConfig(min_sqnr_db=20.0))
-    assert not within(Score(19.9, 1.0, 0.0), FallbackConfig(min_sqnr_db=20.0))
+    assert within(scored(20.0, 1.0, 0.0), FallbackConfig(min_sqnr_db=20.0))
+    assert not within(scored(19.9, 1.0, 0.0), FallbackConfig(min_sqnr_db=20.0))
 
 
 @given(

@@ -17,11 +17,12 @@ from exporter.graphs.inference import session_with_outputs
 from exporter.graphs.layers import Graph, with_constants_of, with_own_biases
 from exporter.graphs.names import name_nodes
 from exporter.graphs.targets import TARGETS
+from exporter.quantization.int8 import Int8Settings
 from exporter.quantization.repair import RepairContext
 from exporter.quantization.repair.adaround import adaround, choose_rounding, observed_products
 from exporter.quantization.repair.bias_correction import correct_bias, simulation
 from exporter.quantization.repair.equalize import CLIP_MARGIN, equalize, find_pairs
-from exporter.quantization.repair.qdq_models import QdqModels
+from exporter.quantization.repair.qdq_models import calibrated
 from exporter.quantization.repair.score import outputs_of
 from exporter.quantization.repair.smooth import smooth
 
@@ -84,13 +85,19 @@ def samples():
 
 def prepared(model, inputs, target=PER_CHANNEL):
     """Maker of int8 models, and what a repair is given."""
-    models = QdqModels(inputs, target, "minmax", (), None, SILENT)
-    models.calibrate(model)
-    return models, RepairContext(inputs, 8, model, models.make, target.per_channel, SILENT)
+    models = calibrated(model, inputs, Int8Settings(target), SILENT)
+    return models, RepairContext(
+        inputs=inputs,
+        batch_size=8,
+        reference=model,
+        qdq_model=models.make,
+        per_channel=target.per_channel,
+        progress=SILENT,
+    )
 
 
-def int8_sqnr(model, reference, inputs, target=PER_CHANNEL, calibrated=None):
-    models, _ = prepared(calibrated or model, inputs, target)
+def int8_sqnr(model, reference, inputs, target=PER_CHANNEL, ranges_of=None):
+    models, _ = prepared(ranges_of or model, inputs, target)
     return sqnr_db(outputs_of(reference, inputs, 8), outputs_of(models.make(model), inputs, 8))
 
 
@@ -99,8 +106,8 @@ def test_equalization_keeps_the_float_function_and_helps_int8(samples, target):
     model = convolutions()
     _, context = prepared(model, samples, target)
     repaired, found = equalize(model, context)
-    assert found["pairs"] == 2
-    assert found["channels_at_a_clip"] == 0
+    assert found.pairs == 2
+    assert found.channels_at_a_clip == 0
     assert sqnr_db(outputs_of(model, samples, 8), outputs_of(repaired, samples, 8)) > 100
     gain = int8_sqnr(repaired, model, samples, target) - int8_sqnr(model, model, samples, target)
     assert gain > 3
@@ -117,7 +124,7 @@ def test_a_chain_of_gemms_is_equalized():
     inputs = {"x": normal(64, 8, seed=3)}
     _, context = prepared(model, inputs)
     repaired, found = equalize(model, context)
-    assert found["pairs"] == 1
+    assert found.pairs == 1
     assert sqnr_db(outputs_of(model, inputs, 8), outputs_of(repaired, inputs, 8)) > 100
     assert int8_sqnr(repaired, model, inputs) > int8_sqnr(model, model, inputs) + 10
 
@@ -134,7 +141,7 @@ def test_channels_that_reach_a_clip_stay_as_they_are(samples):
     np.testing.assert_allclose(after[near], before[near], rtol=1e-6)
     assert (after[~near] <= CLIP_MARGIN * limit * (1 + 1e-5)).all()
     assert (after[~near] > before[~near] * 1.1).any()
-    assert found["channels_at_a_clip"] >= near.sum()
+    assert found.channels_at_a_clip >= near.sum()
     assert sqnr_db(outputs_of(model, samples, 8), outputs_of(repaired, samples, 8)) > 100
 
 
@@ -240,9 +247,9 @@ def test_the_quantizer_rounds_to_what_adaround_chose(samples, target):
     model = convolutions()
     models, context = prepared(model, samples, target)
     repaired, found = adaround(model, context)
-    assert found["layers"] == 4
-    assert 0 < found["flipped_share"] < 0.5
-    assert found["local_error_ratio"] < 0.9
+    assert found.layers == 4
+    assert 0 < found.flipped_share < 0.5
+    assert found.local_error_ratio < 0.9
     before, after = weights_of(models.make(model)), weights_of(models.make(repaired))
     assert before.keys() == after.keys()
     changed = 0
@@ -257,7 +264,7 @@ def test_the_quantizer_rounds_to_what_adaround_chose(samples, target):
         assert np.abs(integers.astype(int) - before[name][0]).max() <= 1
         changed += int(moved.sum())
     total = sum(integers.size for integers, _ in after.values())
-    assert changed == round(found["flipped_share"] * total)
+    assert changed == round(found.flipped_share * total)
 
 
 def test_adaround_brings_the_output_nearer():
@@ -269,7 +276,7 @@ def test_adaround_brings_the_output_nearer():
     inputs["x"][:, 0] = 0
     _, context = prepared(model, inputs)
     repaired, _ = adaround(model, context)
-    gain = int8_sqnr(repaired, model, inputs, calibrated=model) - int8_sqnr(model, model, inputs)
+    gain = int8_sqnr(repaired, model, inputs, ranges_of=model) - int8_sqnr(model, model, inputs)
     assert gain > 6
 
 
@@ -278,7 +285,7 @@ def test_automatic_padding_is_left_to_the_quantizer(samples):
     model = build(nodes, {"w": normal(4, 3, 3, 3)}, output=("batch", 4, 8, 8))
     _, context = prepared(model, samples)
     repaired, found = adaround(model, context)
-    assert found["layers"] == 0
+    assert found.layers == 0
     assert repaired == model
 
 
@@ -288,8 +295,8 @@ def test_corrected_means_are_those_of_float(samples, target):
     models, context = prepared(model, samples, target)
     inputs = {"x": samples["x"][:32]}  # what the means are taken over
     repaired, found = correct_bias(model, context)
-    assert found["layers"] == 4  # the depthwise convolution got a bias
-    assert found["largest_correction"] > 1e-3
+    assert found.layers == 4  # the depthwise convolution got a bias
+    assert found.largest_correction > 1e-3
     layers = Graph(repaired).layers()
     wanted = session_with_outputs(model, [layer.output for layer in layers])
 
@@ -339,10 +346,10 @@ def test_smoothing_keeps_the_float_function_and_helps_int8(residual):
     onnx.checker.check_model(repaired)
     assert sqnr_db(outputs_of(model, inputs, 8), outputs_of(repaired, inputs, 8)) > 100
     assert int8_sqnr(repaired, model, inputs) > int8_sqnr(model, model, inputs) + 3
-    assert found["product_noise_ratio"] < 0.5
+    assert found.product_noise_ratio < 0.5
     # What the norm gives is read by a sum too: a Mul does then what the norm's own scale cannot.
-    assert [n.op_type for n in repaired.graph.node].count("Mul") == found["smoothed"] - found["folded"]
-    assert found["folded"] == (0 if residual else 1)
+    assert [n.op_type for n in repaired.graph.node].count("Mul") == found.smoothed - found.folded
+    assert found.folded == (0 if residual else 1)
     assert model.SerializeToString() == before
 
 
@@ -350,7 +357,7 @@ def test_smoothing_leaves_alone_what_is_rounded_before_it(samples):
     """A convolution's result is in int8 already: a factor behind it would come too late."""
     model = convolutions()
     repaired, found = smooth(model, prepared(model, samples)[1])
-    assert (found["smoothed"], repaired) == (0, model)
+    assert (found.smoothed, repaired) == (0, model)
 
 
 def test_channels_that_hold_nothing_are_not_smoothed():
@@ -381,7 +388,7 @@ def test_the_add_behind_a_matmul_is_its_bias():
     assert (second.bias, second.bias_node, second.output) == (None, None, "y")
     _, context = prepared(model, inputs)
     repaired, found = correct_bias(model, context)
-    assert found["layers"] == 1
+    assert found.layers == 1
     assert (Graph(repaired).constant("b1") != constants["b1"]).any()
     assert len(repaired.graph.node) == len(model.graph.node)
 
@@ -423,7 +430,7 @@ def test_layers_that_cannot_be_repaired_are_none():
         _, context = prepared(model, inputs) if nodes is not dynamic else (None, None)
         if context is not None:
             assert equalize(model, context)[0] == model
-            assert correct_bias(model, context)[1]["layers"] == 0
+            assert correct_bias(model, context)[1].layers == 0
 
 
 def test_nodes_get_names_of_their_own():

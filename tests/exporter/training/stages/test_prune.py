@@ -354,7 +354,7 @@ def test_zeros_are_exact_zeros_in_the_int8_file(tiny, splits, context, tmp_path)
     from bench.core.progress import SILENT
     from exporter.graphs.targets import TARGETS
     from exporter.onnx_export.export import export
-    from exporter.quantization.repaired import quantize_split
+    from exporter.quantization.split import quantize_split
     from exporter.recipes import ExportConfig, FineTuneConfig, QuantizeConfig
     from exporter.training.stages.finetune import finetune
 

@@ -24,8 +24,8 @@ from exporter.graphs.targets import TARGETS
 from exporter.graphs.trained_qparams import NO_TRAINED_QPARAMS, TrainedQparams
 from exporter.networks.network import Network, accuracy, deterministic, load_network, predict
 from exporter.onnx_export.export import export
-from exporter.quantization.int8 import quantize
 from exporter.quantization.qdq import plan_qdq
+from exporter.quantization.split import quantize_split
 from exporter.recipes import ExportConfig, QatConfig, QuantizeConfig
 from exporter.sources.checkpoint import load_into, read_checkpoint
 from exporter.training.loop import Checkpoints
@@ -171,7 +171,7 @@ class Traced:
         onnx.save(filled(self.graph, self.sources, self.module), self.folder / "float.onnx")
         path = self.folder / "int8.onnx"
         config = QuantizeConfig(samples=16, exclude=self.exclude)
-        quantize(
+        quantize_split(
             self.folder / "float.onnx",
             path,
             self.splits.calibration,
@@ -450,7 +450,7 @@ def test_the_stage_passes_on_the_steps_of_its_last_int8_file(network, splits, co
     after, result = qat(network, settings(epochs=2, learning_rate=0.03), splits, place)
     assert result.improved
     export(after.module, splits.calibration, tmp_path / "float.onnx", ExportConfig(), {})
-    quantize(
+    quantize_split(
         tmp_path / "float.onnx",
         tmp_path / "int8.onnx",
         splits.calibration,

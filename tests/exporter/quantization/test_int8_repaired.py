@@ -15,13 +15,15 @@ from exporter.errors import ExportError, RecipeError
 from exporter.graphs.inference import run_model
 from exporter.graphs.targets import TARGETS
 from exporter.pipeline.quantize_file import quantize_file
-from exporter.quantization import repaired
-from exporter.quantization.int8 import quantize_model
+from exporter.quantization.int8 import Int8Settings, quantize_model
+from exporter.quantization.int8_repaired import RepairSettings, quantize_repaired
 from exporter.quantization.repair import REPAIRS, RepairContext
+from exporter.quantization.repair.held_out import RepairSamples, hold_out
 from exporter.quantization.repair.score import outputs_of
-from exporter.quantization.repaired import Repairing, quantize_repaired, quantize_split
+from exporter.quantization.repair.trial import MIN_GAIN_DB
+from exporter.quantization.split import quantize_split
 from exporter.recipes import FallbackConfig, QuantizeConfig, recipe_from
-from exporter.sources.splits import Split
+from exporter.results import BiasFigures, EqualizeFigures
 
 TARGET = TARGETS["x86-vnni"]
 EVERY = ("equalize", "adaround", "bias")
@@ -47,36 +49,32 @@ def coarse(onnx_models, tmp_path):
     return path
 
 
-def quantized(model, out, splits, *repair, **options):
-    inputs = splits.calibration.inputs
-    return quantize_repaired(
-        onnx.load(model),
-        out,
-        options.pop("inputs", inputs),
-        options.pop("labels", splits.calibration.labels),
-        repairing=Repairing(repair, options.pop("fallback", None)),
-        target=options.pop("target", TARGET),
-        method="minmax",
-        exclude=(),
-        progress=SILENT,
-        **options,
-    )
+def quantized(model, out, splits, *repair, inputs=None, fallback=None, fixed_batch=None):
+    calibration = splits.calibration
+    samples = hold_out(inputs or calibration.inputs, calibration.labels, fixed_batch)
+    settings = Int8Settings(TARGET, fixed_batch=fixed_batch)
+    repairs = RepairSettings(repair, fallback)
+    return quantize_repaired(onnx.load(model), out, samples, settings, repairs, progress=SILENT)
+
+
+def plainly(model, out, splits):
+    return quantize_model(onnx.load(model), out, splits.calibration, Int8Settings(TARGET), progress=SILENT)
 
 
 def test_every_repair_says_what_it_bought(coarse, splits, tmp_path):
     out = tmp_path / "int8.onnx"
     found = quantized(coarse, out, splits, *EVERY)
-    assert [report["repair"] for report in found["repairs"]] == list(EVERY)
-    assert (found["samples"], found["held_out_samples"]) == (18, 6)
-    kept = [report for report in found["repairs"] if report["kept"]]
-    assert kept, found["repairs"]
-    assert all(r["sqnr_db_after"] >= r["sqnr_db_before"] + repaired.MIN_GAIN_DB for r in kept)
-    assert all(r["reason"] for r in found["repairs"] if not r["kept"])
-    for before, after in zip(found["repairs"], found["repairs"][1:], strict=False):
-        level = before["sqnr_db_after"] if before["kept"] else before["sqnr_db_before"]
-        assert after["sqnr_db_before"] == level
+    assert [report.repair for report in found.repairs] == list(EVERY)
+    assert (found.samples, found.held_out_samples) == (18, 6)
+    kept = [report for report in found.repairs if report.kept]
+    assert kept, found.repairs
+    assert all(r.sqnr_db_after >= r.sqnr_db_before + MIN_GAIN_DB for r in kept)
+    assert all(r.reason for r in found.repairs if not r.kept)
+    for before, after in zip(found.repairs, found.repairs[1:], strict=False):
+        reached = before.sqnr_db_after if before.kept else before.sqnr_db_before
+        assert after.sqnr_db_before == reached
     plain = tmp_path / "plain.onnx"
-    quantized(coarse, plain, splits)
+    plainly(coarse, plain, splits)
     wanted = run_model(coarse, splits.evaluation)
     errors = [float(np.abs(run_model(p, splits.evaluation) - wanted).mean()) for p in (plain, out)]
     assert errors[1] < errors[0] / 2
@@ -84,7 +82,7 @@ def test_every_repair_says_what_it_bought(coarse, splits, tmp_path):
 
 @pytest.mark.parametrize("target", ["x86-avx2", "x86-vnni"])
 def test_what_was_judged_is_what_ships(tmp_path, target):
-    """Channels that saturate have coarser steps: weights rounded to finer ones would lie between them."""
+    """Channels that saturate have fewer levels: weights rounded to more of them would lie between them."""
     draw = np.random.default_rng(0)
     nodes = [
         helper.make_node("MatMul", ["x", "w0"], ["a"], name="first"),
@@ -106,36 +104,28 @@ def test_what_was_judged_is_what_ships(tmp_path, target):
     found = quantize_repaired(
         model,
         tmp_path / "int8.onnx",
-        inputs,
-        None,
-        repairing=Repairing(("adaround",)),
-        target=TARGETS[target],
-        method="minmax",
-        exclude=(),
+        RepairSamples(inputs, held_out, None),
+        Int8Settings(TARGETS[target]),
+        RepairSettings(("adaround",)),
         progress=SILENT,
-        held_out=(held_out, None),
     )
-    (report,) = found["repairs"]
-    assert report["kept"]
-    assert bool(found["reduced_channels"]) is TARGETS[target].saturates
+    (report,) = found.repairs
+    assert report.kept
+    assert bool(found.reduced_channels) is TARGETS[target].saturates
     shipped = outputs_of(onnx.load(tmp_path / "int8.onnx"), held_out, 8)
     reached = sqnr_db(outputs_of(model, held_out, 8), shipped)
-    assert reached == pytest.approx(report["sqnr_db_after"], abs=0.2)
+    assert reached == pytest.approx(report.sqnr_db_after, abs=0.2)
 
 
 def test_nothing_asked_is_plain_quantization(onnx_models, splits, tmp_path):
-    found = quantized(onnx_models.float, tmp_path / "one.onnx", splits)
-    assert "repairs" not in found
-    quantize_model(
-        onnx.load(onnx_models.float),
-        tmp_path / "other.onnx",
-        splits.calibration,
-        target=TARGET,
-        method="minmax",
-        exclude=(),
-        progress=SILENT,
+    one, other = tmp_path / "one.onnx", tmp_path / "other.onnx"
+    config = QuantizeConfig(samples=splits.calibration.count)
+    found = quantize_split(
+        onnx_models.float, one, splits.calibration, config, TARGET, seed=0, progress=SILENT
     )
-    assert (tmp_path / "one.onnx").read_bytes() == (tmp_path / "other.onnx").read_bytes()
+    assert not {"repairs", "held_out_samples", "fallback"} & found.as_json().keys()
+    plainly(onnx_models.float, other, splits)
+    assert one.read_bytes() == other.read_bytes()
 
 
 def test_equal_inputs_give_equal_bytes(coarse, splits, tmp_path):
@@ -146,23 +136,27 @@ def test_equal_inputs_give_equal_bytes(coarse, splits, tmp_path):
 
 
 def test_a_repair_that_harms_is_not_kept(onnx_models, splits, tmp_path, monkeypatch):
-    def spoil(model, context):
+    def spoilt(model):
         copy = onnx.ModelProto()
         copy.CopyFrom(model)
         for initializer in copy.graph.initializer:
             if initializer.name == "head.weight":
                 value = -numpy_helper.to_array(initializer)
                 initializer.CopyFrom(numpy_helper.from_array(value, initializer.name))
-        return copy, {}
+        return copy
 
-    monkeypatch.setitem(REPAIRS, "bias", spoil)
-    monkeypatch.setitem(REPAIRS, "equalize", spoil)
+    figures = {
+        "equalize": EqualizeFigures(pairs=1, channels=1, channels_at_a_clip=0),
+        "bias": BiasFigures(layers=1, largest_correction=1.0),
+    }
+    for name, found in figures.items():
+        monkeypatch.setitem(REPAIRS, name, lambda model, _context, found=found: (spoilt(model), found))
     found = quantized(onnx_models.float, tmp_path / "int8.onnx", splits, "equalize", "bias")
-    preserving, bending = found["repairs"]
-    assert not preserving["kept"]
-    assert "it changed the float model" in preserving["reason"]
-    assert not bending["kept"]
-    assert "dB nearer to float" in bending["reason"]
+    preserving, bending = found.repairs
+    assert not preserving.kept
+    assert "it changed the float model" in preserving.reason
+    assert not bending.kept
+    assert "dB nearer to float" in bending.reason
     assert (
         run_model(tmp_path / "int8.onnx", splits.evaluation).argmax(1) == splits.evaluation.labels
     ).all()
@@ -182,23 +176,23 @@ def test_held_out_samples_give_no_ranges(onnx_models, splits, tmp_path):
 def test_layers_are_left_in_float_until_the_budget_holds(coarse, splits, tmp_path):
     out = tmp_path / "int8.onnx"
     budget = FallbackConfig(max_drop=0.9, min_sqnr_db=24.0, max_layers=4)
-    left = quantized(coarse, out, splits, fallback=budget)["fallback"]
-    assert left["before"]["sqnr_db"] < 24 <= left["after"]["sqnr_db"]
-    assert "body" in left["exclude"]
+    left = quantized(coarse, out, splits, fallback=budget).fallback
+    assert left.before.sqnr_db < 24 <= left.after.sqnr_db
+    assert "body" in left.exclude
     constants = {i.name: i.data_type for i in onnx.load(out).graph.initializer}
     nodes = {node.name: node for node in onnx.load(out).graph.node}
     assert all(
-        constants.get(nodes[n].input[1]) == onnx.TensorProto.FLOAT for n in left["exclude"] if n == "body"
+        constants.get(nodes[n].input[1]) == onnx.TensorProto.FLOAT for n in left.exclude if n == "body"
     )
-    assert {"layers", "sqnr_db", "cost_ns"} == left["candidates"][0].keys()
+    assert {"layers", "sqnr_db", "cost_ns"} == left.candidates[0].as_json().keys()
 
 
 def test_what_is_left_in_float_has_the_weights_of_before_the_repairs(coarse, splits, tmp_path):
     out = tmp_path / "int8.onnx"
     budget = FallbackConfig(max_drop=0.9, min_sqnr_db=35.0, max_layers=4)
     found = quantized(coarse, out, splits, "adaround", fallback=budget)
-    assert found["repairs"][0]["kept"]
-    assert "body" in found["fallback"]["exclude"]
+    assert found.repairs[0].kept
+    assert "body" in found.fallback.exclude
     before, after = (
         {i.name: numpy_helper.to_array(i) for i in onnx.load(path).graph.initializer}
         for path in (coarse, out)
@@ -209,8 +203,8 @@ def test_what_is_left_in_float_has_the_weights_of_before_the_repairs(coarse, spl
 def test_a_budget_that_holds_leaves_nothing(onnx_models, splits, tmp_path):
     left = quantized(
         onnx_models.float, tmp_path / "int8.onnx", splits, fallback=FallbackConfig(max_drop=0.5)
-    )["fallback"]
-    assert (left["exclude"], left["tried"], left["candidates"]) == ([], 1, [])
+    ).fallback
+    assert (left.exclude, left.tried, left.candidates) == ((), 1, ())
 
 
 def test_a_budget_that_cannot_be_met(coarse, splits, tmp_path):
@@ -231,11 +225,18 @@ def test_a_fixed_batch_is_kept(splits, tmp_path, onnx_models):
     path = tmp_path / "fixed.onnx"
     onnx.save(model, path)
     found = quantized(path, tmp_path / "int8.onnx", splits, "adaround", "bias", fixed_batch=4)
-    assert (found["samples"], found["held_out_samples"]) == (16, 8)
+    assert (found.samples, found.held_out_samples) == (16, 8)
 
 
 def test_samples_come_in_full_batches():
-    context = RepairContext({"x": np.arange(20)}, 5, onnx.ModelProto(), lambda m: m, True, SILENT)
+    context = RepairContext(
+        inputs={"x": np.arange(20)},
+        batch_size=5,
+        reference=onnx.ModelProto(),
+        qdq_model=lambda model: model,
+        per_channel=True,
+        progress=SILENT,
+    )
 
     def sizes(samples=None):
         return [len(feeds["x"]) for feeds in context.feeds(samples)]
@@ -244,10 +245,10 @@ def test_samples_come_in_full_batches():
     assert context.batches() == 4
 
 
-def test_too_few_samples(onnx_models, splits, tmp_path):
+def test_too_few_samples(splits):
     one = splits.calibration.first(1)
     with pytest.raises(DataError, match="1 samples are too few to hold some out"):
-        quantized(onnx_models.float, tmp_path / "a", splits, "bias", inputs=one.inputs, labels=one.labels)
+        hold_out(one.inputs, one.labels)
 
 
 @pytest.mark.parametrize(
@@ -289,26 +290,6 @@ def test_infinite_activations_are_refused(onnx_models, splits, tmp_path):
         quantized(tmp_path / "wild.onnx", tmp_path / "int8.onnx", splits, *EVERY)
 
 
-def test_a_build_judges_on_what_calibration_left(onnx_models, splits, tmp_path):
-    many = np.arange(splits.evaluation.count)
-    calibration = splits.evaluation.take(many)
-    config = QuantizeConfig(samples=40, repair=("adaround", "bias"))
-    found = quantize_split(
-        onnx_models.float, tmp_path / "int8.onnx", calibration, config, TARGET, seed=0, progress=SILENT
-    )
-    assert (found["samples"], found["held_out_samples"]) == (40, 80)
-    few = quantize_split(
-        onnx_models.float,
-        tmp_path / "few.onnx",
-        Split(calibration.take(many[:44]).inputs, calibration.labels[:44]),
-        config,
-        TARGET,
-        seed=0,
-        progress=SILENT,
-    )
-    assert (few["samples"], few["held_out_samples"]) == (30, 10)
-
-
 def test_the_command_repairs(command, onnx_models, splits, tmp_path):
     data, out = tmp_path / "calibration.npz", tmp_path / "int8.onnx"
     np.savez(data, **splits.calibration.inputs, labels=splits.calibration.labels)
@@ -323,8 +304,8 @@ def test_the_command_repairs(command, onnx_models, splits, tmp_path):
     assert refused.code == 2
     assert "must stand before" in refused.err
     assert read_evaluation(data).labels is not None
-    found = quantize_file(onnx_models.float, data, out, repairing=Repairing(("bias",)))
-    assert found["repairs"][0]["repair"] == "bias"
+    found = quantize_file(onnx_models.float, data, out, repairs=RepairSettings(("bias",)))
+    assert found.made.repairs[0].repair == "bias"
 
 
 @pytest.mark.slow

@@ -1,0 +1,72 @@
+"""The activation ranges that a quantizer asks for: those found before, and the others from samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx
+
+from bench.core.progress import Progress
+from exporter.caching.cache import content_key
+from exporter.caching.provenance import library_versions, own_code
+from exporter.graphs.onnx_files import content_hash
+from exporter.graphs.ranges import Range
+from exporter.quantization.calibration.collect import collect_ranges
+from exporter.quantization.calibration.store import RangeStore
+from exporter.recipes.options import CalibrationMethod
+from exporter.sources.splits import Samples
+
+
+def activation_ranges(
+    model: onnx.ModelProto,
+    tensors: Sequence[str],
+    samples: Samples,
+    *,
+    batch_size: int,
+    method: CalibrationMethod,
+    progress: Progress,
+    store: RangeStore | None = None,
+) -> dict[str, Range]:
+    """Ranges of at least `tensors`; samples are read, batch by batch and once, where one is not stored.
+
+    Args:
+        model: the float model, its shapes inferred.
+        tensors: names of its float tensors, inputs included.
+        samples: calibration samples.
+        batch_size: samples per run.
+        method: how a range is chosen.
+        progress: told of every batch.
+        store: of ranges found before; None to collect them all.
+
+    Raises:
+        DataError: as `collect_ranges`.
+    """
+    key = "" if store is None else _key(model, store.data, method, batch_size)
+    ranges = {} if store is None else store.find(key)
+    if missing := [name for name in tensors if name not in ranges]:
+        ranges |= collect_ranges(
+            model,
+            missing,
+            samples.batches(batch_size),
+            batches=-(-samples.count // batch_size),
+            method=method,
+            progress=progress,
+        )
+        if store is not None:
+            store.keep(key, ranges)
+    return ranges
+
+
+def _key(model: onnx.ModelProto, data: str, method: CalibrationMethod, batch_size: int) -> str:
+    """A hash of everything that decides what a tensor's range is."""
+    return content_key(
+        {
+            "model": content_hash(model),
+            "data": data,
+            "method": method,
+            # The only method that sees where one batch ends and the next begins.
+            "batch": batch_size if method == "moving_average" else None,
+            "code": own_code(),
+            "libraries": library_versions(),
+        }
+    )

@@ -1,0 +1,134 @@
+"""Static int8 with accuracy repairs, and with layers left in float if need be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import cast
+
+import onnx
+
+from bench.core.errors import UsageError
+from bench.core.progress import Progress
+from exporter.graphs.names import name_nodes
+from exporter.graphs.trained_qparams import TrainedQparams
+from exporter.quantization.int8 import Int8Settings, quantize_model
+from exporter.quantization.output import Accept, accept_all
+from exporter.quantization.qdq import check_exclude
+from exporter.quantization.repair import REPAIRS
+from exporter.quantization.repair.budget import meet_budget
+from exporter.quantization.repair.held_out import RepairSamples
+from exporter.quantization.repair.qdq_models import calibrated
+from exporter.quantization.repair.score import Judge
+from exporter.quantization.repair.trial import try_repairs
+from exporter.recipes import FallbackConfig, repair_order_problem
+from exporter.recipes.options import RepairName
+from exporter.results import FallbackReport, Int8Model
+from exporter.sources.splits import ArraySamples
+
+_JUDGE_BATCH = 8
+
+
+@dataclass(frozen=True)
+class RepairSettings:
+    """What to do beyond plain quantization.
+
+    Attributes:
+        names: of repairs, in the order they are tried.
+        fallback: the budget that layers are left in float for, or None.
+    """
+
+    names: tuple[RepairName, ...] = ()
+    fallback: FallbackConfig | None = None
+
+    @property
+    def asked(self) -> bool:
+        """Whether there is anything to do."""
+        return bool(self.names) or self.fallback is not None
+
+
+NO_REPAIR = RepairSettings()
+
+
+def quantize_repaired(
+    model: onnx.ModelProto,
+    destination: Path,
+    samples: RepairSamples,
+    settings: Int8Settings,
+    repairs: RepairSettings,
+    *,
+    progress: Progress,
+    accept: Accept = accept_all,
+) -> Int8Model:
+    """Write a float model in int8, repaired.
+
+    Args:
+        model: the float model, BatchNorm folded; it stays as it is.
+        destination: the file to write.
+        samples: to fit on and to judge by.
+        settings: how to quantize; what the fallback leaves in float comes on top of what is excluded.
+        repairs: what to do beyond that.
+        progress: told how far it is.
+        accept: asked before the file takes its place.
+
+    Raises:
+        UsageError: repairs that are unknown or do not fit together.
+        DataError: the samples cannot be used.
+        ExportError: an excluded node does not exist, ONNX Runtime refuses the model, or no configuration
+            meets the fallback's budget.
+    """
+    check_repairs(repairs.names)
+    check_exclude(model, settings.exclude)
+    named = _with_named_nodes(model)
+    judge = Judge(named, samples.held_out, samples.labels, settings.fixed_batch or _JUDGE_BATCH)
+    models = calibrated(named, samples.fitted, settings, progress)
+    repaired = try_repairs(named, repairs.names, models, judge, progress)
+    chosen, fallback = repaired.model, None
+    if repairs.fallback is not None:
+        chosen, fallback = meet_budget(repaired, judge, repairs.fallback, progress)
+    made = quantize_model(
+        chosen,
+        destination,
+        ArraySamples(samples.fitted),
+        _leaving(settings, fallback),
+        progress=progress,
+        reference=repaired.models.reference,
+        trained_qparams=TrainedQparams(steps=repaired.models.reduction.levels),
+        accept=accept,
+    )
+    return made.model_copy(
+        update={
+            "held_out_samples": samples.held_out_count,
+            "repairs": repaired.reports,
+            "fallback": fallback,
+        }
+    )
+
+
+def check_repairs(names: Sequence[str]) -> tuple[RepairName, ...]:
+    """The names as repairs, once it is clear that all are known and fit together.
+
+    Raises:
+        UsageError: with those there are.
+    """
+    for name in names:
+        if name not in REPAIRS:
+            raise UsageError("repair", f"there is no repair {name!r}", f"choose of: {', '.join(REPAIRS)}")
+    if (problem := repair_order_problem(names)) is not None:
+        raise UsageError("repair", problem, "mend the list")
+    return cast("tuple[RepairName, ...]", tuple(names))
+
+
+def _with_named_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    name_nodes(copy)
+    return copy
+
+
+def _leaving(settings: Int8Settings, fallback: FallbackReport | None) -> Int8Settings:
+    """The settings, with what a fallback left in float."""
+    if fallback is None:
+        return settings
+    return replace(settings, exclude=(*settings.exclude, *fallback.exclude))

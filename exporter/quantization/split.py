@@ -1,0 +1,115 @@
+"""Quantizing as a recipe asks for it, with samples of its calibration split."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+
+from bench.core.arrays import Array
+from bench.core.errors import DataError
+from bench.core.progress import Progress
+from exporter.graphs.targets import Target
+from exporter.graphs.trained_qparams import NO_TRAINED_QPARAMS, TrainedQparams
+from exporter.quantization.calibration import RangeStore
+from exporter.quantization.int4 import quantize_weights
+from exporter.quantization.int8 import Int8Settings, quantize_model
+from exporter.quantization.int8_repaired import RepairSettings, quantize_repaired
+from exporter.quantization.repair.held_out import MAX_HELD_OUT, MIN_HELD_OUT, RepairSamples, hold_out
+from exporter.recipes import QuantizeConfig
+from exporter.results import Int4Model, Int8Model
+from exporter.sources.splits import Split, stratified_indices
+
+DEFAULT_SAMPLES = 256
+
+
+def quantize_split(
+    source: Path,
+    destination: Path,
+    calibration: Split,
+    config: QuantizeConfig,
+    target: Target,
+    *,
+    seed: int,
+    progress: Progress,
+    store: RangeStore | None = None,
+    trained_qparams: TrainedQparams = NO_TRAINED_QPARAMS,
+) -> Int8Model | Int4Model:
+    """Quantize a float model as a recipe asks for it.
+
+    `config.samples` of the calibration split, drawn with the classes in proportion, give the ranges. What
+    remains of the split judges repairs; if that is too little, a quarter of the drawn samples does. What
+    was learned with the weights is taken as it is; a recipe has that or repairs.
+
+    Args:
+        source: the float model, BatchNorm folded.
+        destination: the file to write.
+        calibration: as a device feeds them.
+        config: what to quantize, and how.
+        target: the CPU kind that decides types.
+        seed: of the draw.
+        progress: told how far it is.
+        store: of ranges found before, or None to collect them all.
+        trained_qparams: what the weights were fitted to.
+
+    Raises:
+        DataError: too few samples.
+        ExportError: an excluded node does not exist, ONNX Runtime refuses the model, or no configuration
+            meets the fallback's budget.
+    """
+    model = onnx.load(source)
+    if config.bits == 4:
+        return quantize_weights(
+            model, destination, block_size=config.block_size, exclude=config.exclude, target=target
+        )
+    settings = Int8Settings(target, config.method, config.exclude)
+    repairs = RepairSettings(config.repair, config.fallback)
+    if repairs.asked:
+        judged = _draw_for_repairs(calibration, config, seed)
+        return quantize_repaired(model, destination, judged, settings, repairs, progress=progress)
+    chosen, _ = _draw(calibration, config, seed)
+    samples = calibration.take(chosen)
+    return quantize_model(
+        model,
+        destination,
+        samples,
+        settings,
+        progress=progress,
+        store=store,
+        trained_qparams=trained_qparams,
+    )
+
+
+def sample_count(calibration: Split, config: QuantizeConfig) -> int:
+    """How many calibration samples to use.
+
+    Raises:
+        DataError: more are asked for than there are.
+    """
+    if config.samples is None:
+        return min(DEFAULT_SAMPLES, calibration.count)
+    if config.samples > calibration.count:
+        raise DataError(
+            "quantize.samples",
+            f"{config.samples} samples are asked for, the calibration split has {calibration.count}",
+            "ask for fewer",
+        )
+    return config.samples
+
+
+def _draw_for_repairs(calibration: Split, config: QuantizeConfig, seed: int) -> RepairSamples:
+    """Samples to fit repairs on, and others that judge them."""
+    chosen, others = _draw(calibration, config, seed)
+    fitted = calibration.take(chosen)
+    if len(others) < MIN_HELD_OUT:
+        return hold_out(fitted.inputs, fitted.labels)
+    held_out = calibration.take(others)
+    return RepairSamples(fitted.inputs, held_out.inputs, held_out.labels)
+
+
+def _draw(calibration: Split, config: QuantizeConfig, seed: int) -> tuple[Array, Array]:
+    """Places of calibration samples, with the classes in proportion; up to `MAX_HELD_OUT` of the others."""
+    count = sample_count(calibration, config)
+    sizes = {"calibration": count, "held_out": min(calibration.count - count, MAX_HELD_OUT)}
+    drawn = stratified_indices(calibration.labels, sizes, seed, "quantize.samples")
+    return drawn["calibration"], drawn["held_out"]
