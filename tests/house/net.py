@@ -35,7 +35,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 CASES = Path(__file__).resolve().parent / "net_cases"
 SAMPLES = ROOT / "tests" / "data"
-TIMEOUT_S = 600
+TIMEOUT_S = 1800
 # Keys whose values hang on the clock, the machine or the place; that they are there is kept all the same.
 VOLATILE = re.compile(
     r"(_ns|_utc|seconds|peak_rss_bytes|\.key|\.cost|latency\w*|throughput\w*|time_ratio\.\w+|"
