@@ -15,12 +15,12 @@ class TrainedQparams:
 
     Attributes:
         ranges: activation -> its range.
-        steps: weight -> what the largest weight of each output channel becomes, int [N] or one
-            for all, for weights that have fewer than 127 in a channel lest it saturate.
+        levels: weight -> what the largest weight of each output channel becomes, int [N] or one
+            for all; only for weights that have fewer than 127 in a channel, so that it does not saturate.
     """
 
     ranges: Mapping[str, Range] = field(default_factory=dict)
-    steps: Mapping[str, Array] = field(default_factory=dict)
+    levels: Mapping[str, Array] = field(default_factory=dict)
 
 
 NO_TRAINED_QPARAMS = TrainedQparams()

@@ -25,7 +25,7 @@ from exporter.sources.splits import Split
 WEIGHTS = "weights.safetensors"
 MASKS = "masks.safetensors"
 TRAINED_QPARAMS = "learned.safetensors"
-_RANGE, _STEPS = "range:", "steps:"
+_RANGE, _LEVELS = "range:", "steps:"
 EVALUATION_BATCH = 64
 
 
@@ -83,9 +83,11 @@ class Network:
             f"{_RANGE}{name}": torch.tensor([r.lowest, r.highest])
             for name, r in self.trained_qparams.ranges.items()
         }
-        steps = {f"{_STEPS}{name}": torch.from_numpy(s) for name, s in self.trained_qparams.steps.items()}
-        if ranges or steps:
-            (folder / TRAINED_QPARAMS).write_bytes(save(ranges | steps))
+        levels = {
+            f"{_LEVELS}{name}": torch.from_numpy(most) for name, most in self.trained_qparams.levels.items()
+        }
+        if ranges or levels:
+            (folder / TRAINED_QPARAMS).write_bytes(save(ranges | levels))
 
 
 def load_network(module: nn.Module, folder: Path) -> Network:
@@ -104,7 +106,7 @@ def load_trained_qparams(folder: Path) -> TrainedQparams:
     values = dict(sorted(load_file(path).items())) if path.is_file() else {}
     return TrainedQparams(
         {k.removeprefix(_RANGE): Range(*v.tolist()) for k, v in values.items() if k.startswith(_RANGE)},
-        {k.removeprefix(_STEPS): v.numpy() for k, v in values.items() if k.startswith(_STEPS)},
+        {k.removeprefix(_LEVELS): v.numpy() for k, v in values.items() if k.startswith(_LEVELS)},
     )
 
 

@@ -115,7 +115,7 @@ def quantize_model(
         store=store,
     )
     quantized, reduction = _round(
-        plan, {**ranges, **trained_qparams.ranges}, samples, batch_size, trained_qparams.steps
+        plan, {**ranges, **trained_qparams.ranges}, samples, batch_size, trained_qparams.levels
     )
     shortcuts = take_shortcuts(quantized, settings.target)
     needed = write_quantized(quantized, model, destination, settings.target, accept)

@@ -94,7 +94,7 @@ def quantize_repaired(
         _leaving(settings, fallback),
         progress=progress,
         reference=repaired.models.reference,
-        trained_qparams=TrainedQparams(steps=repaired.models.reduction.levels),
+        trained_qparams=TrainedQparams(levels=repaired.models.reduction.levels),
         accept=accept,
     )
     return made.model_copy(

@@ -32,7 +32,6 @@ UNTYPED = {
     "exporter.networks.narrow": "torch gives any attribute of a module",
     "exporter.networks.rebuild": "torch hands a hook any arguments of any module",
     "exporter.quantization.ort_quantizer": "onnxruntime.quantization has no types",
-    "exporter.quantization.repair.score.fast_session": "ONNX Runtime's session",
     "exporter.sources.checkpoint": "torch.load returns what a file holds",
     "exporter.training.distillation.features": "torch hands a hook any arguments of any module",
     "exporter.training.qat.operators": "onnx reads an attribute of any type",

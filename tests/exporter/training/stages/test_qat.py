@@ -244,8 +244,8 @@ def test_the_quantizer_takes_what_was_learned_to_the_last_bit(traced, splits, ta
     traced = traced(target=TARGETS[target])
     student = traced.student()
     moved(student, splits)
-    ranges, steps = student.trained_qparams().ranges, student.trained_qparams().steps
-    assert bool(steps) is TARGETS[target].saturates
+    ranges, levels = student.trained_qparams().ranges, student.trained_qparams().levels
+    assert bool(levels) is TARGETS[target].saturates
     model = onnx.load(traced.int8(student.trained_qparams()))
     constants = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
     assert len(ranges) > 10
@@ -259,21 +259,21 @@ def test_the_quantizer_takes_what_was_learned_to_the_last_bit(traced, splits, ta
         if f"{name}_quantized" in constants and constants[f"{name}_quantized"].dtype == np.int8:
             stored, scale = constants[f"{name}_quantized"], constants[f"{name}_scale"]
             axis = stored.shape.index(scale.size)
-            least = steps.get(name, np.full(scale.size, 127))
+            least = levels.get(name, np.full(scale.size, 127))
             rounded = round_weight(
                 source.value(traced.module), axis, torch.from_numpy(least.astype(np.float64))
             ).real()
             shape = [-1 if i == axis else 1 for i in range(stored.ndim)]
             wanted = stored.astype(np.float32) * scale.reshape(shape)
-            # Weights that grew have fewer steps yet.
+            # Weights that grew have fewer levels yet.
             others = tuple(i for i in range(stored.ndim) if i != axis)
             kept = np.flatnonzero(np.abs(stored.astype(int)).max(axis=others) == least)
             assert len(kept) > len(least) / 2
-            # The scale of a channel with fewer steps comes from a range: its last bit may differ.
+            # The scale of a channel with fewer levels comes from a range: its last bit may differ.
             np.testing.assert_allclose(
                 rounded.detach().numpy().take(kept, axis),
                 wanted.take(kept, axis),
-                rtol=2.5e-7 if name in steps else 0,
+                rtol=2.5e-7 if name in levels else 0,
             )
 
 
@@ -287,8 +287,8 @@ def test_the_student_follows_channels_that_training_made_saturate(traced, splits
     model = onnx.load(traced.int8(before))
     student.follow(model)
     after = student.trained_qparams()
-    assert "hidden.weight" not in before.steps
-    assert (after.steps["hidden.weight"] < 127).all()
+    assert "hidden.weight" not in before.levels
+    assert (after.levels["hidden.weight"] < 127).all()
     path = traced.int8(after)
     assert onnx.load(path) == model
     assert sqnr_db(run_model(path, splits.evaluation), predict(student, splits.evaluation)) > 60
@@ -298,15 +298,17 @@ def test_weights_too_small_for_their_bias_keep_the_scale_that_the_quantizer_gave
     traced = traced(target=TARGETS["portable"])
     constants = {i.name: numpy_helper.to_array(i) for i in onnx.load(traced.int8()).graph.initializer}
     scale = constants["project.bias_quantized_scale"] / constants["project.weight_scale"]
-    with torch.no_grad():  # in steps as fine as 127 would be for these weights, 32 bits hold no bias of one
+    with (
+        torch.no_grad()
+    ):  # in levels as fine as 127 would be for these weights, 32 bits hold no bias of one
         weight = traced.module.project.weight
         weight[3] *= 60 / (2.0**31 * scale[3].item() * weight[3].abs().max())
         weight[4] = 0.0
         traced.module.project.bias[3:5] = 1.0
     student = traced.student()
     model = onnx.load(traced.folder / "int8.onnx")
-    steps = student.trained_qparams().steps["project.weight"]
-    assert steps[3] == 60
+    levels = student.trained_qparams().levels["project.weight"]
+    assert levels[3] == 60
     assert onnx.load(traced.int8(student.trained_qparams())) == model
 
 
@@ -364,7 +366,7 @@ def test_the_stage_agrees_with_the_int8_file_and_is_deterministic(network, split
 
 
 def test_training_wins_back_what_rounding_took(network, splits, context):
-    with torch.no_grad():  # one channel a thousand times the others: it takes all steps of their tensor
+    with torch.no_grad():  # one channel a thousand times the others: it takes all levels of their tensor
         network.module.norm.weight[0] *= 1000
         network.module.norm.bias[0] *= 1000
         network.module.body.weight[:, 0] /= 1000
@@ -444,8 +446,8 @@ def test_ranges_learn_in_their_share_of_the_steps(network, splits, context, stud
     assert len(same) == (0 if share else len(start.ranges))
 
 
-def test_the_stage_passes_on_the_steps_of_its_last_int8_file(network, splits, context, students, tmp_path):
-    """Training goes so far that a channel can saturate which could not before, and has fewer steps then."""
+def test_the_stage_passes_on_the_levels_of_its_last_int8_file(network, splits, context, students, tmp_path):
+    """Training goes so far that a channel can saturate that could not before; then it has fewer levels."""
     place = replace(context("qat"), settings=Settings(quantize=QuantizeConfig(target="portable")))
     after, result = qat(network, settings(epochs=2, learning_rate=0.03), splits, place)
     assert result.improved
@@ -463,10 +465,10 @@ def test_the_stage_passes_on_the_steps_of_its_last_int8_file(network, splits, co
     stored = {i.name: numpy_helper.to_array(i) for i in onnx.load(tmp_path / "int8.onnx").graph.initializer}
     ((_, start),) = students
     changed = 0
-    for name, steps in after.trained_qparams.steps.items():
+    for name, levels in after.trained_qparams.levels.items():
         largest = np.abs(stored[f"{name}_quantized"].astype(int)).max((1, 2, 3))
-        assert steps.tolist() == largest.tolist()
-        changed += int((steps != start.steps[name]).sum())
+        assert levels.tolist() == largest.tolist()
+        changed += int((levels != start.levels[name]).sum())
     assert changed
 
 
@@ -477,7 +479,7 @@ def test_what_was_learned_is_saved_with_the_network(tiny, tmp_path):
     )
     loaded = load_network(tiny.net(), tmp_path)
     assert (loaded.trained_qparams.ranges, loaded.masks) == (ranges, {})
-    assert {name: steps.tolist() for name, steps in loaded.trained_qparams.steps.items()} == {
+    assert {name: levels.tolist() for name, levels in loaded.trained_qparams.levels.items()} == {
         "body": [127, 90]
     }
 
