@@ -25,6 +25,7 @@ class GraphIndex:
 
     Attributes:
         nodes: in graph order.
+        by_name: the nodes that have a name.
         inputs: names of the tensors that are fed. Constants that are listed as inputs too are not fed.
         outputs: names of the tensors that the graph gives.
         constants: initializers by name. What a Constant node makes is not among them.
@@ -32,6 +33,7 @@ class GraphIndex:
     """
 
     nodes: tuple[onnx.NodeProto, ...]
+    by_name: Mapping[str, onnx.NodeProto] = field(repr=False)
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     constants: Mapping[str, onnx.TensorProto] = field(repr=False)
@@ -55,6 +57,7 @@ class GraphIndex:
                     found.append(node)
         return cls(
             nodes=nodes,
+            by_name={node.name: node for node in nodes if node.name},
             inputs=tuple(value.name for value in graph.input if value.name not in constants),
             outputs=tuple(value.name for value in graph.output),
             constants=constants,

@@ -1,4 +1,4 @@
-"""Looking at a graph layer by layer: nodes with constant weights, and who reads what."""
+"""The layers of a graph: nodes with constant weights, and copies of a model with other ones."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
 
 from bench.core.arrays import Array
 from exporter.graphs.attributes import attributes_of
 from exporter.graphs.domains import is_standard
+from exporter.graphs.edits import add_constant, copy_of, set_constant
+from exporter.graphs.index import GraphIndex
 from exporter.graphs.names import unused_name
 
 
@@ -47,94 +48,75 @@ class Layer:
         return 1 if self.op_type == "Conv" else -1
 
 
-class Graph:
-    """A model's graph with indices of who makes and who reads each tensor. It is never changed."""
+def find_layers(index: GraphIndex) -> list[Layer]:
+    """All layers whose weights are float, constant and their own, in graph order."""
+    return [layer for node in index.nodes if (layer := _layer(index, node)) is not None]
 
-    def __init__(self, model: onnx.ModelProto) -> None:
-        self.nodes: Sequence[onnx.NodeProto] = model.graph.node
-        self.outputs = {value.name for value in model.graph.output}
-        self.constants = {i.name: i for i in model.graph.initializer}
-        self.readers: dict[str, list[onnx.NodeProto]] = {}
-        for node in self.nodes:
-            for name in node.input:
-                self.readers.setdefault(name, []).append(node)
 
-    def constant(self, name: str) -> Array:
-        """The value of an initializer."""
-        return numpy_helper.to_array(self.constants[name])
+def _layer(index: GraphIndex, node: onnx.NodeProto) -> Layer | None:
+    if node.op_type not in {"Conv", "Gemm", "MatMul"} or not _multiplies_by_own_constant(index, node):
+        return None
+    weight = index.constants[node.input[1]]
+    if node.op_type == "MatMul":
+        return _matmul(index, node, weight)
+    attributes = attributes_of(node)
+    transposed = node.op_type == "Conv" or bool(attributes.get("transB", 0))
+    bias = node.input[2] if len(node.input) > 2 and node.input[2] else None
+    if bias is not None and not _is_bias(index, bias, weight.dims[0 if transposed else 1]):
+        return None
+    return Layer(
+        node.name,
+        node.op_type,
+        node.input[0],
+        weight.name,
+        transposed=transposed,
+        groups=attributes.get("group", 1),
+        bias_node=node.name,
+        bias=bias,
+        output=node.output[0],
+    )
 
-    def only_reader(self, tensor: str) -> onnx.NodeProto | None:
-        """The one node that reads a tensor; None if there are others, or the tensor leaves the graph."""
-        readers = self.readers.get(tensor, [])
-        return readers[0] if len(readers) == 1 and tensor not in self.outputs else None
 
-    def layers(self) -> list[Layer]:
-        """All layers whose weights are float, constant and their own, in graph order."""
-        return [layer for node in self.nodes if (layer := self._layer(node)) is not None]
+def _multiplies_by_own_constant(index: GraphIndex, node: onnx.NodeProto) -> bool:
+    weight, attributes = index.constants.get(node.input[1]), attributes_of(node)
+    plain = attributes.get("alpha", 1.0) == attributes.get("beta", 1.0) == 1.0
+    return (
+        is_standard(node)
+        and weight is not None
+        and weight.data_type == onnx.TensorProto.FLOAT
+        and len(weight.dims) >= 2
+        and index.uses(weight.name) == 1
+        and not index.is_constant(node.input[0])
+        and plain
+        and not attributes.get("transA", 0)
+    )
 
-    def _layer(self, node: onnx.NodeProto) -> Layer | None:
-        if node.op_type not in {"Conv", "Gemm", "MatMul"} or not self._multiplies_by_own_constant(node):
-            return None
-        weight = self.constants[node.input[1]]
-        if node.op_type == "MatMul":
-            return self._matmul(node, weight)
-        attributes = attributes_of(node)
-        transposed = node.op_type == "Conv" or bool(attributes.get("transB", 0))
-        bias = node.input[2] if len(node.input) > 2 and node.input[2] else None
-        if bias is not None and not self._is_bias(bias, weight.dims[0 if transposed else 1]):
-            return None
-        return Layer(
-            node.name,
-            node.op_type,
-            node.input[0],
-            weight.name,
-            transposed=transposed,
-            groups=attributes.get("group", 1),
-            bias_node=node.name,
-            bias=bias,
-            output=node.output[0],
-        )
 
-    def _multiplies_by_own_constant(self, node: onnx.NodeProto) -> bool:
-        weight, attributes = self.constants.get(node.input[1]), attributes_of(node)
-        plain = attributes.get("alpha", 1.0) == attributes.get("beta", 1.0) == 1.0
-        return (
-            is_standard(node)
-            and weight is not None
-            and weight.data_type == onnx.TensorProto.FLOAT
-            and len(weight.dims) >= 2
-            and len(self.readers[weight.name]) == 1
-            and node.input[0] not in self.constants
-            and plain
-            and not attributes.get("transA", 0)
-        )
+def _matmul(index: GraphIndex, node: onnx.NodeProto, weight: onnx.TensorProto) -> Layer | None:
+    """A MatMul has no bias; the Add behind it, if there is one, is taken for it."""
+    if len(weight.dims) != 2:
+        return None
+    follower = index.only_reader(node.output[0])
+    bias = None
+    if follower is not None and follower.op_type == "Add":
+        bias = next((name for name in follower.input if _is_bias(index, name, weight.dims[1])), None)
+    adder = follower if bias is not None and follower is not None else None
+    return Layer(
+        node.name,
+        "MatMul",
+        node.input[0],
+        weight.name,
+        transposed=False,
+        groups=1,
+        bias_node=None if adder is None else adder.name,
+        bias=bias,
+        output=node.output[0] if adder is None else adder.output[0],
+    )
 
-    def _matmul(self, node: onnx.NodeProto, weight: onnx.TensorProto) -> Layer | None:
-        """A MatMul has no bias; the Add behind it, if there is one, is taken for it."""
-        if len(weight.dims) != 2:
-            return None
-        follower = self.only_reader(node.output[0])
-        bias = None
-        if follower is not None and follower.op_type == "Add":
-            bias = next((name for name in follower.input if self._is_bias(name, weight.dims[1])), None)
-        adder = follower if bias is not None and follower is not None else None
-        return Layer(
-            node.name,
-            "MatMul",
-            node.input[0],
-            weight.name,
-            transposed=False,
-            groups=1,
-            bias_node=None if adder is None else adder.name,
-            bias=bias,
-            output=node.output[0] if adder is None else adder.output[0],
-        )
 
-    def _is_bias(self, name: str, width: int) -> bool:
-        found = self.constants.get(name)
-        return (
-            found is not None and list(found.dims) == [width] and found.data_type == onnx.TensorProto.FLOAT
-        )
+def _is_bias(index: GraphIndex, name: str, width: int) -> bool:
+    found = index.constants.get(name)
+    return found is not None and list(found.dims) == [width] and found.data_type == onnx.TensorProto.FLOAT
 
 
 def rows(layer: Layer, weight: Array) -> Array:
@@ -149,12 +131,10 @@ def from_rows(layer: Layer, matrix: Array, shape: Sequence[int]) -> Array:
 
 def with_constants(model: onnx.ModelProto, values: Mapping[str, Array]) -> onnx.ModelProto:
     """A copy of the model with other values for some initializers, of the same shapes."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy = copy_of(model)
     for initializer in copy.graph.initializer:
         if initializer.name in values:
-            array = np.asarray(values[initializer.name], dtype=np.float32)
-            initializer.CopyFrom(numpy_helper.from_array(array, initializer.name))
+            set_constant(initializer, np.asarray(values[initializer.name], dtype=np.float32))
     return copy
 
 
@@ -165,15 +145,15 @@ def with_constants_of(
 
     What else reads such a constant keeps it as it is, and so do both.
     """
-    graph, constants = Graph(model), Graph(other).constants
+    index, theirs = GraphIndex.of(model.graph), GraphIndex.of(other.graph)
     own = {
         name
-        for node in graph.nodes
+        for node in index.nodes
         if node.name in nodes
         for name in node.input
-        if name in graph.constants and name in constants and len(graph.readers[name]) == 1
+        if index.is_constant(name) and theirs.is_constant(name) and index.uses(name) == 1
     }
-    return with_constants(model, {name: numpy_helper.to_array(constants[name]) for name in own})
+    return with_constants(model, {name: theirs.constant(name) for name in own})
 
 
 def with_own_biases(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -181,20 +161,17 @@ def with_own_biases(model: onnx.ModelProto) -> onnx.ModelProto:
 
     A convolution without one gets zeros: its accumulators start from a bias at no cost.
     """
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    graph = Graph(copy)
-    by_name = {node.name: node for node in copy.graph.node}
-    taken = {*graph.constants, *graph.readers}
-    for layer in graph.layers():
-        if layer.bias_node is None or (layer.bias is not None and len(graph.readers[layer.bias]) == 1):
+    copy = copy_of(model)
+    index = GraphIndex.of(copy.graph)
+    taken = index.names()
+    for layer in find_layers(index):
+        if layer.bias_node is None or (layer.bias is not None and index.uses(layer.bias) == 1):
             continue
-        width = len(rows(layer, graph.constant(layer.weight)))
-        value = np.zeros(width, np.float32) if layer.bias is None else graph.constant(layer.bias)
-        name = unused_name(f"{layer.node}.bias", taken)
+        width = len(rows(layer, index.constant(layer.weight)))
+        value = np.zeros(width, np.float32) if layer.bias is None else index.constant(layer.bias)
+        name = add_constant(copy.graph, unused_name(f"{layer.node}.bias", taken), value)
         taken.add(name)
-        copy.graph.initializer.append(numpy_helper.from_array(value, name))
-        node = by_name[layer.bias_node]
+        node = index.by_name[layer.bias_node]
         if layer.bias is not None:
             node.input[list(node.input).index(layer.bias)] = name
         else:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
 
 from bench.core.arrays import Array
 from exporter.graphs.attributes import attributes_of
+from exporter.graphs.index import GraphIndex
 from exporter.graphs.inference import session_with_outputs
-from exporter.graphs.layers import Graph, Layer, from_rows, rows, with_constants
+from exporter.graphs.layers import Layer, find_layers, from_rows, rows, with_constants
 from exporter.quantization.repair.base import RepairContext
 from exporter.results import AdaRoundFigures
 
@@ -131,20 +131,16 @@ def choose_rounding(
 
 
 def _find_work(model: onnx.ModelProto, quantized: onnx.ModelProto) -> Iterator[_Work]:
-    graph = Graph(model)
-    nodes = {node.name: node for node in graph.nodes}
-    by_name = {node.name: node for node in quantized.graph.node}
-    producers = {output: node for node in quantized.graph.node for output in node.output}
-    constants = {i.name: i for i in quantized.graph.initializer}
-    for layer in graph.layers():
-        node = by_name.get(layer.node)
-        dequantize = None if node is None else producers.get(node.input[1])
+    index, int8 = GraphIndex.of(model.graph), GraphIndex.of(quantized.graph)
+    for layer in find_layers(index):
+        node = int8.by_name.get(layer.node)
+        dequantize = None if node is None else int8.maker(node.input[1])
         if dequantize is None or dequantize.op_type != "DequantizeLinear":
             continue
-        if dequantize.input[0] not in constants or not _plain_padding(nodes[layer.node]):
+        if not int8.is_constant(dequantize.input[0]) or not _plain_padding(index.by_name[layer.node]):
             continue
-        integers_, scale, zero_point = (numpy_helper.to_array(constants[n]) for n in dequantize.input)
-        weight = graph.constant(layer.weight)
+        integers_, scale, zero_point = (int8.constant(name) for name in dequantize.input)
+        weight = index.constant(layer.weight)
         matrix = rows(layer, weight).astype(np.float64)
         if zero_point.any() or integers_.dtype != np.int8 or matrix.shape[1] > MAX_PRODUCTS:
             continue
@@ -152,7 +148,7 @@ def _find_work(model: onnx.ModelProto, quantized: onnx.ModelProto) -> Iterator[_
         scales = np.broadcast_to(scale.astype(np.float64).reshape(-1, 1), (len(matrix), 1))
         yield _Work(
             layer,
-            nodes[layer.node],
+            index.by_name[layer.node],
             weight.shape,
             grouped,
             scales.reshape(layer.groups, -1, 1),

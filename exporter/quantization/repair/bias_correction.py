@@ -7,13 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 import onnx
 import onnxruntime
-from onnx import numpy_helper
 
 from bench.core.arrays import Array
 from bench.inputs.session import ERRORS_ONLY
 from exporter.graphs.attributes import attributes_of
+from exporter.graphs.edits import add_constant, add_outputs, copy_of, replace_nodes
+from exporter.graphs.index import GraphIndex
 from exporter.graphs.inference import open_model, session_with_outputs
-from exporter.graphs.layers import Graph, Layer, with_constants, with_own_biases
+from exporter.graphs.layers import Layer, find_layers, with_constants, with_own_biases
 from exporter.quantization.repair.base import RepairContext
 from exporter.results import BiasFigures
 
@@ -34,13 +35,13 @@ def correct_bias(model: onnx.ModelProto, context: RepairContext) -> tuple[onnx.M
     """
     model = with_own_biases(model)
     quantized = context.qdq_model(model)
-    graph = Graph(model)
-    rounded = {node.name: node for node in quantized.graph.node}
-    layers = [layer for layer in graph.layers() if layer.bias is not None and layer.bias_node in rounded]
+    index, rounded = GraphIndex.of(model.graph), GraphIndex.of(quantized.graph).by_name
+    found = find_layers(index)
+    layers = [layer for layer in found if layer.bias is not None and layer.bias_node in rounded]
     if not layers:
         return model, BiasFigures(layers=0, largest_correction=0.0)
     places = {layer.node: rounded[str(layer.bias_node)].output[0] for layer in layers}
-    biases = {str(layer.bias): graph.constant(str(layer.bias)) for layer in layers}
+    biases = {str(layer.bias): index.constant(str(layer.bias)) for layer in layers}
     session = simulation(model, quantized, layers)
     largest = 0.0
     with context.progress.task("bias correction", len(layers)) as task:
@@ -64,29 +65,23 @@ def simulation(
         quantized: its QDQ form.
         layers: those whose biases become inputs, under the names that they have in `model`.
     """
-    copy = onnx.ModelProto()
-    copy.CopyFrom(quantized)
-    constants = {i.name: i for i in copy.graph.initializer}
+    copy = copy_of(quantized)
+    index = GraphIndex.of(copy.graph)
     kept = []
-    for node in copy.graph.node:
-        if node.op_type == "DequantizeLinear" and node.input[0] in constants:
-            folded = _dequantized(node, constants)
-            copy.graph.initializer.append(numpy_helper.from_array(folded, node.output[0]))
+    for node in index.nodes:
+        if node.op_type == "DequantizeLinear" and index.is_constant(node.input[0]):
+            add_constant(copy.graph, node.output[0], _dequantized(node, index))
         else:
             kept.append(node)
-    del copy.graph.node[:]
-    copy.graph.node.extend(kept)
-    by_name = {node.name: node for node in copy.graph.node}
-    float_nodes = {node.name: node for node in model.graph.node}
+    replace_nodes(copy.graph, kept)
+    by_name, float_nodes = (GraphIndex.of(each.graph).by_name for each in (copy, model))
     for layer in layers:
         position = list(float_nodes[str(layer.bias_node)].input).index(layer.bias)
         by_name[str(layer.bias_node)].input[position] = _input_of(str(layer.bias))
         copy.graph.input.append(
             onnx.helper.make_tensor_value_info(_input_of(str(layer.bias)), onnx.TensorProto.FLOAT, [None])
         )
-    for name in dict.fromkeys(by_name[str(layer.bias_node)].output[0] for layer in layers):
-        if name not in {value.name for value in copy.graph.output}:
-            copy.graph.output.append(onnx.ValueInfoProto(name=name))
+    add_outputs(copy.graph, [by_name[str(layer.bias_node)].output[0] for layer in layers])
     options = onnxruntime.SessionOptions()
     options.log_severity_level = ERRORS_ONLY
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
@@ -97,9 +92,9 @@ def _input_of(bias: str) -> str:
     return f"{bias}/corrected"
 
 
-def _dequantized(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> Array:
-    values, scale = (numpy_helper.to_array(constants[name]) for name in node.input[:2])
-    zero = numpy_helper.to_array(constants[node.input[2]]) if len(node.input) > 2 else np.zeros_like(scale)
+def _dequantized(node: onnx.NodeProto, index: GraphIndex) -> Array:
+    values, scale = (index.constant(name) for name in node.input[:2])
+    zero = index.constant(node.input[2]) if len(node.input) > 2 else np.zeros_like(scale)
     if scale.size > 1:
         axis = attributes_of(node).get("axis", 1)
         shape = [1] * values.ndim

@@ -9,8 +9,9 @@ import numpy as np
 import onnx
 
 from bench.core.arrays import Array
+from exporter.graphs.index import GraphIndex
 from exporter.graphs.inference import session_with_outputs
-from exporter.graphs.layers import Graph, Layer, with_constants, with_own_biases
+from exporter.graphs.layers import Layer, find_layers, with_constants, with_own_biases
 from exporter.quantization.repair.base import RepairContext
 from exporter.results import EqualizeFigures
 
@@ -54,14 +55,14 @@ def equalize(model: onnx.ModelProto, context: RepairContext) -> tuple[onnx.Model
        not care either, s = r1 / max(r1): every channel fills the range.
     5. A channel that holds nothing or leads nowhere (r1 or r2 is zero) stays as it is.
     """
-    graph = Graph(with_own_biases(model))
-    pairs = find_pairs(graph)
+    index = GraphIndex.of(with_own_biases(model).graph)
+    pairs = find_pairs(index)
     if not pairs:
         return model, EqualizeFigures(pairs=0, channels=0, channels_at_a_clip=0)
     layers = {layer.node: layer for pair in pairs for layer in (pair.first, pair.second)}
-    weights = {layer.weight: graph.constant(layer.weight).astype(np.float64) for layer in layers.values()}
+    weights = {layer.weight: index.constant(layer.weight).astype(np.float64) for layer in layers.values()}
     biases = {
-        pair.first.bias: graph.constant(pair.first.bias).astype(np.float64)
+        pair.first.bias: index.constant(pair.first.bias).astype(np.float64)
         for pair in pairs
         if pair.first.bias is not None
     }
@@ -92,12 +93,12 @@ def equalize(model: onnx.ModelProto, context: RepairContext) -> tuple[onnx.Model
     )
 
 
-def find_pairs(graph: Graph) -> list[Pair]:
+def find_pairs(index: GraphIndex) -> list[Pair]:
     """All pairs of layers that factors may move between, in graph order."""
-    layers = {layer.node: layer for layer in graph.layers()}
+    layers = {layer.node: layer for layer in find_layers(index)}
     pairs = []
     for layer in layers.values():
-        found = _follow(graph, layer.output)
+        found = _follow(index, layer.output)
         if found is None or layer.bias_node is None:
             continue
         node, limit = found
@@ -112,14 +113,14 @@ def find_pairs(graph: Graph) -> list[Pair]:
     return pairs
 
 
-def _follow(graph: Graph, tensor: str) -> tuple[onnx.NodeProto, float] | None:
+def _follow(index: GraphIndex, tensor: str) -> tuple[onnx.NodeProto, float] | None:
     """The one layer behind a tensor, and the smallest limit of the clips on the way."""
     limit = np.inf
-    while (node := graph.only_reader(tensor)) is not None:
+    while (node := index.only_reader(tensor)) is not None:
         if node.op_type in {"Conv", "Gemm", "MatMul"}:
             return (node, limit) if node.input[0] == tensor else None
         if node.op_type == "Clip":
-            low, high = (_bound(graph, node, index) for index in (1, 2))
+            low, high = (_bound(index, node, position) for position in (1, 2))
             if low != 0.0 or high is None:  # another lower limit cuts at a place that would move
                 return None
             limit = min(limit, high)
@@ -129,10 +130,10 @@ def _follow(graph: Graph, tensor: str) -> tuple[onnx.NodeProto, float] | None:
     return None
 
 
-def _bound(graph: Graph, node: onnx.NodeProto, index: int) -> float | None:
-    if len(node.input) <= index or node.input[index] not in graph.constants:
+def _bound(index: GraphIndex, node: onnx.NodeProto, position: int) -> float | None:
+    if len(node.input) <= position or not index.is_constant(node.input[position]):
         return None
-    return float(graph.constant(node.input[index]))
+    return float(index.constant(node.input[position]))
 
 
 def _channel_ranges(

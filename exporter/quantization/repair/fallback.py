@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from exporter.graphs.layers import Graph
+from exporter.graphs.index import GraphIndex
 from exporter.quantization.repair.score import noise
 from exporter.recipes import FallbackConfig
 from exporter.results import FallbackCandidate, Score
@@ -115,11 +115,11 @@ def rounding_layers(model: onnx.ModelProto, quantized: Collection[str]) -> dict[
         model: the float model; every node has a name of its own.
         quantized: names of the nodes that run in int8; see `exporter.quantization.placement`.
     """
-    readers = Graph(model).readers
+    index = GraphIndex.of(model.graph)
     return {
         node.name: (
             node.name,
-            *(r.name for r in readers.get(node.output[0], []) if r.op_type in _ACTIVATIONS),
+            *(r.name for r in index.readers(node.output[0]) if r.op_type in _ACTIVATIONS),
         )
         for node in model.graph.node
         if node.name in quantized and node.op_type not in _ACTIVATIONS | _MOVEMENT
@@ -139,7 +139,7 @@ def layers_of_tensors(
         model: the float model.
         layers: as `rounding_layers` gives them.
     """
-    readers = Graph(model).readers
+    index = GraphIndex.of(model.graph)
     place = {layer: index for index, layer in enumerate(layers)}
     found: dict[tuple[str, ...], None] = {}
     for node in model.graph.node:
@@ -147,7 +147,7 @@ def layers_of_tensors(
             continue
         touching, tensors = {node.name}, list(node.output)
         while tensors:
-            for reader in readers.get(tensors.pop(), []):
+            for reader in index.readers(tensors.pop()):
                 if reader.name in layers:
                     touching.add(reader.name)
                 elif reader.op_type in _ACTIVATIONS | _MOVEMENT:

@@ -11,6 +11,7 @@ import onnxruntime
 
 from bench.core.arrays import Array
 from bench.metrics.parity import EXACT_SQNR_DB, parity
+from exporter.graphs.edits import with_outputs
 from exporter.graphs.inference import open_exact, open_model, session_options
 from exporter.graphs.rewrites.processing import score_tensor
 from exporter.results import Score
@@ -60,10 +61,7 @@ def outputs_of(model: onnx.ModelProto, inputs: Mapping[str, Array], batch_size: 
     """
     name = score_tensor(model)
     if name not in {value.name for value in model.graph.output}:
-        copy = onnx.ModelProto()
-        copy.CopyFrom(model)
-        copy.graph.output.append(onnx.ValueInfoProto(name=name))
-        model = copy
+        model = with_outputs(model, [name])
     session = open_exact(model, os.cpu_count() or 1)
     count = len(next(iter(inputs.values())))
     return np.concatenate(

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import helper
 
 from bench.core.arrays import Array
+from exporter.graphs.edits import add_constant, replace_nodes
+from exporter.graphs.index import GraphIndex
 from exporter.graphs.inference import session_with_outputs
-from exporter.graphs.layers import Graph, Layer, rows, with_constants
+from exporter.graphs.layers import Layer, find_layers, rows, with_constants
 from exporter.graphs.names import unused_name
 from exporter.graphs.targets import WEIGHT_LEVELS
 from exporter.quantization.repair.base import RepairContext
@@ -66,13 +68,13 @@ def smooth(model: onnx.ModelProto, context: RepairContext) -> tuple[onnx.ModelPr
 
     Measured on MiniLM-L6 (192 questions): cosine 0.9943 before, 0.9986 after.
     """
-    graph = Graph(model)
-    sources = _sources(graph)
+    index = GraphIndex.of(model.graph)
+    sources = _sources(index)
     observed = _observe(model, sources, context)
     factors: dict[str, Array] = {}
     noise_before = noise_after = 0.0
     for source in sources:
-        weights = [rows(layer, graph.constant(layer.weight)) for layer in source.layers]
+        weights = [rows(layer, index.constant(layer.weight)) for layer in source.layers]
         factor, before, after = _best(observed[source.tensor], weights)
         noise_before += before
         if factor is None or (source.norm is None and after > (1 - _LEAST_GAIN) * before):
@@ -81,35 +83,34 @@ def smooth(model: onnx.ModelProto, context: RepairContext) -> tuple[onnx.ModelPr
         noise_after += after
         factors[source.tensor] = factor
     chosen = [source for source in sources if source.tensor in factors]
-    return _apply(model, graph, chosen, factors), SmoothFigures(
+    return _apply(model, index, chosen, factors), SmoothFigures(
         smoothed=len(chosen),
         folded=sum(source.norm is not None for source in chosen),
         product_noise_ratio=noise_after / noise_before if noise_before else 1.0,
     )
 
 
-def _sources(graph: Graph) -> list[_Source]:
+def _sources(index: GraphIndex) -> list[_Source]:
     """All tensors that may be smoothed, in graph order."""
     by_tensor: dict[str, list[Layer]] = {}
-    for layer in graph.layers():
+    for layer in find_layers(index):
         if layer.op_type in {"Gemm", "MatMul"}:
             by_tensor.setdefault(layer.source, []).append(layer)
-    made_by = {name: node for node in graph.nodes for name in node.output}
     found = []
     for tensor, layers in by_tensor.items():
-        node = made_by.get(tensor)
+        node = index.maker(tensor)
         if node is None or node.op_type not in _FLOAT_PRODUCERS:
             continue
-        alone = len(graph.readers[tensor]) == len(layers) and tensor not in graph.outputs
-        norm = node if alone and _takes_factors(graph, node) else None
+        alone = index.uses(tensor) == len(layers)
+        norm = node if alone and _takes_factors(index, node) else None
         found.append(_Source(tensor, tuple(layers), norm))
     return found
 
 
-def _takes_factors(graph: Graph, node: onnx.NodeProto) -> bool:
+def _takes_factors(index: GraphIndex, node: onnx.NodeProto) -> bool:
     """Whether a norm's scale and bias are constants of its own."""
     return node.op_type == "LayerNormalization" and all(
-        name in graph.constants and len(graph.readers[name]) == 1 for name in node.input[1:]
+        index.is_constant(name) and index.uses(name) == 1 for name in node.input[1:]
     )
 
 
@@ -174,29 +175,30 @@ def _noise(seen: _Observed, weights: Sequence[Array], factor: Array) -> float:
 
 
 def _apply(
-    model: onnx.ModelProto, graph: Graph, sources: Sequence[_Source], factors: dict[str, Array]
+    model: onnx.ModelProto, index: GraphIndex, sources: Sequence[_Source], factors: dict[str, Array]
 ) -> onnx.ModelProto:
     values: dict[str, Array] = {}
     inserted: dict[str, onnx.NodeProto] = {}
-    taken = {*graph.constants, *graph.readers, *(node.name for node in graph.nodes)}
-    added = []
+    taken = {*index.names(), *(node.name for node in index.nodes)}
+    added: dict[str, Array] = {}
     for source in sources:
         factor = factors[source.tensor]
         for layer in source.layers:
-            weight = graph.constant(layer.weight)
+            weight = index.constant(layer.weight)
             values[layer.weight] = weight * (factor if layer.transposed else factor[:, None])
         if source.norm is not None:
             for name in source.norm.input[1:]:
-                values[name] = graph.constant(name) / factor
+                values[name] = index.constant(name) / factor
             continue
         name = unused_name(f"{source.tensor}.smooth", taken)
         taken.add(name)
         constant = unused_name(f"{name}.factor", taken)
         taken.add(constant)
-        added.append(numpy_helper.from_array(1 / factor, constant))
+        added[constant] = 1 / factor
         inserted[source.tensor] = helper.make_node("Mul", [source.tensor, constant], [name], name=name)
     smoothed = with_constants(model, values)
-    smoothed.graph.initializer.extend(added)
+    for name, value in added.items():
+        add_constant(smoothed.graph, name, value)
     readers = {layer.node for source in sources for layer in source.layers}
     nodes = []
     for node in smoothed.graph.node:
@@ -204,7 +206,5 @@ def _apply(
             node.input[0] = inserted[node.input[0]].output[0]
         nodes.append(node)
         nodes.extend(inserted[name] for name in node.output if name in inserted)
-    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del smoothed.graph.node[:]
-    smoothed.graph.node.extend(copies)
+    replace_nodes(smoothed.graph, nodes)
     return smoothed

@@ -66,8 +66,9 @@ def test_makers_and_readers_are_found_by_the_tensors_name():
 
 def test_nodes_without_names_are_told_apart():
     graph = parse("a = Relu(x)  b = Relu(x)  y = Add(a, b)")
+    graph.node[2].name = "sum"
     index = GraphIndex.of(graph)
-    assert [node.name for node in index.nodes] == ["", "", ""]
+    assert index.by_name == {"sum": graph.node[2]}
     assert index.maker("b") is graph.node[1]
     assert [reader is node for reader, node in zip(index.readers("x"), graph.node, strict=False)] == [
         True

@@ -13,8 +13,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from bench.core.progress import SILENT
 from bench.metrics.parity import sqnr_db
+from exporter.graphs.index import GraphIndex
 from exporter.graphs.inference import session_with_outputs
-from exporter.graphs.layers import Graph, with_constants_of, with_own_biases
+from exporter.graphs.layers import find_layers, with_constants_of, with_own_biases
 from exporter.graphs.names import name_nodes
 from exporter.graphs.targets import TARGETS
 from exporter.quantization.int8 import Int8Settings
@@ -43,6 +44,10 @@ def build(nodes, constants, shape=("batch", 3, 8, 8), output=("batch", 4)):
         [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+def indexed(model):
+    return GraphIndex.of(model.graph)
 
 
 def normal(*shape, seed=0, scale=1.0):
@@ -158,7 +163,7 @@ def test_no_factor_passes_what_is_not_homogeneous(between):
     nodes = [node("Conv", "x w1", "a"), *between, node("Conv", "r w2", "y")]
     constants = {"w1": normal(4, 3, 1, 1), "w2": normal(4, 4, 1, 1), "low": np.float32(-1)}
     model = build(nodes, {**constants, "high": np.float32(1)}, output=("batch", 4, 8, 8))
-    assert find_pairs(Graph(model)) == []
+    assert find_pairs(indexed(model)) == []
 
 
 def test_dead_channels_do_no_harm(samples):
@@ -253,7 +258,7 @@ def test_the_quantizer_rounds_to_what_adaround_chose(samples, target):
     before, after = weights_of(models.make(model)), weights_of(models.make(repaired))
     assert before.keys() == after.keys()
     changed = 0
-    graph = Graph(repaired)
+    graph = indexed(repaired)
     for name, (integers, scale) in after.items():
         np.testing.assert_array_equal(scale, before[name][1])
         weight = graph.constant(name.removesuffix("_quantized"))
@@ -297,16 +302,16 @@ def test_corrected_means_are_those_of_float(samples, target):
     repaired, found = correct_bias(model, context)
     assert found.layers == 4  # the depthwise convolution got a bias
     assert found.largest_correction > 1e-3
-    layers = Graph(repaired).layers()
+    layers = find_layers(indexed(repaired))
     wanted = session_with_outputs(model, [layer.output for layer in layers])
 
     def errors(of):
         biased = with_own_biases(of)
-        graph = Graph(biased)
-        session = simulation(biased, models.make(biased), graph.layers())
-        biases = {f"{layer.bias}/corrected": graph.constant(layer.bias) for layer in graph.layers()}
+        graph = indexed(biased)
+        session = simulation(biased, models.make(biased), find_layers(graph))
+        biases = {f"{layer.bias}/corrected": graph.constant(layer.bias) for layer in find_layers(graph)}
         nodes = {n.name: n.output[0] for n in models.make(biased).graph.node}
-        for layer in graph.layers():
+        for layer in find_layers(graph):
             (got,) = session.run([nodes[layer.node]], {**inputs, **biases})
             (reference,) = wanted.run([layer.output], inputs)
             axes = tuple(axis for axis in range(got.ndim) if axis != 1)
@@ -383,13 +388,13 @@ def test_the_add_behind_a_matmul_is_its_bias():
     constants = {"w1": normal(8, 8), "b1": normal(8, seed=1), "w2": normal(8, 4, seed=2)}
     model = build(nodes, constants, shape=("batch", 5, 8), output=("batch", 5, 4))
     inputs = {"x": normal(24, 5, 8, seed=3)}
-    first, second = Graph(model).layers()
+    first, second = find_layers(indexed(model))
     assert (first.bias, first.bias_node, first.output) == ("b1", "s.node", "s")
     assert (second.bias, second.bias_node, second.output) == (None, None, "y")
     _, context = prepared(model, inputs)
     repaired, found = correct_bias(model, context)
     assert found.layers == 1
-    assert (Graph(repaired).constant("b1") != constants["b1"]).any()
+    assert (indexed(repaired).constant("b1") != constants["b1"]).any()
     assert len(repaired.graph.node) == len(model.graph.node)
 
 
@@ -397,9 +402,9 @@ def test_a_shared_bias_becomes_two():
     nodes = [node("Conv", "x w1 b", "a"), node("Conv", "a w2 b", "y")]
     constants = {"w1": normal(4, 3, 1, 1), "w2": normal(4, 4, 1, 1), "b": normal(4)}
     model = with_own_biases(build(nodes, constants, output=("batch", 4, 8, 8)))
-    names = [layer.bias for layer in Graph(model).layers()]
+    names = [layer.bias for layer in find_layers(indexed(model))]
     assert len(set(names)) == 2
-    assert all((Graph(model).constant(name) == constants["b"]).all() for name in names)
+    assert all((indexed(model).constant(name) == constants["b"]).all() for name in names)
 
 
 def test_constants_come_from_another_model_where_nobody_else_reads_them():
@@ -410,7 +415,7 @@ def test_constants_come_from_another_model_where_nobody_else_reads_them():
         for shift in (1, 0)
     )
     before = bent.SerializeToString()
-    mixed = Graph(with_constants_of(bent, plain, ("a.node",)))
+    mixed = indexed(with_constants_of(bent, plain, ("a.node",)))
     np.testing.assert_array_equal(mixed.constant("w1"), constants["w1"])
     np.testing.assert_array_equal(mixed.constant("w2"), constants["w2"] + 1)
     np.testing.assert_array_equal(mixed.constant("b"), constants["b"] + 1)
@@ -425,7 +430,7 @@ def test_layers_that_cannot_be_repaired_are_none():
     )
     for nodes in (shared, alpha, dynamic):
         model = build(nodes, {"w": normal(4, 4)}, shape=("batch", 4))
-        assert Graph(model).layers() == []
+        assert find_layers(indexed(model)) == []
         inputs = {"x": normal(8, 4)}
         _, context = prepared(model, inputs) if nodes is not dynamic else (None, None)
         if context is not None:
