@@ -67,9 +67,15 @@ class GraphIndex:
             _uses=uses,
         )
 
-    def maker(self, tensor: str) -> onnx.NodeProto | None:
-        """The node that makes a tensor; None for an input, a constant or an unknown name."""
-        return self._makers.get(tensor)
+    def maker(self, tensor: str, op_type: str | None = None) -> onnx.NodeProto | None:
+        """The node that makes a tensor; None for an input, a constant or an unknown name.
+
+        Args:
+            tensor: its name.
+            op_type: the only type that counts: a node of another one is None too.
+        """
+        node = self._makers.get(tensor)
+        return None if node is None or op_type not in {None, node.op_type} else node
 
     def readers(self, tensor: str) -> tuple[onnx.NodeProto, ...]:
         """The nodes that read a tensor, each once, in graph order."""

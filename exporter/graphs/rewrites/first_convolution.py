@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +12,8 @@ from onnx import helper, numpy_helper
 from bench.core.arrays import Array
 from bench.inputs.runtime import RuntimeVersion
 from exporter.graphs.attributes import attributes_of
+from exporter.graphs.edits import replace_nodes, set_constant
+from exporter.graphs.index import GraphIndex
 from exporter.graphs.kernels import kernel_version
 from exporter.graphs.onnx_files import infer_shapes
 
@@ -59,11 +60,12 @@ def fold_stem(model: onnx.ModelProto, runtime: RuntimeVersion) -> bool:
     Returns:
         Whether there was such a convolution.
     """
-    stem = _find_stem(model)
+    index = GraphIndex.of(model.graph)
+    stem = _find_stem(index)
     size = None if stem is None else _even_size(model, stem.dequantize.input[0])
     if stem is None or size is None:
         return False
-    quantize = _quantizer(model, stem.dequantize.input[0])
+    quantize = _quantizer(index, stem.dequantize.input[0])
     if quantize is None and runtime < BYTES_NEED:
         return False
     weight = numpy_helper.to_array(stem.weight)
@@ -77,25 +79,24 @@ def fold_stem(model: onnx.ModelProto, runtime: RuntimeVersion) -> bool:
         outputs = (size[axis] + begin + end - kernel) // 2 + 1
         pads[axis], pads[axis + 2] = -first, outputs - 1 + taps[axis] - size[axis] // 2 + first
     folded = _on_blocks(weight, taps, offsets)
-    stem.weight.CopyFrom(numpy_helper.from_array(folded, stem.weight.name))
+    set_constant(stem.weight, folded)
     _set_attributes(stem.convolution, kernel_shape=taps, strides=[1, 1], pads=pads)
     reader = stem.dequantize if quantize is None else quantize
     source = reader.input[0]
     blocks = f"{source}.blocks"
     reader.input[0] = blocks
-    place = list(model.graph.node).index(reader)
-    node = helper.make_node("SpaceToDepth", [source], [blocks], name=blocks, blocksize=2)
-    model.graph.node.insert(place, node)
     for name in (reader.output[0], stem.dequantize.output[0]):
         _forget_shape(model, name)
+    made = helper.make_node("SpaceToDepth", [source], [blocks], name=blocks, blocksize=2)
+    place = index.nodes.index(reader)
+    replace_nodes(model.graph, [*index.nodes[:place], made, *index.nodes[place:]])
     return True
 
 
-def _quantizer(model: onnx.ModelProto, tensor: str) -> onnx.NodeProto | None:
+def _quantizer(index: GraphIndex, tensor: str) -> onnx.NodeProto | None:
     """The node that quantizes a picture with one scale, or None where it comes as bytes."""
-    node: onnx.NodeProto | None = next((n for n in model.graph.node if tensor in n.output), None)
-    scalars = {i.name for i in model.graph.initializer if not i.dims}
-    if node is None or node.op_type != "QuantizeLinear" or not scalars.issuperset(node.input[1:]):
+    node = index.maker(tensor, "QuantizeLinear")
+    if node is None or not all(index.is_constant(n) and index.shape(n) == () for n in node.input[1:]):
         return None
     return node
 
@@ -113,23 +114,17 @@ def _on_blocks(weight: Array, taps: list[int], offsets: list[int]) -> Array:
     return np.ascontiguousarray(split.transpose(0, 3, 5, 1, 2, 4).reshape(out, 4 * channels, *taps))
 
 
-def _find_stem(model: onnx.ModelProto) -> _Stem | None:
-    graph = model.graph
-    made_by = {name: node for node in graph.node for name in node.output}
-    constants = {initializer.name: initializer for initializer in graph.initializer}
-    readers = Counter(name for node in graph.node for name in node.input)
-    readers.update(value.name for value in graph.output)
-    for node in graph.node:
+def _find_stem(index: GraphIndex) -> _Stem | None:
+    for node in index.nodes:
         if node.op_type != "Conv" or not _strides_by_two(node):
             continue
-        picture, kernel = (made_by.get(name) for name in node.input[:2])
+        picture, kernel = (index.maker(name, "DequantizeLinear") for name in node.input[:2])
         if picture is None or kernel is None:
             continue
-        weight = constants.get(kernel.input[0])
-        own = all(readers[n] == 1 for n in (*node.input[:2], picture.input[0], kernel.input[0]))
+        weight = index.constants.get(kernel.input[0])
+        read = (*node.input[:2], picture.input[0], kernel.input[0])
         if (
-            picture.op_type == kernel.op_type == "DequantizeLinear"
-            and own
+            all(index.uses(name) == 1 for name in read)
             and weight is not None
             and len(weight.dims) == 4
             and weight.dims[1] <= MAX_CHANNELS
@@ -151,11 +146,10 @@ def _strides_by_two(node: onnx.NodeProto) -> bool:
 
 def _even_size(model: onnx.ModelProto, tensor: str) -> tuple[int, int] | None:
     """Height and width of pictures [N, channels, height, width], if both are known and even."""
-    graph = infer_shapes(model).graph
-    values = {value.name: value for value in (*graph.input, *graph.value_info)}
-    if tensor not in values:
+    shape = GraphIndex.of(infer_shapes(model).graph).shape(tensor)
+    if shape is None or len(shape) != 4:
         return None
-    height, width = (dim.dim_value for dim in values[tensor].type.tensor_type.shape.dim[2:])
+    height, width = shape[2:]
     return (height, width) if height and width and height % 2 == width % 2 == 0 else None
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import helper
 
 from exporter.errors import ExportError
 from exporter.graphs.domains import is_standard
+from exporter.graphs.edits import add_constant, replace_nodes
+from exporter.graphs.index import GraphIndex
 from exporter.graphs.ranges import Range
 
 _SHIFT, _LIMIT, _FACTOR = 3.0, 6.0, 6.0
@@ -17,12 +19,9 @@ _SHIFT, _LIMIT, _FACTOR = 3.0, 6.0, 6.0
 
 def candidates(model: onnx.ModelProto) -> frozenset[str]:
     """Names of the HardSwish nodes whose input a convolution makes."""
-    convolved = {name for node in model.graph.node if node.op_type == "Conv" for name in node.output}
-    return frozenset(
-        node.name
-        for node in model.graph.node
-        if node.op_type == "HardSwish" and is_standard(node) and node.input[0] in convolved
-    )
+    index = GraphIndex.of(model.graph)
+    found = (node for node in index.nodes if node.op_type == "HardSwish" and is_standard(node))
+    return frozenset(node.name for node in found if index.maker(node.input[0], "Conv") is not None)
 
 
 def split(model: onnx.ModelProto, names: Collection[str]) -> dict[str, Range]:
@@ -51,23 +50,19 @@ def split(model: onnx.ModelProto, names: Collection[str]) -> dict[str, Range]:
         source, result = node.input[0], node.output[0]
         shifted, gate = f"{result}.shifted", f"{result}.gate"
         constants = {f"{result}.three": _SHIFT, f"{result}.zero": 0.0, f"{result}.six": _LIMIT}
-        graph.initializer.extend(
-            numpy_helper.from_array(np.array(value, np.float32), name) for name, value in constants.items()
-        )
+        for name, value in constants.items():
+            add_constant(graph, name, np.float32(value))
         three, zero, six = constants
         nodes += [
             helper.make_node("Add", [source, three], [shifted], name=shifted),
             helper.make_node("Clip", [shifted, zero, six], [gate], name=gate),
             helper.make_node("Mul", [source, gate], [result], name=node.name),
         ]
-        for name in (shifted, gate):
-            value = graph.value_info.add()
-            value.name = name
-            value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+        graph.value_info.extend(
+            helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in (shifted, gate)
+        )
         ranges[gate] = Range(0.0, _LIMIT)
-    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del graph.node[:]
-    graph.node.extend(copies)
+    replace_nodes(graph, nodes)
     return ranges
 
 
@@ -84,18 +79,14 @@ def hide_factor(model: onnx.ModelProto, gates: Collection[str]) -> None:
     Raises:
         ExportError: a product is not quantized, and would stay six times too large.
     """
-    graph = model.graph
-    constants = {initializer.name: initializer for initializer in graph.initializer}
-    made_by = {name: node for node in graph.node for name in node.output}
+    index = GraphIndex.of(model.graph)
     hidden = 0
-    for node in graph.node:
-        product = made_by.get(node.input[0]) if node.op_type == "QuantizeLinear" else None
-        if product is None or not any(_undone(made_by, name) in gates for name in product.input):
+    for node in index.nodes:
+        product = index.maker(node.input[0]) if node.op_type == "QuantizeLinear" else None
+        if product is None or not any(_undone(index, name) in gates for name in product.input):
             continue
-        scale = numpy_helper.to_array(constants[node.input[1]])
-        name = f"{node.input[1]}.product"
-        graph.initializer.append(numpy_helper.from_array(np.array(scale * _FACTOR, np.float32), name))
-        node.input[1] = name
+        scale = np.array(index.constant(node.input[1]) * _FACTOR, np.float32)
+        node.input[1] = add_constant(model.graph, f"{node.input[1]}.product", scale)
         hidden += 1
     if hidden != len(gates):
         raise ExportError(
@@ -103,10 +94,9 @@ def hide_factor(model: onnx.ModelProto, gates: Collection[str]) -> None:
         )
 
 
-def _undone(made_by: Mapping[str, onnx.NodeProto], name: str) -> str:
+def _undone(index: GraphIndex, name: str) -> str:
     """The tensor that a dequantized one comes from."""
     for op_type in ("DequantizeLinear", "QuantizeLinear"):
-        node = made_by.get(name)
-        if node is not None and node.op_type == op_type:
-            name = node.input[0]
+        node = index.maker(name, op_type)
+        name = name if node is None else node.input[0]
     return name

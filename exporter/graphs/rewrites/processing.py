@@ -7,18 +7,19 @@ compares torch on the one with ONNX on the other, so that it covers the recovery
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 
 import numpy as np
 import onnx
 import onnx_ir as ir
-from onnx import helper, numpy_helper
+from onnx import helper
 from onnxscript import TapeBuilder
 
 from bench.core.arrays import Array
 from bench.core.errors import DataError
 from exporter.errors import ExportError
+from exporter.graphs.edits import remove_nodes, rename_reads, replace_nodes
+from exporter.graphs.index import GraphIndex
 from exporter.graphs.onnx_files import infer_shapes
 from exporter.graphs.ranges import Range
 from exporter.recipes import PostprocessConfig, PreprocessConfig
@@ -176,23 +177,20 @@ def network_alone(model: onnx.ModelProto) -> onnx.ModelProto:
     score = score_tensor(model)
     alone = infer_shapes(model)
     graph = alone.graph
-    known = {value.name: value for value in (*graph.value_info, *graph.output)}
-    decoded = {name for node in graph.node if node.name.startswith(BEFORE) for name in node.output}
+    index = GraphIndex.of(graph)
     for value in graph.input:
         name, inner = value.name, f"{value.name}.network"
-        if inner not in decoded:
+        decoder = index.maker(inner)
+        if decoder is None or not decoder.name.startswith(BEFORE):
             continue
         unknown = helper.make_tensor_value_info(inner, onnx.TensorProto.FLOAT, None)
-        value.CopyFrom(known.get(inner, unknown))
+        value.CopyFrom(index.values.get(inner, unknown))
         value.name = name
-        for node in graph.node:
-            node.input[:] = [name if read == inner else read for read in node.input]
-    network = [node for node in graph.node if node.name not in edges]
-    output = known.get(score, onnx.ValueInfoProto(name=score))
-    for field, values in ((graph.node, network), (graph.output, [output])):
-        kept = copy.deepcopy(values)
-        del field[:]
-        field.extend(kept)
+        rename_reads(index.nodes, {inner: name})
+    output = index.values.get(score, onnx.ValueInfoProto(name=score))
+    replace_nodes(graph, [node for node in index.nodes if node.name not in edges])
+    del graph.output[:]
+    graph.output.append(output)
     return alone
 
 
@@ -200,7 +198,7 @@ def byte_ranges(model: onnx.ModelProto) -> dict[str, Range]:
     """The ranges of tensors that were made of bytes by one scale and zero point: known, not observed."""
     return {
         node.output[0]: Range((0 - zero_point) * scale, (255 - zero_point) * scale)
-        for node, (scale, zero_point) in _from_bytes(model)
+        for node, (scale, zero_point) in _from_bytes(GraphIndex.of(model.graph))
     }
 
 
@@ -209,37 +207,38 @@ def join_bytes(model: onnx.ModelProto) -> None:
 
     DequantizeLinear and QuantizeLinear with the same qparams give the byte that they got.
     """
-    constants = {value.name: value for value in model.graph.initializer}
-    for before, qparams in list(_from_bytes(model)):
-        for node in list(model.graph.node):
-            if node.op_type == "QuantizeLinear" and node.input[0] == before.output[0]:
-                if not _same(qparams, _qparams(node, constants)):
-                    continue
-                for reader in model.graph.node:
-                    for position, name in enumerate(reader.input):
-                        if name == node.output[0]:
-                            reader.input[position] = before.input[0]
-                model.graph.node.remove(node)
-        read = {name for node in model.graph.node for name in node.input}
-        if before.output[0] not in read | {output.name for output in model.graph.output}:
-            model.graph.node.remove(before)
+    index = GraphIndex.of(model.graph)
+    replacement: dict[str, str] = {}
+    needless: list[onnx.NodeProto] = []
+    for before, qparams in _from_bytes(index):
+        joined = [
+            node
+            for node in index.readers(before.output[0])
+            if node.op_type == "QuantizeLinear"
+            and node.output[0] not in index.outputs
+            and _same(qparams, _qparams(node, index))
+        ]
+        replacement |= {node.output[0]: before.input[0] for node in joined}
+        needless += joined if len(joined) < index.uses(before.output[0]) else [*joined, before]
+    rename_reads(index.nodes, replacement)
+    remove_nodes(model.graph, needless)
 
 
-def _from_bytes(model: onnx.ModelProto) -> Iterator[tuple[onnx.NodeProto, tuple[float, int]]]:
-    constants = {value.name: value for value in model.graph.initializer}
-    rounded = {n.output[0] for n in model.graph.node if n.op_type == "QuantizeLinear"} | constants.keys()
-    for node in model.graph.node:
-        if node.op_type == "DequantizeLinear" and node.input[0] not in rounded:
-            qparams = _qparams(node, constants)
-            if qparams is not None:
-                yield node, qparams
+def _from_bytes(index: GraphIndex) -> Iterator[tuple[onnx.NodeProto, tuple[float, int]]]:
+    """Each DequantizeLinear of what no QuantizeLinear made, with its qparams."""
+    for node in index.nodes:
+        if node.op_type != "DequantizeLinear" or index.is_constant(node.input[0]):
+            continue
+        qparams = _qparams(node, index)
+        if qparams is not None and index.maker(node.input[0], "QuantizeLinear") is None:
+            yield node, qparams
 
 
-def _qparams(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> tuple[float, int] | None:
+def _qparams(node: onnx.NodeProto, index: GraphIndex) -> tuple[float, int] | None:
     """(scale, zero_point) of a node with uint8 on one side, or None where they are no such scalars."""
-    if len(node.input) < 3 or not {node.input[1], node.input[2]} <= constants.keys():
+    if len(node.input) < 3 or not all(index.is_constant(name) for name in node.input[1:3]):
         return None
-    scale, zero_point = (numpy_helper.to_array(constants[name]) for name in node.input[1:3])
+    scale, zero_point = (index.constant(name) for name in node.input[1:3])
     if scale.size != 1 or zero_point.size != 1 or zero_point.dtype != np.uint8:
         return None
     return float(scale.reshape(())), int(zero_point.reshape(()))

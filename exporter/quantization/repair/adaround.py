@@ -134,8 +134,8 @@ def _find_work(model: onnx.ModelProto, quantized: onnx.ModelProto) -> Iterator[_
     index, int8 = GraphIndex.of(model.graph), GraphIndex.of(quantized.graph)
     for layer in find_layers(index):
         node = int8.by_name.get(layer.node)
-        dequantize = None if node is None else int8.maker(node.input[1])
-        if dequantize is None or dequantize.op_type != "DequantizeLinear":
+        dequantize = None if node is None else int8.maker(node.input[1], "DequantizeLinear")
+        if dequantize is None:
             continue
         if not int8.is_constant(dequantize.input[0]) or not _plain_padding(index.by_name[layer.node]):
             continue

@@ -53,8 +53,9 @@ def test_makers_and_readers_are_found_by_the_tensors_name():
     index = GraphIndex.of(graph)
     relu, tanh, add = graph.node
     assert index.nodes == (relu, tanh, add)
-    assert index.maker("a") is relu
-    assert index.maker("x") is None
+    assert index.maker("a") is index.maker("a", "Relu") is relu
+    assert index.maker("a", "Tanh") is None
+    assert index.maker("x") is index.maker("x", "Relu") is None
     assert index.maker("nowhere") is None
     assert index.readers("a") == (tanh, add)
     assert index.readers("b") == (add,)

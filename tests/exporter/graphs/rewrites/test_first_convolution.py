@@ -123,6 +123,19 @@ def test_everything_else_stays(model):
     assert model.SerializeToString() == before
 
 
+def test_weights_that_a_node_without_inputs_makes_are_left_alone():
+    model = int8_convolution(weights(), (8, 8), strides=[2, 2])
+    made = helper.make_node("RandomNormal", [], ["weight_dq"], shape=[5, 3, 3, 3])
+    model.graph.node[2].CopyFrom(made)
+    assert not fold_stem(model, OLDEST)
+
+
+def test_a_picture_of_unknown_rank_is_left_alone():
+    model = int8_convolution(weights(), (8, 8), strides=[2, 2])
+    model.graph.input[0].type.tensor_type.ClearField("shape")
+    assert not fold_stem(model, OLDEST)
+
+
 def bytes_convolution():
     """A picture of bytes, dequantized and convolved: nothing quantizes it in the graph."""
     model = int8_convolution(weights(), (8, 8), strides=[2, 2], pads=[1] * 4)

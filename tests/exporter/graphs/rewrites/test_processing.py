@@ -15,7 +15,7 @@ from bench.inputs.evaluation import read_evaluation
 from bench.metrics.parity import parity
 from exporter.errors import ExportError
 from exporter.graphs.inference import run_model, run_scores
-from exporter.graphs.rewrites.processing import as_shipped, byte_ranges, network_alone
+from exporter.graphs.rewrites.processing import as_shipped, byte_ranges, join_bytes, network_alone
 from exporter.graphs.targets import TARGETS
 from exporter.networks.network import predict
 from exporter.onnx_export.export import export
@@ -297,3 +297,47 @@ def test_an_artifact_that_takes_bytes_and_gives_classes_teaches_like_its_network
     module, split, _, path, _ = made(pictures, BY_CHANNEL, PostprocessConfig(kind="topk", k=2))
     teacher = OnnxTeacher(path, split.first(1), "stage.teacher.model")
     assert np.allclose(predict(teacher, split), predict(module, split), atol=1e-4)
+
+
+def joined(nodes, outputs):
+    """A picture of bytes, dequantized and quantized again by the same qparams, and what else reads it."""
+    value = onnx.helper.make_tensor_value_info
+    qparams = [
+        onnx.numpy_helper.from_array(np.float32(0.5), "s"),
+        onnx.numpy_helper.from_array(np.uint8(3), "z"),
+    ]
+    start = [
+        onnx.helper.make_node("DequantizeLinear", ["x", "s", "z"], ["real"]),
+        onnx.helper.make_node("QuantizeLinear", ["real", "s", "z"], ["bytes"]),
+        onnx.helper.make_node("DequantizeLinear", ["bytes", "s", "z"], ["again"]),
+    ]
+    inputs = [value("x", onnx.TensorProto.UINT8, [4]), value("c", onnx.TensorProto.BOOL, [])]
+    given = [value(name, kind, [4]) for name, kind in outputs.items()]
+    graph = onnx.helper.make_graph([*start, *nodes], "g", inputs, given, qparams)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=9)
+    onnx.checker.check_model(model, full_check=True)
+    join_bytes(model)
+    onnx.checker.check_model(model, full_check=True)
+    return [(node.op_type, list(node.input)) for node in model.graph.node]
+
+
+def test_bytes_are_read_as_they_come():
+    found = joined([onnx.helper.make_node("Relu", ["again"], ["y"])], {"y": onnx.TensorProto.FLOAT})
+    assert found == [("DequantizeLinear", ["x", "s", "z"]), ("Relu", ["again"])]
+
+
+def test_what_a_branch_or_the_model_itself_gives_stays():
+    value = onnx.helper.make_tensor_value_info("out", onnx.TensorProto.FLOAT, [4])
+    bodies = {
+        key: onnx.helper.make_graph([onnx.helper.make_node("Relu", [name], ["out"])], key, [], [value])
+        for key, name in {"then_branch": "real", "else_branch": "again"}.items()
+    }
+    nodes = [onnx.helper.make_node("If", ["c"], ["y"], **bodies)]
+    found = joined(nodes, {"y": onnx.TensorProto.FLOAT})
+    assert [operator for operator, _ in found] == ["DequantizeLinear", "DequantizeLinear", "If"]
+    found = joined(nodes, {"y": onnx.TensorProto.FLOAT, "bytes": onnx.TensorProto.UINT8})
+    assert [operator for operator, _ in found][:3] == [
+        "DequantizeLinear",
+        "QuantizeLinear",
+        "DequantizeLinear",
+    ]
