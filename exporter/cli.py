@@ -15,7 +15,7 @@ from bench.cli import JsonOption, OutOption, error_progress, print_json, print_r
 from bench.cli import app as device_app
 from bench.core.command import run
 from bench.core.errors import UsageError
-from exporter.recipes.options import CalibrationMethod, TargetName
+from exporter.options import CalibrationMethod, TargetName
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 from bench.inputs.host import ConcreteTarget, HostFingerprint, fingerprint, host_target
 from bench.inputs.runtime import OLDEST, RuntimeVersion, required_version
-from exporter.recipes.options import TargetName
+from exporter.options import TargetName
 
 # Levels of int8 weights on either side of zero: what ONNX Runtime's quantizer makes of the largest weight
 # of a channel. It leaves -128 out.

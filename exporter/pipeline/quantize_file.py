@@ -34,13 +34,13 @@ from exporter.inspection.same_outputs import (
     few_samples,
     made_up_samples,
 )
+from exporter.options import CalibrationMethod, TargetName
 from exporter.quantization.calibration import RangeStore
 from exporter.quantization.int4 import quantize_weights
 from exporter.quantization.int8 import Int8Settings, quantize_model
 from exporter.quantization.int8_repaired import NO_REPAIR, RepairSettings, quantize_repaired
 from exporter.quantization.repair.held_out import hold_out
 from exporter.recipes import ExportConfig
-from exporter.recipes.options import CalibrationMethod, TargetName
 from exporter.results import Int4Model, Int8Model, QuantizedFile
 
 PROGRAM_SUFFIX = ".pt2"

@@ -29,11 +29,11 @@ from exporter.inspection.saturation import (
     known_reduction,
     without_saturation,
 )
+from exporter.options import CalibrationMethod
 from exporter.quantization.calibration import RangeStore, activation_ranges
 from exporter.quantization.embedding_tables import quantize_tables
 from exporter.quantization.output import Accept, accept_all, write_quantized
 from exporter.quantization.qdq import QdqPlan, make_qdq, plan_qdq
-from exporter.recipes.options import CalibrationMethod
 from exporter.results import Int8Model
 from exporter.sources.splits import Samples
 

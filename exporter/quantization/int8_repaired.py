@@ -13,6 +13,7 @@ from bench.core.errors import UsageError
 from bench.core.progress import Progress
 from exporter.graphs.names import name_nodes
 from exporter.graphs.trained_qparams import TrainedQparams
+from exporter.options import RepairName
 from exporter.quantization.int8 import Int8Settings, quantize_model
 from exporter.quantization.output import Accept, accept_all
 from exporter.quantization.qdq import check_exclude
@@ -23,7 +24,6 @@ from exporter.quantization.repair.qdq_models import calibrated
 from exporter.quantization.repair.score import Judge
 from exporter.quantization.repair.trial import try_repairs
 from exporter.recipes import FallbackConfig, repair_order_problem
-from exporter.recipes.options import RepairName
 from exporter.results import FallbackReport, Int8Model
 from exporter.sources.splits import ArraySamples
 

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from bench.core.schema import FrozenModel
 from bench.inputs.runtime import OLDEST, required_version
-from exporter.recipes.options import PRESERVING_REPAIRS, CalibrationMethod, RepairName, TargetName
+from exporter.options import PRESERVING_REPAIRS, CalibrationMethod, RepairName, TargetName
 
 
 class FallbackConfig(FrozenModel):

@@ -7,10 +7,10 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from bench.core.schema import FrozenModel
+from exporter.options import AllocationMethod, Importance, Precision
 from exporter.recipes.distill import DistillConfig
 from exporter.recipes.fields import Fraction, refuse_without_effect
 from exporter.recipes.inputs import Teacher
-from exporter.recipes.options import AllocationMethod, Importance, Precision
 from exporter.recipes.training import StageConfig, Training
 
 

@@ -10,8 +10,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from bench.core.errors import DataError, ModelError
 from exporter.errors import ExportError
+from exporter.options import CalibrationMethod
 from exporter.pipeline.quantize_file import quantize_file
-from exporter.recipes.options import CalibrationMethod
 
 GENERATOR = np.random.default_rng(0)
 WEIGHT = GENERATOR.standard_normal((4, 3, 3, 3)).astype(np.float32)

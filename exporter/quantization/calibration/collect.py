@@ -20,9 +20,9 @@ from bench.core.errors import DataError
 from bench.core.progress import Progress
 from exporter.graphs.inference import session_with_outputs
 from exporter.graphs.ranges import Range
+from exporter.options import CalibrationMethod
 from exporter.quantization.calibration.histogram import Extremes, GrowingHistogram, Histogram
 from exporter.quantization.calibration.methods import entropy_range, mse_range, percentile_range
-from exporter.recipes.options import CalibrationMethod
 
 PERCENTILE = 99.99
 MOVING_AVERAGE = 0.05

@@ -11,9 +11,9 @@ from exporter.caching.cache import content_key
 from exporter.caching.provenance import library_versions, own_code
 from exporter.graphs.onnx_files import content_hash
 from exporter.graphs.ranges import Range
+from exporter.options import CalibrationMethod
 from exporter.quantization.calibration.collect import collect_ranges
 from exporter.quantization.calibration.store import RangeStore
-from exporter.recipes.options import CalibrationMethod
 from exporter.sources.splits import Samples
 
 

@@ -15,12 +15,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from exporter.options import RepairName
 from exporter.quantization.repair.adaround import adaround
 from exporter.quantization.repair.base import Repair, RepairContext
 from exporter.quantization.repair.bias_correction import correct_bias
 from exporter.quantization.repair.equalize import equalize
 from exporter.quantization.repair.smooth import smooth
-from exporter.recipes.options import RepairName
 from exporter.results import AdaRoundReport, AnyRepairReport, BiasReport, EqualizeReport, SmoothReport
 
 REPAIRS: dict[RepairName, Repair] = {

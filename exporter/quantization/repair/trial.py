@@ -10,10 +10,10 @@ import onnx
 
 from bench.core.progress import Progress
 from bench.metrics.parity import sqnr_db
+from exporter.options import PRESERVING_REPAIRS, RepairName
 from exporter.quantization.repair import REPAIRS, REPORTS, RepairContext
 from exporter.quantization.repair.qdq_models import QdqModels
 from exporter.quantization.repair.score import Judge, outputs_of
-from exporter.recipes.options import PRESERVING_REPAIRS, RepairName
 from exporter.results import AnyRepairReport, RepairFigures, Score
 
 # Held-out samples are few and like those that were fitted to: bias correction that gained 0.2 dB on them

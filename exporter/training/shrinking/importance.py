@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from bench.core.arrays import Array
 from exporter.networks.network import EVALUATION_BATCH, call
-from exporter.recipes.options import Importance
+from exporter.options import Importance
 from exporter.sources.splits import Split
 from exporter.training.shrinking.groups import Group, Member
 

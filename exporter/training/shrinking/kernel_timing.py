@@ -21,7 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 from bench.core.arrays import Array
 from bench.inputs.session import ERRORS_ONLY
 from exporter.graphs.targets import WEIGHT_LEVELS, Target
-from exporter.recipes.options import Precision
+from exporter.options import Precision
 from exporter.training.shrinking.layer_costs import Kernel
 
 ROUNDS = 5

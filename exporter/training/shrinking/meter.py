@@ -20,9 +20,9 @@ from exporter.caching.provenance import library_versions, own_code
 from exporter.graphs.rewrites.processing import as_shipped
 from exporter.graphs.targets import Target, find_target
 from exporter.onnx_export.export import export
+from exporter.options import Precision
 from exporter.quantization.int8 import Int8Settings, quantize_model
 from exporter.recipes import ExportConfig, QuantizeConfig
-from exporter.recipes.options import Precision
 from exporter.sources.splits import Split
 from exporter.training.shrinking.kernel_table import KernelTable
 from exporter.training.shrinking.kernel_timing import Setting, time_kernels

@@ -1,4 +1,7 @@
-"""The values between which a recipe and the command line let a person choose."""
+"""The values between which a recipe and the command line let a person choose.
+
+The command line reads them before it knows what to do, so they load nothing.
+"""
 
 from __future__ import annotations
 
