@@ -12,8 +12,8 @@ import glob
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -25,8 +25,8 @@ TEMPORARY_PREFIX = ".tmp-"
 DATA_SUFFIX = ".data"
 # Files by which an artifact's folder is known; no file may be added to it, or changed in it.
 ARTIFACT_MARKS = ("manifest.json", "golden.npz")
-# A name has at most 255 bytes on most file systems; a temporary one has a prefix and 8 random letters more.
-_LONGEST_LABEL, _LONGEST_SUFFIX = 200, 16
+# A name has at most 255 bytes on most file systems; a temporary one has a prefix and 8 random digits more.
+_LONGEST_LABEL, _LONGEST_SUFFIX, _RANDOM_DIGITS = 200, 16, 8
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}
 
@@ -66,13 +66,8 @@ def atomic_file(path: Path, *, mode: int = 0o666) -> Iterator[Path]:
     with storage_errors(path):
         _check_target(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(
-            prefix=temporary_prefix(path), suffix=_suffix(path), dir=path.parent
-        )
-        os.close(handle)
-        temporary = Path(name)
+        temporary = _new_file(path, mode)
         try:
-            temporary.chmod(mode & ~_umask())
             yield temporary
             sync_file(temporary)
             temporary.replace(path)
@@ -93,15 +88,14 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         if path.is_symlink() or (path.exists() and not path.is_dir()):
             raise StorageError(path, "is there and is no folder", "choose another place")
         path.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=temporary_prefix(path), dir=path.parent))
+        staging = _new_folder(path, 0o777)
         try:
-            staging.chmod(0o777 & ~_umask())
             yield staging
             for file in sorted(staging.rglob("*")):
                 if file.is_file():
                     sync_file(file)
             sync_directory(staging)
-            old = Path(tempfile.mkdtemp(prefix=temporary_prefix(path), dir=path.parent))
+            old = _new_folder(path, 0o700)
             replaced = path.exists()
             if replaced:
                 path.replace(old)
@@ -135,11 +129,10 @@ def check_writable(path: Path, inputs: Iterable[Path | None] = ()) -> None:
         _refuse_inputs(path, inputs)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(prefix=temporary_prefix(path), dir=path.parent)
+            temporary = _new_file(path, 0o600)
         except FileNotFoundError as error:  # what /proc says of a new file
             raise PermissionError(errno.EACCES, "no file can be made there") from error
-        os.close(handle)
-        Path(name).unlink()
+        temporary.unlink()
 
 
 def write_bytes(path: Path, content: bytes, *, mode: int = 0o666) -> None:
@@ -203,8 +196,7 @@ def remove_leftovers(folder: Path) -> None:
 
 def remove_leftovers_of(path: Path) -> None:
     """Remove what killed processes left of `path` alone. The caller holds a lock on `path`."""
-    random_part = "?" * 8  # of tempfile's names
-    for entry in path.parent.glob(f"{glob.escape(temporary_prefix(path))}{random_part}"):
+    for entry in path.parent.glob(f"{glob.escape(temporary_prefix(path))}{'?' * _RANDOM_DIGITS}"):
         _remove(entry)
 
 
@@ -266,7 +258,23 @@ def _suffix(path: Path) -> str:
     return path.suffix if len(os.fsencode(path.suffix)) <= _LONGEST_SUFFIX else ""
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _new_file(path: Path, mode: int) -> Path:
+    """Make an empty file beside `path`.
+
+    The system itself takes away the rights that the umask takes: nobody can ask for the umask without
+    setting it, and then another thread's new files would have all rights.
+    """
+    temporary = path.parent / f"{temporary_prefix(path)}{_random_digits()}{_suffix(path)}"
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
+    return temporary
+
+
+def _new_folder(path: Path, mode: int) -> Path:
+    """Make an empty folder beside `path`; of `mode`, the umask takes its part."""
+    temporary = path.parent / f"{temporary_prefix(path)}{_random_digits()}"
+    temporary.mkdir(mode)
+    return temporary
+
+
+def _random_digits() -> str:
+    return secrets.token_hex(_RANDOM_DIGITS // 2)

@@ -110,7 +110,7 @@ def test_a_place_that_cannot_be_written(tmp_path, monkeypatch, code):
     def refuse(*_arguments, **_options):
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(files.tempfile, "mkstemp", refuse)
+    monkeypatch.setattr(files.os, "open", refuse)
     with pytest.raises(
         StorageError, match=f"cannot be written .{os.strerror(code)}.; choose another place"
     ):
