@@ -2,15 +2,63 @@
 
 from __future__ import annotations
 
+import copy
+
 import onnx_ir as ir
 from onnx_ir.passes import common
-from onnxscript import rewriter
-from onnxscript.optimizer._constant_folding import FoldConstantsPass
-from onnxscript.rewriter import RewritePass
-from onnxscript.rewriter.rules.common import slice_split_rule
+from onnxscript import optimizer
+from onnxscript.rewriter import RewritePass, RewriteRule
+from onnxscript.rewriter.rules import common as rules
 
 _MAX_ROUNDS = 8
 _INPUT_BYTES, _OUTPUT_BYTES = 8192, 512 * 512
+# Those that `onnxscript.optimizer` applies, in its order; it has no public name for them together.
+_RULES = (
+    *rules.mul_by_1_rule.commute(),
+    *rules.add_0_rule.commute(),
+    rules.sub_0_rule,
+    rules.div_by_1_rule,
+    rules.dropout_zero_rule,
+    rules.dropout_inference_rule,
+    rules.two_reshapes_matmul_reshape_rule,
+    rules.one_reshape_matmul_reshape_rule,
+    rules.cast_constant_of_shape_rule,
+    rules.cast_constant_of_shape_without_value_rule,
+    rules.collapse_slice_rule,
+    rules.collapse_slice2_rule,
+    rules.materialize_reshape_shape_rule,
+    rules.min_min_rule,
+    rules.max_max_rule,
+    rules.min_max_rule,
+    rules.max_min_rule,
+    rules.successive_clip_relu_rule,
+    rules.successive_relu_clip_rule,
+    rules.successive_relu_rule,
+    rules.successive_clip_rule,
+    rules.cast_cast_rule,
+    rules.no_op_cast_rule,
+    rules.no_op_expand_rule,
+    rules.flatten_to_reshape_rule,
+    rules.reshape_reshape_rule,
+    rules.slice_split_rule,
+    rules.no_op_transpose_rule,
+    rules.transpose_transpose_rule,
+    rules.unsqueeze_unsqueeze_rule,
+    rules.squeeze_reshape_1d_rule,
+    rules.no_op_dynamic_scatter_nd_rule,
+    rules.no_op_static_scatter_nd_rule,
+    rules.normalize_pad_format_conv_rule,
+    rules.normalize_pad_format_conv_integer_rule,
+    rules.fuse_pad_into_conv_rule,
+    rules.fuse_pad_into_conv_integer_rule,
+    rules.fuse_batchnorm_into_conv_rule,
+    rules.fuse_batchnorm_into_conv_transpose_rule,
+    rules.fuse_batchnorm_into_gemm_rule,
+    rules.remove_optional_bias_from_conv_rule,
+    rules.remove_optional_bias_from_conv_transpose_rule,
+    rules.remove_optional_bias_from_qlinear_conv_rule,
+    rules.remove_optional_bias_from_gemm_rule,
+)
 
 
 def simplify(model: ir.Model) -> None:
@@ -20,19 +68,15 @@ def simplify(model: ir.Model) -> None:
     Slices, and looks at all nodes for the second one once for every node: half the time of a chain of
     1,600 convolutions. It is left out where there are no Slices.
     """
-    sliced = any(node.op_type == "Slice" for node in model.graph)
-    rules = [r for r in rewriter._DEFAULT_REWRITE_RULES if sliced or r is not slice_split_rule]
     clean = [
         common.RemoveUnusedNodesPass(),
         common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
         common.RemoveUnusedOpsetsPass(),
     ]
-    fold = FoldConstantsPass(
-        shape_inference=True, input_size_limit=_INPUT_BYTES, output_size_limit=_OUTPUT_BYTES
-    )
+    rewrite = RewritePass(_rules_for(model))
     ir.passes.Sequential(
         common.InlinePass(),
-        ir.passes.PassManager([fold, RewritePass(rules), *clean], steps=_MAX_ROUNDS, early_stop=True),
+        ir.passes.PassManager([_FoldPass(), rewrite, *clean], steps=_MAX_ROUNDS, early_stop=True),
         common.RemoveUnusedNodesPass(),
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         common.LiftSubgraphInitializersToMainGraphPass(),
@@ -41,3 +85,19 @@ def simplify(model: ir.Model) -> None:
         common.OutputFixPass(),
         common.NameFixPass(),
     )(model)
+
+
+class _FoldPass(ir.passes.InPlacePass):
+    """Computes what is constant, as far as it stays small."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        found = optimizer.fold_constants(
+            model, onnx_shape_inference=True, input_size_limit=_INPUT_BYTES, output_size_limit=_OUTPUT_BYTES
+        )
+        return ir.passes.PassResult(model, bool(found.modified))
+
+
+def _rules_for(model: ir.Model) -> list[RewriteRule]:
+    """Copies of the rules: each remembers what it has just matched, so that threads cannot share them."""
+    sliced = any(node.op_type == "Slice" for node in model.graph)
+    return copy.deepcopy([rule for rule in _RULES if sliced or rule is not rules.slice_split_rule])

@@ -1,0 +1,84 @@
+"""Folding and rewriting: with whose rules, and in several threads at once."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from onnxscript import rewriter
+from onnxscript.rewriter.rules import common as rules
+
+from exporter.graphs import simplify as simplify_module
+from exporter.graphs.simplify import simplify
+
+BLOCKS, CHANNELS = 30, 4
+
+
+def network(seed):
+    """Blocks of Pad, Conv, BatchNormalization, two Relus, two Reshapes, of which three nodes are left."""
+    generator = np.random.default_rng(seed)
+    weights = {"pads": np.array([0, 0, 1, 1, 0, 0, 1, 1], np.int64)}
+    for name, shape in (("flat", [-1, CHANNELS, 36]), ("back", [-1, CHANNELS, 6, 6])):
+        weights[name] = np.array(shape, np.int64)
+    nodes, value = [], "x"
+    for block in range(BLOCKS):
+        names = [f"{part}{block}" for part in ("w", "gain", "shift", "mean", "variance")]
+        weights[names[0]] = generator.standard_normal((CHANNELS, CHANNELS, 3, 3)).astype(np.float32)
+        for name in names[1:]:
+            weights[name] = generator.random(CHANNELS).astype(np.float32) + 1
+        steps = [
+            ("Pad", ["pads"], {}),
+            ("Conv", names[:1], {}),
+            ("BatchNormalization", names[1:], {}),
+            ("Relu", [], {}),
+            ("Relu", [], {}),
+            ("Reshape", ["flat"], {}),
+            ("Reshape", ["back"], {}),
+        ]
+        for index, (op_type, inputs, attributes) in enumerate(steps):
+            result = f"v{block}_{index}"
+            nodes.append(helper.make_node(op_type, [value, *inputs], [result], name=result, **attributes))
+            value = result
+    shape = ["n", CHANNELS, 6, 6]
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info(value, TensorProto.FLOAT, shape)],
+        [numpy_helper.from_array(content, name) for name, content in weights.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def simplified(model):
+    converted = ir.from_proto(model)
+    simplify(converted)
+    return ir.to_proto(converted)
+
+
+def test_pads_norms_and_repetitions_go():
+    found = simplified(network(0))
+    assert [node.op_type for node in found.graph.node] == BLOCKS * ["Conv", "Relu", "Reshape"]
+    onnx.checker.check_model(found, full_check=True)
+
+
+def test_the_rules_are_those_of_the_optimizer():
+    # Its tuple of them has no public name; what is drawn up here must not fall behind it unnoticed.
+    theirs = rewriter._DEFAULT_REWRITE_RULES
+    ours = simplify_module._RULES
+    assert len(ours) == len(theirs)
+    commuted = {*rules.mul_by_1_rule.commute(), *rules.add_0_rule.commute()}
+    assert len(commuted) == sum(mine is not other for mine, other in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("round_", range(3))
+def test_threads_do_not_disturb_each_other(round_):
+    models = [network(seed) for seed in range(2)]
+    alone = [simplified(model).SerializeToString(deterministic=True) for model in models]
+    with ThreadPoolExecutor(2) as threads:
+        together = list(threads.map(simplified, models))
+    assert [model.SerializeToString(deterministic=True) for model in together] == alone
