@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection
 from pathlib import Path
-from types import ModuleType
 from typing import Final
 
 import numpy as np
@@ -17,6 +15,7 @@ from exporter.graphs.attributes import attributes_of
 from exporter.graphs.names import name_nodes
 from exporter.graphs.targets import Target
 from exporter.quantization.embedding_tables import quantize_tables
+from exporter.quantization.ort_quantizer import quantize_products
 from exporter.quantization.output import Accept, accept_all, write_quantized
 from exporter.quantization.qdq import check_exclude
 from exporter.results import Int4Model
@@ -61,22 +60,9 @@ def quantize_weights(
     check_exclude(copy, tuple(exclude))
     name_nodes(copy)
     _split_gemms(copy.graph, exclude)
-    quantizers = _quantizers()
-    settings = {"block_size": block_size, "is_symmetric": False, "accuracy_level": _INT8_SUMS}
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        quantizer = quantizers.MatMulNBitsQuantizer(
-            copy, bits=BITS, nodes_to_exclude=sorted(exclude), **settings
-        )
-        quantizer.process()
-    except Exception as error:  # the quantizer raises whatever its many parts do
-        raise ExportError(
-            model.graph.name or "model", f"ONNX Runtime cannot quantize it ({error})", "exclude nodes"
-        ) from error
-    finally:
-        logging.disable(before)
-    quantized: onnx.ModelProto = quantizer.model.model
+    quantized = quantize_products(
+        copy, bits=BITS, block_size=block_size, accuracy_level=_INT8_SUMS, exclude=exclude
+    )
     count = sum(node.op_type == "MatMulNBits" for node in quantized.graph.node)
     if not count:
         raise ExportError(
@@ -128,14 +114,3 @@ def _split_gemms(graph: onnx.GraphProto, exclude: Collection[str]) -> None:
     for name, initializer in constants.items():
         if name not in read:
             graph.initializer.remove(initializer)
-
-
-def _quantizers() -> ModuleType:
-    """ONNX Runtime's module, whose import sets up logging for the whole process; that is undone."""
-    handlers, level = logging.root.handlers[:], logging.root.level
-    from onnxruntime.quantization import matmul_nbits_quantizer
-
-    logging.root.handlers[:] = handlers
-    logging.root.setLevel(level)
-    module: ModuleType = matmul_nbits_quantizer
-    return module

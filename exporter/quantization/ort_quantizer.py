@@ -1,15 +1,25 @@
-"""ONNX Runtime's QDQ quantizer, made to take time in proportion to the graph.
+"""ONNX Runtime's quantizers: the one file that reaches into private parts of that library.
+
+The 8-bit one, `QDQQuantizer`, is made to take time in proportion to the graph, and to take ranges and
+placement from us, for which it has no public way.
 
 The graph is made by its own code, byte for byte. But it walks all initializers to find one, all nodes to
 rename a tensor and all channels to round a weight, so that a chain of 1,600 convolutions takes it 40 times
 as long as one of 200. Here these look-ups are answered from dictionaries, and nothing else is changed.
+
+The one for weights in 4 bits, `MatMulNBitsQuantizer`, is public and used as documented. But its module sets
+up logging for the whole process when it is imported. Both report on every node; what they say in the thread
+that quantizes is dropped, and that alone.
+
+`exporter.extras` refuses a version of the library that this file was not tested with.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -38,6 +48,8 @@ from exporter.graphs.targets import Target
 from exporter.inspection.saturation import NO_OVERRIDES, Overrides
 from exporter.quantization.placement import Placement
 
+# The 8-bit quantizer speaks through the root logger.
+_LOGGERS = (None, "onnxruntime.quantization.matmul_nbits_quantizer")
 _ANY_RANGE = Range(-1.0, 1.0)
 _ZERO = np.array(0, np.int8)
 _TINY = float(np.finfo(np.float32).tiny)
@@ -145,10 +157,9 @@ def _errors(model: onnx.ModelProto) -> Iterator[None]:
 
     It advises what the exporter has already done.
     """
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
     try:
-        yield
+        with _own_records_dropped():
+            yield
     except _AllAreMarked:
         raise
     except Exception as error:  # the quantizer raises ValueError, RuntimeError and its own
@@ -157,8 +168,6 @@ def _errors(model: onnx.ModelProto) -> Iterator[None]:
             f"ONNX Runtime cannot quantize it ({error})",
             "exclude the node it names",
         ) from error
-    finally:
-        logging.disable(before)
 
 
 def float_tensors(model: onnx.ModelProto) -> list[str]:
@@ -385,3 +394,67 @@ class _Marker(_Quantizer):
 
     def _calc_initializer_quant_params(self) -> Any:
         raise _AllAreMarked
+
+
+def quantize_products(
+    model: onnx.ModelProto, *, bits: int, block_size: int, accuracy_level: int, exclude: Collection[str]
+) -> onnx.ModelProto:
+    """Make MatMulNBits of every MatMul with a constant matrix, asymmetric in blocks.
+
+    Args:
+        model: the float model, which is changed.
+        bits: of a weight.
+        block_size: weights along the sum that share a scale and a zero point.
+        accuracy_level: of the operator: 4 is for sums in int8.
+        exclude: names of nodes to leave in float.
+
+    Raises:
+        ExportError: ONNX Runtime refuses the model.
+    """
+    kind = _nbits_quantizer()
+    try:
+        with _own_records_dropped():
+            quantizer = kind(
+                model,
+                bits=bits,
+                block_size=block_size,
+                is_symmetric=False,
+                accuracy_level=accuracy_level,
+                nodes_to_exclude=sorted(exclude),
+            )
+            quantizer.process()
+    except Exception as error:  # the quantizer raises whatever its many parts do
+        raise ExportError(
+            model.graph.name or "model", f"ONNX Runtime cannot quantize it ({error})", "exclude nodes"
+        ) from error
+    result: onnx.ModelProto = quantizer.model.model
+    return result
+
+
+def _nbits_quantizer() -> Any:
+    """The class; `basicConfig`, which its module calls, leaves a root logger alone that has a handler."""
+    placeholder = logging.NullHandler()
+    logging.root.addHandler(placeholder)
+    try:
+        from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+    finally:
+        logging.root.removeHandler(placeholder)
+    return MatMulNBitsQuantizer
+
+
+@contextmanager
+def _own_records_dropped() -> Iterator[None]:
+    """Drop what the quantizers say in this thread, but for errors; other threads log as before."""
+    here = threading.get_ident()
+
+    def is_wanted(record: logging.LogRecord) -> bool:
+        return record.thread != here or record.levelno >= logging.ERROR
+
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    for logger in loggers:
+        logger.addFilter(is_wanted)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(is_wanted)

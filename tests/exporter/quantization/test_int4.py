@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 
 import numpy as np
 import onnx
@@ -108,8 +110,32 @@ def test_nothing_to_quantize_is_an_error(tmp_path):
     assert not (tmp_path / "small.onnx").exists()
 
 
-def test_logging_stays_the_users(tmp_path):
-    handlers = logging.root.handlers[:]
-    quantized(network(), tmp_path)
-    assert logging.root.handlers == handlers
+def test_logging_stays_the_users(tmp_path, caplog):
+    logger = logging.getLogger("onnxruntime.quantization.matmul_nbits_quantizer")
+    handlers, level = logging.root.handlers[:], logging.root.level
+    with caplog.at_level(logging.INFO, logger.name):
+        quantized(network(), tmp_path)
+        assert not caplog.records
+        logger.info("somebody else's")
+    assert [record.message for record in caplog.records] == ["somebody else's"]
+    assert (logging.root.handlers, logging.root.level) == (handlers, level)
     assert logging.root.manager.disable == logging.NOTSET
+    assert not logger.filters
+
+
+def test_what_onnxruntime_refuses_is_named(tmp_path):
+    model = network()
+    model.graph.initializer[0].raw_data = b"cut off"
+    with pytest.raises(ExportError, match="net: ONNX Runtime cannot quantize it"):
+        quantized(model, tmp_path)
+
+
+def test_importing_the_quantizer_leaves_logging_as_it_is():
+    script = """
+import logging, onnx
+from exporter.quantization.ort_quantizer import quantize_products
+quantize_products(onnx.ModelProto(), bits=4, block_size=32, accuracy_level=4, exclude=())
+assert logging.root.handlers == [], logging.root.handlers
+assert logging.root.level == logging.WARNING
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
