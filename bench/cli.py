@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,7 +16,7 @@ import typer
 from bench.core.command import run
 from bench.core.errors import UsageError
 from bench.core.streams import write_out
-from bench.measuring.scenario import DEFAULT_BATCHES, Scenario, check_options, parse_batches
+from bench.measuring.scenario import DEFAULT_BATCHES, DEFAULT_BLOCKS, Scenario, check_options, parse_batches
 from bench.views.formats import Format
 
 if TYPE_CHECKING:
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from bench.judging.gate import Judgement
     from bench.measuring.result import Result
     from bench.measuring.scenario_result import ScenarioResult
-
-DEFAULT_BLOCKS = 5
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -79,48 +77,27 @@ def bench(
     as_json: JsonOption = False,
 ) -> None:
     """Measure latency, memory, size and accuracy of models, side by side."""
-    from bench.inputs.artifact import subject
-    from bench.judging.gate import warn_of_targets
-    from bench.measuring.measure import MeasureConfig, Measurement
+    from bench.measuring.measure import MeasureConfig, measure
     from bench.measuring.result import check_result_place, write_result
+    from bench.measuring.scenario_run import ScenarioConfig, measure_scenario
 
     check_options(scenario, streams=streams, batches=batches, duration=duration, blocks=blocks)
     sizes = DEFAULT_BATCHES if batches is None else parse_batches(batches)
     if out is not None:
         check_result_place(out, [*models, data])
-    subjects = [subject(path, data) for path in models]
-    paths = [p for found in subjects for p in (found.model, found.float_twin) if p is not None]
-    evaluation = data or next((s.evaluation for s in subjects if s.evaluation is not None), None)
-    progress = error_progress()
-    warnings = warn_of_targets(subjects, progress)
-    blocks = blocks or DEFAULT_BLOCKS
-    if scenario is not Scenario.SINGLE_STREAM:
-        from bench.measuring.scenario_run import ScenarioConfig, run_scenario
-
-        load = ScenarioConfig(
-            scenario,
-            streams,
-            sizes,
-            duration_s=duration,
-            processes=blocks,
-            threads=threads,
-            arena=arena,
-        )
+    blocks, progress = blocks or DEFAULT_BLOCKS, error_progress()
+    if scenario is Scenario.SINGLE_STREAM:
+        config = MeasureConfig(threads=threads, arena=arena)
         with _kept(out):
-            loaded = run_scenario(paths, evaluation, load, progress=progress)
-        show_then_write(
-            lambda: _show_scenario(loaded, as_json, warnings), out, lambda path: write_result(path, loaded)
-        )
+            result = measure(*models, data=data, blocks=blocks, config=config, progress=progress)
+        show_then_write(lambda: _show_result(result, as_json), out, lambda path: write_result(path, result))
         return
-    config = MeasureConfig(threads=threads, arena=arena)
-    with Measurement(paths, evaluation, config, progress) as measurement:
-        with _kept(out):
-            measurement.predict()
-            measurement.add_blocks(blocks)
-        result = measurement.result()
-    show_then_write(
-        lambda: _show_result(result, as_json, warnings), out, lambda path: write_result(path, result)
+    load = ScenarioConfig(
+        scenario, streams, sizes, duration_s=duration, processes=blocks, threads=threads, arena=arena
     )
+    with _kept(out):
+        loaded = measure_scenario(*models, data=data, config=load, progress=progress)
+    show_then_write(lambda: _show_scenario(loaded, as_json), out, lambda path: write_result(path, loaded))
 
 
 @app.command()
@@ -148,7 +125,7 @@ def compare(
         judgement = compare_models(
             baseline,
             candidate,
-            evaluation=data,
+            data=data,
             options=GateOptions(pairs=pairs, same=same, any_order=any_order),
             config=MeasureConfig(threads=threads, time_limit_s=time_limit),
             progress=error_progress(),
@@ -173,8 +150,6 @@ def gate(
     as_json: JsonOption = False,
 ) -> None:
     """Pass or fail a release: exit code 0 PASS, 1 FAIL, 3 INCONCLUSIVE, 4 INVALID."""
-    from bench.core.policy import read_policy
-    from bench.inputs.artifact import own_policy
     from bench.judging.gate import GateOptions
     from bench.judging.gate import gate as judge
     from bench.measuring.measure import MeasureConfig
@@ -185,9 +160,9 @@ def gate(
     with _kept(out):
         judgement = judge(
             candidate,
-            baseline=baseline,
-            policy=own_policy(candidate) if policy is None else read_policy(policy),
-            evaluation=data,
+            baseline,
+            policy,
+            data=data,
             options=GateOptions(pairs=pairs, same=same, any_order=any_order),
             config=MeasureConfig(threads=threads, time_limit_s=time_limit),
             progress=error_progress(),
@@ -206,17 +181,17 @@ def certify(
     as_json: JsonOption = False,
 ) -> None:
     """Measure how often the gate cries wolf on this host, and which slowdowns it catches."""
-    from bench.inputs.artifact import subject
     from bench.judging.certificate import certificate_path
-    from bench.judging.certify import CertifyConfig
+    from bench.judging.certify import CertifyOptions
     from bench.judging.certify import certify as measure_host
     from bench.measuring.measure import MeasureConfig
     from bench.views.tables import certificate_rows
 
     certificate = measure_host(
-        subject(model, data),
-        CertifyConfig(blocks=blocks, budget=budget, fresh=fresh),
-        measure=MeasureConfig(threads=threads),
+        model,
+        data=data,
+        options=CertifyOptions(blocks=blocks, budget=budget, fresh=fresh),
+        config=MeasureConfig(threads=threads),
         progress=error_progress(),
     )
     if as_json:
@@ -280,35 +255,15 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Check an artifact's hashes, and that this CPU gives the outputs that the build saw."""
-    from dataclasses import asdict
+    from bench.measuring.self_test import verify as check
+    from bench.views.tables import verification_json, verification_view
 
-    from rich.markup import escape
-
-    from bench.inputs.artifact import FLOAT_MODEL, MODEL, Subject, check_hashes
-    from bench.judging.gate import warn_of_targets
-    from bench.measuring.self_test import self_test
-
-    if not artifact.is_dir():
-        raise UsageError(artifact, "is no folder", "name the artifact folder of a build")
-    manifest = check_hashes(artifact)
-    warn_of_targets(
-        [Subject(artifact / MODEL, artifact / FLOAT_MODEL, None, manifest.target)], error_progress()
-    )
-    outcome = self_test(artifact)
+    verification = check(artifact, progress=error_progress())
     if as_json:
-        print_json(
-            {
-                "artifact": str(artifact),
-                "name": manifest.name,
-                "files": len(manifest.files),
-                "golden": asdict(outcome),
-            }
-        )
+        print_json(verification_json(verification))
         return
-    print_rich(
-        f"{escape(str(artifact))}: {len(manifest.files)} files match their hashes; "
-        f"{outcome.samples} golden samples agree (SQNR {outcome.sqnr_db:.1f} dB)"
-    )
+    for part in verification_view(verification):
+        print_rich(part)
 
 
 def print_json(value: object) -> None:
@@ -368,21 +323,21 @@ def show_then_write(show: Callable[[], None], out: Path | None, write: Callable[
             write(out)
 
 
-def _show_result(result: Result, as_json: bool, warnings: Sequence[str] = ()) -> None:
+def _show_result(result: Result, as_json: bool) -> None:
     from bench.views.tables import result_json, result_view
 
     if as_json:
-        print_json({**result_json(result), "warnings": list(warnings)})
+        print_json(result_json(result))
         return
     for part in result_view(result):
         print_rich(part)
 
 
-def _show_scenario(result: ScenarioResult, as_json: bool, warnings: Sequence[str] = ()) -> None:
+def _show_scenario(result: ScenarioResult, as_json: bool) -> None:
     from bench.views.scenario_tables import scenario_json, scenario_view
 
     if as_json:
-        print_json({**scenario_json(result), "warnings": list(warnings)})
+        print_json(scenario_json(result))
         return
     for part in scenario_view(result):
         print_rich(part)

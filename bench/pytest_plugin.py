@@ -13,21 +13,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal
 
 import pytest
 
 if TYPE_CHECKING:
     from pytest_benchmark.fixture import BenchmarkFixture
 
+    from bench.core.files import AnyPath
     from bench.core.policy import Policy
     from bench.inputs.artifact import Subject
     from bench.judging.gate import Judgement
     from bench.measuring.result import ModelResult
-
-AnyPath: TypeAlias = str | PathLike[str]
 
 VERDICT_PROPERTY = "edgeproof_verdict"
 DEFAULT_ROUNDS = 100
@@ -76,10 +74,10 @@ def edgeproof_gate(request: pytest.FixtureRequest) -> Callable[..., Judgement]:
                 policy_file = None if isinstance(policy, (Policy, Mapping)) else _path(policy)
                 check_result_place(Path(out), [Path(candidate), _path(baseline), policy_file, _path(data)])
             judgement = measure_and_judge(
-                Path(candidate),
-                baseline=_path(baseline),
-                policy=_policy(policy, Path(candidate)),
-                evaluation=_path(data),
+                candidate,
+                baseline,
+                policy,
+                data=data,
                 options=GateOptions(same=same),
                 config=MeasureConfig(threads=threads),
             )
@@ -88,7 +86,7 @@ def edgeproof_gate(request: pytest.FixtureRequest) -> Callable[..., Judgement]:
         words = f"edgeproof {verdict}: {'; '.join(judgement.reasons) or 'nothing was judged'}"
         if out is not None:
             with _readable_errors(request, words):
-                write_result(Path(out), judgement.result)
+                write_result(out, judgement.result)
         if verdict == "INCONCLUSIVE" and inconclusive == "skip":
             pytest.skip(words)
         if verdict != "PASS":
@@ -120,7 +118,7 @@ class _WithBenchmark:
             from bench.views.formats.figures import flat_figures
 
             with _readable_errors(request):
-                chosen = subject(Path(model), _path(data))
+                chosen = subject(model, data)
                 measured = _measure_apart(chosen, threads)
                 times_ns = _times_ns(benchmark, chosen, threads, rounds)
             if times_ns:
@@ -139,7 +137,7 @@ class _WithoutBenchmark:
 
     @pytest.fixture
     def edgeproof_benchmark(self) -> None:
-        """Fail with the line that mends it."""
+        """Fail with the line that fixes it."""
         from bench.core.errors import MissingExtraError
 
         pytest.fail(str(MissingExtraError("pytest-benchmark", "pytest")), pytrace=False)
@@ -147,14 +145,11 @@ class _WithoutBenchmark:
 
 def _measure_apart(chosen: Subject, threads: int) -> ModelResult:
     """Memory and accuracy, as `edgeproof bench` measures them: in fresh processes."""
-    from bench.measuring.measure import MeasureConfig, Measurement
+    from bench.measuring.measure import MeasureConfig, measure
 
     # The times of the one short burst serve only where benchmarks are disabled.
     config = MeasureConfig(threads=threads, rounds=1)
-    with Measurement([chosen.model], chosen.evaluation, config) as measurement:
-        measurement.predict()
-        measurement.add_blocks(1)
-        return measurement.result().models[0]
+    return measure(chosen.model, data=chosen.evaluation, blocks=1, config=config).models[0]
 
 
 def _times_ns(benchmark: BenchmarkFixture, chosen: Subject, threads: int, rounds: int) -> tuple[int, ...]:
@@ -187,19 +182,6 @@ def _times_ns(benchmark: BenchmarkFixture, chosen: Subject, threads: int, rounds
     if benchmark.stats is None:
         return ()
     return tuple(max(1, round(seconds * 1e9)) for seconds in benchmark.stats.stats.data)
-
-
-def _policy(policy: Policy | Mapping[str, object] | AnyPath | None, candidate: Path) -> Policy:
-    from bench.core.policy import Policy, policy_from, read_policy
-    from bench.inputs.artifact import own_policy
-
-    if policy is None:
-        return own_policy(candidate)
-    if isinstance(policy, Policy):
-        return policy
-    if isinstance(policy, Mapping):
-        return policy_from(dict(policy), "policy")
-    return read_policy(Path(policy))
 
 
 def _path(path: AnyPath | None) -> Path | None:

@@ -38,7 +38,7 @@ app = typer.Typer(
 
 def _version(asked: bool) -> None:
     if asked:
-        from bench.measuring.measure import tool_version
+        from bench.core.version import tool_version
 
         print(f"edgeproof {tool_version()}")
         raise typer.Exit

@@ -16,9 +16,13 @@ import secrets
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TypeAlias
 
 from bench.core.errors import StorageError, UsageError
 from bench.core.model_file import external_data
+
+# How callers from Python name a file or a folder.
+AnyPath: TypeAlias = str | os.PathLike[str]
 
 TEMPORARY_PREFIX = ".tmp-"
 # The second file of a large model, beside the first.

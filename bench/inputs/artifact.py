@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.core.errors import ArtifactError, UsageError
-from bench.core.files import sha256_of
+from bench.core.files import AnyPath, sha256_of
 from bench.core.policy import Policy, policy_from
-from bench.inputs.host import HostFingerprint, host_target, other_target, stated_target
+from bench.core.progress import Progress
+from bench.inputs.host import HostFingerprint, fingerprint, host_target, other_target, stated_target
 from bench.inputs.manifest import MANIFEST, Manifest, read_manifest
 from bench.inputs.runtime import check_runtime, stated_version
 
@@ -81,18 +82,19 @@ def unlisted_files(folder: Path, manifest: Manifest) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir() if entry.name not in known)
 
 
-def subject(path: Path, evaluation: Path | None = None) -> Subject:
+def subject(place: AnyPath, data: AnyPath | None = None) -> Subject:
     """Resolve what a user named: an artifact folder (its hashes are checked) or an .onnx file.
 
     Args:
-        path: the folder or file.
-        evaluation: data that take the place of the artifact's own.
+        place: the folder or file.
+        data: an evaluation set that takes the place of the artifact's own.
 
     Raises:
         UsageError: there is no such file or folder.
         ArtifactError: the folder is not a whole artifact.
         ModelError: it says that it needs a newer ONNX Runtime than there is here.
     """
+    path, evaluation = Path(place), None if data is None else Path(data)
     if path.is_dir():
         manifest = check_hashes(path)
         check_runtime(path, manifest.runtime())
@@ -112,3 +114,11 @@ def target_warnings(subjects: Iterable[Subject], host: HostFingerprint) -> tuple
         for subject in subjects
         if other_target(subject.target, host) is not None
     )
+
+
+def warn_of_targets(subjects: Iterable[Subject], progress: Progress) -> tuple[str, ...]:
+    """Say which models were made for another kind of CPU, and return what was said."""
+    warnings = target_warnings(subjects, fingerprint())
+    for warning in warnings:
+        progress.say(f"warning: {warning}")
+    return warnings

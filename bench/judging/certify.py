@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 
 from bench.core.errors import DataError, StorageError
-from bench.core.files import check_writable, model_sha256
+from bench.core.files import AnyPath, check_writable, model_sha256
 from bench.core.model_file import external_data
 from bench.core.policy import ReleaseBudgets
 from bench.core.progress import SILENT, Progress
-from bench.inputs.artifact import Subject
+from bench.inputs.artifact import Subject, subject
 from bench.inputs.host import fingerprint
 from bench.inputs.session import open_session, signature_of
 from bench.judging.certificate import (
@@ -40,7 +40,7 @@ from bench.judging.certificate import (
 )
 from bench.judging.degraded_models import rebuilt, with_allocation, with_product
 from bench.judging.verdicts import Verdict, judge_accuracy, pair_scores
-from bench.measuring.measure import Interrupted, MeasureConfig, Measurement, WorkerGroup
+from bench.measuring.measure import DEFAULT_CONFIG, Interrupted, MeasureConfig, Measurement, WorkerGroup
 from bench.measuring.result import ModelResult, Result
 from bench.measuring.worker_process import worker_group
 
@@ -57,8 +57,8 @@ Kinds = Sequence[tuple[str, float]]
 
 
 @dataclass(frozen=True)
-class CertifyConfig:
-    """What to measure.
+class CertifyOptions:
+    """What to certify.
 
     Attributes:
         blocks: pairs of every condition.
@@ -74,34 +74,53 @@ class CertifyConfig:
 
 
 def certify(
-    subject: Subject,
-    config: CertifyConfig,
+    model: AnyPath,
     *,
-    measure: MeasureConfig,
+    data: AnyPath | None = None,
+    options: CertifyOptions = CertifyOptions(),
+    config: MeasureConfig = DEFAULT_CONFIG,
     progress: Progress = SILENT,
     workers: WorkerGroup = worker_group,
 ) -> Certificate:
     """Measure this host's error rates and keep them beside those of earlier days.
 
+    Args:
+        model: an artifact folder or an .onnx file; copies of it are changed.
+        data: labelled samples in an `.npz`; an artifact brings its own.
+        options: how many pairs, and what is injected.
+        config: how to measure.
+        progress: told how far the work is; `SILENT` says nothing.
+        workers: starts the measured processes.
+
     Raises:
+        UsageError: the model does not exist.
         DataError: the model has no numeric input, so that nothing can be made to depend on it.
+        StorageError: the certificate cannot be written.
         Interrupted: by Ctrl-C; what was measured until then is kept.
+
+    Example:
+        >>> import bench
+        >>> options = bench.CertifyOptions(blocks=1, slowdowns=())
+        >>> certificate = bench.certify("model.onnx", options=options)
+        >>> [condition.kind for condition in certificate.conditions]
+        ['same', 'rebuilt', 'larger']
     """
+    chosen = subject(model, data)
     check_writable(certificate_path(fingerprint()))
     with tempfile.TemporaryDirectory(prefix="edgeproof-") as name:
         folder = Path(name)
         progress.say("sizing the operator that slows copies down")
-        kinds, paths = _copies(subject, config, measure, folder, workers)
-        with Measurement(paths, subject.evaluation, measure, progress, workers) as measurement:
+        kinds, paths = _copies(chosen, options, config, folder, workers)
+        with Measurement(paths, chosen.evaluation, config, progress, workers) as measurement:
             measurement.predict()
             try:
-                measurement.add_blocks(config.blocks)
+                measurement.add_blocks(options.blocks)
             except Interrupted as stop:
                 if stop.result.models[0].runs:
-                    _keep(subject, config, kinds, stop.result, progress)
+                    _keep(chosen, options, kinds, stop.result, progress)
                 raise
             result = measurement.result()
-    return _keep(subject, config, kinds, result, progress)
+    return _keep(chosen, options, kinds, result, progress)
 
 
 def conditions_of(kinds: Kinds, result: Result) -> tuple[Condition, ...]:
@@ -149,8 +168,8 @@ def flipped_labels(model: ModelResult, budget: float) -> tuple[FlippedLabels, ..
 
 def _copies(
     subject: Subject,
-    config: CertifyConfig,
-    measure: MeasureConfig,
+    options: CertifyOptions,
+    config: MeasureConfig,
     folder: Path,
     workers: WorkerGroup,
 ) -> tuple[list[tuple[str, float]], list[Path]]:
@@ -167,11 +186,11 @@ def _copies(
                 shutil.copyfile(file, copy)
         return path
 
-    width, rows_per_share, peak = _sizes(measure, workers, write, content, name)
+    width, rows_per_share, peak = _sizes(config, workers, write, content, name)
     plain = with_product(content, name, 1, width)
     kinds: list[tuple[str, float]] = [(SAME, 0.0), (REBUILT, 0.0)]
     paths = [write("baseline", plain), write("same", plain), write("rebuilt", rebuilt(plain))]
-    for share in config.slowdowns:
+    for share in options.slowdowns:
         rows = 1 + round(rows_per_share * share)
         kinds.append((SLOWER, share))
         paths.append(write(f"slower-{share:g}", with_product(content, name, rows, width)))
@@ -182,7 +201,7 @@ def _copies(
 
 
 def _sizes(
-    measure: MeasureConfig,
+    config: MeasureConfig,
     workers: WorkerGroup,
     write: Callable[[str, bytes], Path],
     content: bytes,
@@ -196,7 +215,7 @@ def _sizes(
     paths = [
         write(f"probe-{rows}-{width}", with_product(content, name, rows, width)) for rows, width in probes
     ]
-    with Measurement(paths, None, measure, workers=workers) as measurement:
+    with Measurement(paths, None, config, workers=workers) as measurement:
         measurement.add_blocks(SIZING_BLOCKS)
         plain, *others = measurement.result().models
     peak = plain.peak_rss_bytes()
@@ -227,21 +246,21 @@ def _join(old: Condition, new: Condition) -> Condition:
     )
 
 
-def _alike(earlier: Certificate, config: CertifyConfig, sha256: str, kinds: Kinds, threads: int) -> bool:
-    return (earlier.sha256, earlier.threads, earlier.budget) == (sha256, threads, config.budget) and [
+def _alike(earlier: Certificate, options: CertifyOptions, sha256: str, kinds: Kinds, threads: int) -> bool:
+    return (earlier.sha256, earlier.threads, earlier.budget) == (sha256, threads, options.budget) and [
         (c.kind, c.asked) for c in earlier.conditions
     ] == list(kinds)
 
 
 def _keep(
-    subject: Subject, config: CertifyConfig, kinds: Kinds, result: Result, progress: Progress
+    subject: Subject, options: CertifyOptions, kinds: Kinds, result: Result, progress: Progress
 ) -> Certificate:
     """Join the new pairs to those of earlier days, draw the figures, and store them."""
     host = fingerprint()
     conditions = conditions_of(kinds, result)
     sha256, threads = model_sha256(subject.model), result.settings.threads
-    earlier = None if config.fresh else read_certificate(host)
-    if earlier is not None and _alike(earlier, config, sha256, kinds, threads):
+    earlier = None if options.fresh else read_certificate(host)
+    if earlier is not None and _alike(earlier, options, sha256, kinds, threads):
         conditions = tuple(_join(old, new) for old, new in zip(earlier.conditions, conditions, strict=True))
     accuracy_budget = ReleaseBudgets().accuracy or 0.01
     unchanged = [score for c in conditions if c.kind in (SAME, REBUILT) for score in c.latency_p50]
@@ -251,12 +270,12 @@ def _keep(
         model=subject.model.name,
         sha256=sha256,
         threads=threads,
-        budget=config.budget,
+        budget=options.budget,
         accuracy_budget=accuracy_budget,
         conditions=conditions,
         flipped=flipped_labels(result.models[0], accuracy_budget),
         samples=len(result.models[0].labels or ()),
-        mde80=detectable(unchanged, config.budget),
+        mde80=detectable(unchanged, options.budget),
     )
     try:
         write_certificate(certificate)

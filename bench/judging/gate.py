@@ -7,18 +7,26 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bench.core.errors import MeasurementError, PolicyError, UsageError
-from bench.core.files import model_sha256
-from bench.core.policy import LOOKS, Budgets, Criteria, Policy, ReleaseBudgets, criteria, repeat_looks
+from bench.core.errors import MeasurementError, UsageError
+from bench.core.files import AnyPath, model_sha256
+from bench.core.policy import (
+    LOOKS,
+    Budgets,
+    Criteria,
+    Policy,
+    ReleaseBudgets,
+    criteria,
+    policy_from,
+    read_policy,
+    repeat_looks,
+)
 from bench.core.progress import SILENT, Progress
-from bench.core.statistics import sample_size_difference, sample_size_share
-from bench.inputs.artifact import MODEL, Subject, subject, target_warnings
-from bench.inputs.evaluation import open_samples
+from bench.inputs.artifact import MODEL, Subject, own_policy, subject, warn_of_targets
 from bench.inputs.host import fingerprint
 from bench.inputs.manifest import MANIFEST, Manifest, read_manifest
 from bench.judging.certificate import Certificate, read_certificate
+from bench.judging.resolution import refuse_unresolvable
 from bench.judging.verdicts import (
-    ACCURACY_ALPHA,
     PAIRS_WANTED,
     TIMED,
     Flip,
@@ -36,7 +44,14 @@ from bench.judging.verdicts import (
     reasons,
     same_files,
 )
-from bench.measuring.measure import TIME_LIMIT, Interrupted, MeasureConfig, Measurement, WorkerGroup
+from bench.measuring.measure import (
+    DEFAULT_CONFIG,
+    TIME_LIMIT,
+    Interrupted,
+    MeasureConfig,
+    Measurement,
+    WorkerGroup,
+)
 from bench.measuring.result import Result
 from bench.measuring.worker_process import worker_group
 
@@ -58,7 +73,7 @@ class Judgement:
         twin_metrics: against the artifact's float model, where there is one and `baseline` is another.
         flips: samples whose prediction differs from the baseline's.
         blocks: how many blocks were measured, without those of a repeat.
-        warnings: what makes this host a poor one to measure on.
+        result: the raw samples, with the criteria that the verdict was given by.
     """
 
     verdict: Verdict
@@ -70,7 +85,11 @@ class Judgement:
     flips: tuple[Flip, ...]
     blocks: int
     result: Result
-    warnings: tuple[str, ...] = ()
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What makes this host a poor one to measure on."""
+        return self.result.warnings
 
 
 @dataclass(frozen=True)
@@ -89,64 +108,134 @@ class GateOptions:
 
 
 def compare(
-    baseline: Path,
-    candidate: Path,
+    baseline: AnyPath,
+    candidate: AnyPath,
     *,
-    evaluation: Path | None = None,
+    data: AnyPath | None = None,
     budgets: Budgets | None = None,
     options: GateOptions = GateOptions(),
-    config: MeasureConfig | None = None,
+    config: MeasureConfig = DEFAULT_CONFIG,
     progress: Progress = SILENT,
     workers: WorkerGroup = worker_group,
 ) -> Judgement:
-    """Measure two models (files or artifacts) side by side and judge the candidate.
+    """Measure two models in interleaved pairs and judge the second by budgets against the first.
 
-    Without an evaluation set, accuracy is neither measured nor judged.
+    Args:
+        baseline: an artifact folder or an .onnx file.
+        candidate: another one.
+        data: labelled samples in an `.npz`; an artifact brings its own. Without any, accuracy is neither
+            measured nor judged.
+        budgets: how much worse the candidate may be; by default `ReleaseBudgets()`.
+        options: pairs of processes, and what else is allowed.
+        config: how to measure.
+        progress: told how far the work is, and of warnings; `SILENT` says nothing.
+        workers: starts the measured processes.
+
+    Raises:
+        UsageError: a model does not exist.
+        ArtifactError: a folder is not a whole artifact.
+        ModelError: a model cannot be loaded or run here.
+        DataError: the data do not fit.
+        PolicyError: too few pairs.
+        Interrupted: by Ctrl-C, with the blocks that were finished.
+
+    Example:
+        >>> import bench
+        >>> judgement = bench.compare(
+        ...     "older.onnx",
+        ...     "model.onnx",
+        ...     budgets=bench.Budgets(size=0.02),
+        ...     options=bench.GateOptions(pairs=10),
+        ... )
+        >>> judgement.metrics["size"].verdict.value
+        'PASS'
+        >>> judgement.metrics["latency_p50"].ratio > 0
+        True
     """
-    first, second = subject(baseline, evaluation), subject(candidate, evaluation)
-    data = evaluation or second.evaluation or first.evaluation
+    first, second = subject(baseline, data), subject(candidate, data)
+    evaluation = second.evaluation or first.evaluation
     budgets = budgets or ReleaseBudgets()
-    if data is None:
+    if evaluation is None:
         budgets = budgets.model_copy(update={"accuracy": None})
     judged_by = criteria(Policy(), [budgets], pairs=options.pairs, same=options.same)
     doubt = () if options.any_order else swaps(first, second)
-    warnings = warn_of_targets([first, second], progress)
     run = _GateRun(
         [first.model, second.model],
         [first.target, second.target],
-        data,
-        config or MeasureConfig(),
+        evaluation,
+        config,
         progress,
         workers,
         read_certificate(fingerprint()),
+        warn_of_targets([first, second], progress),
     )
-    return replace(run.judge(judged_by, doubt), warnings=warnings)
+    return run.judge(judged_by, doubt)
 
 
 def gate(
-    candidate: Path,
+    candidate: AnyPath,
+    baseline: AnyPath | None = None,
+    policy: Policy | Mapping[str, object] | AnyPath | None = None,
     *,
-    baseline: Path | None = None,
-    policy: Policy | None = None,
-    evaluation: Path | None = None,
+    data: AnyPath | None = None,
     options: GateOptions = GateOptions(),
-    config: MeasureConfig | None = None,
+    config: MeasureConfig = DEFAULT_CONFIG,
     progress: Progress = SILENT,
     workers: WorkerGroup = worker_group,
 ) -> Judgement:
     """Judge an artifact against its own float model and, if given, against an earlier release.
 
+    Args:
+        candidate: an artifact folder; or an .onnx file, which needs a baseline.
+        baseline: an earlier release, as an artifact folder or an .onnx file.
+        policy: budgets, as a value, as tables, or as a TOML file; by default those of the recipe that made
+            the candidate.
+        data: labelled samples in an `.npz`; an artifact brings its own.
+        options: pairs of processes, and what else is allowed.
+        config: how to measure.
+        progress: told how far the work is, and of warnings; `SILENT` says nothing.
+        workers: starts the measured processes.
+
     Raises:
-        UsageError: the candidate is a lone .onnx and no baseline is given: nothing to judge by.
+        UsageError: the candidate is a lone .onnx and no baseline is given; or a model does not exist.
+        ArtifactError: a folder is not a whole artifact.
         PolicyError: a budget that this data set or this host cannot resolve.
+        ModelError: a model cannot be loaded or run here.
+        DataError: the data do not fit.
+        Interrupted: by Ctrl-C, with the blocks that were finished.
+
+    Example:
+        >>> import bench
+        >>> policy = {"float_twin": {"latency_p50": None, "accuracy": 0.2}}
+        >>> judgement = bench.gate("artifact", policy=policy, options=bench.GateOptions(pairs=10))
+        >>> judgement.verdict.value, judgement.verdict.exit_code
+        ('PASS', 0)
+        >>> judgement.warnings
+        ()
     """
-    chosen = subject(candidate, evaluation)
-    earlier = None if baseline is None else subject(baseline, evaluation)
-    policy = policy or Policy()
-    refuse_unresolvable(policy, chosen, earlier, options.pairs)
+    budgets = policy_for(candidate, policy)
+    chosen = subject(candidate, data)
+    earlier = None if baseline is None else subject(baseline, data)
+    refuse_unresolvable(budgets, chosen, earlier, options.pairs)
     return gate_subjects(
-        chosen, earlier, policy, options=options, config=config, progress=progress, workers=workers
+        chosen, earlier, budgets, options=options, config=config, progress=progress, workers=workers
     )
+
+
+def policy_for(candidate: AnyPath, policy: Policy | Mapping[str, object] | AnyPath | None) -> Policy:
+    """The budgets that a caller named, in whatever form; without any, those of the candidate's recipe.
+
+    Raises:
+        PolicyError: the file cannot be read, or there are unknown keys or impossible budgets.
+        ArtifactError: the candidate's manifest cannot be read.
+    """
+    if policy is None:
+        return own_policy(Path(candidate))
+    if isinstance(policy, Policy):
+        return policy
+    if isinstance(policy, Mapping):
+        return policy_from(dict(policy), "policy")
+    return read_policy(Path(policy))
 
 
 def gate_subjects(
@@ -155,7 +244,7 @@ def gate_subjects(
     policy: Policy,
     *,
     options: GateOptions = GateOptions(),
-    config: MeasureConfig | None = None,
+    config: MeasureConfig = DEFAULT_CONFIG,
     progress: Progress = SILENT,
     workers: WorkerGroup = worker_group,
 ) -> Judgement:
@@ -177,25 +266,17 @@ def gate_subjects(
     targets.append(candidate.target)
     judged_by = criteria(policy, budgets, pairs=options.pairs, same=options.same)
     doubt = () if baseline is None or options.any_order else swaps(baseline, candidate)
-    warnings = warn_of_targets([s for s in (baseline, candidate) if s is not None], progress)
     run = _GateRun(
         models,
         targets,
         candidate.evaluation,
-        config or MeasureConfig(),
+        config,
         progress,
         workers,
         read_certificate(fingerprint()),
+        warn_of_targets([s for s in (baseline, candidate) if s is not None], progress),
     )
-    return replace(run.judge(judged_by, doubt), warnings=warnings)
-
-
-def warn_of_targets(subjects: Sequence[Subject], progress: Progress) -> tuple[str, ...]:
-    """Say which artifacts were made for another kind of CPU, and return what was said."""
-    warnings = target_warnings(subjects, fingerprint())
-    for warning in warnings:
-        progress.say(f"warning: {warning}")
-    return warnings
+    return run.judge(judged_by, doubt)
 
 
 def judgement_from(result: Result, judged_by: Criteria) -> Judgement:
@@ -284,67 +365,6 @@ def swaps(baseline: Subject, candidate: Subject) -> tuple[str, ...]:
     return ()
 
 
-def refuse_unresolvable(policy: Policy, candidate: Subject, baseline: Subject | None, pairs: int) -> None:
-    """Refuse budgets that could not pass whatever the candidate is, before anything is measured.
-
-    Raises:
-        PolicyError: says which budget, and what would resolve it: more samples, more pairs, or a budget
-            that this data set and this host can resolve.
-    """
-    judged: list[tuple[str, Budgets]] = []
-    if baseline is not None:
-        judged.append(("baseline", policy.baseline))
-    if candidate.float_twin is not None:
-        judged.append(("float_twin", policy.float_twin))
-    certificate = read_certificate(fingerprint())
-    if certificate is not None:
-        for name, budgets in judged:
-            _refuse_latency(name, budgets, certificate, pairs)
-    if candidate.evaluation is None:
-        return
-    count = open_samples(candidate.evaluation).count
-    for name, budgets in judged:
-        if budgets.accuracy is not None:
-            if budgets.accuracy == 0.0:
-                raise PolicyError(f"{name}.accuracy", "0 cannot be shown", "allow a loss above 0")
-            _refuse_few(
-                f"{name}.accuracy = {budgets.accuracy:g}",
-                count,
-                sample_size_difference(budgets.accuracy, ACCURACY_ALPHA),
-            )
-        _refuse_share(f"{name}.agreement", budgets.agreement, count)
-    _refuse_share("min_accuracy", policy.min_accuracy, count)
-
-
-def _refuse_share(name: str, floor: float | None, count: int) -> None:
-    if floor is None:
-        return
-    if floor == 1.0:
-        raise PolicyError(name, "1 cannot be shown", "ask for a share below 1")
-    _refuse_few(f"{name} = {floor:g}", count, sample_size_share(floor, ACCURACY_ALPHA))
-
-
-def _refuse_few(place: str, count: int, needed: int) -> None:
-    if count < needed:
-        raise PolicyError(
-            place,
-            f"{count} evaluation samples cannot resolve it, even if none is lost",
-            f"give at least {needed}, or a wider budget",
-        )
-
-
-def _refuse_latency(name: str, budgets: Budgets, certificate: Certificate, pairs: int) -> None:
-    for metric in ("latency_p50", "latency_p90"):
-        budget = getattr(budgets, metric)
-        needed = None if budget is None or budget <= 0 else certificate.pairs_for(metric, budget)
-        if needed is not None and needed > pairs:
-            raise PolicyError(
-                f"{name}.{metric} = {budget:g}",
-                f"on this host {pairs} pairs resolve {certificate.resolution(metric, pairs):.1%} at best",
-                f"measure {needed} pairs (--pairs), or allow more",
-            )
-
-
 @dataclass(frozen=True)
 class _GateRun:
     """One gate run: a first pass over the models, and a second one where something fails."""
@@ -356,6 +376,7 @@ class _GateRun:
     progress: Progress
     workers: WorkerGroup
     certificate: Certificate | None
+    warnings: tuple[str, ...] = ()
     clock: Callable[[], float] = time.monotonic
 
     def judge(self, judged_by: Criteria, doubt: Sequence[str]) -> Judgement:
@@ -396,7 +417,13 @@ class _GateRun:
 
     def _measurement(self, config: MeasureConfig) -> Measurement:
         return Measurement(
-            self.models, self.evaluation, config, self.progress, self.workers, targets=self.targets
+            self.models,
+            self.evaluation,
+            config,
+            self.progress,
+            self.workers,
+            targets=self.targets,
+            warnings=self.warnings,
         )
 
     def _measure(

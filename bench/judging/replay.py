@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 from datetime import datetime
-from pathlib import Path
 
 from bench.core.errors import ResultError
+from bench.core.files import AnyPath
 from bench.judging.gate import Judgement, judgement_from
 from bench.measuring.result import ModelResult, Result, read_result
 
 
-def replay(path: Path) -> tuple[Result, Judgement | None]:
+def replay(path: AnyPath) -> tuple[Result, Judgement | None]:
     """Read a result and judge it again by the criteria that it holds.
+
+    Args:
+        path: a file that `write_result` or `--out` wrote, by this version or an earlier one.
 
     Returns:
         The result, and its judgement or None where nothing was judged.
 
     Raises:
         ResultError: the file cannot be read, or its parts do not fit together.
+
+    Example:
+        >>> import bench
+        >>> bench.write_result("result.json", bench.measure("model.onnx", blocks=1))
+        >>> result, judgement = bench.replay("result.json")
+        >>> result.models[0].path, judgement
+        ('model.onnx', None)
     """
     result = read_result(path)
     if cause := _misfit(result):

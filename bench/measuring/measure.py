@@ -15,16 +15,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from bench.core.errors import MeasurementError
-from bench.core.files import model_sha256, model_size, path_text, sha256_of
+from bench.core.errors import MeasurementError, UsageError
+from bench.core.files import AnyPath, model_sha256, model_size, path_text, sha256_of
 from bench.core.interrupt import check_interrupt
 from bench.core.progress import SILENT, Progress
 from bench.core.schema import FrozenModel
+from bench.core.version import tool_version
+from bench.inputs.artifact import subject, warn_of_targets
 from bench.inputs.evaluation import EvaluationSet, read_evaluation, write_evaluation
 from bench.inputs.host import HostFingerprint, available_cores, fingerprint, other_target, stated_target
 from bench.measuring.host_state import HostState, read_state
@@ -43,6 +44,7 @@ from bench.measuring.protocol import (
     Warm,
 )
 from bench.measuring.result import DataSource, MemoryReading, ModelResult, Result, Round, Run, Settings
+from bench.measuring.scenario import DEFAULT_BLOCKS
 from bench.measuring.worker_process import DEFAULT_TIMEOUT_S, WorkerHandle, worker_group
 
 TIMED_FEEDS = 16
@@ -87,6 +89,14 @@ class MeasureConfig:
     timeout_s: float = DEFAULT_TIMEOUT_S
     time_limit_s: float | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("threads", "rounds"):
+            if getattr(self, name) < 1:
+                raise UsageError(name, f"{getattr(self, name)} is too few", "take at least 1")
+
+
+DEFAULT_CONFIG = MeasureConfig()
+
 
 class Interrupted(KeyboardInterrupt, Generic[Kept]):
     """Ctrl-C was pressed; `result` is what was measured until then, and says so."""
@@ -102,6 +112,7 @@ class Measurement:
 
     Use as a context manager; the small file of feeds that the timed processes read lives as long.
     `targets` are the kinds of CPU that the models were made for; by default what the files say of it.
+    `warnings` go into the result as they are.
     """
 
     models: Sequence[Path]
@@ -113,6 +124,7 @@ class Measurement:
     state: Callable[[Sequence[int] | None], HostState] = read_state
     host: Callable[[], HostFingerprint] = fingerprint
     targets: Sequence[str | None] | None = None
+    warnings: tuple[str, ...] = ()
     _runs: list[list[Run]] = field(init=False)
     _predicted: list[Predicted] = field(init=False, default_factory=list)
     _bursts: dict[int, int] = field(init=False, default_factory=dict)
@@ -248,6 +260,7 @@ class Measurement:
             models=tuple(models),
             blocks=tuple(self._blocks),
             stopped=self._stopped,
+            warnings=self.warnings,
         )
 
     def _add_block(self) -> None:
@@ -336,6 +349,65 @@ class Measurement:
         self._rounds = min(config.rounds, max(MIN_ROUNDS, BLOCK_TARGET_NS // round_ns))
 
 
+def measure(
+    *models: AnyPath,
+    data: AnyPath | None = None,
+    blocks: int = DEFAULT_BLOCKS,
+    config: MeasureConfig = DEFAULT_CONFIG,
+    progress: Progress = SILENT,
+    workers: WorkerGroup = worker_group,
+) -> Result:
+    """Measure latency, memory, size and accuracy of models, side by side.
+
+    Args:
+        models: artifact folders, whose float model is measured too, or .onnx files.
+        data: labelled samples in an `.npz`; an artifact brings its own. Without, feeds are random.
+        blocks: fresh processes a model.
+        config: how to measure.
+        progress: told how far the work is; `SILENT` says nothing.
+        workers: starts the measured processes.
+
+    Raises:
+        UsageError: no model is named, or one does not exist.
+        ArtifactError: a folder is not a whole artifact.
+        ModelError: a model cannot be loaded or run here.
+        DataError: the data do not fit.
+        MeasurementError: a process died or hung.
+        Interrupted: by Ctrl-C, with the blocks that were finished.
+
+    Example:
+        >>> import bench
+        >>> result = bench.measure("model.onnx", data="evaluation.npz", blocks=2)
+        >>> result.models[0].latency().p50 > 0  # nanoseconds
+        True
+        >>> result.models[0].accuracy()
+        0.9
+    """
+    if blocks < 1:
+        raise UsageError("blocks", f"{blocks} is too few", "take at least 1")
+    paths, evaluation, warnings = resolve(models, data, progress)
+    with Measurement(paths, evaluation, config, progress, workers, warnings=warnings) as measurement:
+        measurement.predict()
+        measurement.add_blocks(blocks)
+        return measurement.result()
+
+
+def resolve(
+    models: Sequence[AnyPath], data: AnyPath | None, progress: Progress
+) -> tuple[list[Path], Path | None, tuple[str, ...]]:
+    """The files to measure, their evaluation set, and warnings.
+
+    Raises:
+        UsageError, ArtifactError, ModelError: as `bench.inputs.artifact.subject`; or no model is named.
+    """
+    if not models:
+        raise UsageError("models", "none is named", "name an artifact folder or an .onnx")
+    subjects = [subject(place, data) for place in models]
+    paths = [p for found in subjects for p in (found.model, found.float_twin) if p is not None]
+    evaluation = next((found.evaluation for found in subjects if found.evaluation is not None), None)
+    return paths, evaluation, warn_of_targets(subjects, progress)
+
+
 def opening(
     model: Path, feeds: Path | None, *, threads: int, arena: bool, cores: Sequence[int] | None
 ) -> Open:
@@ -403,14 +475,6 @@ def write_timed_feeds(evaluation: Path, folder: Path) -> Path:
 
 def _tuple(values: Sequence[Item] | None) -> tuple[Item, ...] | None:
     return None if values is None else tuple(values)
-
-
-def tool_version() -> str:
-    """The version of edgeproof."""
-    try:
-        return version("edgeproof")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def utc_now() -> str:

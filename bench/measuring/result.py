@@ -11,7 +11,7 @@ import numpy.typing as npt
 from pydantic import Field, ValidationError
 
 from bench.core.errors import ResultError, UsageError
-from bench.core.files import check_writable, write_text
+from bench.core.files import AnyPath, check_writable, write_text
 from bench.core.policy import Criteria
 from bench.core.schema import FrozenModel, explain_validation
 from bench.core.statistics import minimum_count, quantile_interval
@@ -217,6 +217,7 @@ class Result(FrozenModel):
         criteria: what the verdict was judged by; None where nothing was judged.
         repeat: the independent measurement that a FAIL was confirmed by, or was not.
         certificate: what was known of this host's error rates when the verdict was given.
+        warnings: what makes this host a poor one to measure on; for the caller, and kept in no file.
     """
 
     schema_version: Literal[1, 2, 3] = SCHEMA_VERSION
@@ -232,6 +233,7 @@ class Result(FrozenModel):
     criteria: Criteria | None = None
     repeat: Result | None = None
     certificate: str = ""
+    warnings: tuple[str, ...] = Field((), exclude=True)
 
     def states(self) -> list[HostState]:
         """Every reading of the host, in order."""
@@ -252,18 +254,39 @@ def check_result_place(path: Path, inputs: Iterable[Path | None]) -> None:
             raise UsageError(path, "is there and is not a result", "choose another --out")
 
 
-def write_result(path: Path, result: FrozenModel) -> None:
-    """Write a result, of whatever scenario, as JSON."""
-    write_text(path, result.model_dump_json(indent=1, by_alias=True) + "\n")
+def write_result(path: AnyPath, result: FrozenModel) -> None:
+    """Write a result, of whatever scenario, as JSON with all its raw samples.
+
+    Args:
+        path: the file; it is whole or absent at every instant.
+        result: what `measure`, `measure_scenario`, or a judgement gave.
+
+    Raises:
+        StorageError: it cannot be written.
+
+    Example:
+        >>> import bench
+        >>> bench.write_result("result.json", bench.measure("model.onnx", blocks=1))
+    """
+    write_text(Path(path), result.model_dump_json(indent=1, by_alias=True) + "\n")
 
 
-def read_result(path: Path) -> Result:
-    """Read a result.
+def read_result(path: AnyPath) -> Result:
+    """Read a result of models side by side, as it was measured.
+
+    Args:
+        path: a file that `write_result` or `--out` wrote, by this version or an earlier one.
 
     Raises:
         ResultError: the file is missing, damaged, or of a schema that this version does not know.
+
+    Example:
+        >>> import bench
+        >>> bench.write_result("result.json", bench.measure("model.onnx", blocks=2))
+        >>> len(bench.read_result("result.json").models[0].runs)
+        2
     """
-    return read_versioned(path, Result, f"schemas 1 to {SCHEMA_VERSION}")
+    return read_versioned(Path(path), Result, f"schemas 1 to {SCHEMA_VERSION}")
 
 
 def read_versioned(path: Path, kind: type[Versioned], known: str) -> Versioned:

@@ -6,6 +6,8 @@ from enum import StrEnum
 
 from bench.core.errors import UsageError
 
+# Fresh processes a model.
+DEFAULT_BLOCKS = 5
 MAX_BATCH = 4096
 DEFAULT_BATCHES = (1, 2, 4, 8, 16, 32)
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from bench.core.errors import ResultError
+from bench.core.files import AnyPath
 from bench.core.schema import FrozenModel
 from bench.inputs.host import HostFingerprint
 from bench.measuring.host_state import HostState
@@ -113,6 +114,7 @@ class ScenarioResult(FrozenModel):
     Attributes:
         duration_s: how long each period was to last.
         stopped: why it is but a part of what was planned; None where it is whole.
+        warnings: what makes this host a poor one to measure on; for the caller, and kept in no file.
     """
 
     schema_version: Literal[1] = SCENARIO_SCHEMA_VERSION
@@ -128,6 +130,7 @@ class ScenarioResult(FrozenModel):
     data: DataSource
     models: tuple[ScenarioModel, ...] = Field(min_length=1)
     stopped: str | None = None
+    warnings: tuple[str, ...] = Field((), exclude=True)
 
     @model_validator(mode="after")
     def _whole_or_said_so(self) -> Self:
@@ -173,12 +176,23 @@ def holds_scenario(path: Path) -> bool:
     return True
 
 
-def read_scenario(path: Path) -> ScenarioResult:
-    """Read a result.
+def read_scenario(path: AnyPath) -> ScenarioResult:
+    """Read the result of a scenario, as it was measured.
+
+    Args:
+        path: a file that `write_result` or `--out` wrote, by this version or an earlier one.
 
     Raises:
         ResultError: the file is missing, damaged, or of a schema that this version does not know.
+
+    Example:
+        >>> import bench
+        >>> load = bench.ScenarioConfig(bench.Scenario.OFFLINE, batches=(4,), duration_s=0.1, processes=1)
+        >>> bench.write_result("result.json", bench.measure_scenario("model.onnx", config=load))
+        >>> bench.read_scenario("result.json").models[0].loads()
+        [4]
     """
+    path = Path(path)
     result = read_versioned(path, ScenarioResult, f"schema {SCENARIO_SCHEMA_VERSION}")
     for model in result.models:
         for process in model.processes:

@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.core.errors import MeasurementError
-from bench.core.files import model_sha256, model_size, path_text
+from bench.core.errors import MeasurementError, UsageError
+from bench.core.files import AnyPath, model_sha256, model_size, path_text
 from bench.core.interrupt import check_interrupt
 from bench.core.progress import SILENT, Progress
+from bench.core.version import tool_version
 from bench.inputs.host import HostFingerprint, available_cores, fingerprint
 from bench.measuring.host_state import HostState, read_state
 from bench.measuring.measure import (
@@ -25,12 +26,12 @@ from bench.measuring.measure import (
     WorkerGroup,
     data_source,
     opening,
-    tool_version,
+    resolve,
     utc_now,
     write_timed_feeds,
 )
 from bench.measuring.protocol import Batch, First, Memory, Streams, Warm
-from bench.measuring.scenario import DEFAULT_BATCHES, Scenario
+from bench.measuring.scenario import DEFAULT_BATCHES, DEFAULT_BLOCKS, Scenario
 from bench.measuring.scenario_result import LoadedProcess, LoadPeriod, ScenarioModel, ScenarioResult
 from bench.measuring.worker_process import DEFAULT_TIMEOUT_S, WorkerHandle, worker_group
 
@@ -59,11 +60,25 @@ class ScenarioConfig:
     streams: int | None = None
     batches: tuple[int, ...] = DEFAULT_BATCHES
     duration_s: float | None = None
-    processes: int = 5
+    processes: int = DEFAULT_BLOCKS
     threads: int = 1
     arena: bool = True
     seed: int = 0
     timeout_s: float = DEFAULT_TIMEOUT_S
+
+    def __post_init__(self) -> None:
+        if self.scenario is Scenario.SINGLE_STREAM:
+            raise UsageError("scenario", f"{self.scenario} is not a load", "call bench.measure")
+        for name, value in {
+            "streams": self.streams,
+            "batches": min(self.batches, default=0),
+            "processes": self.processes,
+            "threads": self.threads,
+        }.items():
+            if value is not None and value < 1:
+                raise UsageError(name, f"{value} is too few", "take at least 1")
+        if self.duration_s is not None and self.duration_s <= 0:
+            raise UsageError("duration_s", f"{self.duration_s} is too short", "take more than 0")
 
     @property
     def lasts_s(self) -> float:
@@ -89,27 +104,46 @@ class ScenarioConfig:
         return cores[-self.threads :]
 
 
-def run_scenario(
-    models: Sequence[Path],
-    evaluation: Path | None,
+def measure_scenario(
+    *models: AnyPath,
+    data: AnyPath | None = None,
     config: ScenarioConfig,
-    *,
     progress: Progress = SILENT,
     workers: WorkerGroup = worker_group,
     state: Callable[[Sequence[int] | None], HostState] = read_state,
     host: Callable[[], HostFingerprint] = fingerprint,
 ) -> ScenarioResult:
-    """Measure models under a scenario.
+    """Measure models under several streams at once, in batches, or under a load that lasts.
+
+    Args:
+        models: artifact folders, whose float model is measured too, or .onnx files.
+        data: samples in an `.npz`; an artifact brings its own. Without, feeds are random.
+        config: which scenario, and how.
+        progress: told how far the work is; `SILENT` says nothing.
+        workers: starts the measured processes.
+        state: reads what the host is doing.
+        host: reads the host's fingerprint.
 
     Raises:
-        Interrupted: by Ctrl-C, with the processes that were finished.
-        MeasurementError: a worker died or hung.
+        UsageError: no model is named, or one does not exist.
+        ArtifactError: a folder is not a whole artifact.
+        ModelError: a model cannot be loaded or run here.
         DataError: feeds do not fit, or a model with a fixed batch is asked for another.
+        MeasurementError: a process died or hung.
+        Interrupted: by Ctrl-C, with the processes that were finished.
+
+    Example:
+        >>> import bench
+        >>> load = bench.ScenarioConfig(bench.Scenario.OFFLINE, batches=(1, 8), duration_s=0.1, processes=1)
+        >>> result = bench.measure_scenario("model.onnx", config=load)
+        >>> result.models[0].throughput_per_s(8, result.scenario) > 0
+        True
     """
+    paths, evaluation, warnings = resolve(models, data, progress)
     with tempfile.TemporaryDirectory(prefix="edgeproof-") as folder:
         feeds = None if evaluation is None else write_timed_feeds(evaluation, Path(folder))
-        run = _ScenarioRun(models, evaluation, feeds, config, workers, state, host())
-        with progress.task(str(config.scenario), config.rounds * len(models)) as task:
+        run = _ScenarioRun(paths, evaluation, feeds, config, workers, state, host(), warnings)
+        with progress.task(str(config.scenario), config.rounds * len(paths)) as task:
             try:
                 for model in run.turns():
                     check_interrupt()
@@ -128,6 +162,7 @@ class _ScenarioRun:
     workers: WorkerGroup
     state: Callable[[Sequence[int] | None], HostState]
     host: HostFingerprint
+    warnings: tuple[str, ...]
     found: list[list[LoadedProcess]] = field(init=False)
     samples: int = 1
 
@@ -202,6 +237,7 @@ class _ScenarioRun:
                 for index, path in enumerate(self.models)
             ),
             stopped=stopped,
+            warnings=self.warnings,
         )
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
-from bench.core.errors import ArtifactError
-from bench.inputs.artifact import GOLDEN, MODEL
+from bench.core.errors import ArtifactError, UsageError
+from bench.core.files import AnyPath
+from bench.core.progress import SILENT, Progress
+from bench.inputs.artifact import FLOAT_MODEL, GOLDEN, MODEL, Subject, check_hashes, warn_of_targets
 from bench.inputs.host import fingerprint, other_target
-from bench.inputs.manifest import read_manifest
+from bench.inputs.manifest import Manifest, read_manifest
 from bench.inputs.runtime import check_runtime
 from bench.measuring.protocol import Golden, Open
 from bench.measuring.worker_process import DEFAULT_TIMEOUT_S, worker_group
@@ -16,6 +19,49 @@ from bench.metrics.parity import Parity
 # The same file on another CPU may round ties differently, by one level of 8 bits here and there; a
 # kernel that saturates or an optimizer that miscompiles is far below this.
 GOLDEN_MIN_SQNR_DB = 25.0
+
+
+@dataclass(frozen=True)
+class Verification:
+    """A whole artifact, whose outputs here are those that the build saw.
+
+    Attributes:
+        artifact: its folder.
+        manifest: what it says of itself; every file matches its hash.
+        golden: how near the golden outputs come to those of the build.
+        warnings: what makes this host a poor one to measure it on.
+    """
+
+    artifact: Path
+    manifest: Manifest
+    golden: Parity
+    warnings: tuple[str, ...] = ()
+
+
+def verify(artifact: AnyPath, *, progress: Progress = SILENT) -> Verification:
+    """Check an artifact's hashes, and that this CPU gives the outputs that the build saw.
+
+    Args:
+        artifact: the folder.
+        progress: told of warnings; `SILENT` says nothing.
+
+    Raises:
+        UsageError: it is not a folder.
+        ArtifactError: a file is missing, was altered or is not listed, or the outputs differ.
+        ModelError: the artifact needs a newer ONNX Runtime than there is here.
+
+    Example:
+        >>> import bench
+        >>> bench.verify("artifact").golden.agreement
+        1.0
+    """
+    folder = Path(artifact)
+    if not folder.is_dir():
+        raise UsageError(folder, "is no folder", "name the artifact folder of a build")
+    manifest = check_hashes(folder)
+    made = Subject(folder / MODEL, folder / FLOAT_MODEL, None, manifest.target)
+    warnings = warn_of_targets([made], progress)
+    return Verification(folder, manifest, self_test(folder), warnings)
 
 
 def self_test(folder: Path, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Parity:

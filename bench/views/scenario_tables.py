@@ -31,6 +31,7 @@ def scenario_json(result: ScenarioResult) -> Json:
         "host": result.host.model_dump(mode="json"),
         "settings": result.model_dump(mode="json", include={"threads", "arena", "cores", "duration_s"}),
         "data": result.data.model_dump(mode="json"),
+        "warnings": list(result.warnings),
     }
 
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from bench.core.schema import Json
+from bench.inputs.manifest import Manifest, TensorEntry
 from bench.judging.certificate import LARGER, Certificate, fail_share, memory_fail_share
 from bench.judging.gate import Judgement
 from bench.judging.verdicts import Metric, Verdict, made_for_others
 from bench.measuring.result import ModelResult, Result
 from bench.measuring.scenario_result import ScenarioModel
+from bench.measuring.self_test import Verification
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -56,6 +59,17 @@ def result_json(result: Result) -> Json:
         "host": result.host.model_dump(mode="json"),
         "settings": result.settings.model_dump(mode="json"),
         "data": result.data.model_dump(mode="json"),
+        "warnings": list(result.warnings),
+    }
+
+
+def verification_json(verification: Verification) -> Json:
+    """What `verify --json` prints."""
+    return {
+        "artifact": str(verification.artifact),
+        "name": verification.manifest.name,
+        "files": len(verification.manifest.files),
+        "golden": asdict(verification.golden),
     }
 
 
@@ -102,6 +116,41 @@ def result_view(result: Result) -> list[RenderableType]:
         view.append("feeds: synthetic (made from the input signature); no accuracy")
     view += [Text(_printable(line)) for line in made_for_others(result)]
     return view
+
+
+def verification_view(verification: Verification) -> list[RenderableType]:
+    """What `verify` shows: that all is well, then what the manifest says of the model."""
+    from rich.text import Text
+
+    manifest, golden = verification.manifest, verification.golden
+    found = (
+        f"{_printable(str(verification.artifact))}: {len(manifest.files)} files match their hashes; "
+        f"{golden.samples} golden samples agree (SQNR {golden.sqnr_db:.1f} dB)"
+    )
+    return [Text(line) for line in [found, *manifest_lines(manifest)]]
+
+
+def manifest_lines(manifest: Manifest) -> list[str]:
+    """The task, what was measured, and what the model takes and gives; what is not known has no line."""
+    lines = []
+    if manifest.task is not None:
+        classes = "" if manifest.labels is None else f", {len(manifest.labels)} classes"
+        lines.append(f"task: {manifest.task}{classes}")
+    lines += [
+        f"{name}: {metric.value:.4g}"
+        + ("" if metric.baseline is None else f" (float {metric.baseline:.4g})")
+        + f", {metric.direction} is better; {metric.samples} samples of {metric.split}"
+        for name, metric in (manifest.metrics or {}).items()
+    ]
+    if manifest.signature is not None:
+        for verb, tensors in (("takes", manifest.signature.inputs), ("gives", manifest.signature.outputs)):
+            lines += [f"{verb} {tensor.name}: {_tensor_text(tensor)}" for tensor in tensors]
+    return [_printable(line) for line in lines]
+
+
+def _tensor_text(tensor: TensorEntry) -> str:
+    axes = ", ".join("?" if axis is None else str(axis) for axis in tensor.shape)
+    return f"{tensor.dtype} [{axes}]"
 
 
 def judgement_view(judgement: Judgement) -> list[RenderableType]:

@@ -16,7 +16,6 @@ from bench import cli
 from bench.core import files
 from bench.core.command import EXIT_INTERRUPTED, run
 from bench.core.errors import MeasurementError, ModelError
-from bench.core.policy import Policy
 from bench.judging import gate
 from bench.measuring import measure, result
 from bench.measuring.measure import MeasureConfig
@@ -49,7 +48,7 @@ def workers(scripted, monkeypatch):
     )
     for name in ("compare", "gate"):
         monkeypatch.setattr(gate, name, functools.partial(getattr(gate, name), workers=script))
-    monkeypatch.setattr(measure, "Measurement", functools.partial(measure.Measurement, workers=script))
+    monkeypatch.setattr(measure, "measure", functools.partial(measure.measure, workers=script))
     monkeypatch.setattr(measure, "MeasureConfig", functools.partial(MeasureConfig, rounds=3))
     return script
 
@@ -259,14 +258,6 @@ def test_a_reader_that_went_away_changes_nothing(monkeypatch, show):
 def test_json_has_no_nan():
     with pytest.raises(ValueError, match="not JSON compliant"):
         cli.print_json({"value": float("nan")})
-
-
-def test_the_policy_of_a_lone_model_is_the_default(command, workers, models, monkeypatch):
-    asked = {}
-    monkeypatch.setattr(gate, "gate", lambda *_, **options: asked.update(options) or sys.exit(0))
-    command("gate", models.dynamic, "--baseline", models.rounded)
-    assert asked["policy"] == Policy()
-    assert asked["baseline"] == models.rounded
 
 
 @pytest.fixture

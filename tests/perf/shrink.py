@@ -299,7 +299,7 @@ def judged(work: Work, baseline: dict, candidate: dict, *, pairs: int) -> dict:
     judgement = compare(
         Path(baseline["model"]),
         Path(candidate["model"]),
-        evaluation=work.samples,
+        data=work.samples,
         budgets=Budgets(latency_p50=0.0),
         options=GateOptions(pairs=pairs, any_order=True),
         progress=Lines(),

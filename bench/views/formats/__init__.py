@@ -37,6 +37,13 @@ def convert(result: Result, judgement: Judgement | None, target: Format) -> str:
 
     Raises:
         UsageError: the format needs a verdict or figures, and there are none.
+
+    Example:
+        >>> import bench
+        >>> result = bench.measure("model.onnx", blocks=1)
+        >>> text = bench.convert(result, None, bench.Format.MARKDOWN)
+        >>> "latency p50" in text
+        True
     """
     from bench.core.errors import UsageError
     from bench.views.formats import (

@@ -123,7 +123,7 @@ def test_accuracy_is_that_of_exact_sums(elsewhere, workers):
 def test_a_lone_file_that_says_what_it_is_for_counts_too(lone, models, evaluation, workers, order):
     pair = (models.dynamic, lone) if order == "candidate" else (lone, models.dynamic)
     judgement = compare(
-        *pair, evaluation=evaluation, budgets=Budgets(latency_p50=0.5), config=CONFIG, workers=workers
+        *pair, data=evaluation, budgets=Budgets(latency_p50=0.5), config=CONFIG, workers=workers
     )
     assert judgement.verdict is Verdict.INCONCLUSIVE
     assert judgement.metrics["latency_p50"].not_measured_on == OTHER
@@ -150,7 +150,7 @@ def test_what_a_person_sees(elsewhere, workers):
 
 
 def test_bench_shows_this_cpus_figures_and_whose_they_are_not(lone, models, workers, command, monkeypatch):
-    monkeypatch.setattr(measure, "Measurement", functools.partial(measure.Measurement, workers=workers))
+    monkeypatch.setattr(measure, "measure", functools.partial(measure.measure, workers=workers))
     ran = command("bench", models.dynamic, lone, "--blocks", 1)
     assert ran.code == 0
     assert f"made.onnx was made for {OTHER}, this CPU is {HERE}" in ran.out

@@ -11,13 +11,12 @@ import pytest
 
 from bench.core.errors import DataError, StorageError
 from bench.core.progress import SILENT
-from bench.inputs.artifact import Subject
 from bench.judging.certificate import read_certificate
-from bench.judging.certify import CertifyConfig, certify, flipped_labels
+from bench.judging.certify import CertifyOptions, certify, flipped_labels
 from bench.measuring.measure import Interrupted, MeasureConfig
 
 QUICK = MeasureConfig(rounds=3)
-CONFIG = CertifyConfig(blocks=10, slowdowns=(0.05, 0.1))
+CONFIG = CertifyOptions(blocks=10, slowdowns=(0.05, 0.1))
 
 
 @pytest.fixture
@@ -32,7 +31,7 @@ def workers(scripted):
 
 
 def run(models, workers, config=CONFIG):
-    return certify(Subject(models.dynamic, None, None), config, measure=QUICK, workers=workers)
+    return certify(models.dynamic, options=config, config=QUICK, workers=workers)
 
 
 def test_a_certificate_knows_its_conditions(models, workers):
@@ -53,12 +52,12 @@ def test_a_certificate_knows_its_conditions(models, workers):
 def test_later_pairs_join_the_earlier(models, workers):
     run(models, workers)
     assert {len(c.latency_p50) for c in run(models, workers).conditions} == {20}
-    fresh = CertifyConfig(blocks=10, slowdowns=CONFIG.slowdowns, fresh=True)
+    fresh = CertifyOptions(blocks=10, slowdowns=CONFIG.slowdowns, fresh=True)
     assert {len(c.latency_p50) for c in run(models, workers, fresh).conditions} == {10}
 
 
 def test_an_interrupt_keeps_what_was_measured(models, workers):
-    fresh = CertifyConfig(blocks=10, slowdowns=CONFIG.slowdowns, fresh=True)
+    fresh = CertifyOptions(blocks=10, slowdowns=CONFIG.slowdowns, fresh=True)
     run(models, workers, fresh)
     ends = [number for number, (kind, *_) in enumerate(workers.requests) if kind == "memory"]
     workers.requests.clear()
@@ -89,9 +88,7 @@ def test_a_certificate_that_is_lost_is_told(models, workers, monkeypatch):
     monkeypatch.setattr("bench.judging.certify.write_certificate", no_room)
     progress = SimpleNamespace(task=SILENT.task, say=said.append)
     with pytest.raises(StorageError, match="the disk is full"):
-        certify(
-            Subject(models.dynamic, None, None), CONFIG, measure=QUICK, workers=workers, progress=progress
-        )
+        certify(models.dynamic, options=CONFIG, config=QUICK, workers=workers, progress=progress)
     assert said[-1].startswith("error rates of this host (")
 
 
@@ -120,7 +117,7 @@ def test_a_model_of_text_cannot_be_slowed_down(tmp_path, workers):
     path = Path(tmp_path / "text.onnx")
     onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8), path)
     with pytest.raises(DataError, match="has no numeric input"):
-        certify(Subject(path, None, None), CONFIG, measure=QUICK, workers=workers)
+        certify(path, options=CONFIG, config=QUICK, workers=workers)
 
 
 def test_flipped_labels_are_caught_the_more_the_more_they_are(factory):

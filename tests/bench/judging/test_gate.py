@@ -21,6 +21,7 @@ from bench.judging.gate import (
     gate_subjects,
     judgement_from,
     mismatches,
+    policy_for,
     with_plain_paths,
 )
 from bench.judging.verdicts import Verdict
@@ -96,7 +97,7 @@ def test_more_samples_of_accuracy_are_not_sought_by_more_blocks(two_files, scrip
         predictions={"old.onnx": right, "new.onnx": [1, *right[1:]]},
         labels=right,
     )
-    judgement = compare(*two_files, evaluation=evaluation, config=QUICK, workers=workers)
+    judgement = compare(*two_files, data=evaluation, config=QUICK, workers=workers)
     assert judgement.metrics["accuracy"].verdict is Verdict.INCONCLUSIVE
     assert judgement.blocks == LOOKS[0]
 
@@ -188,6 +189,21 @@ def test_a_lone_model_has_nothing_to_be_judged_against(two_files, scripted):
     with pytest.raises(UsageError, match="add --baseline"):
         gate(two_files[0], workers=workers)
     assert not workers.requests
+
+
+@pytest.mark.parametrize("form", ["file", "tables", "value"])
+def test_a_policy_comes_in_every_form(artifact, tmp_path, form):
+    path = tmp_path / "policy.toml"
+    path.write_text("min_accuracy = 0.25\n")
+    forms = {"file": str(path), "tables": {"min_accuracy": 0.25}, "value": Policy(min_accuracy=0.25)}
+    assert policy_for(artifact.folder, forms[form]) == Policy(min_accuracy=0.25)
+
+
+def test_without_a_policy_that_of_the_recipe_counts(artifact, models):
+    assert policy_for(artifact.folder, None) == Policy(min_accuracy=0.5)
+    assert policy_for(str(models.dynamic), None) == Policy()
+    with pytest.raises(PolicyError, match="policy: speed: unknown key"):
+        policy_for(artifact.folder, {"speed": 1})
 
 
 def test_a_judgement_can_be_recomputed_from_its_result(two_files, scripted):
@@ -320,7 +336,7 @@ def test_releases_in_the_wrong_order_are_a_swap(artifact, older, scripted_artifa
 
 def test_other_outputs_when_timed_are_invalid(two_files, scripted, evaluation):
     workers = both_right(scripted, sqnr_db={"new.onnx": 3.0})
-    judgement = compare(*two_files, evaluation=evaluation, config=QUICK, workers=workers)
+    judgement = compare(*two_files, data=evaluation, config=QUICK, workers=workers)
     assert judgement.verdict is Verdict.INVALID
     assert "its timed outputs are not those that accuracy rests on (SQNR 3.0 dB)" in judgement.reasons[0]
     assert judgement.blocks == LOOKS[0]
@@ -440,7 +456,7 @@ def test_what_is_said_to_resolve_a_budget_does(artifact, scripted, tmp_path, *, 
         labels=right,
         slowdown={"model.fp32.onnx": 2.0},
     )
-    arguments = {"evaluation": data, "config": QUICK, "workers": workers}
+    arguments = {"data": data, "config": QUICK, "workers": workers}
     if refused:
         with pytest.raises(PolicyError, match="give at least 268"):
             gate(artifact.folder, **arguments)
@@ -472,7 +488,7 @@ def test_flips_are_named(two_files, scripted, evaluation):
         predictions={"old.onnx": right, "new.onnx": [*right[:38], 2, 1]},
         ids=[f"image-{k}" for k in range(40)],
     )
-    judgement = compare(*two_files, evaluation=evaluation, config=QUICK, workers=workers)
+    judgement = compare(*two_files, data=evaluation, config=QUICK, workers=workers)
     assert [(f.sample, f.label, f.baseline, f.candidate) for f in judgement.flips] == [
         ("image-38", 0, 0, 2),
         ("image-39", 0, 0, 1),
@@ -487,7 +503,7 @@ def test_a_tail_is_judged_against_an_absolute_limit(two_files, scripted, evaluat
             two_files[1],
             baseline=two_files[0],
             policy=policy,
-            evaluation=evaluation,
+            data=evaluation,
             config=config,
             workers=both_right(scripted, noise=0.02, **changes),
         )

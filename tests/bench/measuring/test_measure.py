@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from bench.core.arrays import read_npz
-from bench.core.errors import DataError, ModelError
+from bench.core.errors import DataError, ModelError, UsageError
 from bench.core.files import model_sha256, model_size, sha256_of
 from bench.inputs.host import available_cores
 from bench.measuring import measure
@@ -176,14 +176,34 @@ def test_size_and_hash_of_a_model_cover_the_weights_that_it_names(models, tmp_pa
     assert model_sha256(model) != before
 
 
-def test_a_tool_that_is_not_installed_has_no_version(monkeypatch):
-    def absent(_name):
-        raise PackageNotFoundError
+@pytest.mark.parametrize("name", ["threads", "rounds"])
+def test_a_measurement_of_nothing_is_refused(name):
+    with pytest.raises(UsageError, match=f"{name}: 0 is too few; take at least 1"):
+        MeasureConfig(**{name: 0})
 
-    monkeypatch.setattr(measure, "version", absent)
-    assert measure.tool_version() == "unknown"
-    monkeypatch.setattr(measure, "version", lambda _name: "1.2.3")
-    assert measure.tool_version() == "1.2.3"
+
+def test_what_is_measured_must_be_named(models, tmp_path):
+    with pytest.raises(UsageError, match="models: none is named"):
+        measure.measure()
+    with pytest.raises(UsageError, match="blocks: 0 is too few"):
+        measure.measure(models.dynamic, blocks=0)
+    with pytest.raises(UsageError, match="there is no such file or folder"):
+        measure.measure(str(tmp_path / "none.onnx"))
+
+
+def test_an_artifact_is_measured_beside_its_float_model(artifact, scripted):
+    right = [0] * 40
+    workers = scripted(predictions={"model.onnx": right, "model.fp32.onnx": right}, labels=right)
+    artifact.seal(target="z80")
+    result = measure.measure(
+        str(artifact.folder), blocks=2, config=MeasureConfig(rounds=1), workers=workers
+    )
+    assert [Path(model.path).name for model in result.models] == ["model.onnx", "model.fp32.onnx"]
+    assert [len(model.runs) for model in result.models] == [2, 2]
+    assert result.data.path == str(artifact.folder / "evaluation.npz")
+    (warning,) = result.warnings
+    assert warning.startswith(f"{artifact.folder} was made for 'z80', this CPU is ")
+    assert "warnings" not in json.loads(result.model_dump_json())
 
 
 def test_real_processes_measure_two_models(models, evaluation, samples):

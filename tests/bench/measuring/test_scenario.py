@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from itertools import count
 
@@ -14,7 +15,7 @@ from bench.measuring.measure import Interrupted
 from bench.measuring.result import write_result
 from bench.measuring.scenario import Scenario, check_options, parse_batches
 from bench.measuring.scenario_result import WINDOW_NS, LoadPeriod, drift, holds_scenario, read_scenario
-from bench.measuring.scenario_run import ScenarioConfig, run_scenario
+from bench.measuring.scenario_run import ScenarioConfig, measure_scenario
 from bench.views.scenario_tables import scenario_json, scenario_view
 from bench.views.tables import plain_text
 
@@ -25,7 +26,7 @@ MINUTE = 60 * 10**9
 
 
 def measured(models, scripted, config, **options):
-    return run_scenario([models.dynamic, models.rounded], None, config, workers=scripted(), **options)
+    return measure_scenario(models.dynamic, models.rounded, config=config, workers=scripted(), **options)
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def models_of(models, scripted):
 
 def test_streams_are_measured_beside_one_in_fresh_processes(models, scripted):
     workers = scripted(noise=1e-9)
-    result = run_scenario([models.dynamic, models.rounded], None, MULTI, workers=workers)
+    result = measure_scenario(models.dynamic, models.rounded, config=MULTI, workers=workers)
     assert workers.counts["open"] == workers.closed == 10
     assert all(request.cores is None for request in workers.asked("open"))  # streams need all cores
     asked = [request.count for request in workers.asked("streams")]
@@ -65,8 +66,8 @@ def test_a_sustained_run_is_one_process_that_is_watched(models, scripted):
     workers = scripted()
     states = iter(HostState(frequency_khz=next(clock), temperature_mc=None) for _ in range(100))
     config = ScenarioConfig(Scenario.SUSTAINED, duration_s=1.0)
-    result = run_scenario(
-        [models.dynamic], None, config, workers=workers, state=lambda _cores: next(states)
+    result = measure_scenario(
+        models.dynamic, config=config, workers=workers, state=lambda _cores: next(states)
     )
     ((period,),) = [process.periods for process in result.models[0].processes]
     assert workers.counts["open"] == 1
@@ -156,7 +157,7 @@ def test_other_files_hold_no_scenario(tmp_path, factory):
 def test_ctrl_c_keeps_the_processes_that_were_finished(models, scripted, tmp_path):
     workers = scripted(fails={5: KeyboardInterrupt()})
     with pytest.raises(Interrupted) as caught:
-        run_scenario([models.dynamic], None, OFFLINE, workers=workers)
+        measure_scenario(models.dynamic, config=OFFLINE, workers=workers)
     result = caught.value.result
     assert (result.stopped, len(result.models[0].processes)) == ("interrupted", 0)
     write_result(tmp_path / "part.json", result)
@@ -193,6 +194,23 @@ def test_what_is_no_list_of_batches_is_refused(text):
         parse_batches(text)
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"scenario": Scenario.SINGLE_STREAM}, "scenario: single-stream is not a load; call bench.measure"),
+        ({"streams": 0}, "streams: 0 is too few"),
+        ({"batches": ()}, "batches: 0 is too few"),
+        ({"batches": (4, 0)}, "batches: 0 is too few"),
+        ({"processes": 0}, "processes: 0 is too few"),
+        ({"threads": 0}, "threads: 0 is too few"),
+        ({"duration_s": 0.0}, "duration_s: 0.0 is too short"),
+    ],
+)
+def test_loads_that_make_no_sense_are_refused(changes, words):
+    with pytest.raises(UsageError, match=words):
+        ScenarioConfig(**({"scenario": Scenario.MULTI_STREAM} | changes))
+
+
 def test_batches_are_sorted_and_once_each():
     assert parse_batches("8,1, 4,8") == (1, 4, 8)
 
@@ -200,7 +218,7 @@ def test_batches_are_sorted_and_once_each():
 def test_the_command_writes_and_shows(command, scripted, models, monkeypatch, tmp_path):
     workers, path = scripted(), tmp_path / "out.json"
     monkeypatch.setattr(
-        scenario_run, "run_scenario", lambda *a, **k: run_scenario(*a, **k, workers=workers)
+        scenario_run, "measure_scenario", functools.partial(measure_scenario, workers=workers)
     )
     ran = command(
         "bench",
@@ -230,7 +248,7 @@ def test_real_processes_under_every_scenario(models, evaluation):
         ScenarioConfig(Scenario.OFFLINE, batches=(1, 4), duration_s=0.1, processes=1),
         ScenarioConfig(Scenario.SUSTAINED, duration_s=0.2),
     ):
-        result = run_scenario([models.dynamic], evaluation, config)
+        result = measure_scenario(models.dynamic, data=evaluation, config=config)
         (model,) = result.models
         assert not result.data.synthetic
         assert all(model.throughput_per_s(load, result.scenario) > 0 for load in model.loads())
@@ -240,7 +258,7 @@ def test_real_processes_under_every_scenario(models, evaluation):
 def test_a_fixed_batch_is_not_pressed_into_another(models, evaluation):
     config = ScenarioConfig(Scenario.OFFLINE, batches=(3,), duration_s=0.1, processes=1)
     with pytest.raises(DataError, match="has a fixed batch of"):
-        run_scenario([models.fixed], evaluation, config)
+        measure_scenario(models.fixed, data=evaluation, config=config)
 
 
 def test_a_stream_that_measured_nothing_is_an_error():

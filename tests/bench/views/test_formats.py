@@ -43,7 +43,7 @@ def judge(tmp_path, models, scripted, evaluation):
         )
         return compare(
             *paths,
-            evaluation=evaluation,
+            data=evaluation,
             budgets=Budgets(**budgets or {"latency_p50": 0.02}),
             options=GateOptions(same=True),
             config=MeasureConfig(rounds=3),

@@ -9,15 +9,19 @@ import pytest
 from rich.console import Console
 
 from bench.core.policy import ReleaseBudgets
+from bench.inputs.manifest import read_manifest
 from bench.judging.gate import compare
 from bench.judging.verdicts import Metric, Verdict
 from bench.measuring.measure import MeasureConfig
+from bench.measuring.self_test import Verification
+from bench.metrics.parity import Parity
 from bench.views.tables import (
     bounds_text,
     budget_text,
     change_text,
     figures_table,
     judgement_json,
+    manifest_lines,
     mebibytes,
     milliseconds,
     model_json,
@@ -27,6 +31,8 @@ from bench.views.tables import (
     short_names,
     styled_verdict,
     verdict_table,
+    verification_json,
+    verification_view,
 )
 
 METRIC_KEYS = {
@@ -145,7 +151,7 @@ def test_judgements_are_json(judgement):
 
 def test_results_are_json(judgement):
     content = json.loads(json.dumps(result_json(judgement.result), allow_nan=False))
-    assert set(content) == {"models", "host", "settings", "data", "stopped"}
+    assert set(content) == {"models", "host", "settings", "data", "stopped", "warnings"}
     assert content["models"] == [model_json(model) for model in judgement.result.models]
     assert content["models"][0]["latency_ns"].keys() == {"p50", "p90", "p99", "count", "bounds"}
 
@@ -171,3 +177,38 @@ def test_plain_text_has_neither_colours_nor_trailing_space():
         "metric  estimate         bounds     budget  verdict",
         "size     0.500 ×  0.480 … 0.520  ≤ 1.020 ×     PASS",
     ]
+
+
+def test_what_a_manifest_tells(artifact):
+    tensor = {"dtype": "float32", "shape": ["N", None, 4]}
+    metric = {"value": 0.9, "direction": "higher", "split": "evaluation", "samples": 40}
+    artifact.seal(
+        task="classification",
+        labels=["cat", "dog"],
+        metrics={"accuracy": metric | {"baseline": 0.912345}, "recall\x1b": metric},
+        signature={"inputs": [tensor | {"name": "x"}], "outputs": [tensor | {"name": "y"}]},
+    )
+    assert manifest_lines(read_manifest(artifact.folder)) == [
+        "task: classification, 2 classes",
+        "accuracy: 0.9 (float 0.9123), higher is better; 40 samples of evaluation",
+        "recall\ufffd: 0.9, higher is better; 40 samples of evaluation",
+        "takes x: float32 [N, ?, 4]",
+        "gives y: float32 [N, ?, 4]",
+    ]
+    artifact.seal(task="detection")
+    assert manifest_lines(read_manifest(artifact.folder)) == ["task: detection"]
+    artifact.seal()
+    assert manifest_lines(read_manifest(artifact.folder)) == []
+
+
+def test_a_verification_is_shown_with_what_the_manifest_tells(artifact):
+    artifact.seal(task="[red]classification")
+    golden = Parity(max_error=0.0, sqnr_db=60.0, agreement=1.0, samples=8)
+    found = Verification(artifact.folder, read_manifest(artifact.folder), golden)
+    first, second = plain_text(verification_view(found), width=1000).splitlines()
+    assert first.startswith(
+        f"{artifact.folder}: 4 files match their hashes; 8 golden samples agree (SQNR 60.0"
+    )
+    assert second == "task: [red]classification"
+    told = json.loads(json.dumps(verification_json(found)))
+    assert told.keys() == {"artifact", "name", "files", "golden"}

@@ -1,0 +1,13 @@
+"""The version of edgeproof."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+
+
+def tool_version() -> str:
+    """The version of the installed package; "unknown" where it runs from its sources alone."""
+    try:
+        return version("edgeproof")
+    except PackageNotFoundError:
+        return "unknown"
