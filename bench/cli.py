@@ -88,14 +88,14 @@ def bench(
     blocks, progress = blocks or DEFAULT_BLOCKS, error_progress()
     if scenario is Scenario.SINGLE_STREAM:
         config = MeasureConfig(threads=threads, arena=arena)
-        with _kept(out):
+        with _written_on_interrupt(out):
             result = measure(*models, data=data, blocks=blocks, config=config, progress=progress)
         show_then_write(lambda: _show_result(result, as_json), out, lambda path: write_result(path, result))
         return
     load = ScenarioConfig(
         scenario, streams, sizes, duration_s=duration, processes=blocks, threads=threads, arena=arena
     )
-    with _kept(out):
+    with _written_on_interrupt(out):
         loaded = measure_scenario(*models, data=data, config=load, progress=progress)
     show_then_write(lambda: _show_scenario(loaded, as_json), out, lambda path: write_result(path, loaded))
 
@@ -121,7 +121,7 @@ def compare(
 
     if out is not None:
         check_result_place(out, [baseline, candidate, data])
-    with _kept(out):
+    with _written_on_interrupt(out):
         judgement = compare_models(
             baseline,
             candidate,
@@ -157,7 +157,7 @@ def gate(
 
     if out is not None:
         check_result_place(out, [candidate, baseline, policy, data])
-    with _kept(out):
+    with _written_on_interrupt(out):
         judgement = judge(
             candidate,
             baseline,
@@ -291,7 +291,7 @@ def error_progress() -> Progress:
 
 
 @contextmanager
-def _kept(out: Path | None) -> Iterator[None]:
+def _written_on_interrupt(out: Path | None) -> Iterator[None]:
     """On Ctrl-C, write what was measured so far, marked so."""
     from bench.measuring.measure import Interrupted
     from bench.measuring.result import write_result

@@ -1,4 +1,4 @@
-"""Reading and writing `.npz` files that a stranger may have made.
+"""Reading and writing `.npz` files from untrusted sources.
 
 `numpy.load` trusts what a file says of itself: a header may announce an array of petabytes, an entry
 may unpack to a thousand times its size, an object array runs code. Here every announced size is checked
@@ -185,9 +185,9 @@ def _check_entries(path: Path, entries: list[zipfile.ZipInfo], max_bytes: int | 
         raise DataError(path, "holds no arrays", "write it with numpy.savez")
     if len(entries) > MAX_ENTRIES:
         raise DataError(path, f"holds {len(entries)} arrays", f"keep it to {MAX_ENTRIES}")
-    strangers = [e.filename for e in entries if not e.filename.endswith(_SUFFIX)]
-    if strangers:
-        raise DataError(path, f"holds {strangers[0]!r}, no array", "write it with numpy.savez")
+    others = [e.filename for e in entries if not e.filename.endswith(_SUFFIX)]
+    if others:
+        raise DataError(path, f"holds {others[0]!r}, no array", "write it with numpy.savez")
     total = sum(entry.file_size for entry in entries)
     if max_bytes is not None and total > max_bytes:
         raise DataError(path, f"unpacks to {total} bytes, more than {max_bytes}", "split the data set")

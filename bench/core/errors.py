@@ -24,7 +24,7 @@ EXIT_INVALID = 4
 
 
 class EdgeproofError(Exception):
-    """Base of all errors that a user can mend.
+    """Base of all errors that a user can fix.
 
     Args:
         place: the file, the key, the layer or the option that is wrong.

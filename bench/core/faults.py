@@ -29,8 +29,8 @@ _TOO_MANY = {errno.EMFILE, errno.ENFILE, errno.EAGAIN}
 _FULL_DISK_WORDS = tuple(os.strerror(number) for number in FULL_DISK)
 
 
-class WorkerFault(Exception):  # noqa: N818 (a fault is no error that a user can fix)
-    """A worker process met an exception that nobody foresaw.
+class WorkerFault(Exception):  # noqa: N818 (a fault is not an error that a user can fix)
+    """A worker process met an unforeseen exception.
 
     Args:
         place: where in the program.

@@ -31,7 +31,7 @@ def interruptible() -> Iterator[None]:
 
 
 def check_interrupt() -> None:
-    """Raise the KeyboardInterrupt that somebody swallowed, if there was one."""
+    """Raise the KeyboardInterrupt that a finalizer or a callback swallowed, if there was one."""
     if _pressed.is_set():
         raise KeyboardInterrupt
 

@@ -117,7 +117,7 @@ def read_policy(path: Path) -> Policy:
     """Read a policy from TOML.
 
     Raises:
-        PolicyError: the file is missing, no TOML, or holds an unknown key or an impossible budget.
+        PolicyError: the file is missing, is not TOML, or holds an unknown key or an impossible budget.
     """
     try:
         if path.stat().st_size > MAX_POLICY_BYTES:

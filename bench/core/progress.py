@@ -1,4 +1,4 @@
-"""How long work tells that it goes on; the command line decides how that looks."""
+"""How long work reports its progress; the command line decides how that looks."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class SilentProgress:
     """For callers that do not wait, and for tests."""
 
     def task(self, description: str, total: int) -> AbstractContextManager[Task]:  # noqa: ARG002
-        """Begin a piece of work that nobody watches."""
+        """Begin a piece of work without showing it."""
         return nullcontext(_SilentTask())
 
     def say(self, line: str) -> None:

@@ -69,7 +69,7 @@ def _nearest(errors: Sequence[ErrorDetails], model: type[BaseModel]) -> ErrorDet
             forms.setdefault(error["loc"][: last + 1], []).append(error)
 
     def distance(form: tuple[int | str, ...]) -> tuple[bool, int]:
-        # A list is no string: that form was not meant. If none was, the deepest value is the wrong one.
+        # A list is not a string: that form was not meant. If none was, the deepest value is the wrong one.
         first = forms[form][0]
         unlike = first["loc"] == form and first["type"].endswith("_type")
         return unlike, -len(form) if unlike else len(forms[form])

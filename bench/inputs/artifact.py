@@ -59,9 +59,9 @@ def check_hashes(folder: Path) -> Manifest:
     for name in (MODEL, FLOAT_MODEL, GOLDEN):
         if name not in manifest.files:
             raise ArtifactError(folder / MANIFEST, f"does not list {name}", "build it again")
-    if strangers := unlisted_files(folder, manifest):
+    if unlisted := unlisted_files(folder, manifest):
         raise ArtifactError(
-            folder / strangers[0],
+            folder / unlisted[0],
             "is not listed in the manifest",
             "move it out of the artifact, or copy the artifact again",
         )

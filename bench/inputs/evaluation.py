@@ -67,7 +67,7 @@ def open_samples(path: Path) -> SampleRows:
     """Look at an evaluation set; labels are not read.
 
     Raises:
-        DataError: the file cannot be used: no samples, unequal lengths, labels that are no classes.
+        DataError: the file cannot be used: no samples, unequal lengths, labels that are not classes.
     """
     rows = open_rows(path)
     count = _check_arrays(path, rows.specs)
@@ -79,7 +79,7 @@ def read_evaluation(path: Path, *, rows: int | None = None, spread: bool = False
     """Read an evaluation set, or some `rows` samples: its first, or `spread` over all, which may be sorted.
 
     Raises:
-        DataError: the file cannot be used: no samples, unequal lengths, NaN, labels that are no classes.
+        DataError: the file cannot be used: no samples, unequal lengths, NaN, labels that are not classes.
     """
     arrays = read_npz(path, rows=rows, spread=spread)
     _check_arrays(path, arrays)

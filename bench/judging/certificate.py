@@ -1,4 +1,4 @@
-"""What is known of this host's errors: how often its gate cries wolf, and what it catches.
+"""What is known of this host's errors: how often its gate raises a false alarm, and what it catches.
 
 A certificate keeps the raw scores of every pair that `certify` measured, so that later pairs, from other
 days and after reboots, join them. It lies in the user's cache under the host's fingerprint.
@@ -146,7 +146,7 @@ def gate_runs(scores: Sequence[float], budget: float) -> list[Verdict]:
 
 
 def fail_share(scores: Sequence[float], budget: float, draws: int = DRAWS) -> float:
-    """How often a confirmed FAIL comes out of pairs drawn anew from `scores` (bootstrap of pairs)."""
+    """How often a confirmed FAIL comes out of pairs drawn again from `scores` (bootstrap of pairs)."""
     generator = np.random.default_rng(len(scores))
     values = np.asarray(scores, dtype=np.float64)
 

@@ -36,7 +36,7 @@ from bench.measuring.result import ModelResult, Result, Run
 LATENCY_ALPHA = 0.01
 MEMORY_ALPHA = 0.01
 ACCURACY_ALPHA = 0.05
-# Peak memory moves by whole pages and by the allocator's arenas: nobody ships or holds back a model for
+# Peak memory moves by whole pages and by the allocator's arenas: no model ships or is held back for
 # a mebibyte, so no memory budget is tighter than this.
 MEMORY_SLACK_BYTES = 1 << 20
 # The exact rank sum of m and n processes takes m * n * (m + n) operations, and peaks hardly differ: no more
@@ -455,7 +455,7 @@ def _with_plan(metric: Metric, scores: Sequence[float], alpha: float) -> Metric:
         return metric
     margin = abs(math.log(metric.ratio) - log_budget(metric.budget))
     spread = robust_spread(scores)
-    if spread == 0.0 or margin < spread / 30:  # a thousand pairs and more: nobody waits for them
+    if spread == 0.0 or margin < spread / 30:  # a thousand pairs and more are too many
         advice = "the change is too near the budget for any number of pairs"
         return metric.model_copy(update={"reason": f"{metric.reason}; {advice}"})
     wanted = max(planned_count(spread, margin, alpha), len(scores) + 1)

@@ -56,7 +56,7 @@ INTERRUPTED = "interrupted"
 TIME_LIMIT = "the time limit came first"
 OTHER_HOST = "the host is not the one that it was at the start"
 
-Kept = TypeVar("Kept", bound=FrozenModel)
+Partial = TypeVar("Partial", bound=FrozenModel)
 Item = TypeVar("Item")
 WorkerGroup = Callable[[int, float], AbstractContextManager[Sequence[WorkerHandle]]]
 
@@ -98,10 +98,10 @@ class MeasureConfig:
 DEFAULT_CONFIG = MeasureConfig()
 
 
-class Interrupted(KeyboardInterrupt, Generic[Kept]):
+class Interrupted(KeyboardInterrupt, Generic[Partial]):
     """Ctrl-C was pressed; `result` is what was measured until then, and says so."""
 
-    def __init__(self, result: Kept) -> None:
+    def __init__(self, result: Partial) -> None:
         super().__init__()
         self.result = result
 
@@ -172,7 +172,7 @@ class Measurement:
         """Classify the evaluation set with every model, each in a process of its own."""
         if self.evaluation is None:
             return
-        with self._told(), self.progress.task("accuracy", len(self.models)) as task:
+        with self._recording_stop(), self.progress.task("accuracy", len(self.models)) as task:
             for index, model in enumerate(self.models):
                 # What another kind of CPU would predict: sums that overflow here do not overflow there.
                 exact = self._made_for[index] is not None
@@ -189,7 +189,7 @@ class Measurement:
             Interrupted: by Ctrl-C, with the blocks that were finished.
             MeasurementError: a worker died or hung; `result()` still gives the blocks before.
         """
-        with self._told(), self.progress.task("latency and memory", count) as task:
+        with self._recording_stop(), self.progress.task("latency and memory", count) as task:
             for _ in range(count):
                 check_interrupt()
                 if self._out_of_time():
@@ -211,7 +211,7 @@ class Measurement:
         return spent + (spent / done if done else 0.0) > limit
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _recording_stop(self) -> Iterator[None]:
         """Note in the result what ended the measurement too early."""
         try:
             yield

@@ -110,7 +110,7 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Fault:
-    """An exception that nobody foresaw, and its traceback."""
+    """An unforeseen exception, and its traceback."""
 
     fault: str
     cause: str

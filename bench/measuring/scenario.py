@@ -44,7 +44,7 @@ def parse_batches(text: str) -> tuple[int, ...]:
     """Batch sizes of a text such as `1,4,16`.
 
     Raises:
-        UsageError: it is no list of numbers from 1 to `MAX_BATCH`.
+        UsageError: it is not a list of numbers from 1 to `MAX_BATCH`.
     """
     try:
         sizes = tuple(sorted({int(part) for part in text.split(",")}))

@@ -144,7 +144,7 @@ class Worker:
         if found.shape != expected.shape or not np.isfinite(found).all():
             return Nearness(-EXACT_SQNR_DB)
         near = parity(expected, found)
-        if are_classes(found):  # a tie falls this way or that, and numbers of classes are no amounts
+        if are_classes(found):  # a tie falls this way or that, and numbers of classes are not amounts
             return Nearness(EXACT_SQNR_DB if near.agreement >= CLASSES_AGREE else -EXACT_SQNR_DB)
         return Nearness(near.sqnr_db)
 
@@ -163,7 +163,7 @@ class Worker:
                     self._run(self._samples[turn % len(self._samples)])
                     times[index].append(time.perf_counter_ns() - start)
                     turn += 1
-            except Exception as error:  # noqa: BLE001 (a thread has nobody to raise it to)
+            except Exception as error:  # noqa: BLE001 (an exception in a thread would be lost)
                 failures.append(error)
 
         threads = [threading.Thread(target=stream, args=(k,)) for k in range(request.count)]

@@ -90,7 +90,7 @@ class WorkerProcess:
         Raises:
             EdgeproofError: what the worker found wrong with its input.
             MeasurementError: the worker died or did not reply in time.
-            WorkerFault: it met an exception that nobody foresaw.
+            WorkerFault: it met an unforeseen exception.
         """
         self.begin(request)
         return self.finish(request)
@@ -114,7 +114,7 @@ class WorkerProcess:
         Raises:
             EdgeproofError: what the worker found wrong with its input.
             MeasurementError: the worker died, did not reply in time, or not as the request wants it.
-            WorkerFault: it met an exception that nobody foresaw.
+            WorkerFault: it met an unforeseen exception.
         """
         reply = read_reply(self._read_line(request.op), request)
         if isinstance(reply, Refusal):

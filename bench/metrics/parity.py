@@ -33,7 +33,7 @@ class Parity:
 def parity(reference: Array, other: Array) -> Parity:
     """Compare outputs of shape [N, classes] (or [N, ...], flattened per sample).
 
-    Of classes, which are no amounts, only the predictions are compared.
+    Classes are not amounts: of them, only the predictions are compared.
     """
     if reference.shape != other.shape:
         raise ValueError(f"shapes differ: {list(reference.shape)} and {list(other.shape)}")

@@ -42,7 +42,7 @@ def _judged(metrics: Mapping[str, Metric], other: str) -> Measures:
         if value is None:  # absolute figures are among those of the model
             continue
         bounds = {"value": value, "lower_value": metric.lower, "upper_value": metric.upper}
-        # A floor is no comparison: it is the distance from what the policy wants.
+        # A floor is not a comparison: it is the distance from what the policy wants.
         against = "floor" if name == "min_accuracy" else other
         known = {key: bound for key, bound in bounds.items() if bound is not None}
         measures[_slug(f"{name}-{kind}-to-{against}")] = known
