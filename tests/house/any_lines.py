@@ -21,12 +21,7 @@ from tests.house.modules import ROOT, Module, imported_from, modules
 
 # Dotted names of modules, classes and functions, each with the library that gives or takes what is `Any`.
 UNTYPED = {
-    "bench.inputs.session": "ONNX Runtime describes inputs and outputs in classes without stubs",
-    "bench.measuring.worker.Worker._numbers": "what ONNX Runtime's session returns",
-    "bench.measuring.worker.Worker._run": "what ONNX Runtime's session returns",
-    "bench.measuring.worker.Worker.__init__": "ONNX Runtime's session",
-    "bench.pytest_plugin._WithBenchmark": "the fixture of pytest-benchmark, which has no types",
-    "bench.pytest_plugin._times_ns": "the fixture of pytest-benchmark, which has no types",
+    "bench.core.command._wrong": "Typer has no public name for the errors of a command line",
     "exporter.graphs.attributes": "onnx reads an attribute of any type",
     "exporter.networks.module_calls": "torch hands a hook any arguments of any module",
     "exporter.networks.narrow": "torch gives any attribute of a module",
@@ -42,10 +37,6 @@ UNTYPED = {
 }
 # Dotted names whose mappings to `Any` are JSON or TOML that is just read or about to be written.
 EDGES = {
-    "bench.core.faults": "a line of JSON of a worker",
-    "bench.measuring.worker": "lines of JSON between the worker and its parent",
-    "bench.measuring.worker_process": "lines of JSON between the worker and its parent",
-    "bench.views": "what `--json` and the formats write",
     "exporter.networks.module_calls": "keyword arguments of any module",
     "exporter.recipes.reading": "the content of a recipe, before it is checked",
     "exporter.recipes.schema": "JSON Schema",
