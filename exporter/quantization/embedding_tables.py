@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from bench.core.arrays import Array
 from exporter.graphs.attributes import attributes_of
+from exporter.graphs.edits import add_constant, remove_constants, replace_nodes
+from exporter.graphs.index import GraphIndex
 from exporter.graphs.targets import WEIGHT_LEVELS
 
 # Below this, the further nodes weigh more than the table.
@@ -30,35 +32,27 @@ def quantize_tables(model: onnx.ModelProto) -> int:
     Returns:
         How many tables were stored so.
     """
-    graph = model.graph
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
-    outputs = {value.name for value in graph.output}
-    count = 0
-    for table in list(graph.initializer):
+    graph = GraphIndex.of(model.graph)
+    replaced: dict[int, list[onnx.NodeProto]] = {}
+    stored: set[str] = set()
+    for name, table in graph.constants.items():
         large = len(table.dims) == 2 and int(np.prod(table.dims)) >= MIN_ELEMENTS
-        lookups = readers.get(table.name, [])
-        if table.data_type != TensorProto.FLOAT or not large or table.name in outputs:
+        lookups = graph.readers(name)
+        if table.data_type != TensorProto.FLOAT or not large or name in graph.outputs:
             continue
-        if not lookups or not all(_looks_up(node, table.name) for node in lookups):
+        if not lookups or not all(_looks_up(node, name) for node in lookups):
             continue
-        content = numpy_helper.to_array(table)
+        content = graph.constant(name)
         if not np.isfinite(content).all():
             continue
         rounded, scales = _rounded_rows(content)
-        graph.initializer.remove(table)
-        graph.initializer.extend(
-            [
-                numpy_helper.from_array(rounded, f"{table.name}_quantized"),
-                numpy_helper.from_array(scales, f"{table.name}_scale"),
-            ]
-        )
-        for node in lookups:
-            _replace(graph, node, table.name)
-        count += 1
-    return count
+        add_constant(model.graph, f"{name}_quantized", rounded)
+        add_constant(model.graph, f"{name}_scale", scales)
+        replaced |= {id(node): _lookup(node, name) for node in lookups}
+        stored.add(name)
+    remove_constants(model.graph, stored)
+    replace_nodes(model.graph, [new for node in graph.nodes for new in replaced.get(id(node), [node])])
+    return len(stored)
 
 
 def _looks_up(node: onnx.NodeProto, table: str) -> bool:
@@ -74,16 +68,13 @@ def _rounded_rows(content: Array) -> tuple[Array, Array]:
     return np.rint(content / scales).astype(np.int8), scales.astype(np.float32)
 
 
-def _replace(graph: onnx.GraphProto, node: onnx.NodeProto, table: str) -> None:
-    index = next(i for i, other in enumerate(graph.node) if other is node or other == node)
+def _lookup(node: onnx.NodeProto, table: str) -> list[onnx.NodeProto]:
+    """What stands for a Gather of a table in float."""
     result, ids = node.output[0], node.input[1]
     rows, numbers, scales = f"{result}.int8", f"{result}.rows", f"{result}.scales"
-    new = [
+    return [
         helper.make_node("Gather", [f"{table}_quantized", ids], [rows], name=f"{node.name}.rows", axis=0),
         helper.make_node("Cast", [rows], [numbers], name=f"{node.name}.cast", to=TensorProto.FLOAT),
         helper.make_node("Gather", [f"{table}_scale", ids], [scales], name=f"{node.name}.scales", axis=0),
         helper.make_node("Mul", [numbers, scales], [result], name=node.name),
     ]
-    del graph.node[index]
-    for offset, made in enumerate(new):
-        graph.node.insert(index + offset, made)

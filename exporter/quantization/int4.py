@@ -12,6 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from exporter.errors import ExportError
 from exporter.graphs.attributes import attributes_of
+from exporter.graphs.edits import add_constant, copy_of, remove_constants, replace_nodes
+from exporter.graphs.index import GraphIndex
 from exporter.graphs.names import name_nodes
 from exporter.graphs.targets import Target
 from exporter.quantization.embedding_tables import quantize_tables
@@ -55,8 +57,7 @@ def quantize_weights(
         ExportError: an excluded node does not exist, there is nothing to quantize, or ONNX Runtime
             refuses the model.
     """
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy = copy_of(model)
     check_exclude(copy, tuple(exclude))
     name_nodes(copy)
     _split_gemms(copy.graph, exclude)
@@ -86,10 +87,10 @@ def quantize_weights(
 
 def _split_gemms(graph: onnx.GraphProto, exclude: Collection[str]) -> None:
     """Write every plain Gemm with constant weights as MatMul and Add, which is the same function."""
-    constants = {initializer.name: initializer for initializer in graph.initializer}
+    index = GraphIndex.of(graph)
     nodes: list[onnx.NodeProto] = []
-    for node in graph.node:
-        weight = constants.get(node.input[1]) if node.op_type == "Gemm" else None
+    for node in index.nodes:
+        weight = index.constants.get(node.input[1]) if node.op_type == "Gemm" else None
         attributes = attributes_of(node)
         plain = attributes.get("alpha", 1.0) == attributes.get("beta", 1.0) == 1.0
         if weight is None or weight.data_type != TensorProto.FLOAT or not plain:
@@ -101,16 +102,13 @@ def _split_gemms(graph: onnx.GraphProto, exclude: Collection[str]) -> None:
         content = numpy_helper.to_array(weight)
         matrix = f"{node.name}.matrix"
         turned = np.ascontiguousarray(content.T if attributes.get("transB", 0) else content)
-        graph.initializer.append(numpy_helper.from_array(turned, matrix))
+        add_constant(graph, matrix, turned)
         biased = len(node.input) > 2 and bool(node.input[2])
         product = f"{node.output[0]}.product" if biased else node.output[0]
         nodes.append(helper.make_node("MatMul", [node.input[0], matrix], [product], name=node.name))
         if biased:
             addition = [product, node.input[2]]
             nodes.append(helper.make_node("Add", addition, [node.output[0]], name=f"{node.name}.bias"))
-    del graph.node[:]
-    graph.node.extend(nodes)
-    read = {name for node in nodes for name in node.input}
-    for name, initializer in constants.items():
-        if name not in read:
-            graph.initializer.remove(initializer)
+    replace_nodes(graph, nodes)
+    after = GraphIndex.of(graph)
+    remove_constants(graph, {name for name in index.constants if not after.uses(name)})

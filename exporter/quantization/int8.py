@@ -16,6 +16,7 @@ import onnx
 from bench.core.arrays import Array
 from bench.core.errors import DataError
 from bench.core.progress import Progress
+from exporter.graphs.index import GraphIndex
 from exporter.graphs.onnx_files import infer_shapes
 from exporter.graphs.ranges import Range
 from exporter.graphs.rewrites.first_convolution import fold_stem
@@ -186,9 +187,7 @@ def take_shortcuts(quantized: onnx.ModelProto, target: Target) -> Shortcuts:
 
 def calibration_batch_size(model: onnx.ModelProto, tensors: Sequence[str]) -> int:
     """Samples per run, so that the tensors looked at fit in `BATCH_BYTES`; open sizes count as one."""
-    values = {v.name: v for v in (*model.graph.input, *model.graph.value_info, *model.graph.output)}
-    sample_bytes: int = 4 * sum(
-        math.prod(max(size.dim_value, 1) for size in values[name].type.tensor_type.shape.dim[1:])
-        for name in tensors
-    )
+    index = GraphIndex.of(model.graph)
+    sizes = [(index.shape(name) or ())[1:] for name in tensors]
+    sample_bytes = 4 * sum(math.prod(max(size or 1, 1) for size in sample) for sample in sizes)
     return max(1, min(MAX_BATCH, BATCH_BYTES // max(sample_bytes, 1)))

@@ -11,6 +11,7 @@ import onnx
 
 from bench.core.errors import UsageError
 from bench.core.progress import Progress
+from exporter.graphs.edits import copy_of
 from exporter.graphs.names import name_nodes
 from exporter.graphs.trained_qparams import TrainedQparams
 from exporter.options import RepairName
@@ -121,8 +122,7 @@ def check_repairs(names: Sequence[str]) -> tuple[RepairName, ...]:
 
 
 def _with_named_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy = copy_of(model)
     name_nodes(copy)
     return copy
 

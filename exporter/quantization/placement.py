@@ -11,10 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from exporter.graphs.attributes import attributes_of
 from exporter.graphs.domains import is_standard
+from exporter.graphs.edits import add_constant, remove_nodes, rename_reads, replace_nodes
+from exporter.graphs.index import GraphIndex
 
 # Operators that do the arithmetic; they are worth a conversion of what goes in.
 _WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
@@ -57,38 +59,34 @@ def place(model: onnx.ModelProto, operators: Collection[str], exclude: Collectio
         operators: types that the target's kernels run in int8.
         exclude: names of nodes to leave in float.
     """
-    graph = model.graph
-    constants = {initializer.name for initializer in graph.initializer}
+    graph = GraphIndex.of(model.graph)
     able = {
         index: node
-        for index, node in enumerate(graph.node)
+        for index, node in enumerate(graph.nodes)
         if node.op_type in operators and is_standard(node) and node.name not in exclude
     }
-    ranks = {i.name: len(i.dims) for i in graph.initializer}
-    weighted = {i for i, node in able.items() if node.op_type in _WEIGHTED and _has_weights(node, ranks)}
+    weighted = {i for i, node in able.items() if node.op_type in _WEIGHTED and _has_weights(node, graph)}
     candidates = weighted | {i for i, node in able.items() if node.op_type not in _WEIGHTED}
-    chosen = _fed(graph, _read(graph, candidates, weighted), weighted, constants)
-    read = {name for i in chosen for name in graph.node[i].input}
+    chosen = [graph.nodes[i] for i in _fed(graph, _read(graph, candidates, weighted), weighted)]
+    read = {name for node in chosen for name in node.input}
     float_results = {
-        graph.node[i].output[0]
-        for i in chosen
-        if graph.node[i].op_type in _FLOAT_RESULT and graph.node[i].output[0] not in read
+        node.output[0] for node in chosen if node.op_type in _FLOAT_RESULT and node.output[0] not in read
     }
-    return Placement(frozenset(graph.node[i].name for i in chosen), frozenset(float_results))
+    return Placement(frozenset(node.name for node in chosen), frozenset(float_results))
 
 
-def _has_weights(node: onnx.NodeProto, ranks: dict[str, int]) -> bool:
-    weight = node.input[1]
-    return weight in ranks and (node.op_type != "MatMul" or ranks[weight] == 2)
+def _has_weights(node: onnx.NodeProto, graph: GraphIndex) -> bool:
+    weight = graph.constants.get(node.input[1])
+    return weight is not None and (node.op_type != "MatMul" or len(weight.dims) == 2)
 
 
-def _read(graph: onnx.GraphProto, candidates: set[int], weighted: set[int]) -> set[int]:
+def _read(graph: GraphIndex, candidates: set[int], weighted: set[int]) -> set[int]:
     """Those candidates whose result something quantized reads, or that a convolution takes up."""
-    convolved = {graph.node[i].output[0] for i in weighted if graph.node[i].op_type == "Conv"}
+    convolved = {graph.nodes[i].output[0] for i in weighted if graph.nodes[i].op_type == "Conv"}
     kept: set[int] = set()
     read: set[str] = set()
-    for index in reversed(range(len(graph.node))):
-        node = graph.node[index]
+    for index in reversed(range(len(graph.nodes))):
+        node = graph.nodes[index]
         absorbed = node.op_type in _ABSORBED and node.input[0] in convolved
         if index in weighted or (
             index in candidates and (absorbed or any(name in read for name in node.output))
@@ -99,11 +97,11 @@ def _read(graph: onnx.GraphProto, candidates: set[int], weighted: set[int]) -> s
     return kept
 
 
-def _fed(graph: onnx.GraphProto, candidates: set[int], weighted: set[int], constants: set[str]) -> set[int]:
+def _fed(graph: GraphIndex, candidates: set[int], weighted: set[int]) -> set[int]:
     """Those candidates that something quantized, or the graph's input, flows into."""
     kept: set[int] = set()
-    quantized = {value.name for value in graph.input} - constants
-    for index, node in enumerate(graph.node):
+    quantized = set(graph.inputs)
+    for index, node in enumerate(graph.nodes):
         if index in candidates and (index in weighted or any(name in quantized for name in node.input)):
             kept.add(index)
             quantized.update(node.output)
@@ -122,24 +120,26 @@ def read_unrounded(model: onnx.ModelProto, placement: Placement) -> None:
         model: a QDQ model, changed in place.
         placement: what was asked of the quantizer.
     """
-    graph = model.graph
-    made_by = {name: node for node in graph.node for name in node.output}
+    graph = GraphIndex.of(model.graph)
     replacement: dict[str, str] = {}
-    for node in graph.node:
-        rounded = made_by.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
-        if rounded is None or rounded.op_type != "QuantizeLinear":
+    for node in graph.nodes:
+        conversion = node.op_type == "DequantizeLinear"
+        rounded = graph.maker(node.input[0], "QuantizeLinear") if conversion else None
+        if rounded is None:
             continue
-        source = made_by.get(rounded.input[0])
-        if source is None or source.name not in placement.nodes | {""}:
+        source = graph.maker(rounded.input[0])
+        if source is None or (source.name and source.name not in placement.nodes):
             replacement[node.output[0]] = rounded.input[0]
-    for node in graph.node:
-        if node.op_type not in {"QuantizeLinear", "DequantizeLinear"} and node.name not in placement.nodes:
-            for index, name in enumerate(node.input):
-                node.input[index] = replacement.get(name, name)
-    read = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
-    unread = [node for node in graph.node if node.output[0] in replacement and node.output[0] not in read]
-    for node in unread:
-        graph.node.remove(node)
+    rename_reads((node for node in graph.nodes if _runs_in_float(node, placement)), replacement)
+    graph = GraphIndex.of(model.graph)
+    remove_nodes(
+        model.graph,
+        [node for node in graph.nodes if node.output[0] in replacement and not graph.uses(node.output[0])],
+    )
+
+
+def _runs_in_float(node: onnx.NodeProto, placement: Placement) -> bool:
+    return node.op_type not in {"QuantizeLinear", "DequantizeLinear"} and node.name not in placement.nodes
 
 
 def keep_in_float(model: onnx.ModelProto, placement: Placement) -> None:
@@ -154,31 +154,24 @@ def keep_in_float(model: onnx.ModelProto, placement: Placement) -> None:
         model: a QDQ model, changed in place.
         placement: what was asked of the quantizer.
     """
-    graph = model.graph
-    constants = {initializer.name: initializer for initializer in graph.initializer}
-    made_by = {name: node for node in graph.node for name in node.output}
+    graph = GraphIndex.of(model.graph)
     nodes: list[onnx.NodeProto] = []
-    for node in graph.node:
-        source = made_by.get(node.input[0]) if node.op_type in _QUANTIZED_AT_LOAD else None
-        weight = constants.get(node.input[1]) if len(node.input) > 1 else None
-        left = (
-            source is not None and source.op_type == "DequantizeLinear" and node.name not in placement.nodes
-        )
-        if left and source is not None and weight is not None and weight.data_type == TensorProto.FLOAT:
+    for node in graph.nodes:
+        left = node.op_type in _QUANTIZED_AT_LOAD and node.name not in placement.nodes
+        source = graph.maker(node.input[0], "DequantizeLinear") if left else None
+        weight = graph.constants.get(node.input[1]) if len(node.input) > 1 else None
+        if source is not None and weight is not None and weight.data_type == TensorProto.FLOAT:
             own = f"{node.name}.float"
             names = [f"{own}.scale", f"{own}.zero_point"]
             for name, shared in zip(names, source.input[1:3], strict=True):
-                value = numpy_helper.to_array(constants[shared])
-                spread = np.full(_channels(node, weight), value, value.dtype)
-                graph.initializer.append(numpy_helper.from_array(spread, name))
+                value = graph.constant(shared)
+                add_constant(model.graph, name, np.full(_channels(node, weight), value, value.dtype))
             nodes.append(
                 helper.make_node("DequantizeLinear", [source.input[0], *names], [own], name=own, axis=1)
             )
             node.input[0] = own
         nodes.append(node)
-    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del graph.node[:]
-    graph.node.extend(copies)
+    replace_nodes(model.graph, nodes)
 
 
 def _channels(node: onnx.NodeProto, weight: onnx.TensorProto) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import onnx
 
 from exporter.errors import ExportError
+from exporter.graphs.edits import copy_of
 from exporter.graphs.names import name_nodes
 from exporter.graphs.onnx_files import infer_shapes
 from exporter.graphs.ranges import Range
@@ -61,8 +62,7 @@ def plan_qdq(model: onnx.ModelProto, target: Target, exclude: tuple[str, ...] = 
     left = (*exclude, *edge_nodes(network))
     names = hard_swish.candidates(network) - set(left)
     while True:
-        graph = onnx.ModelProto()
-        graph.CopyFrom(network)
+        graph = copy_of(network)
         gates = hard_swish.split(graph, names)
         placement = place(graph, target.operators, left)
         whole = frozenset(name for name in names if name in placement.nodes)

@@ -18,6 +18,7 @@ import onnx
 from bench.core.arrays import Array
 from bench.core.errors import DataError
 from bench.core.progress import Progress
+from exporter.graphs.index import GraphIndex
 from exporter.graphs.inference import session_with_outputs
 from exporter.graphs.ranges import Range
 from exporter.options import CalibrationMethod
@@ -155,10 +156,9 @@ class _Spread:
 
 def _no_range(tensor: str, model: onnx.ModelProto) -> DataError:
     """For a tensor that is not finite, though the feeds are."""
-    readers = [
-        node.name for node in model.graph.node if tensor in {*node.input, *node.output} and node.name
-    ]
-    fix = f"leave {', '.join(readers[:4])} in float, or clean the data" if readers else "clean the data"
+    index = GraphIndex.of(model.graph)
+    touching = [node.name for node in (index.maker(tensor), *index.readers(tensor)) if node and node.name]
+    fix = f"leave {', '.join(touching[:4])} in float, or clean the data" if touching else "clean the data"
     return DataError(f"tensor {tensor}", "holds NaN or infinity on a calibration sample", fix)
 
 

@@ -85,3 +85,19 @@ def test_other_constants_are_left_alone(model):
     before = model.SerializeToString()
     assert quantize_tables(model) == 0
     assert model.SerializeToString() == before
+
+
+def test_a_table_that_a_branch_reads_too_stays_in_float():
+    model = lookup(table())
+    value = helper.make_tensor_value_info("out", TensorProto.FLOAT, [ROWS, COLUMNS])
+    bodies = {
+        key: helper.make_graph([helper.make_node(operator, ["table"], ["out"])], key, [], [value])
+        for key, operator in {"then_branch": "Relu", "else_branch": "Neg"}.items()
+    }
+    model.graph.node.append(helper.make_node("If", ["c"], ["z"], **bodies))
+    model.graph.input.append(helper.make_tensor_value_info("c", TensorProto.BOOL, []))
+    model.graph.output.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, [ROWS, COLUMNS]))
+    onnx.checker.check_model(model, full_check=True)
+    before = model.SerializeToString()
+    assert quantize_tables(model) == 0
+    assert model.SerializeToString() == before

@@ -94,6 +94,23 @@ def test_excluded_nodes_stay_as_they_are(tmp_path, name):
     assert {n.name: n.op_type for n in found.graph.node}[name] in {"MatMul", "Gemm"}
 
 
+def test_weights_that_something_else_reads_too_are_kept(tmp_path):
+    model = network()
+    value = helper.make_tensor_value_info("out", TensorProto.FLOAT, [WIDTH, WIDTH])
+    bodies = {
+        key: helper.make_graph([helper.make_node(operator, ["v"], ["out"])], key, [], [value])
+        for key, operator in {"then_branch": "Relu", "else_branch": "Neg"}.items()
+    }
+    model.graph.node.append(helper.make_node("If", ["condition"], ["z"], name="if", **bodies))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(True), "condition"))
+    model.graph.output.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, [WIDTH, WIDTH]))
+    made, found = quantized(model, tmp_path)
+    assert made.products == 2
+    x = np.zeros((1, WIDTH), np.float32)
+    (z,) = onnxruntime.InferenceSession(found.SerializeToString()).run(["z"], {"x": x})
+    np.testing.assert_array_equal(z, np.maximum(weights(WIDTH, WIDTH, seed=1), 0))
+
+
 @pytest.mark.parametrize("gemm", [{"alpha": 0.5}, {"beta": 2.0}, {"transA": 1}])
 def test_unusual_gemms_stay_in_float(tmp_path, gemm):
     assert quantized(network(**gemm), tmp_path)[0].products == 1

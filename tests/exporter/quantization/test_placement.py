@@ -167,6 +167,29 @@ def test_a_pair_that_nobody_reads_any_more_goes():
     assert model.graph.node[-1].input[0] == "x"
 
 
+def test_what_a_branch_reads_is_not_taken_away():
+    model = parse(
+        "q = QuantizeLinear(x, s, z)  d = DequantizeLinear(q, s, z)  p = ReduceMax(x)  c = Cast<to = 9>(p)"
+        "  k = Squeeze(c)  y = If(k) <then_branch = t () => (float[N, 2, 6, 6] t) { t = Tanh(d) },"
+        " else_branch = e () => (float[N, 2, 6, 6] e) { e = Exp(d) }>",
+        "float s = {0.1}, uint8 z = {0}",
+    )
+    read_unrounded(model, Placement(frozenset(), frozenset({"d"})))
+    onnx.checker.check_model(model, full_check=True)
+    branches = [attribute.g.node[0] for attribute in model.graph.node[-1].attribute]
+    assert {name for node in branches for name in node.input} == {"x"}
+    kept = parse(
+        "a = Conv(x, w)  q = QuantizeLinear(a, s, z)  d = DequantizeLinear(q, s, z)  p = ReduceMax(x)"
+        "  c = Cast<to = 9>(p)  k = Squeeze(c)"
+        "  y = If(k) <then_branch = t () => (float[N, 2, 6, 6] t) { t = Tanh(d) },"
+        " else_branch = e () => (float[N, 2, 6, 6] e) { e = Exp(d) }>",
+        f"float s = {{0.1}}, uint8 z = {{0}}, {SQUARE}",
+    )
+    before = kept.SerializeToString()
+    read_unrounded(kept, Placement(frozenset({"a"}), frozenset()))
+    assert kept.SerializeToString() == before
+
+
 def test_the_encoder_keeps_its_answers(tmp_path):
     model = encoder()
     found, x = quantized(model, tmp_path)
