@@ -124,7 +124,7 @@ class _Round(torch.autograd.Function):
         return _in_levels(values, times, divisor).round_().clamp_(low - zero_point, high - zero_point)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
         values, times, divisor, scale, zero_point = ctx.saved_tensors
         ratio = _in_levels(values, times, divisor)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -24,7 +24,7 @@ from exporter.graphs.attributes import attributes_of
 from exporter.graphs.ranges import Range
 from exporter.graphs.targets import WEIGHT_LEVELS, Target
 from exporter.graphs.trained_qparams import TrainedQparams
-from exporter.training.qat.operators import OPERATORS, is_known
+from exporter.training.qat.operators import OPERATORS, Attributes, is_known
 from exporter.training.qat.rounding import (
     Limits,
     Rounded,
@@ -38,6 +38,8 @@ from exporter.training.qat.sources import WeightSource
 # Ends of ranges are learned as factors on where they start, exp(RANGE_RATE * shift), so that one step of
 # Adam moves each by the same share of itself: a thousandth at the usual learning rate of 1e-4.
 RANGE_RATE = 10.0
+# What a node reads and gives: real numbers, or integers with their scale.
+Value = Tensor | Rounded
 _QUANTIZE, _DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 _WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
 _SCALE, _ZERO_POINT, _QUANTIZED, _LIMITS = "_scale", "_zero_point", "_quantized", ".limits"
@@ -48,7 +50,7 @@ class _Node:
     """A node of the graph; `over` names the values that nothing reads after it."""
 
     operator: str
-    attributes: Mapping[str, Any]
+    attributes: Attributes
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     over: tuple[str, ...]
@@ -188,10 +190,10 @@ class Student(nn.Module):
             return self._run(_inputs)
 
     def _run(self, inputs: Sequence[Tensor]) -> Tensor:
-        values: dict[str, Any] = dict(zip(self._inputs, inputs, strict=True))
+        values: dict[str, Value] = dict(zip(self._inputs, inputs, strict=True))
         low, high = self._ends()
         for node in self._nodes:
-            made: Any
+            made: Value | tuple[Value, ...]
             if node.operator == _QUANTIZE:
                 index, factor = self._rounds[node.outputs[0]]
                 made = round_activation(
@@ -207,20 +209,18 @@ class Student(nn.Module):
                 values.pop(name, None)
         return _real(values[self._output])
 
-    def _value(self, name: str, values: Mapping[str, Any]) -> Tensor | Rounded:
+    def _value(self, name: str, values: Mapping[str, Value]) -> Value:
         """An activation, a parameter that is not rounded, or a constant."""
         if name in values:
-            found: Tensor | Rounded = values[name]
-            return found
+            return values[name]
         if name in self._sources:
             return self._sources[name].value(self.network)
         return self.get_buffer(self._constants[name])
 
-    def _dequantized(self, node: _Node, values: Mapping[str, Any]) -> Tensor | Rounded:
+    def _dequantized(self, node: _Node, values: Mapping[str, Value]) -> Value:
         """What a DequantizeLinear gives, which stays in integers until somebody reads it as real."""
         if node.inputs[0] in values:
-            activation: Rounded = values[node.inputs[0]]
-            return activation
+            return values[node.inputs[0]]
         weight = self._weights.get(node.outputs[0])
         if weight is None:
             return self.get_buffer(self._constants[node.outputs[0]])
@@ -281,7 +281,7 @@ class Student(nn.Module):
         return (low.detach(), high.detach()) if over else (low, high)
 
 
-def _apply(node: _Node, inputs: Sequence[Tensor | Rounded | None]) -> Tensor | Rounded | tuple[Tensor, ...]:
+def _apply(node: _Node, inputs: Sequence[Value | None]) -> Value | tuple[Tensor, ...]:
     """Run an operator; in integers what ONNX Runtime's kernels sum up in integers."""
     x, weight = (*inputs, None)[:2]
     if (
@@ -292,7 +292,8 @@ def _apply(node: _Node, inputs: Sequence[Tensor | Rounded | None]) -> Tensor | R
     ):
         scale = x.scale * weight.scale
         bias = [round_bias(_real(b), scale) for b in inputs[2:] if b is not None]
-        sums: Any = OPERATORS[node.operator](node.attributes, x.levels, weight.levels, *bias)
+        sums = OPERATORS[node.operator](node.attributes, x.levels, weight.levels, *bias)
+        assert isinstance(sums, Tensor)
         return Rounded(sums, scale, None if weight.axis is None else 1 if node.operator == "Conv" else -1)
     if node.operator == "GlobalAveragePool" and isinstance(x, Rounded):
         places = math.prod(x.levels.shape[2:])
@@ -300,7 +301,7 @@ def _apply(node: _Node, inputs: Sequence[Tensor | Rounded | None]) -> Tensor | R
     return OPERATORS[node.operator](node.attributes, *(None if v is None else _real(v) for v in inputs))
 
 
-def _real(value: Tensor | Rounded) -> Tensor:
+def _real(value: Value) -> Tensor:
     return value.real() if isinstance(value, Rounded) else value
 
 

@@ -456,7 +456,7 @@ def test_the_stage_passes_on_the_levels_of_its_last_int8_file(network, splits, c
         tmp_path / "float.onnx",
         tmp_path / "int8.onnx",
         splits.calibration,
-        place.quantize,
+        place.settings.quantize,
         TARGETS["portable"],
         seed=0,
         progress=SILENT,
