@@ -68,7 +68,7 @@ class Network:
         state = {
             key: value.detach().contiguous().clone() for key, value in self.module.state_dict().items()
         }
-        # As bytes: safetensors' own writing hides a full disk behind an error of its own.
+        # As bytes: safetensors' own writing reports a full disk as an error of its own.
         (folder / WEIGHTS).write_bytes(save(state))
         if self.masks:
             masks = {name: mask.contiguous() for name, mask in self.masks.items()}

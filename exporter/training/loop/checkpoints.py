@@ -1,7 +1,7 @@
-"""Keeping a training while it runs, so that a killed one goes on instead of starting anew.
+"""Keeping a training while it runs, so that a killed one goes on instead of starting over.
 
-A checkpoint is one safetensors file; what is no tensor stands as JSON in its header. Nothing is pickled.
-One process goes on with the very numbers that it would have had; several draw their augmentation anew.
+A checkpoint is one safetensors file; what is not a tensor is JSON in its header. Nothing is pickled.
+One process goes on with the very numbers that it would have had; several draw new augmentation.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -99,6 +99,7 @@ class Job:
     stage: str
     folders: Mapping[str, Path]
     unfinished: Path
+    _: KW_ONLY
     host: str = "127.0.0.1"
     port: int = 29500
     node: int = 0
@@ -165,7 +166,7 @@ def is_plain(config: TrainConfig) -> bool:
 
 
 def hardware_ingredients(config: TrainConfig) -> list[str | int]:
-    """What of the hardware a training's numbers hang on."""
+    """What a training's numbers depend on of the hardware."""
     if is_plain(config):
         return ["cpu"]
     try:

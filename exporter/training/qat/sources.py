@@ -3,7 +3,7 @@
 The exporter folds norms into convolutions and transposes matrices, and keeps no record of it. So it is
 found by experiment: a copy of the network gets random parameters, all different, and is exported; each
 weight of that graph is then compared with what the parameters can have been made into. What is found says
-how to compute the weight anew, with gradients, from whatever the parameters hold later.
+how to compute the weight again, with gradients, from whatever the parameters hold later.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ Three ways, so that they can be compared:
 The walk solves a multiple-choice knapsack approximately: from the full network, take again and again the
 step that costs the least damage per unit of cost saved, over all groups, all smaller widths of each and
 all blocks, until the budget is met (the greedy of the linear relaxation: Sinha & Zoltners, "The
-multiple-choice knapsack problem", Operations Research 27, 1979; costs are looked up anew after each step,
+multiple-choice knapsack problem", Operations Research 27, 1979; costs are looked up again after each step,
 because the cost of a layer is a product of two widths). A last step that drops a whole block may save far
 more than is asked: the walk is also ended without it, and the end that does the least damage is taken. What
 the budget still allows is given back.

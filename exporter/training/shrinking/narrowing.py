@@ -47,7 +47,7 @@ LEVELS = (0.75, 0.5, 0.25)
 MOST_WIDTHS = 16
 # A prediction is corrected at most so many times, or until the target is met this closely; in the end the
 # network may be over it by the tolerance. On a busy machine a ratio differs by 3 % when it is measured
-# anew (0.459, then 0.472 and 0.474), so the choice has to leave most of the tolerance to that.
+# again (0.459, then 0.472 and 0.474), so the choice has to leave most of the tolerance to that.
 CORRECTIONS = 4
 CLOSE = 0.015
 TOLERANCE = 0.05

@@ -23,7 +23,7 @@ def prunable_weights(module: nn.Module, exclude: tuple[str, ...], place: str) ->
     Those of `nn.MultiheadAttention` are among them: query, key and value in one, or apart.
 
     Biases and norms stay: they are few, and the network is sensitive to them. Weights that two modules
-    share stay too: what is small for one may be what the other hangs on.
+    share stay too: what is small for one may be what the other depends on.
 
     Raises:
         StageError: an excluded module does not exist, or nothing is left to prune.

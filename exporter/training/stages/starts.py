@@ -18,7 +18,7 @@ from exporter.training.stages.base import Context
 
 
 def reset_head(module: nn.Module, name: str, context: Context) -> None:
-    """Initialise a module anew, and all below it.
+    """Initialise a module and all below it again.
 
     Raises:
         StageError: there is no such module, or nothing in it can be initialised.
@@ -38,7 +38,7 @@ def reset_head(module: nn.Module, name: str, context: Context) -> None:
 
 
 def random_network(network: Network, name: str, context: Context) -> Network:
-    """The same network, as narrow and as sparse, with random weights that hang on `name`."""
+    """The same network, as narrow and as sparse, with random weights that depend on `name`."""
     with deterministic(context.seed, name):
         module = context.fresh_module()
     random = Network(module if network.plan is None else rebuild(module, network.plan), dict(network.masks))

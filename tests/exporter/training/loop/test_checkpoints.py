@@ -1,0 +1,34 @@
+"""What a checkpoint holds beside tensors is read as what it was written as, or not at all."""
+
+from __future__ import annotations
+
+import numpy as np
+from pydantic import JsonValue
+
+from exporter.results import Epoch
+from exporter.training.loop import Checkpoints
+from exporter.training.loop.checkpoints import Saved, Values
+
+EPOCH = Epoch(epoch=0, learning_rate=0.1, train_loss=1 / 3, train_accuracy=0.5, validation_accuracy=0.25)
+
+
+class Kept(Values):
+    curves: tuple[Epoch, ...]
+    generator: dict[str, JsonValue]
+
+
+class Other(Values):
+    curves: int
+
+
+def test_values_come_back_to_the_last_digit(tmp_path):
+    """The state of a generator has integers of 128 bits."""
+    values = Kept(curves=(EPOCH,), generator=dict(np.random.default_rng(0).bit_generator.state))
+    Checkpoints(tmp_path).write("a", Saved({}, values))
+    assert Checkpoints(tmp_path).read("a", Kept).values == values
+
+
+def test_values_of_another_kind_are_not_read(tmp_path):
+    Checkpoints(tmp_path).write("a", Saved({}, Kept(curves=(EPOCH,), generator={})))
+    assert Checkpoints(tmp_path).read("a", Other) is None
+    assert Checkpoints(tmp_path).read("a", Values) is None
