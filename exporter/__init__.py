@@ -1,22 +1,80 @@
 """From a pretrained PyTorch checkpoint to a gated int8 artifact.
 
-What a user's own model and data code needs is here; the rest is behind the command `edgeproof`.
+What the commands do, these functions do:
+
+    build, ablate       run a recipe; measure what each of its stages gave
+    quantize            a finished model to int8, or its weights to 4 bits
+    inspect             what ONNX Runtime really runs of a model
+    load_trained        the network that a stage left, in your own code
+
+The rest is for a recipe's own model and data code. Importing this package loads none of its parts.
 """
 
-from bench.core.errors import DataError, EdgeproofError
-from exporter.networks.trained import load_trained
-from exporter.sources.images import load_image_folder, resize_images
-from exporter.sources.lookup import package_file
-from exporter.sources.splits import Split, Splits, stratified_indices
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+import bench
+
+if TYPE_CHECKING:
+    from bench.core.errors import DataError, EdgeproofError
+    from exporter.inspection.inspect import Inspection, inspect
+    from exporter.networks.trained import load_trained
+    from exporter.pipeline.ablate import Ablation, ablate
+    from exporter.pipeline.build import BuildOutcome, build
+    from exporter.pipeline.quantize import quantize
+    from exporter.results import QuantizedFile
+    from exporter.sources.images import load_image_folder, resize_images
+    from exporter.sources.lookup import package_file
+    from exporter.sources.splits import Split, Splits, stratified_indices
+
+    __version__: str
 
 __all__ = [
+    "Ablation",
+    "BuildOutcome",
     "DataError",
     "EdgeproofError",
+    "Inspection",
+    "QuantizedFile",
     "Split",
     "Splits",
+    "__version__",
+    "ablate",
+    "build",
+    "inspect",
     "load_image_folder",
     "load_trained",
     "package_file",
+    "quantize",
     "resize_images",
     "stratified_indices",
 ]
+
+# Where each name is defined; that module is imported when the name is first used.
+_HOMES = {
+    "bench.core.errors": ("DataError", "EdgeproofError"),
+    "exporter.inspection.inspect": ("Inspection", "inspect"),
+    "exporter.networks.trained": ("load_trained",),
+    "exporter.pipeline.ablate": ("Ablation", "ablate"),
+    "exporter.pipeline.build": ("BuildOutcome", "build"),
+    "exporter.pipeline.quantize": ("quantize",),
+    "exporter.results": ("QuantizedFile",),
+    "exporter.sources.images": ("load_image_folder", "resize_images"),
+    "exporter.sources.lookup": ("package_file",),
+    "exporter.sources.splits": ("Split", "Splits", "stratified_indices"),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+
+if not TYPE_CHECKING:  # a type checker would take any name for one of this package
+
+    def __getattr__(name: str) -> object:
+        if name == "__version__":
+            return bench.__version__
+        if name not in _HOME:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

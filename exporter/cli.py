@@ -6,6 +6,7 @@ Nothing heavy is imported here; each command imports what it needs when it runs.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,10 +19,8 @@ from bench.core.errors import UsageError
 from exporter.options import CalibrationMethod, TargetName
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from bench.inputs.artifact import Subject
-    from exporter.results import LayerError, QuantizedFile
+    from exporter.pipeline.build import BuildOutcome
+    from exporter.results import Audit, LayerError, QuantizedFile
 
 SetOption = Annotated[
     list[str] | None,
@@ -118,8 +117,8 @@ def follow(
     A build says which code to run. It is followed only if it runs as this user, and if nobody else but root
     can write to the recipe's folder, the cache, the working directory or a folder above them.
     """
+    from exporter.caching.cache import cache_root
     from exporter.extras import require
-    from exporter.pipeline.build import cache_root
 
     if not recipe.is_file():
         raise UsageError(
@@ -160,24 +159,20 @@ def inspect(
     Shares are of multiply-adds: convolutions, matrix products, recurrent layers and attention. Elementwise
     work, norms, pooling and reductions are none.
     """
-    from bench.inputs.artifact import subject
-    from exporter.extras import require
+    from exporter.inspection.inspect import inspect as inspect_model
 
-    require("onnx", "export")
-    from exporter.inspection.audit import audit, coverage_failure
-
-    chosen = subject(model, data)
-    found = audit(chosen.model, chosen.evaluation, chosen.target)
-    errors = _layer_errors(chosen, float_model) if layers else ()
+    found = inspect_model(model, data=data, layers=layers, float_model=float_model)
     if as_json:
-        lines = [error.model_dump(mode="json") for error in errors]
-        print_json(found.model_dump(mode="json") | ({"layers": lines} if layers else {}))
+        print_json(found.as_json())
     else:
-        _print_audit(found)
-        _print_layers(errors)
-    if min_int8 is not None and (failure := coverage_failure(found, min_int8)) is not None:
-        print(f"FAIL: {failure}", file=sys.stderr)
-        raise typer.Exit(1)
+        _print_audit(found.audit)
+        _print_layers(found.layers or ())
+    if min_int8 is not None:
+        from exporter.inspection.audit import coverage_failure
+
+        if (failure := coverage_failure(found.audit, min_int8)) is not None:
+            print(f"FAIL: {failure}", file=sys.stderr)
+            raise typer.Exit(1)
 
 
 @app.command()
@@ -225,55 +220,24 @@ def quantize(
     as_json: JsonOption = False,
 ) -> None:
     """Quantize a finished model, statically to int8 or its weights to 4 bits; needs no recipe."""
-    from exporter.extras import require, require_quantizer
+    from exporter.pipeline.quantize import quantize as quantize_model
 
-    for module in ("onnx", "onnx_ir", "onnxscript"):
-        require(module, "export")
-    require_quantizer()
-    from exporter.pipeline.quantize_file import quantize_file, quantize_weights_file
-    from exporter.quantization.int8_repaired import RepairSettings, check_repairs
-    from exporter.recipes import FallbackConfig
-
-    fallback = None if max_drop is None else FallbackConfig(max_drop=max_drop)
-    if bits == 4:
-        _check_weights_alone(block_size, data=data, cache=cache, repair=repair, max_drop=max_drop)
-        found = quantize_weights_file(
-            model,
-            out,
-            target=target,
-            block_size=block_size,
-            exclude=tuple(exclude or ()),
-            onnxruntime=onnxruntime,
-        )
-        _print_quantized(found, as_json=as_json)
-        return
-    if bits != 8:
-        raise UsageError("--bits", f"there is no quantization to {bits} bits", "choose 8 or 4")
-    if data is None:
-        raise UsageError("--data", "activation ranges need samples", "name an .npz of some hundred inputs")
-    found = quantize_file(
+    found = quantize_model(
         model,
-        data,
         out,
+        data=data,
+        bits=bits,
+        block_size=block_size,
         target=target,
-        method=method,
-        exclude=tuple(exclude or ()),
-        cache=cache,
-        repairs=RepairSettings(check_repairs(repair or ()), fallback),
         onnxruntime=onnxruntime,
+        method=method,
+        exclude=exclude or (),
+        cache=cache,
+        repair=repair or (),
+        max_drop=max_drop,
         progress=error_progress(),
     )
     _print_quantized(found, as_json=as_json)
-
-
-def _check_weights_alone(block_size: int, **options: object) -> None:
-    """Refuse what has no meaning where only weights are quantized."""
-    for name, value in options.items():
-        if value:
-            option = f"--{name.replace('_', '-')}"
-            raise UsageError(option, "activations stay in float with 4 bits", f"leave {option} out")
-    if block_size not in {16, 32, 64, 128, 256}:
-        raise UsageError("--block-size", f"{block_size} is no block size", "choose 16, 32, 64, 128 or 256")
 
 
 def _print_quantized(found: QuantizedFile, *, as_json: bool) -> None:
@@ -311,7 +275,7 @@ def new(
     print_rich(escape(f"wrote {folder}; next: edgeproof build {recipe}"))
 
 
-def _print_audit(found: Any) -> None:
+def _print_audit(found: Audit) -> None:
     from rich.markup import escape
 
     from exporter.inspection.audit import share_text
@@ -322,8 +286,8 @@ def _print_audit(found: Any) -> None:
             f"for this CPU is {found.host_target}"
         )
     print_rich(escape(share_text(found)))
-    for operator in found.uncounted:
-        print_rich(escape(f"  not counted: {operator.name} ({operator.op_type}): {operator.reason}"))
+    for unknown in found.uncounted:
+        print_rich(escape(f"  not counted: {unknown.name} ({unknown.op_type}): {unknown.reason}"))
     for operator in found.float_ops:
         share = operator.macs / found.macs if found.macs else 0.0
         print_rich(escape(f"  float: {operator.name} ({operator.op_type}, {share:.1%}): {operator.reason}"))
@@ -344,34 +308,16 @@ def _print_audit(found: Any) -> None:
         print_rich(escape(f"  may saturate without VNNI: {layer.name} ({layer.channels} channels; {seen})"))
 
 
-def _layer_errors(chosen: Subject, float_model: Path | None) -> tuple[LayerError, ...]:
-    from bench.inputs.evaluation import read_evaluation
-    from bench.inputs.runtime import check_runtime, stated_version
-    from bench.inputs.session import open_session
-    from exporter.inspection.layer_errors import LAYER_SAMPLES, layer_errors
-    from exporter.sources.splits import ArraySamples
-
-    reference = float_model or chosen.float_twin
-    if reference is None:
-        raise UsageError("--layers", "there is no float model to compare with", "name it with --float")
-    if chosen.evaluation is None:
-        raise UsageError("--layers", "there are no samples to run", "name some with --data")
-    check_runtime(reference, stated_version(reference))
-    open_session(reference)  # for its clear errors
-    samples = read_evaluation(chosen.evaluation, rows=LAYER_SAMPLES, spread=True)
-    return layer_errors(reference, chosen.model, ArraySamples(samples.feeds))
-
-
 def _print_layers(errors: Sequence[LayerError]) -> None:
     from rich.markup import escape
 
     for error in errors:
-        least, most = error.range
-        values = f"values {error.lowest:.3g} to {error.highest:.3g}, int8 tells {least:.3g} to {most:.3g}"
-        print_rich(escape(f"  {error.sqnr_db:6.1f} dB  {error.layer} ({error.op}): {values}"))
+        low, high = error.range
+        ends = f"values {error.lowest:.3g} to {error.highest:.3g}, int8 tells {low:.3g} to {high:.3g}"
+        print_rich(escape(f"  {error.sqnr_db:6.1f} dB  {error.layer} ({error.op}): {ends}"))
 
 
-def _outcome_json(outcome: Any) -> dict[str, Any]:
+def _outcome_json(outcome: BuildOutcome) -> dict[str, Any]:
     from bench.views.tables import metrics_json, model_json
 
     judgement = outcome.judgement
@@ -381,19 +327,19 @@ def _outcome_json(outcome: Any) -> dict[str, Any]:
         "reasons": [] if judgement is None else list(judgement.reasons),
         "metrics": {} if judgement is None else metrics_json(judgement.metrics),
         "models": [] if judgement is None else [model_json(m) for m in judgement.result.models],
-        "stages": outcome.stages,
+        "stages": {name: result.as_json() for name, result in outcome.steps.items()},
         "ran": list(outcome.ran),
     }
 
 
-def _print_outcome(outcome: Any) -> None:
+def _print_outcome(outcome: BuildOutcome) -> None:
     from rich.markup import escape
 
     from bench.views.tables import figures_table, styled_verdict, verdict_table
 
     judgement = outcome.judgement
     if judgement is None:
-        print_rich(f"stopped after {list(outcome.stages)[-1]}, as asked")
+        print_rich(f"stopped after {list(outcome.steps)[-1]}, as asked")
         return
     float_model, int8_model = judgement.result.models
     print_rich(figures_table({"float": float_model, "int8": int8_model}, judgement.metrics))

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from bench.core.files import atomic_directory, remove_leftovers, sha256_of, write_json
+from exporter.results import StepResult, read_step_result
 
+CACHE_VARIABLE = "EDGEPROOF_CACHE"
+CACHE_FOLDER = ".edgeproof"
 RECORD = "entry.json"
 UNFINISHED = "unfinished"
 # Steps of edited recipes that were killed are mostly never taken up again, and a checkpoint may be large.
@@ -26,11 +28,11 @@ KEPT_UNFINISHED = 4
 
 @dataclass(frozen=True)
 class Entry:
-    """A finished step: its key, its files, what it measured."""
+    """A finished step: its key, its files, what it found."""
 
     key: str
     folder: Path
-    metrics: dict[str, Any]
+    result: StepResult
 
 
 class Cache:
@@ -39,26 +41,28 @@ class Cache:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def find(self, key: str) -> Entry | None:
-        """The entry of a key, if it is there and unharmed."""
+    def find(self, key: str, kind: str) -> Entry | None:
+        """The entry of a key, if it is there and unharmed; `kind` is that of its step."""
         folder = self._folder(key)
         try:
             record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
             whole = record["key"] == key and all(
                 sha256_of(folder / name) == digest for name, digest in record["files"].items()
             )
-            return Entry(key, folder, record["metrics"]) if whole else None
+            result = read_step_result(kind, json.dumps(record["metrics"]).encode())
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
+        return Entry(key, folder, result) if whole else None
 
-    @contextmanager
-    def store(self, key: str, name: str) -> Iterator[tuple[Path, dict[str, Any]]]:
-        """Yield a folder to fill with files and a dict to fill with metrics; keep both on success."""
-        metrics: dict[str, Any] = {}
-        with atomic_directory(self._folder(key)) as staging:
-            yield staging, metrics
+    def store(self, key: str, name: str, fill: Callable[[Path], StepResult]) -> Entry:
+        """Keep what `fill` writes into a folder, and the result that it returns; nothing if it raises."""
+        folder = self._folder(key)
+        with atomic_directory(folder) as staging:
+            result = fill(staging)
             files = {path.name: sha256_of(path) for path in sorted(staging.iterdir())}
-            write_json(staging / RECORD, {"key": key, "name": name, "files": files, "metrics": metrics})
+            record = {"key": key, "name": name, "files": files, "metrics": result.as_json()}
+            write_json(staging / RECORD, record)
+        return Entry(key, folder, result)
 
     def unfinished(self, key: str) -> Path:
         """A folder for what a step keeps while it runs, to go on from when it is killed."""
@@ -82,7 +86,12 @@ class Cache:
         return self.root / key[:2] / key
 
 
-def content_key(ingredients: Mapping[str, Any]) -> str:
+def content_key(ingredients: Mapping[str, object]) -> str:
     """SHA-256 of nested plain values, independent of the order of keys."""
     text = json.dumps(ingredients, sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def cache_root(recipe_path: Path) -> Path:
+    """Where a recipe's finished steps are kept."""
+    return Path(os.environ.get(CACHE_VARIABLE) or recipe_path.resolve().parent / CACHE_FOLDER).absolute()

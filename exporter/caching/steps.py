@@ -3,46 +3,88 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Protocol, TypeVar
 
 from bench.core.progress import Progress
 from exporter.caching.cache import Cache, Entry, content_key
 from exporter.caching.run_log import RunLog
+from exporter.results import StepResult
 
-# What a step does: (folders of the steps it builds on, by name; folder to fill; folder, not made yet, for
-# what a killed step goes on from) -> metrics.
-Run = Callable[[Mapping[str, Path], Path, Path], dict[str, Any]]
+Result = TypeVar("Result", bound=StepResult)
 
 
 @dataclass(frozen=True)
-class Step:
-    """One step of a build.
+class StepFolders:
+    """Where a step reads and writes.
 
     Attributes:
-        name: unique in the build.
-        kind: what it does.
-        ingredients: plain values that, with the parents, decide its outcome.
-        parents: names of earlier steps whose files it reads.
-        run: does it.
+        parents: folders of all earlier steps, by name.
+        out: to fill.
+        unfinished: for what a killed step goes on from; not made yet.
     """
 
-    name: str
-    kind: str
-    ingredients: Mapping[str, Any]
-    parents: tuple[str, ...]
-    run: Run
+    parents: Mapping[str, Path]
+    out: Path
+    unfinished: Path
+
+
+class Step(Protocol):
+    """One step of a build."""
+
+    @property
+    def name(self) -> str:
+        """Unique in the build."""
+
+    @property
+    def kind(self) -> str:
+        """As recipes, cache and manifest call what it does."""
+
+    @property
+    def parents(self) -> tuple[str, ...]:
+        """Names of earlier steps whose files it reads."""
+
+    def ingredients(self) -> Mapping[str, object]:
+        """Plain values that, with the parents, decide its result."""
+
+    def run(self, folders: StepFolders) -> StepResult:
+        """Do it.
+
+        Raises:
+            EdgeproofError: what a user can fix.
+        """
 
 
 @dataclass(frozen=True)
-class Trail:
-    """What became of the steps: entries by name, in order, and which of them had to be run."""
+class FinishedSteps:
+    """What became of the steps.
+
+    Attributes:
+        entries: by name, in order.
+        kinds: kind of each step, by name.
+        ran: names of those that had to be run; the others came from the cache.
+    """
 
     entries: Mapping[str, Entry]
     kinds: Mapping[str, str]
     ran: tuple[str, ...] = field(default=())
+
+    def folder(self, name: str) -> Path:
+        """The files of a step."""
+        return self.entries[name].folder
+
+    def result(self, name: str, kind: type[Result]) -> Result:
+        """What a step found, which is of a class.
+
+        Raises:
+            TypeError: it is not.
+        """
+        found = self.entries[name].result
+        if not isinstance(found, kind):
+            raise TypeError(f"step {name!r} has a {type(found).__name__}, not a {kind.__name__}")
+        return found
 
 
 def run_steps(
@@ -53,7 +95,7 @@ def run_steps(
     fresh: bool,
     progress: Progress,
     log: RunLog,
-) -> Trail:
+) -> FinishedSteps:
     """Run steps in order, up to and including `until`.
 
     A step's key covers its ingredients and its parents' keys: an edit reruns what follows from it and
@@ -61,64 +103,51 @@ def run_steps(
     """
     entries: dict[str, Entry] = {}
     ran: list[str] = []
+    # Of all steps before the first runs: what a later step cannot read is told now, not after hours.
+    ingredients = {step.name: dict(step.ingredients()) for step in steps}
     for step in steps:
         key = content_key(
             {
                 "kind": step.kind,
                 "name": step.name,
-                "ingredients": dict(step.ingredients),
+                "ingredients": ingredients[step.name],
                 "parents": [entries[parent].key for parent in step.parents],
             }
         )
-        found = None if fresh else cache.find(key)
+        found = None if fresh else cache.find(key, step.kind)
         if found is None:
             if fresh:
                 cache.forget(key)
             found = _run(step, key, entries, cache, log)
             ran.append(step.name)
-            progress.say(f"{step.name}: done{_headline(found.metrics)}")
+            progress.say(f"{step.name}: done{_headline(found.result)}")
         else:
             log.write("cached", step=step.name, key=key)
-            progress.say(f"{step.name}: unchanged{_headline(found.metrics)}")
+            progress.say(f"{step.name}: unchanged{_headline(found.result)}")
         entries[step.name] = found
         if step.name == until:
             break
-    return Trail(entries, {step.name: step.kind for step in steps if step.name in entries}, tuple(ran))
+    return FinishedSteps(
+        entries, {step.name: step.kind for step in steps if step.name in entries}, tuple(ran)
+    )
 
 
 def _run(step: Step, key: str, entries: Mapping[str, Entry], cache: Cache, log: RunLog) -> Entry:
     log.write("start", step=step.name, key=key)
     start = time.monotonic()
+    parents = {name: entry.folder for name, entry in entries.items()}
     try:
-        with cache.store(key, step.name) as (folder, metrics):
-            folders = {name: entry.folder for name, entry in entries.items()}
-            metrics.update(step.run(folders, folder, cache.unfinished(key)))
+        entry = cache.store(
+            key, step.name, lambda out: step.run(StepFolders(parents, out, cache.unfinished(key)))
+        )
     except BaseException as error:
         log.write("failed", step=step.name, key=key, error=f"{type(error).__name__}: {error}"[:500])
         raise
     cache.forget(key)
     log.write("done", step=step.name, key=key, seconds=round(time.monotonic() - start, 3))
-    stored = cache.find(key)
-    assert stored is not None
-    return stored
+    return entry
 
 
-def _headline(metrics: Mapping[str, Any]) -> str:
-    """The one or two figures of a step that a person waiting wants to see."""
-    parts = []
-    for name, label in (("evaluation_accuracy", "accuracy"), ("source_accuracy", "accuracy")):
-        if name in metrics:
-            parts.append(f"{label} {metrics[name]:.2%}")
-    if metrics.get("zero_share"):
-        parts.append(f"{metrics['zero_share']:.2%} of parameters zero")
-    elif metrics.get("sparsity"):
-        parts.append(f"sparsity {metrics['sparsity']:.0%}")
-    if "after" in metrics:
-        parts.append(f"{metrics['before']['latency_ms']:.3g} to {metrics['after']['latency_ms']:.3g} ms")
-    if "int8" in metrics:
-        parts.append(f"int8 agrees on {metrics['int8']['agreement']:.2%}")
-    if "target" in metrics:
-        parts.append(f"for {metrics['target']}")
-    if "verdict" in metrics:
-        parts.append(str(metrics["verdict"]))
+def _headline(result: StepResult) -> str:
+    parts = result.headline()
     return f" ({', '.join(parts)})" if parts else ""

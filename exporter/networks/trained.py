@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench.core.files import AnyPath
+
 if TYPE_CHECKING:
     from torch import nn
 
 
-def load_trained(module: nn.Module, folder: Path | str) -> nn.Module:
+def load_trained(module: nn.Module, folder: AnyPath) -> nn.Module:
     """Give a network that its factory just built the shape and the weights that a build left.
-
-        network = exporter.load_trained(my_factory(), "shrunk")
 
     Args:
         module: the network, changed in place.
@@ -25,6 +25,14 @@ def load_trained(module: nn.Module, folder: Path | str) -> nn.Module:
     Raises:
         PlanError: the plan is damaged, or belongs to another network.
         CheckpointError: the weights are missing, damaged, or belong to another network.
+
+    Example:
+        >>> import exporter
+        >>> from net import Net  # the network that the recipe names
+        >>> stopped = exporter.build("recipe.toml", until="finetune", out="finetuned")
+        >>> network = exporter.load_trained(Net(), "finetuned")
+        >>> network.training
+        True
     """
     from exporter.errors import CheckpointError
     from exporter.networks.network import WEIGHTS

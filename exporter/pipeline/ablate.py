@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from bench.core.files import AnyPath
 from bench.core.policy import Budgets
 from bench.core.progress import SILENT, Progress
 from bench.inputs.artifact import EVALUATION, FLOAT_MODEL, MODEL
@@ -17,18 +18,18 @@ from bench.judging.verdicts import Metric, judge_pair
 from bench.measuring.measure import MeasureConfig, Measurement
 from bench.measuring.result import ModelResult, Result
 from bench.views.tables import mebibytes, milliseconds, not_measured_text, percent
-from exporter.caching.cache import Cache
+from exporter.caching.cache import Cache, cache_root
 from exporter.caching.lock import exclusive
 from exporter.caching.run_log import RunLog
 from exporter.caching.steps import run_steps
 from exporter.extras import require_all
-from exporter.pipeline.build import cache_root, prepare_cache
+from exporter.pipeline.build import prepare_places
 from exporter.recipes import Recipe, read_recipe, trains
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from exporter.pipeline.context import Workshop
+    from exporter.pipeline.resolved_recipe import ResolvedRecipe
 
 Precision = Literal["float", "int8"]
 
@@ -73,7 +74,7 @@ class Ablation:
 
 
 def ablate(
-    recipe_path: Path,
+    recipe: AnyPath,
     *,
     blocks: int = 10,
     overrides: Sequence[str] = (),
@@ -86,25 +87,32 @@ def ablate(
     nothing, it is the shortest prefix that trains.
 
     Args:
-        recipe_path: a TOML file.
+        recipe: a TOML file.
         blocks: fresh processes a model.
         overrides: `table.key=value` texts.
         progress: told how far it is.
 
     Raises:
-        EdgeproofError: whatever a user can mend.
+        EdgeproofError: whatever a user can fix.
+
+    Example:
+        >>> import exporter
+        >>> found = exporter.ablate("recipe.toml", blocks=1)
+        >>> [(variant.after, variant.precision) for variant in found.variants()][-2:]
+        [('prune', 'float'), ('prune', 'int8')]
     """
     require_all()
-    recipe = read_recipe(recipe_path, overrides)
-    root, folder = cache_root(recipe_path), recipe_path.resolve().parent
-    prepare_cache(recipe, folder, root)
+    path = Path(recipe)
+    asked = read_recipe(path, overrides)
+    root, folder = cache_root(path), path.resolve().parent
+    prepare_places(asked, folder, root)
     with exclusive(root / "lock", progress.say), tempfile.TemporaryDirectory(prefix="edgeproof-") as name:
-        from exporter.pipeline.context import open_workshop
+        from exporter.pipeline.resolved_recipe import resolve_recipe
 
-        shop = open_workshop(recipe, folder, progress)
-        models = _build(shop, root)
-        evaluation = _evaluation(shop, Path(name))
-        config = MeasureConfig(threads=recipe.bench.threads)
+        resolved = resolve_recipe(asked, folder, progress)
+        models = _build(resolved, root)
+        evaluation = _evaluation(resolved, Path(name))
+        config = MeasureConfig(threads=asked.bench.threads)
         with Measurement(list(models.values()), evaluation, config, progress) as measurement:
             measurement.predict()
             measurement.add_blocks(blocks)
@@ -114,7 +122,7 @@ def ablate(
         "models": tuple(model.model_copy(update={"path": name}) for name, model in named),
         "data": measured.data.model_copy(update={"path": EVALUATION}),
     }
-    return Ablation(recipe.name, measured.model_copy(update=plain))
+    return Ablation(asked.name, measured.model_copy(update=plain))
 
 
 def prefixes(recipe: Recipe, *, trained: bool) -> list[Recipe]:
@@ -130,32 +138,32 @@ def prefixes(recipe: Recipe, *, trained: bool) -> list[Recipe]:
     ]
 
 
-def _build(shop: Workshop, root: Path) -> dict[str, Path]:
+def _build(resolved: ResolvedRecipe, root: Path) -> dict[str, Path]:
     """The models of all prefixes: `stage.float` and `stage.int8` -> file in the cache."""
-    from exporter.pipeline.steps import recipe_steps
+    from exporter.pipeline.plan import plan_steps
 
-    cache, log = Cache(root), RunLog(root, shop.recipe.name)
+    cache, log = Cache(root), RunLog(root, resolved.recipe.name)
     cache.sweep()
     models: dict[str, Path] = {}
-    trained = shop.checkpoint() is not None and shop.new_head() is None
-    for prefix in prefixes(shop.recipe, trained=trained):
+    trained = resolved.checkpoint() is not None and resolved.new_head() is None
+    for prefix in prefixes(resolved.recipe, trained=trained):
         after = (prefix.stage_names() or ["pretrained"])[-1]
-        shop.progress.say(f"up to {after}")
-        steps = recipe_steps(dataclasses.replace(shop, recipe=prefix), kept=root)
-        trail = run_steps(
-            steps, cache, until="quantize", fresh=False, progress=shop.progress, log=log
-        ).entries
-        models[f"{after}.float"] = trail["export"].folder / FLOAT_MODEL
-        models[f"{after}.int8"] = trail["quantize"].folder / MODEL
+        resolved.progress.say(f"up to {after}")
+        steps = plan_steps(dataclasses.replace(resolved, recipe=prefix), reuse=root)
+        finished = run_steps(
+            steps, cache, until="quantize", fresh=False, progress=resolved.progress, log=log
+        )
+        models[f"{after}.float"] = finished.folder("export") / FLOAT_MODEL
+        models[f"{after}.int8"] = finished.folder("quantize") / MODEL
     return models
 
 
-def _evaluation(shop: Workshop, folder: Path) -> Path:
+def _evaluation(resolved: ResolvedRecipe, folder: Path) -> Path:
     from exporter.graphs.rewrites.processing import as_shipped
-    from exporter.pipeline.steps import evaluation_set
+    from exporter.pipeline.parity_step import evaluation_set
 
     path = folder / EVALUATION
-    shipped = as_shipped(shop.data.evaluation, shop.recipe.export.preprocess)
+    shipped = as_shipped(resolved.data.evaluation, resolved.recipe.export.preprocess)
     write_evaluation(path, evaluation_set(shipped))
     return path
 

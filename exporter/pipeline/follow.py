@@ -12,8 +12,8 @@ from bench.core.progress import SILENT
 
 def main() -> int:
     """Read the data, say so, run the stage together with the others, and forget the result."""
-    from exporter.pipeline.context import open_workshop
-    from exporter.pipeline.steps import run_stage
+    from exporter.pipeline.resolved_recipe import resolve_recipe
+    from exporter.pipeline.train_step import run_stage
     from exporter.training.loop import Checkpoints
     from exporter.training.loop.hardware import READY, Job, joined
 
@@ -22,11 +22,11 @@ def main() -> int:
     os.dup2(2, 1)
     try:
         job = Job.from_json(sys.stdin.buffer.readline())
-        shop = open_workshop(job.recipe, job.folder, SILENT)
+        resolved = resolve_recipe(job.recipe, job.folder, SILENT)
         answer.write(f"{READY}\n")
         answer.flush()
         with joined(job) as engine:
-            run_stage(shop, job.stage, job.folders, engine, Checkpoints(job.unfinished))
+            run_stage(resolved, job.stage, job.folders, engine, checkpoints=Checkpoints(job.unfinished))
     except Exception as error:  # noqa: BLE001 (whatever it is, its last line tells the build)
         told = ending(error)
         if told.exit_code == EXIT_FAULT:

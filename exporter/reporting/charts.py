@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from bench.measuring.result import ModelResult
+from exporter.results import Epoch, FewShotPoint, LayerError
 
 _COLOURS = ("#4e79a7", "#e15759", "#59a14f", "#f28e2b", "#76b7b2")
 _SIZE_INCHES = (7.2, 3.0)
@@ -42,21 +43,21 @@ def block_chart(models: Mapping[str, ModelResult]) -> str:
     return _svg(figure)
 
 
-def training_chart(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+def training_chart(runs: Mapping[str, Sequence[Epoch]]) -> str:
     """Accuracy per epoch of everything that was trained; validation solid, training dashed."""
     figure, axes = _figure()
     for index, (name, curves) in enumerate(runs.items()):
         colour = _COLOURS[index % len(_COLOURS)]
-        epochs = [line["epoch"] for line in curves]
+        epochs = [line.epoch for line in curves]
         axes.plot(
             epochs,
-            [line["validation_accuracy"] for line in curves],
+            [line.validation_accuracy for line in curves],
             "o-",
             markersize=3,
             color=colour,
             label=name,
         )
-        axes.plot(epochs, [line["train_accuracy"] for line in curves], "--", color=colour, alpha=0.6)
+        axes.plot(epochs, [line.train_accuracy for line in curves], "--", color=colour, alpha=0.6)
     axes.set_xlabel("epoch, from 0 (validation solid, training dashed)")
     axes.set_ylabel("accuracy")
     axes.xaxis.get_major_locator().set_params(integer=True)
@@ -64,16 +65,18 @@ def training_chart(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     return _svg(figure)
 
 
-def few_shot_chart(lines: Sequence[Mapping[str, Any]]) -> str:
+def few_shot_chart(points: Sequence[FewShotPoint]) -> str:
     """Accuracy over images a class, a dot each training, a line through the means."""
     figure, axes = _figure()
-    images = [line["images"] for line in lines]
-    for colour, (kind, label) in zip(
-        _COLOURS, (("transfer", "pretrained"), ("from_scratch", "from scratch")), strict=False
-    ):
-        for line in lines:
-            axes.plot([line["images"]] * len(line[kind]), line[kind], "o", markersize=3, color=colour)
-        axes.plot(images, [float(np.mean(line[kind])) for line in lines], "-", color=colour, label=label)
+    images = [point.images for point in points]
+    drawn = {
+        "pretrained": [point.transfer for point in points],
+        "from scratch": [point.from_scratch for point in points],
+    }
+    for colour, (label, accuracies) in zip(_COLOURS, drawn.items(), strict=False):
+        for count, found in zip(images, accuracies, strict=True):
+            axes.plot([count] * len(found), found, "o", markersize=3, color=colour)
+        axes.plot(images, [float(np.mean(found)) for found in accuracies], "-", color=colour, label=label)
     axes.set_xscale("log")
     axes.set_xticks(images, [str(count) for count in images], minor=False)
     axes.minorticks_off()
@@ -83,10 +86,10 @@ def few_shot_chart(lines: Sequence[Mapping[str, Any]]) -> str:
     return _svg(figure)
 
 
-def layer_chart(layers: Sequence[Mapping[str, Any]]) -> str:
+def layer_chart(layers: Sequence[LayerError]) -> str:
     """SQNR of each quantized tensor, in the order of the graph."""
     figure, axes = _figure()
-    values = [min(layer["sqnr_db"], 60.0) for layer in layers]
+    values = [min(layer.sqnr_db, 60.0) for layer in layers]
     axes.bar(range(len(values)), values, color=_COLOURS[0])
     axes.set_xlabel("quantized tensor, in graph order")
     axes.set_ylabel("SQNR, dB")

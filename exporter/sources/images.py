@@ -62,6 +62,12 @@ def load_image_folder(
     Raises:
         DataError: no pictures, one class, classes that differ between the two folders, a layout that is not
             clear, a picture that is damaged or too large.
+
+    Example:
+        >>> import exporter
+        >>> splits = exporter.load_image_folder("pictures", size=8)
+        >>> splits.train.inputs["image"].shape[1:], splits.evaluation.count
+        ((3, 8, 8), 4)
     """
     folder = Path(root)
     if not folder.is_dir():
@@ -89,7 +95,14 @@ def load_image_folder(
 
 
 def resize_images(images: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
-    """Scale grey pictures [N, H, W] to [N, size, size] bilinearly."""
+    """Scale grey pictures [N, H, W] to [N, size, size] bilinearly.
+
+    Example:
+        >>> import exporter
+        >>> import numpy as np
+        >>> exporter.resize_images(np.zeros((2, 28, 28), np.uint8), 64).shape
+        (2, 64, 64)
+    """
     image = pillow()
     return np.stack(
         [

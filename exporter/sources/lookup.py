@@ -153,6 +153,11 @@ def package_file(address: str) -> Path:
 
     Raises:
         LookupFailed: the package is not installed, or holds no such file.
+
+    Example:
+        >>> import exporter
+        >>> exporter.package_file("pkg://numpy/py.typed").name
+        'py.typed'
     """
     if not address.startswith(PACKAGE_SCHEME):
         raise LookupFailed(address, "is no address in a package", "write pkg://package/path")

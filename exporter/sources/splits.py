@@ -224,6 +224,14 @@ def stratified_indices(labels: Array, sizes: Mapping[str, int], seed: int, place
 
     Raises:
         DataError: more samples are asked for than there are.
+
+    Example:
+        >>> import exporter
+        >>> import numpy as np
+        >>> labels = np.array([0, 0, 0, 0, 1, 1])
+        >>> drawn = exporter.stratified_indices(labels, {"train": 3, "test": 3}, seed=0, place="data")
+        >>> [labels[drawn[name]].tolist() for name in ("train", "test")]
+        [[0, 0, 1], [0, 0, 1]]
     """
     if (wanted := sum(sizes.values())) > len(labels):
         raise DataError(

@@ -20,7 +20,7 @@ from bench.core.policy import Policy, TwinBudgets, criteria
 from bench.judging.gate import judgement_from
 from bench.measuring.result import read_result
 from exporter import extras
-from exporter.pipeline import steps
+from exporter.pipeline import gate_step
 
 pytestmark = pytest.mark.slow
 
@@ -110,7 +110,7 @@ def test_the_verdict_is_the_exit_code(built, command, monkeypatch, budget, answe
     result = read_result(built.artifact / "result.json")
     budgets = TwinBudgets(accuracy=0.5, latency_p50=10.0, size=budget)
     monkeypatch.setattr(
-        steps,
+        gate_step,
         "gate_subjects",
         lambda *_, **__: judgement_from(result, criteria(Policy(), [budgets])),
     )

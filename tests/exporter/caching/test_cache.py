@@ -7,33 +7,44 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.caching.cache import Cache, content_key
+from exporter.results import ReestimateResult
 
 KEY = content_key({"a": 1})
 
 
+RESULT = ReestimateResult(norms=1, largest_shift=0.5, accuracy_before=0.5, evaluation_accuracy=0.75)
+
+
+def find(cache, key=KEY):
+    return cache.find(key, "reestimate")
+
+
 def fill(cache, key=KEY, content="x"):
-    with cache.store(key, "step") as (folder, metrics):
+    def write(folder):
         (folder / "file").write_text(content)
-        metrics["accuracy"] = 0.5
-    return cache.find(key)
+        return RESULT
+
+    stored = cache.store(key, "step", write)
+    assert find(cache, key) == stored
+    return stored
 
 
 def test_what_was_stored_is_found(tmp_path):
     entry = fill(Cache(tmp_path))
-    assert (entry.key, entry.metrics) == (KEY, {"accuracy": 0.5})
+    assert (entry.key, entry.result) == (KEY, RESULT)
     assert entry.folder == tmp_path / KEY[:2] / KEY
     assert (entry.folder / "file").read_text() == "x"
 
 
 def test_what_was_not_stored_is_not(tmp_path):
-    assert Cache(tmp_path).find(KEY) is None
+    assert find(Cache(tmp_path)) is None
 
 
 def test_a_failure_stores_nothing(tmp_path):
     cache = Cache(tmp_path)
-    with pytest.raises(FileNotFoundError), cache.store(KEY, "step") as (folder, _):
-        (folder / "absent" / "file").write_text("half")
-    assert cache.find(KEY) is None
+    with pytest.raises(FileNotFoundError):
+        cache.store(KEY, "step", lambda folder: (folder / "absent" / "file").write_text("half"))
+    assert find(cache) is None
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
@@ -43,11 +54,11 @@ def test_a_later_entry_replaces_an_earlier(tmp_path):
     assert (fill(cache, content="new").folder / "file").read_text() == "new"
 
 
-def test_metrics_must_be_json(tmp_path):
+@pytest.mark.parametrize("kind", ["finetune", "no such kind"])
+def test_an_entry_whose_result_is_of_another_kind_is_none(tmp_path, kind):
     cache = Cache(tmp_path)
-    with pytest.raises(ValueError, match="JSON compliant"), cache.store(KEY, "step") as (_, metrics):
-        metrics["accuracy"] = float("nan")
-    assert cache.find(KEY) is None
+    fill(cache)
+    assert cache.find(KEY, kind) is None
 
 
 def test_leftovers_are_swept_and_entries_stay(tmp_path):
@@ -58,7 +69,7 @@ def test_leftovers_are_swept_and_entries_stay(tmp_path):
     (entry.folder.parent / ".tmp-2" / "half").write_text("x")
     cache.sweep()
     assert not list(tmp_path.rglob(".tmp-*"))
-    assert cache.find(KEY) == entry
+    assert find(cache) == entry
 
 
 values = st.recursive(
@@ -94,4 +105,4 @@ def test_values_that_json_lacks_are_refused():
 def test_a_record_that_is_nested_too_deeply_is_no_entry(tmp_path):
     entry = fill(Cache(tmp_path))
     (entry.folder / "entry.json").write_text("[" * 100_000)
-    assert Cache(tmp_path).find(KEY) is None
+    assert find(Cache(tmp_path)) is None

@@ -4,13 +4,38 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 
 from bench.core.progress import SILENT, SilentProgress
 from exporter.caching.cache import KEPT_UNFINISHED, Cache
 from exporter.caching.run_log import RunLog
-from exporter.caching.steps import Step, run_steps
+from exporter.caching.steps import StepFolders, run_steps
+from exporter.results import GateResult, PretrainedResult, StepResult
+
+
+def result_of(value):
+    """Any result that holds a number."""
+    return PretrainedResult(parameters=value, classes=2)
+
+
+@dataclass(frozen=True)
+class Cook:
+    """A step that does what `cook` does."""
+
+    name: str
+    value: int
+    parents: tuple[str, ...]
+    cook: Callable[[StepFolders], StepResult]
+    kind: str = "pretrained"
+
+    def ingredients(self):
+        return {"value": self.value}
+
+    def run(self, folders):
+        return self.cook(folders)
 
 
 class Kitchen:
@@ -25,8 +50,7 @@ class Kitchen:
     def steps(self):
         parents = {"a": (), "b": ("a",), "c": ("b",), "d": ("c", "a")}
         return [
-            Step(name, "cook", {"value": self.values[name]}, above, self._cook(name, above))
-            for name, above in parents.items()
+            Cook(name, self.values[name], above, self.cook(name, above)) for name, above in parents.items()
         ]
 
     def run(self, *, until=None, fresh=False):
@@ -38,11 +62,11 @@ class Kitchen:
             self.steps(), self.cache, until=until, fresh=fresh, progress=Progress(), log=self.log
         )
 
-    def _cook(self, name, above):
-        def run(folders, out, _unfinished):
-            text = "".join((folders[parent] / "dish").read_text() for parent in above)
-            (out / "dish").write_text(f"{name}{self.values[name]}{text}")
-            return {"value": self.values[name]}
+    def cook(self, name, above):
+        def run(folders):
+            text = "".join((folders.parents[parent] / "dish").read_text() for parent in above)
+            (folders.out / "dish").write_text(f"{name}{self.values[name]}{text}")
+            return result_of(self.values[name])
 
         return run
 
@@ -52,16 +76,16 @@ def kitchen(tmp_path):
     return Kitchen(tmp_path / "cache")
 
 
-def dishes(trail):
-    return {name: (entry.folder / "dish").read_text() for name, entry in trail.entries.items()}
+def dishes(finished):
+    return {name: (entry.folder / "dish").read_text() for name, entry in finished.entries.items()}
 
 
 def test_steps_run_in_order_and_read_their_parents(kitchen):
-    trail = kitchen.run()
-    assert trail.ran == ("a", "b", "c", "d")
-    assert dishes(trail) == {"a": "a0", "b": "b0a0", "c": "c0b0a0", "d": "d0c0b0a0a0"}
-    assert {name: entry.metrics for name, entry in trail.entries.items()}["b"] == {"value": 0}
-    assert dict(trail.kinds) == dict.fromkeys("abcd", "cook")
+    finished = kitchen.run()
+    assert finished.ran == ("a", "b", "c", "d")
+    assert dishes(finished) == {"a": "a0", "b": "b0a0", "c": "c0b0a0", "d": "d0c0b0a0a0"}
+    assert finished.result("b", PretrainedResult) == result_of(0)
+    assert dict(finished.kinds) == dict.fromkeys("abcd", "pretrained")
 
 
 def test_a_second_run_does_nothing(kitchen):
@@ -83,9 +107,9 @@ def test_an_edit_reruns_what_follows(kitchen, edited, ran):
 
 
 def test_until_stops_and_keeps(kitchen):
-    trail = kitchen.run(until="b")
-    assert (trail.ran, list(trail.entries)) == (("a", "b"), ["a", "b"])
-    assert set(trail.kinds) == {"a", "b"}
+    finished = kitchen.run(until="b")
+    assert (finished.ran, list(finished.entries)) == (("a", "b"), ["a", "b"])
+    assert set(finished.kinds) == {"a", "b"}
     assert kitchen.run().ran == ("c", "d")
 
 
@@ -96,13 +120,13 @@ def test_fresh_runs_everything_again(kitchen):
 
 
 def test_a_failing_step_leaves_what_was_done(kitchen, monkeypatch):
-    good = kitchen._cook
+    good = kitchen.cook
 
-    def fail(folders, out, unfinished):
-        (out / "dish").write_text("half")
+    def fail(folders):
+        (folders.out / "dish").write_text("half")
         raise ZeroDivisionError("burnt")
 
-    monkeypatch.setattr(kitchen, "_cook", lambda name, above: fail if name == "c" else good(name, above))
+    monkeypatch.setattr(kitchen, "cook", lambda name, above: fail if name == "c" else good(name, above))
     with pytest.raises(ZeroDivisionError):
         kitchen.run()
     monkeypatch.undo()
@@ -130,7 +154,7 @@ def test_a_damaged_entry_is_made_anew(kitchen, damage):
 def test_the_log_tells_what_happened(kitchen, tmp_path, monkeypatch):
     kitchen.run(until="a")
     kitchen.run(until="a")
-    monkeypatch.setattr(kitchen, "_cook", lambda name, above: lambda folders, out, unfinished: 1 / 0)
+    monkeypatch.setattr(kitchen, "cook", lambda name, above: lambda folders: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         kitchen.run()
     lines = [json.loads(line) for line in (tmp_path / "cache" / "builds.jsonl").read_text().splitlines()]
@@ -146,40 +170,51 @@ def test_the_log_tells_what_happened(kitchen, tmp_path, monkeypatch):
     assert lines[1]["seconds"] >= 0
 
 
+GATED = GateResult(verdict="PASS", reasons=(), metrics={}, blocks=3)
+
+
 @pytest.mark.parametrize(
-    ("metrics", "words"),
-    [
-        ({}, ""),
-        ({"evaluation_accuracy": 0.5, "sparsity": 0.25}, " (accuracy 50.00%, sparsity 25%)"),
-        (
-            {"evaluation_accuracy": 0.5, "zero_share": 0.00058, "sparsity": 0.5},
-            " (accuracy 50.00%, 0.06% of parameters zero)",
-        ),
-        ({"source_accuracy": 1.0, "zero_share": 0.0, "sparsity": 0.0}, " (accuracy 100.00%)"),
-        ({"source_accuracy": 1.0, "sparsity": 0.0}, " (accuracy 100.00%)"),
-        ({"int8": {"agreement": 0.99}}, " (int8 agrees on 99.00%)"),
-        ({"target": "arm64"}, " (for arm64)"),
-        ({"verdict": "PASS"}, " (PASS)"),
-    ],
+    ("result", "words"), [(result_of(1), ""), (GATED, " (PASS)")], ids=["none", "gate"]
 )
-def test_a_person_reads_the_figures_that_count(kitchen, metrics, words):
+def test_a_person_reads_the_figures_that_count(kitchen, result, words):
     said = []
 
     class Progress(SilentProgress):
         def say(self, line):
             said.append(line)
 
-    step = Step("a", "cook", {}, (), lambda folders, out, unfinished: metrics)
-    run_steps([step], kitchen.cache, until=None, fresh=False, progress=Progress(), log=kitchen.log)
-    assert said == [f"a: done{words}"]
+    step = Cook("a", 0, (), lambda folders: result, result.kind)
+    for _ in range(2):
+        run_steps([step], kitchen.cache, until=None, fresh=False, progress=Progress(), log=kitchen.log)
+    assert said == [f"a: done{words}", f"a: unchanged{words}"]
+
+
+def test_a_result_is_asked_for_by_its_class(kitchen):
+    finished = kitchen.run()
+    assert finished.folder("b") == finished.entries["b"].folder
+    with pytest.raises(TypeError, match="step 'b' has a PretrainedResult, not a GateResult"):
+        finished.result("b", GateResult)
+
+
+def test_what_a_later_step_cannot_read_is_told_before_the_first_runs(kitchen):
+    class Unreadable(Cook):
+        def ingredients(self):
+            raise FileNotFoundError
+
+    steps = [*kitchen.steps(), Unreadable("e", 0, (), lambda folders: result_of(0))]
+    with pytest.raises(FileNotFoundError):
+        run_steps(steps, kitchen.cache, until=None, fresh=False, progress=SILENT, log=kitchen.log)
+    assert kitchen.run().ran == ("a", "b", "c", "d")
 
 
 def test_names_and_kinds_are_part_of_the_key(kitchen):
     keys = set()
-    for name, kind in (("a", "x"), ("a", "y"), ("b", "x")):
-        step = Step(name, kind, {}, (), lambda folders, out, unfinished: {})
-        trail = run_steps([step], kitchen.cache, until=None, fresh=False, progress=SILENT, log=kitchen.log)
-        keys.add(trail.entries[name].key)
+    for name, result in (("a", GATED), ("a", result_of(1)), ("b", GATED)):
+        step = Cook(name, 0, (), lambda folders, found=result: found, result.kind)
+        finished = run_steps(
+            [step], kitchen.cache, until=None, fresh=False, progress=SILENT, log=kitchen.log
+        )
+        keys.add(finished.entries[name].key)
     assert len(keys) == 3
 
 
@@ -187,16 +222,17 @@ def test_what_an_unfinished_step_keeps_is_there_when_it_runs_again(tmp_path):
     """The first run is cut short; the second finds the file; a finished step leaves nothing behind."""
     seen = []
 
-    def run(folders, out, unfinished):
+    def run(folders):
+        unfinished = folders.unfinished
         seen.append((unfinished / "half").is_file())
         unfinished.mkdir(parents=True, exist_ok=True)
         (unfinished / "half").write_text("done")
         if len(seen) == 1:
             raise KeyboardInterrupt
-        return {}
+        return result_of(0)
 
     cache = Cache(tmp_path / "cache")
-    step = Step("a", "cook", {}, (), run)
+    step = Cook("a", 0, (), run)
     log = RunLog(tmp_path, "dinner")
 
     def again(*, fresh=False):

@@ -25,13 +25,15 @@ from bench.inputs.evaluation import read_evaluation
 from bench.inputs.host import fingerprint, host_target
 from bench.inputs.manifest import read_manifest
 from bench.inputs.runtime import stated_version
+from bench.inputs.session import Signature, TensorSpec
 from bench.judging.gate import judgement_from
 from bench.measuring.result import read_result
 from bench.measuring.self_test import self_test
 from exporter import extras
 from exporter.errors import CheckpointError, ExportError, LookupFailed
 from exporter.extras import QUANTIZER_NEEDS, require_quantizer
-from exporter.pipeline import steps
+from exporter.pipeline import gate_step, parity_step
+from exporter.pipeline.packaging import preprocessing_entries
 from exporter.recipes import read_recipe
 
 pytestmark = pytest.mark.slow
@@ -56,7 +58,7 @@ def measured(built, monkeypatch):
     def judge(subject, baseline, policy, **options):
         return judgement_from(result, criteria(policy, [policy.float_twin]))
 
-    monkeypatch.setattr(steps, "gate_subjects", judge)
+    monkeypatch.setattr(gate_step, "gate_subjects", judge)
     return built
 
 
@@ -72,6 +74,29 @@ def test_the_artifact_is_whole(built_once):
     assert manifest.recipe == read_recipe(built_once.recipe).model_dump(mode="json")
     assert (manifest.name, manifest.target, manifest.verdict) == ("tiny", "portable", "PASS")
     assert manifest.libraries["torch"]
+
+
+def test_the_manifest_tells_how_to_use_the_model(built_once):
+    manifest = read_manifest(built_once.artifact)
+    assert (manifest.schema_version, manifest.task) == (2, "classification")
+    assert (manifest.labels, manifest.preprocessing, manifest.licences) == (None, None, None)
+    (taken,), (given,) = manifest.signature.inputs, manifest.signature.outputs
+    assert (taken.name, taken.dtype, taken.shape) == ("image", "float32", ("batch", 1, 8, 8))
+    assert (given.dtype, given.shape) == ("float32", ("batch", 3))
+    int8 = read_result(built_once.artifact / "result.json").models[-1]
+    accuracy = manifest.metrics["accuracy"]
+    assert (accuracy.value, accuracy.direction) == (int8.accuracy(), "higher")
+    assert accuracy.split == "evaluation"
+    assert accuracy.samples == len(int8.correct())
+    assert accuracy.baseline is not None
+
+
+def test_the_manifest_tells_what_the_model_does_to_pictures(project):
+    overrides = ["export.preprocess.mean=[1.0]", "export.preprocess.std=[2.0]"]
+    taken = Signature((TensorSpec("image", "uint8", (None, 8, 8, 1)),), ())
+    (image,) = preprocessing_entries(read_recipe(project.recipe, overrides), taken)
+    assert (image.input, image.mean, image.std, image.layout) == ("image", (1.0,), (2.0,), "nhwc")
+    assert image.in_graph
 
 
 def test_the_artifact_passes_its_own_test(built_once):
@@ -126,7 +151,7 @@ def test_an_edited_stage_reruns_what_follows(built):
     built.edit("recipe.toml", "sparsity = 0.25", "sparsity = 0.5")
     outcome = built.build(until="parity")
     assert outcome.ran == ("prune", "export", "quantize", "parity")
-    assert outcome.stages["prune"]["sparsity"] == pytest.approx(0.5, abs=1e-3)
+    assert outcome.steps["prune"].sparsity == pytest.approx(0.5, abs=1e-3)
 
 
 QAT = '[[stage]]\nkind = "qat"\nepochs = 1\nbatch_size = 10\n\n[quantize]\n'
@@ -137,10 +162,10 @@ def test_what_qat_learns_reaches_the_int8_model(built):
     built.edit("recipe.toml", "[quantize]\n", QAT)
     outcome = built.build(until="parity")
     assert outcome.ran == ("qat", "export", "quantize", "parity")
-    learned = outcome.stages["qat"]
-    assert outcome.stages["quantize"]["learned_ranges"] == learned["ranges"] > 3
-    assert learned["agreement_with_int8"] >= 0.99
-    assert outcome.stages["export"]["sparsity"] == learned["sparsity"] == pytest.approx(0.25, abs=1e-2)
+    learned = outcome.steps["qat"]
+    assert outcome.steps["quantize"].learned_ranges == learned.ranges > 3
+    assert learned.agreement_with_int8 >= 0.99
+    assert outcome.steps["export"].sparsity == learned.sparsity == pytest.approx(0.25, abs=1e-2)
     model = onnx.load(built.entry("quantize") / "model.onnx")
     constants = {i.name: onnx.numpy_helper.to_array(i) for i in model.graph.initializer}
     assert (constants["body.weight_quantized"] == 0).mean() > 0.1
@@ -151,7 +176,7 @@ def test_what_qat_learns_reaches_the_int8_model(built):
     exported = built.entry("export")
     assert onnx.load(exported / "model.fp32.onnx").graph == before
     assert onnx.load(exported / "trained.onnx").graph != before
-    assert outcome.stages["parity"]["torch_accuracy"] == learned["float_accuracy"]
+    assert outcome.steps["parity"].torch_accuracy == learned.float_accuracy
     # It trains the int8 model of this recipe, and not of another.
     assert built.build(until="qat", overrides=["quantize.samples=20"]).ran == ("qat",)
 
@@ -204,7 +229,7 @@ def test_until_the_gate_judges_and_packages_nothing(measured):
     before = (measured.artifact / "manifest.json").read_bytes()
     outcome = measured.build(until="gate", overrides=["gate.float_twin.size=-0.99"])
     assert (outcome.artifact, outcome.packaged) == (None, False)
-    assert outcome.stages["gate"]["verdict"] == "FAIL"
+    assert outcome.steps["gate"].verdict == "FAIL"
     assert (measured.artifact / "manifest.json").read_bytes() == before
 
 
@@ -219,7 +244,7 @@ def test_fresh_takes_nothing_from_the_cache(project):
     first = project.build(until="finetune")
     again = project.build(until="finetune", fresh=True)
     assert again.ran == ("pretrained", "finetune")
-    assert again.stages == first.stages
+    assert again.steps == first.steps
 
 
 def test_a_damaged_entry_is_made_anew_and_equal(built):
@@ -293,7 +318,7 @@ def test_arguments_that_change_augmentation_alone_count(project):
     project.edit("recipe.toml", "strength = 1.0", "strength = 0.0")
     again = project.build(until="finetune")
     assert "finetune" in again.ran
-    assert again.stages["finetune"]["curves"] != first.stages["finetune"]["curves"]
+    assert again.steps["finetune"].curves != first.steps["finetune"].curves
 
 
 @pytest.mark.parametrize("harm", ["altered", "missing", "manifest", "gone"])
@@ -476,9 +501,9 @@ def test_a_wanted_parity_nobody_reaches_stops_the_build(built):
 
 
 def test_int8_outputs_must_be_numbers(built, monkeypatch):
-    real = steps.run_scores
+    real = parity_step.run_scores
     monkeypatch.setattr(
-        steps, "run_scores", lambda p, s: real(p, s) * (np.nan if p.name == "model.onnx" else 1)
+        parity_step, "run_scores", lambda p, s: real(p, s) * (np.nan if p.name == "model.onnx" else 1)
     )
     (built.entry("parity") / "entry.json").unlink()
     with pytest.raises(ExportError, match=r"model.onnx: gives NaN or infinity"):
@@ -488,8 +513,8 @@ def test_int8_outputs_must_be_numbers(built, monkeypatch):
 def test_a_network_with_nothing_to_quantize_can_be_built(built):
     names = [node.name for node in onnx.load(built.artifact / "model.fp32.onnx").graph.node]
     outcome = built.build(until="parity", overrides=[f"quantize.exclude={json.dumps(names)}"])
-    assert outcome.stages["parity"]["layers"] == []
-    assert outcome.stages["quantize"]["quantize_nodes"] == 0
+    assert outcome.steps["parity"].layers == ()
+    assert outcome.steps["quantize"].quantize_nodes == 0
 
 
 def test_too_little_in_int8_fails_the_build(built):
@@ -497,7 +522,7 @@ def test_too_little_in_int8_fails_the_build(built):
     few = [f"quantize.exclude={json.dumps(names[:2])}", "quantize.min_int8_ratio=0.99"]
     with pytest.raises(ExportError, match=r"at least 99.0% wanted; \d operators stay in float, first"):
         built.build(until="parity", overrides=few)
-    assert built.build(until="parity", overrides=few[1:]).stages["parity"]["audit"]["int8_mac_ratio"] == 1.0
+    assert built.build(until="parity", overrides=few[1:]).steps["parity"].audit.int8_mac_ratio == 1.0
 
 
 def test_calibration_unlike_evaluation_is_warned_of(built):
@@ -507,25 +532,25 @@ def test_calibration_unlike_evaluation_is_warned_of(built):
         def say(self, line):
             said.append(line)
 
-    assert "warnings" not in built.build(until="quantize").stages["quantize"]
+    assert built.build(until="quantize").steps["quantize"].warnings == ()
     line = "    images[labels == 2] += np.float32([1, -1] * 4)[:, None]\n"
     built.edit("shapes.py", line, f"{line}    images += 3 * (count == 24)\n")
-    stage = built.build(until="quantize", progress=Progress()).stages["quantize"]
-    (warning,) = stage["warnings"]
+    stage = built.build(until="quantize", progress=Progress()).steps["quantize"]
+    (warning,) = stage.warnings
     assert re.match(r"calibration and evaluation samples of 'image' differ: distance 1\.00, 0\.", warning)
     assert f"warning: {warning}" in said
 
 
 def test_int8_that_is_no_faster_is_warned_of_with_who_is_to_blame(measured, monkeypatch):
-    judge = steps.gate_subjects
+    judge = gate_step.gate_subjects
 
     def slower(*arguments, **options):
         judgement = judge(*arguments, **options)
         latency = judgement.metrics["latency_p50"].model_copy(update={"upper": 1.01})
         return dataclasses.replace(judgement, metrics={**judgement.metrics, "latency_p50": latency})
 
-    monkeypatch.setattr(steps, "gate_subjects", slower)
-    (warning,) = measured.build(overrides=["gate.float_twin.size=9.0"]).stages["gate"]["warnings"]
+    monkeypatch.setattr(gate_step, "gate_subjects", slower)
+    (warning,) = measured.build(overrides=["gate.float_twin.size=9.0"]).steps["gate"].warnings
     assert re.search(r"not faster than float on this CPU; .*: \S+ \(QuantizeLinear, \d+%\)", warning)
     assert warning in (measured.artifact / "report.html").read_text()
 
@@ -549,8 +574,8 @@ def train_elsewhere(project, tiny, **options):
 
 def test_a_checkpoint_is_where_it_begins(project, tiny):
     train_elsewhere(project, tiny, seed=3)
-    metrics = project.build(until="pretrained").stages["pretrained"]
-    assert (metrics["tensors"], metrics["new_head"]) == (len(tiny.net().state_dict()), None)
+    found = project.build(until="pretrained").steps["pretrained"]
+    assert (found.tensors, found.new_head) == (len(tiny.net().state_dict()), None)
     weights = project.entry("pretrained") / "weights.safetensors"
     assert weights.read_bytes() == (project.folder / "weights.safetensors").read_bytes()
     assert project.build(until="pretrained").ran == ()
@@ -567,7 +592,7 @@ def test_other_weights_in_the_same_file_count(project, tiny):
 
 def test_a_new_head_needs_a_stage_that_trains_it(project, tiny):
     train_elsewhere(project, tiny, classes=7)
-    assert project.build(until="pretrained").stages["pretrained"]["new_head"] == "head"
+    assert project.build(until="pretrained").steps["pretrained"].new_head == "head"
     project.edit("recipe.toml", FINETUNE, "")
     with pytest.raises(CheckpointError, match=r"its 'head' has other classes .* add a stage of kind"):
         project.build(until="pretrained")
@@ -587,7 +612,7 @@ def test_source_data_count(project):
     project.edit("recipe.toml", '[[stage]]\nkind = "finetune"', PRETRAIN + '[[stage]]\nkind = "finetune"')
     outcome = project.build(until="finetune")
     assert outcome.ran == ("pretrained", "pretrain", "finetune")
-    assert 0 <= outcome.stages["pretrain"]["source_accuracy"] <= 1
+    assert 0 <= outcome.steps["pretrain"].source_accuracy <= 1
     assert project.build(until="finetune").ran == ()
     project.edit("recipe.toml", "seed = 5", "seed = 6")
     assert project.build(until="finetune").ran == ("pretrain", "finetune")
@@ -607,9 +632,9 @@ teacher = {teacher}
 def test_an_earlier_stage_teaches(project):
     project.edit("recipe.toml", "[quantize]\n", DISTILL.format(teacher='"finetune"'))
     outcome = project.build(until="distill")
-    taught = outcome.stages["distill"]["teacher_accuracy"]
-    assert taught == outcome.stages["finetune"]["evaluation_accuracy"]
-    assert outcome.stages["distill"]["sparsity"] == outcome.stages["prune"]["sparsity"]
+    taught = outcome.steps["distill"].teacher_accuracy
+    assert taught == outcome.steps["finetune"].evaluation_accuracy
+    assert outcome.steps["distill"].sparsity == outcome.steps["prune"].sparsity
 
 
 def test_a_foreign_network_teaches_and_its_weights_count(project, tiny):
@@ -651,7 +676,7 @@ def test_a_double_network_is_taken_as_float(project):
 
 
 def test_a_gate_that_measured_nothing_is_no_artifact(measured, monkeypatch):
-    judge = steps.gate_subjects
+    judge = gate_step.gate_subjects
 
     def empty(*arguments, **options):
         from dataclasses import replace
@@ -660,7 +685,7 @@ def test_a_gate_that_measured_nothing_is_no_artifact(measured, monkeypatch):
         models = tuple(model.model_copy(update={"runs": ()}) for model in judgement.result.models)
         return replace(judgement, result=judgement.result.model_copy(update={"models": models}))
 
-    monkeypatch.setattr(steps, "gate_subjects", empty)
+    monkeypatch.setattr(gate_step, "gate_subjects", empty)
     with pytest.raises(MeasurementError, match="nothing was measured"):
         measured.build(overrides=["gate.float_twin.accuracy=0.3"])
     with pytest.raises(ArtifactError):

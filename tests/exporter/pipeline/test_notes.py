@@ -8,8 +8,8 @@ import pytest
 
 from bench.core.errors import DataError
 from bench.core.progress import SilentProgress
-from exporter.pipeline.context import open_workshop
-from exporter.pipeline.steps import recipe_steps
+from exporter.pipeline.plan import plan_steps
+from exporter.pipeline.resolved_recipe import resolve_recipe
 from exporter.recipes import read_recipe
 from exporter.sources.splits import check_splits, fingerprint
 
@@ -49,14 +49,15 @@ def noted(project):
 def test_a_build_says_the_notes_of_its_data_in_one_line_each(noted):
     progress = Listening()
     recipe = read_recipe(noted.recipe, ["data.factory=shapes:noted", "data.args={note='one note'}"])
-    open_workshop(recipe, noted.folder, progress)
+    resolve_recipe(recipe, noted.folder, progress)
     assert progress.said == ["reading data", "note: data: one note", "note: data: another note"]
 
 
 def test_a_build_says_the_notes_of_source_data(noted):
     noted.recipe.write_text(noted.recipe.read_text() + PRETRAIN)
     progress = Listening()
-    recipe_steps(open_workshop(read_recipe(noted.recipe), noted.folder, progress))
+    for step in plan_steps(resolve_recipe(read_recipe(noted.recipe), noted.folder, progress)):
+        step.ingredients()
     assert "note: pretrain.data: one note" in progress.said
 
 

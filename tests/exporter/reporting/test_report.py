@@ -4,22 +4,44 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 
 from bench.core.policy import Policy, TwinBudgets, criteria
-from bench.inputs.manifest import StageEntry, read_manifest
+from bench.core.statistics import Interval
+from bench.inputs.manifest import read_manifest
 from bench.judging.gate import judgement_from
 from bench.measuring.result import read_result
-from exporter.reporting.report import (
+from exporter.reporting.report import render_report
+from exporter.reporting.stage_sections import (
+    FewShotRow,
+    FinishedStep,
     few_shot_rows,
     prune_sections,
-    render_report,
     shrink_sections,
     stage_summary,
     training_runs,
     transfer_rows,
+)
+from exporter.results import (
+    AdaRoundReport,
+    BiasReport,
+    CompressedBytes,
+    Costs,
+    FallbackReport,
+    FewShotPoint,
+    FromScratch,
+    Int4Result,
+    NarrowingRound,
+    PruneResult,
+    ReestimateResult,
+    Round,
+    Score,
+    ShrinkResult,
+    UncountedOperator,
+    read_step_result,
 )
 
 pytestmark = pytest.mark.slow
@@ -63,12 +85,27 @@ def judgement(built_once):
     return judgement_from(result, criteria(Policy(), [budgets]))
 
 
-def with_stage(manifest, name, **metrics):
-    stages = tuple(
-        stage.model_copy(update={"metrics": {**stage.metrics, **metrics}}) if stage.name == name else stage
+@pytest.fixture(scope="module")
+def steps(manifest):
+    """What each step of the build found, read back from the manifest."""
+    return tuple(
+        FinishedStep(
+            stage.name, stage.kind, read_step_result(stage.kind, json.dumps(stage.metrics).encode())
+        )
         for stage in manifest.stages
     )
-    return manifest.model_copy(update={"stages": stages})
+
+
+def with_step(steps, name, **changes):
+    """The steps with other figures in one."""
+    return tuple(
+        replace(step, result=step.result.model_copy(update=changes)) if step.name == name else step
+        for step in steps
+    )
+
+
+def result_of(steps, name):
+    return next(step.result for step in steps if step.name == name)
 
 
 def test_the_page_is_whole_in_itself(built_once):
@@ -106,15 +143,14 @@ def test_the_page_shows_what_counts(built_once, manifest):
 HOSTILE = '</pre><script>alert("x")</script>&<b onclick=x>'
 
 
-def test_hostile_texts_are_escaped(manifest, judgement):
+def test_hostile_texts_are_escaped(manifest, steps, judgement):
     recipe = {**manifest.recipe, "model": {**manifest.recipe["model"], "args": {"x": HOSTILE}}}
-    parity = next(s.metrics for s in manifest.stages if s.kind == "parity")
-    layers = [{**parity["layers"][0], "layer": HOSTILE, "op": HOSTILE}]
-    hostile = with_stage(manifest, "parity", layers=layers).model_copy(
+    layer = result_of(steps, "parity").layers[0].model_copy(update={"layer": HOSTILE, "op": HOSTILE})
+    hostile = manifest.model_copy(
         update={"name": HOSTILE, "recipe": recipe, "libraries": {HOSTILE: HOSTILE}}
     )
-    hostile = with_stage(hostile, "finetune", remark=HOSTILE)
-    text = render_report(hostile, judgement)
+    changed = with_step(with_step(steps, "parity", layers=(layer,)), "finetune", warnings=(HOSTILE,))
+    text = render_report(hostile, changed, judgement)
     assert "<script" not in text
     assert "<b " not in text
     page = Page(text)
@@ -122,124 +158,167 @@ def test_hostile_texts_are_escaped(manifest, judgement):
     assert any(HOSTILE in data for data in page.texts)
 
 
-def test_transfer_is_shown_where_it_was_measured(manifest, judgement):
-    curves = next(s.metrics["curves"] for s in manifest.stages if s.name == "finetune")
-    scratch = {"evaluation_accuracy": 0.5, "curves": curves}
-    with_scratch = with_stage(manifest, "finetune", from_scratch=scratch, evaluation_accuracy=0.75)
-    assert list(transfer_rows(with_scratch)) == [("finetune", "75.00%", "50.00%", "+25.00 points")]
-    assert [name for name, _ in training_runs(with_scratch)] == ["finetune", "finetune, from scratch"]
-    text = render_report(with_scratch, judgement)
+def test_transfer_is_shown_where_it_was_measured(manifest, steps, judgement):
+    curves = result_of(steps, "finetune").curves
+    scratch = FromScratch(evaluation_accuracy=0.5, curves=curves, best_epoch=0, validation_accuracy=0.5)
+    compared = with_step(steps, "finetune", from_scratch=scratch, evaluation_accuracy=0.75)
+    assert list(transfer_rows(compared)) == [("finetune", "75.00%", "50.00%", "+25.00 points")]
+    assert [name for name, _ in training_runs(compared)] == ["finetune", "finetune, from scratch"]
+    text = render_report(manifest, compared, judgement)
     assert "What transfer bought" in text
     assert "+25.00 points" in text
 
 
-def test_the_few_shot_curve_is_shown(manifest, judgement):
-    lines = [
-        {
-            "images": images,
-            "transfer": [0.5, 0.75],
-            "from_scratch": [0.25, 0.25],
-            "gain": {"estimate": 0.375, "lower": 0.1, "upper": 0.65},
-        }
+def test_the_few_shot_curve_is_shown(manifest, steps, judgement):
+    points = tuple(
+        FewShotPoint(
+            images=images,
+            transfer=(0.5, 0.75),
+            from_scratch=(0.25, 0.25),
+            gain=Interval(estimate=0.375, lower=0.1, upper=0.65),
+        )
         for images in (10, 100)
-    ]
-    assert few_shot_rows(lines)[1] == {
-        "images": "100",
-        "seeds": "2",
-        "transfer": "62.50%",
-        "from_scratch": "25.00%",
-        "gain": "+37.50 points",
-        "bounds": "+10.00 … +65.00",
-    }
-    page = Page(render_report(with_stage(manifest, "finetune", few_shot=lines), judgement))
+    )
+    assert few_shot_rows(points)[1] == FewShotRow(
+        images="100",
+        seeds="2",
+        transfer="62.50%",
+        from_scratch="25.00%",
+        gain="+37.50 points",
+        bounds="+10.00 … +65.00",
+    )
+    page = Page(render_report(manifest, with_step(steps, "finetune", few_shot=points), judgement))
     assert "+10.00 … +65.00" in " ".join(page.texts)
     assert "training images a class" in " ".join(page.texts)
     assert sum(tag == "svg" for tag, _ in page.tags) == 5
 
 
-def test_charts_without_data_are_left_out(manifest, judgement):
-    stages = tuple(
-        stage.model_copy(update={"metrics": {k: v for k, v in stage.metrics.items() if k != "curves"}})
-        for stage in manifest.stages
-    )
-    bare = with_stage(manifest.model_copy(update={"stages": stages}), "parity", layers=[])
-    page = Page(render_report(bare, judgement))
+def test_charts_without_data_are_left_out(manifest, steps, judgement):
+    bare = with_step(with_step(steps, "finetune", curves=()), "parity", layers=())
+    page = Page(render_report(manifest, bare, judgement))
     assert sum(tag == "svg" for tag, _ in page.tags) == 2
 
 
-def test_equal_figures_give_equal_pages(manifest, judgement):
-    assert render_report(manifest, judgement) == render_report(manifest, judgement)
+def test_equal_figures_give_equal_pages(manifest, steps, judgement):
+    assert render_report(manifest, steps, judgement) == render_report(manifest, steps, judgement)
 
 
-def test_reasons_are_listed(built_once, manifest):
+def test_reasons_are_listed(built_once, manifest, steps):
     result = read_result(built_once.artifact / "result.json")
     failed = judgement_from(result, criteria(Policy(), [TwinBudgets(size=-0.99)]))
-    page = Page(render_report(manifest, failed))
+    page = Page(render_report(manifest, steps, failed))
     assert ("span", {"class": f"verdict {failed.verdict}"}) in page.tags
     assert any(data.startswith("size FAIL: ") for data in page.texts)
 
 
-def test_a_stage_is_told_in_one_line():
-    metrics = {
-        "accuracy_before": 0.123456,
-        "target": "arm64",
-        "samples": 3,
-        "curves": [1],
-        "int8": {"a": 1},
+def test_a_stage_is_told_in_one_line(steps):
+    result = ReestimateResult(
+        norms=3, largest_shift=0.123456, accuracy_before=0.5, evaluation_accuracy=0.75
+    )
+    line = "norms 3, largest shift 0.1235, accuracy before 0.5, evaluation accuracy 0.75"
+    assert stage_summary(result) == line
+    assert "curves" not in stage_summary(result_of(steps, "finetune"))
+
+
+def test_what_repairs_bought_is_shown(manifest, steps, judgement):
+    assert "What repairs bought" not in render_report(manifest, steps, judgement)
+    judged = {
+        "sqnr_db_before": 12.4,
+        "sqnr_db_after": 20.3,
+        "agreement_before": 0.9,
+        "agreement_after": 0.95,
     }
-    assert stage_summary(metrics) == "accuracy before 0.1235, target arm64, samples 3"
-
-
-def test_what_repairs_bought_is_shown(manifest, judgement):
-    assert "What repairs bought" not in render_report(manifest, judgement)
-    row = {"sqnr_db_before": 12.4, "sqnr_db_after": 20.3, "agreement_before": 0.9, "agreement_after": 0.95}
-    repairs = [
-        {**row, "repair": "adaround", "kept": True, "reason": ""},
-        {**row, "repair": "bias", "kept": False, "reason": "it did <not> help"},
-    ]
-    changed = with_stage(manifest, "quantize", repairs=repairs, fallback={"exclude": ["<stem>"]})
-    text = render_report(changed, judgement)
+    rounded = AdaRoundReport(
+        **judged,
+        repair="adaround",
+        kept=True,
+        reason="",
+        layers=2,
+        flipped_share=0.1,
+        local_error_ratio=0.5,
+    )
+    bias = BiasReport(
+        **judged, repair="bias", kept=False, reason="it did <not> help", layers=2, largest_correction=0.1
+    )
+    score = Score(sqnr_db=20.0, agreement=0.9, drop=0.0)
+    left = FallbackReport(exclude=("<stem>",), tried=2, before=score, after=score, candidates=())
+    changed = with_step(steps, "quantize", repairs=(rounded, bias), fallback=left)
+    text = render_report(manifest, changed, judgement)
     Page(text)
     assert "12.4 → 20.3 dB" in text
     assert "not kept: it did &lt;not&gt; help" in text
     assert "Left in float so that the budget holds: <code>&lt;stem&gt;</code>" in text
-    nothing = with_stage(manifest, "quantize", fallback={"exclude": []})
-    assert "nothing was needed" in render_report(nothing, judgement)
+    nothing = with_step(steps, "quantize", fallback=left.model_copy(update={"exclude": ()}))
+    assert "nothing was needed" in render_report(manifest, nothing, judgement)
 
 
-def with_new_stage(manifest, kind, **metrics):
-    """The manifest with one more stage, metrics as they are when read back from JSON."""
-    entry = StageEntry(name=f"my {kind}", kind=kind, key="0" * 64, metrics=json.loads(json.dumps(metrics)))
-    return manifest.model_copy(update={"stages": (entry, *manifest.stages)})
+def test_a_model_of_four_bits_has_a_page(manifest, steps, judgement):
+    made = Int4Result(
+        target="portable",
+        activation_type="float32",
+        weight_type="uint4",
+        tables=0,
+        min_onnxruntime="1.22",
+        bits=4,
+        block_size=32,
+        products=2,
+        size_bytes=5,
+        compressed_bytes=4,
+    )
+    changed = tuple(replace(step, result=made) if step.kind == "quantize" else step for step in steps)
+    assert "block size 32, products 2" in render_report(manifest, changed, judgement)
 
 
-BEFORE = {"latency_ms": 2.0, "size_bytes": 80_000, "macs": 1_000_000, "params": 60_000}
-AFTER = {"latency_ms": 1.2, "size_bytes": 40_000, "macs": 480_000, "params": 45_000}
-ROUNDS = [
-    {
-        "kept": {"stem": 12, "body.one": 24, "body.one.inner": 8},
-        "sensitivity": {
+def with_new_step(steps, result):
+    """The steps and one more, read back from what is written of it."""
+    again = read_step_result(result.kind, json.dumps(result.as_json()).encode())
+    return (FinishedStep(f"my {result.kind}", result.kind, again), *steps)
+
+
+ZEROS = {"zero_share": 0.0, "sparsity": 0.0, "zeros": 0, "eligible_parameters": 0, "parameters": 60_000}
+BEFORE = Costs(latency_ms=2.0, size_bytes=80_000, macs=1_000_000, params=60_000, float_latency_ms=None)
+AFTER = Costs(latency_ms=1.2, size_bytes=40_000, macs=480_000, params=45_000, float_latency_ms=None)
+REACHED = {"limit": 0.5, "predicted": 0.5, "measured": 0.48, "tries": (), "damage": 0.1, "fixed": {}}
+ROUNDS = (
+    NarrowingRound(
+        **REACHED,
+        units={"stem": 16},
+        kept={"stem": 12, "body.one": 24, "body.one.inner": 8},
+        dropped=(),
+        sensitivity={
             "stem": {4: (0.75, 0.5), 8: (0.25, 0.75), 12: (0.0, 0.875)},
             "body.one": {0: (0.125, 0.8)},
             "body.one.inner": {2: (0.0625, 0.85)},
             "body.two": {0: (1.5, 0.25)},
             "single": {},
         },
-    },
-    {"kept": {"stem": 9}, "sensitivity": {"stem": {3: (2.0, 0.125)}}},
-]
+        accuracy_cut=0.5,
+        evaluation_accuracy=0.5,
+    ),
+    NarrowingRound(
+        **REACHED,
+        units={"stem": 12},
+        kept={"stem": 9},
+        dropped=(),
+        sensitivity={"stem": {3: (2.0, 0.125)}},
+        accuracy_cut=0.5,
+        evaluation_accuracy=0.5,
+    ),
+)
 
 
-def shrunk(manifest, **changed):
-    metrics = {
+def shrunk(steps, **changed):
+    figures = {
         "goal": {"macs_ratio": 0.5},
         "before": BEFORE,
         "after": AFTER,
-        "dropped": ["body.one"],
+        "dropped": ("body.one",),
         "widths": {"stem": 9},
         "rounds": ROUNDS,
+        "accuracy_before": 0.5,
+        "evaluation_accuracy": 0.5,
     }
-    return with_new_stage(manifest, "shrink", **metrics | changed)
+    return with_new_step(steps, ShrinkResult(**ZEROS, **figures | changed))
 
 
 def cells_of(text):
@@ -247,10 +326,10 @@ def cells_of(text):
     return [re.findall(r"<td.*?>(.*?)</td>", line) for line in text.splitlines()]
 
 
-def test_what_shrinking_cut_is_shown(manifest, judgement):
-    before = render_report(manifest, judgement)
+def test_what_shrinking_cut_is_shown(manifest, steps, judgement):
+    before = render_report(manifest, steps, judgement)
     assert "what was cut" not in before
-    text = render_report(shrunk(manifest), judgement)
+    text = render_report(manifest, shrunk(steps), judgement)
     Page(text)
     assert "<h2>my shrink: what was cut</h2>" in text
     assert "Target <code>macs_ratio</code>: 0.5 asked, 0.48 reached." in text
@@ -261,17 +340,17 @@ def test_what_shrinking_cut_is_shown(manifest, judgement):
     assert ["parameters", "60,000", "45,000", "0.750 ×"] in cells
     assert ["bytes of the file", "80,000", "40,000", "0.500 ×"] in cells
     # What the last round left, and what the whole network would have suffered at the least width tried.
-    assert ["<code>stem</code>", "9", "4", "0.7500", "50.00%"] in cells
+    assert ["<code>stem</code>", "9 of 16", "4", "0.7500", "50.00%"] in cells
     assert ["<code>body.one</code>", "gone", "0", "0.1250", "80.00%"] in cells
     assert ["<code>body.one.inner</code>", "gone", "2", "0.0625", "85.00%"] in cells
     assert ["<code>body.two</code>", "stays", "0", "1.5000", "25.00%"] in cells
     assert ["<code>single</code>", "–", "–", "–", "–"] in cells
 
 
-def test_a_width_is_told_of_how_many_where_that_is_known(manifest):
-    rounds = [{**ROUNDS[0], "units": {"stem": 16}}, ROUNDS[1]]
-    (section,) = shrink_sections(shrunk(manifest, rounds=rounds))
-    assert section["layers"][0]["left"] == "9 of 16"
+def test_a_width_whose_whole_is_not_known_is_told_alone(steps):
+    rounds = (ROUNDS[0].model_copy(update={"units": {}}), ROUNDS[1])
+    (section,) = shrink_sections(shrunk(steps, rounds=rounds))
+    assert section.layers[0].left == "9"
 
 
 @pytest.mark.parametrize(
@@ -282,26 +361,45 @@ def test_a_width_is_told_of_how_many_where_that_is_known(manifest):
         ("float_latency_ratio", 0.25, "0.3"),
         ("params_ratio", 0.5, "0.75"),
         ("size_ratio", 0.5, "0.5"),
-        ("of_another_version", 0.5, "–"),
     ],
 )
-def test_a_target_is_reached_in_its_own_unit(manifest, goal, limit, reached):
-    before = {**BEFORE, "float_latency_ms": 4.0}
-    (section,) = shrink_sections(shrunk(manifest, goal={goal: limit}, before=before))
-    assert section["targets"] == [(goal, str(limit), reached)]
-    assert ("latency in float", "4.000 ms", "", "") in section["costs"]
+def test_a_target_is_reached_in_its_own_unit(steps, goal, limit, reached):
+    before = BEFORE.model_copy(update={"float_latency_ms": 4.0})
+    (section,) = shrink_sections(shrunk(steps, goal={goal: limit}, before=before))
+    assert section.targets == ((goal, str(limit), reached),)
+    assert ("latency in float", "4.000 ms", "", "") in section.costs
 
 
-def test_what_zeros_bought_is_shown(manifest, judgement):
-    assert "<h2>prune: what zeros bought</h2>" in render_report(manifest, judgement)  # as it was built
-    pruned = with_new_stage(
-        manifest,
-        "prune",
-        sparsity=0.9,
-        compressed_bytes_before={"float": 200_000, "int8": 50_000},
-        compressed_bytes={"float": 40_000, "int8": 12_500},
-    )
-    text = render_report(pruned, judgement)
+def test_what_is_cut_without_a_target_is_shown(manifest, steps, judgement):
+    only = (Round(accuracy_cut=0.5, evaluation_accuracy=0.5),)
+    dropped = shrunk(steps, goal=None, dropped=("body",), widths={}, rounds=only)
+    text = render_report(manifest, dropped, judgement)
+    assert "Blocks that went: <code>body</code>." in text
+    assert "asked, " not in text
+
+
+def pruned(**changed):
+    figures = {
+        "zero_share": 0.00058,
+        "sparsity": 0.9,
+        "zeros": 384,
+        "eligible_parameters": 768,
+        "parameters": 661_760,
+        "layers": {"body.weight": 0.9},
+        "compressed_bytes_before": CompressedBytes(float=200_000, int8=50_000),
+        "compressed_bytes": CompressedBytes(float=40_000, int8=12_500),
+        "int8_compressed_ratio": 0.25,
+        "accuracy_before": 0.5,
+        "evaluation_accuracy": 0.5,
+    }
+    return PruneResult(**figures | changed)
+
+
+def test_what_zeros_bought_is_shown(manifest, steps, judgement):
+    assert "<h2>prune: what zeros bought</h2>" in render_report(
+        manifest, steps, judgement
+    )  # as it was built
+    text = render_report(manifest, with_new_step(steps, pruned()), judgement)
     Page(text)
     assert "<h2>my prune: what zeros bought</h2>" in text
     assert "90.00% of the prunable weights are zero." in text
@@ -311,64 +409,43 @@ def test_what_zeros_bought_is_shown(manifest, judgement):
     assert ["int8", "50,000", "12,500", "0.250 ×"] in cells
 
 
-def test_stages_that_told_less_are_shown_as_far_as_they_did(manifest, judgement):
-    for kind in ("shrink", "prune"):
-        bare = with_new_stage(manifest, kind, accuracy_before=0.5)
-        assert list(shrink_sections(bare)) == []
-        assert [section["name"] for section in prune_sections(bare)] == ["prune"]  # the one that was built
-        Page(render_report(bare, judgement))
-    only_dropped = with_new_stage(manifest, "shrink", goal=None, dropped=["body"], rounds=[{}])
-    assert "Blocks that went: <code>body</code>." in render_report(only_dropped, judgement)
-    unmeasured = with_new_stage(manifest, "shrink", goal={"macs_ratio": 0.5})
-    assert "0.5 asked, – reached" in render_report(unmeasured, judgement)
-    (section, _) = prune_sections(with_new_stage(manifest, "prune", sparsity=0.5))
-    assert section == {"name": "my prune", "sparsity": "50.00%", "bytes": []}
-    no_bytes = render_report(with_stage(manifest, "prune", compressed_bytes={}), judgement)
-    assert "no time from zeros" in no_bytes
-    assert "under zlib" not in no_bytes
+def test_no_bytes_are_compared_where_there_are_none(steps):
+    nothing = CompressedBytes(float=0, int8=0)
+    found = prune_sections(with_new_step(steps, pruned(compressed_bytes_before=nothing)))
+    assert next(found).bytes == ()
 
 
-def test_hostile_names_of_layers_are_escaped(manifest, judgement):
-    rounds = [{"kept": {HOSTILE: 4}, "sensitivity": {HOSTILE: {"2": [0.5, 0.5]}}}]
-    hostile = shrunk(manifest, goal={HOSTILE: 0.5}, dropped=[f"x{HOSTILE}"], rounds=rounds)
-    text = render_report(hostile, judgement)
+def test_hostile_names_of_layers_are_escaped(manifest, steps, judgement):
+    narrowed = ROUNDS[0].model_copy(
+        update={"kept": {HOSTILE: 4}, "sensitivity": {HOSTILE: {2: (0.5, 0.5)}}, "units": {HOSTILE: 8}}
+    )
+    hostile = shrunk(steps, dropped=(f"x{HOSTILE}",), rounds=(narrowed,))
+    text = render_report(manifest, hostile, judgement)
     assert "<script" not in text
     texts = Page(text).texts
-    assert texts.count(HOSTILE) == 2
+    assert texts.count(HOSTILE) == 1
     assert f"x{HOSTILE}" in texts
 
 
-def test_an_upper_bound_of_int8_is_called_so(manifest, judgement):
-    (parity,) = [stage for stage in manifest.stages if stage.kind == "parity"]
-    exact = render_report(manifest, judgement)
+def test_an_upper_bound_of_int8_is_called_so(manifest, steps, judgement):
+    exact = render_report(manifest, steps, judgement)
     assert "<p>100.0 % of 13,848 multiply-adds" in exact
     assert "not counted" not in exact
-    unknown = {"name": "<spectrum>", "op_type": "DFT", "reason": "no formula for it"}
-    audit = {**parity.metrics["audit"], "uncounted": [unknown]}
-    bounded = render_report(with_stage(manifest, parity.name, audit=audit), judgement)
+    unknown = UncountedOperator(name="<spectrum>", op_type="DFT", reason="no formula for it")
+    audit = result_of(steps, "parity").audit.model_copy(update={"uncounted": (unknown,)})
+    bounded = render_report(manifest, with_step(steps, "parity", audit=audit), judgement)
     assert "<p>At most 100.0 % of 13,848 counted multiply-adds" in bounded
     assert "<td><code>&lt;spectrum&gt;</code></td><td>DFT</td>" in bounded
-    nothing = {**audit, "macs": 0, "int8_mac_ratio": 0.0}
-    blank = render_report(with_stage(manifest, parity.name, audit=nothing), judgement)
+    nothing = audit.model_copy(update={"macs": 0, "int8_mac_ratio": 0.0})
+    blank = render_report(manifest, with_step(steps, "parity", audit=nothing), judgement)
     assert "<p>Not known: no multiply-add of the graph" in blank
 
 
-def test_zeros_are_a_share_of_all_parameters_first(manifest, judgement):
-    pruned = with_new_stage(
-        manifest,
-        "prune",
-        zero_share=0.00058,
-        sparsity=0.5,
-        zeros=384,
-        eligible_parameters=768,
-        parameters=661_760,
-    )
-    text = render_report(pruned, judgement)
+def test_zeros_are_a_share_of_all_parameters_first(manifest, steps, judgement):
+    text = render_report(manifest, with_new_step(steps, pruned(sparsity=0.5)), judgement)
     Page(text)
     assert (
         "<p>0.06% of all parameters are zero: 384 of 661,760. 768 of them were eligible: "
         "50.00% of the prunable weights are zero." in text
     )
     assert "zeros among all parameters 0.00058, zeros among eligible weights 0.5, zeros 384" in text
-    (built, _) = prune_sections(pruned)  # as a build writes it
-    assert set(built) >= {"zero_share", "zeros", "parameters", "eligible_parameters"}

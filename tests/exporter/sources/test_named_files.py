@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from bench.core.progress import SILENT
 from exporter.errors import LookupFailed
-from exporter.pipeline.context import open_workshop
-from exporter.pipeline.steps import recipe_steps
+from exporter.pipeline.plan import plan_steps
+from exporter.pipeline.resolved_recipe import resolve_recipe
 from exporter.recipes import read_recipe
 from exporter.sources import named_files as named_files_module
 from exporter.sources.named_files import named_files
@@ -194,7 +194,8 @@ def write_weights(project, tiny, seed, name="w.safetensors"):
 
 def ingredients(project, *overrides):
     recipe = read_recipe(project.recipe, overrides)
-    return {s.name: s.ingredients for s in recipe_steps(open_workshop(recipe, project.folder, SILENT))}
+    steps = plan_steps(resolve_recipe(recipe, project.folder, SILENT))
+    return {step.name: step.ingredients() for step in steps}
 
 
 @pytest.mark.parametrize("weights", ["'w.safetensors'", "{paths=['w.safetensors']}"])

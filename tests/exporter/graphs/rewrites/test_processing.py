@@ -19,8 +19,8 @@ from exporter.graphs.rewrites.processing import as_shipped, byte_ranges, join_by
 from exporter.graphs.targets import TARGETS
 from exporter.networks.network import predict
 from exporter.onnx_export.export import export
-from exporter.pipeline import steps
-from exporter.pipeline.context import open_workshop
+from exporter.pipeline.gate_step import GateStep
+from exporter.pipeline.resolved_recipe import resolve_recipe
 from exporter.quantization.int8 import Int8Settings, quantize_model
 from exporter.quantization.int8_repaired import RepairSettings, quantize_repaired
 from exporter.quantization.repair.held_out import hold_out
@@ -254,19 +254,18 @@ def test_a_build_ships_bytes_and_classes(project):
         '[export.preprocess]\n[export.postprocess]\nkind = "topk"\nk = 2\n\n[quantize]',
     )
     outcome = project.build(until="parity")
-    metrics = outcome.stages["parity"]
-    assert metrics["export"]["sqnr_db"] > 90
+    found_parity = outcome.steps["parity"]
+    assert found_parity.export.sqnr_db > 90
     evaluation = read_evaluation(project.entry("parity") / "evaluation.npz")
     assert evaluation.feeds["image"].dtype == np.uint8
     assert evaluation.feeds["image"].shape[1:] == (8, 8, 1)
     model = project.entry("quantize") / "model.onnx"
     # Who is to blame where int8 is no faster is found with the bytes that the model takes.
-    shop = open_workshop(read_recipe(project.recipe), project.folder, SILENT)
-    # A build says it only if int8 is slower here, which no test can arrange.
-    assert "not faster than float on this CPU" in steps._slow(shop, model)
+    resolved = resolve_recipe(read_recipe(project.recipe), project.folder, SILENT)
+    assert "not faster than float on this CPU" in GateStep(resolved).blame(model)
     split = Split(evaluation.feeds, evaluation.labels)
     found = run_model(model, split)[:, 0]
-    assert (found == evaluation.labels).mean() >= metrics["torch_accuracy"] - 0.1
+    assert (found == evaluation.labels).mean() >= found_parity.torch_accuracy - 0.1
     with np.load(project.entry("parity") / "golden.npz") as golden:
         assert golden["expected.classes"].shape == (8, 2)
         assert golden["image"].dtype == np.uint8

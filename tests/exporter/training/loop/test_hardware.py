@@ -252,8 +252,8 @@ def test_a_further_process_that_fails_is_named(project):
 @pytest.mark.slow
 def test_a_fault_in_a_further_process_is_one_of_the_program(project, monkeypatch):
     script = (
-        "import sys; from exporter.pipeline import context, follow; "
-        "context.open_workshop = None; sys.exit(follow.main())"
+        "import sys; from exporter.pipeline import follow, resolved_recipe; "
+        "resolved_recipe.resolve_recipe = None; sys.exit(follow.main())"
     )
     started = subprocess.Popen
 
@@ -275,12 +275,13 @@ def test_a_fault_in_a_further_process_is_one_of_the_program(project, monkeypatch
 
 @needs_fabric
 def test_hardware_is_part_of_what_a_stage_hangs_on(project):
-    from exporter.pipeline.context import open_workshop
-    from exporter.pipeline.steps import recipe_steps
+    from exporter.pipeline.plan import plan_steps
+    from exporter.pipeline.resolved_recipe import resolve_recipe
 
     def ingredients(*overrides):
         recipe = read_recipe(project.recipe, overrides)
-        return {s.name: s.ingredients for s in recipe_steps(open_workshop(recipe, project.folder, SILENT))}
+        steps = plan_steps(resolve_recipe(recipe, project.folder, SILENT))
+        return {step.name: step.ingredients() for step in steps}
 
     plain, half = ingredients(), ingredients("train.precision='bf16-mixed'")
     assert plain["finetune"] != half["finetune"]

@@ -518,10 +518,10 @@ def test_a_recipe_that_shrinks_ends_in_a_gated_artifact(project, tiny, tmp_path)
     project.edit("recipe.toml", "target = { sparsity = 0.25 }\n", f"target = {{ sparsity = 0.25 }}{STAGE}")
     outcome = project.build()
     assert outcome.artifact is not None
-    found = outcome.stages["shrink"]
+    found = outcome.steps["shrink"]
     assert found["after"]["macs"] <= 0.525 * found["before"]["macs"]
-    assert outcome.stages["qat"]["agreement_with_int8"] > 0.9
-    assert outcome.stages["quantize"]["size_bytes"] < outcome.stages["export"]["size_bytes"] * 2
+    assert outcome.steps["qat"].agreement_with_int8 > 0.9
+    assert outcome.steps["quantize"].size_bytes < outcome.steps["export"].size_bytes * 2
     assert list((project.cache / "tables").glob("*.json"))
     assert project.build().ran == ()
     outcome = project.build(until="shrink", out=tmp_path / "shrunk")

@@ -1,12 +1,12 @@
-"""What the steps of one build share: the recipe's network and data, resolved and checked once."""
+"""What the steps of one build share: the recipe's network, data and files, found and checked once."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bench.core.errors import one_line
 from bench.core.progress import Progress
@@ -23,6 +23,7 @@ from exporter.recipes import (
     TeacherConfig,
     teachers_of,
 )
+from exporter.recipes.fields import Arguments
 from exporter.sources.lookup import add_import_roots, call_factory, find_factory, find_file
 from exporter.sources.named_files import named_files
 from exporter.sources.splits import Splits, check_splits, fingerprint
@@ -32,24 +33,56 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Workshop:
-    """The means of a build.
+class Code:
+    """The code that a build runs.
 
     Attributes:
+        edgeproof: a hash of edgeproof's own.
+        user: a hash of the user's modules.
+        libraries: version of each library, by name.
+    """
+
+    edgeproof: str
+    user: str
+    libraries: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedRecipe:
+    """A recipe with everything that it names.
+
+    Attributes:
+        recipe: as it was read.
         folder: of the recipe; relative paths start there.
+        progress: told how far the build is.
         model_factory: the recipe's network.
         data: its splits, checked.
         data_fingerprint: a hash of all samples.
-        code: a hash of edgeproof's and the user's code, and the versions of libraries.
+        code: that runs.
     """
 
     recipe: Recipe
     folder: Path
     progress: Progress
-    model_factory: Callable[..., Any]
+    model_factory: Callable[..., object]
     data: Splits
     data_fingerprint: str
-    code: dict[str, Any]
+    code: Code
+
+    def ingredients(self) -> dict[str, object]:
+        """What decides the result of every step: seed, data and code."""
+        common: dict[str, object] = {
+            "seed": self.recipe.seed,
+            "data": self.data_fingerprint,
+            "code": asdict(self.code),
+        }
+        # What alters samples in training may depend on arguments that leave the samples alone.
+        if self.data.augment is not None:
+            common["augment"] = {
+                **self.recipe.data.model_dump(mode="json"),
+                **self.files_of(self.recipe.data),
+            }
+        return common
 
     def target(self) -> Target:
         """The CPU kind and the runtime to ship to."""
@@ -102,7 +135,7 @@ class Workshop:
         check_hashes(folder)
         return folder / FLOAT_MODEL
 
-    def files_of(self, config: ModelConfig | DataConfig | TeacherConfig) -> dict[str, Any]:
+    def files_of(self, config: ModelConfig | DataConfig | TeacherConfig) -> dict[str, dict[str, list[str]]]:
         """`{"files": hashes}` of what the arguments of a factory name; {} where they name nothing.
 
         Paths start in the working directory, beside the recipe, or beside the factory's module.
@@ -124,7 +157,7 @@ class Workshop:
         )
 
 
-def open_workshop(recipe: Recipe, folder: Path, progress: Progress) -> Workshop:
+def resolve_recipe(recipe: Recipe, folder: Path, progress: Progress) -> ResolvedRecipe:
     """Resolve everything that a recipe names, before any work begins.
 
     Raises:
@@ -148,12 +181,16 @@ def open_workshop(recipe: Recipe, folder: Path, progress: Progress) -> Workshop:
     progress.say("reading data")
     data = load_splits(recipe.data, "data")
     say_notes(data, "data", progress)
-    code = {
-        "edgeproof": own_code(),
-        "user": user_code((folder, Path.cwd()), tuple(references)),
-        "libraries": library_versions(),
-    }
-    return Workshop(recipe, folder, progress, model_factory, data, fingerprint(data), code)
+    code = Code(own_code(), user_code((folder, Path.cwd()), tuple(references)), library_versions())
+    return ResolvedRecipe(
+        recipe=recipe,
+        folder=folder,
+        progress=progress,
+        model_factory=model_factory,
+        data=data,
+        data_fingerprint=fingerprint(data),
+        code=code,
+    )
 
 
 def say_notes(splits: Splits, place: str, progress: Progress) -> None:
@@ -168,7 +205,7 @@ def load_splits(config: DataConfig, place: str) -> Splits:
     return check_splits(call_factory(factory, config.args, f"{place}.factory"), place)
 
 
-def _module(factory: Callable[..., Any], arguments: dict[str, Any], place: str) -> nn.Module:
+def _module(factory: Callable[..., object], arguments: Arguments, place: str) -> nn.Module:
     from torch import nn
 
     from exporter.errors import LookupFailed

@@ -1,0 +1,68 @@
+"""Where an artifact may be written: nothing is replaced that no build wrote, or that the recipe reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from bench.core.errors import ArtifactError, UsageError
+from bench.inputs.artifact import unlisted_files
+from bench.inputs.manifest import MANIFEST, read_manifest
+from exporter.recipes import OnnxTeacherConfig, Recipe, TeacherConfig, teachers_of
+from exporter.sources.lookup import PACKAGE_SCHEME, local_path
+
+
+def check_destination(destination: Path, mark: str) -> None:
+    """Refuse to replace a folder that no build like this one wrote: it may be somebody's work.
+
+    Args:
+        destination: the folder to write.
+        mark: the file that every such folder holds.
+
+    Raises:
+        UsageError: it is a file, or holds something else.
+    """
+    if destination.exists() and not destination.is_dir():
+        raise UsageError(destination, "is a file", "choose another --out")
+    if not destination.is_dir() or not any(destination.iterdir()):
+        return
+    if not (destination / mark).is_file():
+        raise UsageError(destination, "is a folder with other content", "choose another --out")
+    if mark != MANIFEST:
+        return
+    try:
+        strangers = unlisted_files(destination, read_manifest(destination))
+    except ArtifactError:  # a damaged artifact is built again
+        return
+    if strangers:
+        raise UsageError(
+            destination / strangers[0],
+            "no build wrote this, and it would be lost with the artifact",
+            "move it away, or choose another --out",
+        )
+
+
+def check_not_read(destination: Path, recipe: Recipe, folder: Path) -> None:
+    """Refuse to replace a folder that the recipe reads from, as its checkpoint or a teacher.
+
+    Raises:
+        UsageError: it does.
+    """
+    for address in _files_read(recipe):
+        if local_path(address, folder).resolve().is_relative_to(destination.resolve()):
+            raise UsageError(
+                destination, f"holds {address}, which the recipe reads", "choose another --out"
+            )
+
+
+def _files_read(recipe: Recipe) -> Iterator[str]:
+    """Addresses of the files that a recipe names, without those in packages."""
+    addresses = [recipe.model.checkpoint]
+    for teacher in (teacher for stage in recipe.stage for teacher in teachers_of(stage)):
+        if isinstance(teacher, TeacherConfig):
+            addresses.append(teacher.checkpoint)
+        elif isinstance(teacher, OnnxTeacherConfig):
+            addresses.append(teacher.model)
+    for address in addresses:
+        if address is not None and not address.startswith(PACKAGE_SCHEME):
+            yield address

@@ -1,0 +1,150 @@
+"""The step that proves the exported models equal to the network that was trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from torch import nn
+
+from bench.core.arrays import Array, write_npz
+from bench.inputs.artifact import EVALUATION, EXPECTED_PREFIX, FLOAT_MODEL, GOLDEN, MODEL
+from bench.inputs.evaluation import EvaluationSet, write_evaluation
+from bench.inputs.session import open_session, signature_of
+from bench.metrics.parity import Parity, parity
+from exporter.caching.steps import StepFolders
+from exporter.errors import ExportError
+from exporter.graphs.inference import run_model, run_scores
+from exporter.graphs.rewrites.processing import as_shipped
+from exporter.inspection.audit import audit, coverage_failure
+from exporter.inspection.layer_errors import LAYER_SAMPLES, layer_errors
+from exporter.networks.network import accuracy, load_network, predict
+from exporter.pipeline.export_step import model_to_quantize
+from exporter.pipeline.resolved_recipe import ResolvedRecipe
+from exporter.results import Audit, ParityResult
+from exporter.sources.splits import Split, stratified_indices
+
+PARITY_SAMPLES = 256
+GOLDEN_SAMPLES = 8
+
+
+@dataclass(frozen=True)
+class ParityStep:
+    """Compare torch, float ONNX and int8 ONNX on real samples; write evaluation and golden sets.
+
+    Torch gets what the data factory gave, ONNX what a device feeds; compared are the network's own outputs,
+    before any postprocessing. int8 is compared with the float baseline, and layer by layer with what was
+    quantized.
+
+    Attributes:
+        resolved: the recipe.
+        trained: name of the step whose network was quantized.
+        baseline: name of the step whose network is the float baseline.
+    """
+
+    kind: ClassVar[str] = ParityResult.kind
+    name: ClassVar[str] = ParityResult.kind
+
+    resolved: ResolvedRecipe
+    trained: str
+    baseline: str
+
+    @property
+    def parents(self) -> tuple[str, ...]:
+        """The networks and the models."""
+        return (*dict.fromkeys((self.trained, self.baseline)), "export", "quantize")
+
+    def ingredients(self) -> Mapping[str, object]:
+        """The table `export`, which says how near the models must come."""
+        return {
+            **self.resolved.ingredients(),
+            "config": self.resolved.recipe.export.model_dump(mode="json"),
+        }
+
+    def run(self, folders: StepFolders) -> ParityResult:
+        """Compare, and write `evaluation.npz` and `golden.npz`.
+
+        Raises:
+            ExportError: a model is not the network, gives NaN, or too little of it runs in int8.
+        """
+        recipe, evaluation = self.resolved.recipe, self.resolved.data.evaluation
+        exported, int8_model = folders.parents["export"], folders.parents["quantize"] / MODEL
+        quantized = model_to_quantize(exported)
+        chosen = _spread(evaluation, PARITY_SAMPLES, recipe.seed)
+        fed = evaluation.take(chosen)
+        shipped = as_shipped(evaluation, recipe.export.preprocess)
+        sample = shipped.take(chosen)
+        if self.trained != self.baseline:
+            network = self._network(folders.parents[self.trained])
+            self._check_same(network, fed, quantized, run_scores(quantized, sample))
+        network = self._network(folders.parents[self.baseline])
+        float_scores = run_scores(exported / FLOAT_MODEL, sample)
+        export = self._check_same(network, fed, exported / FLOAT_MODEL, float_scores)
+        int8_scores = run_scores(int8_model, sample)
+        if not np.isfinite(int8_scores).all():
+            raise ExportError(MODEL, "gives NaN or infinity", "look at the calibration data")
+        write_evaluation(folders.out / EVALUATION, evaluation_set(shipped))
+        audited = self._audit(int8_model, folders.out / EVALUATION)
+        _write_golden(folders.out / GOLDEN, sample, int8_model, int8_scores)
+        few = sample.take(_spread(sample, LAYER_SAMPLES, recipe.seed))
+        return ParityResult(
+            torch_accuracy=accuracy(network, evaluation),
+            export=export,
+            int8=parity(float_scores, int8_scores),
+            layers=layer_errors(quantized, int8_model, few),
+            audit=audited,
+        )
+
+    def _network(self, folder: Path) -> nn.Module:
+        return load_network(self.resolved.fresh_module(), folder).module
+
+    def _check_same(self, network: nn.Module, fed: Split, model: Path, scores: Array) -> Parity:
+        """The parity of a network and its model, on samples as the data factory gives them.
+
+        Raises:
+            ExportError: it is too low.
+        """
+        found, wanted = parity(predict(network, fed), scores), self.resolved.recipe.export.min_sqnr_db
+        if not np.isfinite(scores).all() or found.sqnr_db < wanted:
+            raise ExportError(
+                model.name,
+                f"is not the network that was trained: SQNR {found.sqnr_db:.1f} dB to torch, "
+                f"{wanted:.1f} dB wanted",
+                "look for operators that behave otherwise in ONNX (dropout left on, custom rounding)",
+            )
+        return found
+
+    def _audit(self, model: Path, evaluation: Path) -> Audit:
+        """What ONNX Runtime really runs.
+
+        Raises:
+            ExportError: too little runs in int8.
+        """
+        found = audit(model, evaluation, self.resolved.target().name)
+        if failure := coverage_failure(found, self.resolved.recipe.quantize.min_int8_ratio):
+            raise ExportError(
+                "quantize.min_int8_ratio", failure, "mend what it names, or be content with a lower ratio"
+            )
+        return found
+
+
+def evaluation_set(split: Split) -> EvaluationSet:
+    """A split as a device reads it."""
+    return EvaluationSet(split.inputs, split.labels.astype(np.int64), split.ids)
+
+
+def _spread(split: Split, count: int, seed: int) -> Array:
+    """Where a few samples are, of all classes: data may be sorted by class."""
+    return stratified_indices(split.labels, {"few": min(count, split.count)}, seed, "parity")["few"]
+
+
+def _write_golden(path: Path, sample: Split, model: Path, scores: Array) -> None:
+    """Keep the samples that the model is surest of: their class must not depend on a rounding."""
+    ranked = np.sort(scores.reshape(len(scores), -1), axis=1)
+    margin = ranked[:, -1] - ranked[:, -2]
+    chosen = sample.take(np.sort(np.argsort(-margin, kind="stable")[:GOLDEN_SAMPLES]))
+    name = signature_of(open_session(model)).outputs[0].name
+    write_npz(path, {**chosen.inputs, f"{EXPECTED_PREFIX}{name}": run_model(model, chosen)})

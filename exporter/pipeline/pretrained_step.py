@@ -1,0 +1,71 @@
+"""The first step: the recipe's network with the weights of its checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from bench.core.files import sha256_of
+from exporter.caching.steps import StepFolders
+from exporter.errors import CheckpointError
+from exporter.networks.network import Network, deterministic
+from exporter.pipeline.resolved_recipe import ResolvedRecipe
+from exporter.recipes import trains
+from exporter.results import PretrainedResult
+from exporter.sources.checkpoint import load_into, read_checkpoint
+from exporter.training.loop import check_classes
+
+
+@dataclass(frozen=True)
+class PretrainedStep:
+    """Build the network, and load its checkpoint."""
+
+    kind: ClassVar[str] = PretrainedResult.kind
+    name: ClassVar[str] = PretrainedResult.kind
+    parents: ClassVar[tuple[str, ...]] = ()
+
+    resolved: ResolvedRecipe
+
+    def ingredients(self) -> Mapping[str, object]:
+        """The network's table, the files it names, the checkpoint, and whether a stage trains later."""
+        model, checkpoint = self.resolved.recipe.model, self.resolved.checkpoint()
+        return {
+            **self.resolved.ingredients(),
+            "model": model.model_dump(mode="json"),
+            "weights": None if checkpoint is None else sha256_of(checkpoint),
+            "trained_later": self._trained_later(),
+            **self.resolved.files_of(model),
+        }
+
+    def run(self, folders: StepFolders) -> PretrainedResult:
+        """Write the network.
+
+        Raises:
+            CheckpointError: the checkpoint does not fit, or has other classes and no stage trains new ones.
+            StageError: the network does not take the data.
+        """
+        with deterministic(self.resolved.recipe.seed, "model"):
+            module = self.resolved.fresh_module()
+        parameters = sum(p.numel() for p in module.parameters())
+        path = self.resolved.checkpoint()
+        loaded = None
+        if path is not None:
+            loaded = load_into(module, read_checkpoint(path), path)
+            if loaded.new_head is not None and not self._trained_later():
+                raise CheckpointError(
+                    path,
+                    f"its {loaded.new_head!r} has other classes and no stage would train a new one",
+                    'add a stage of kind "finetune"',
+                )
+        classes = check_classes(module, self.resolved.data, "model")
+        Network(module).save(folders.out)
+        return PretrainedResult(
+            parameters=parameters,
+            tensors=None if loaded is None else loaded.tensors,
+            new_head=None if loaded is None else loaded.new_head,
+            classes=classes,
+        )
+
+    def _trained_later(self) -> bool:
+        return any(trains(stage) for stage in self.resolved.recipe.stage)

@@ -1,0 +1,120 @@
+"""`edgeproof quantize` in Python: a finished model in, a quantized one out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+from bench.core.errors import UsageError
+from bench.core.files import AnyPath
+from bench.core.progress import SILENT, Progress
+from exporter.extras import require, require_quantizer
+from exporter.options import CalibrationMethod, TargetName
+from exporter.results import QuantizedFile
+
+BLOCK_SIZES = (16, 32, 64, 128, 256)
+
+
+def quantize(
+    model: AnyPath,
+    out: AnyPath,
+    *,
+    data: AnyPath | None = None,
+    bits: int = 8,
+    block_size: int = 32,
+    target: TargetName = "auto",
+    onnxruntime: str | None = None,
+    method: CalibrationMethod = "minmax",
+    exclude: Sequence[str] = (),
+    cache: AnyPath | None = None,
+    repair: Sequence[str] = (),
+    max_drop: float | None = None,
+    progress: Progress = SILENT,
+) -> QuantizedFile:
+    """Quantize a finished model, statically to int8 or its weights to 4 bits; needs no recipe.
+
+    Args:
+        model: a float `.onnx`, or a `.pt2` program, which needs torch.
+        out: the file to write.
+        data: calibration samples, an `.npz` with one array [N, ...] per model input; needed for 8 bits.
+        bits: 8: weights and activations. 4: weights of products alone, in blocks.
+        block_size: with 4 bits, weights that share a scale.
+        target: the CPU kind to make it for; `auto` is this one.
+        onnxruntime: the runtime to make it for, such as `>=1.24`; by default nothing is added that the
+            oldest supported one lacks.
+        method: how activation ranges are chosen.
+        exclude: names of nodes to leave in float.
+        cache: a folder where activation ranges are kept, and those kept are used; None keeps nothing.
+        repair: names of accuracy repairs, in this order; each is kept if it helps on held-out samples.
+        max_drop: leave layers in float until int8 loses at most this share of accuracy, from 0 to below 1.
+        progress: told of every batch.
+
+    Raises:
+        MissingExtraError: the extra `export` is not installed.
+        UsageError: `out` is an input, an option is unknown, or options do not fit together.
+        ModelError: the model cannot be loaded or quantized.
+        DataError: the samples cannot be used, or do not fit the model.
+        ExportError: an excluded node does not exist, or no configuration meets `max_drop`.
+
+    Example:
+        >>> import exporter
+        >>> written = exporter.quantize("model.onnx", "int8.onnx", data="evaluation.npz", target="portable")
+        >>> written.model.name, written.made.samples, written.made.method
+        ('int8.onnx', 120, 'minmax')
+    """
+    for module in ("onnx", "onnx_ir", "onnxscript"):
+        require(module, "export")
+    require_quantizer()
+    _check_choice("--target", target, get_args(TargetName))
+    _check_choice("--method", method, get_args(CalibrationMethod))
+    if bits == 4:
+        _check_weights_alone(block_size, data=data, cache=cache, repair=repair, max_drop=max_drop)
+        from exporter.pipeline.quantize_file import quantize_weights_file
+
+        return quantize_weights_file(
+            Path(model),
+            Path(out),
+            target=target,
+            block_size=block_size,
+            exclude=tuple(exclude),
+            onnxruntime=onnxruntime,
+        )
+    if bits != 8:
+        raise UsageError("--bits", f"there is no quantization to {bits} bits", "choose 8 or 4")
+    if data is None:
+        raise UsageError("--data", "activation ranges need samples", "name an .npz of some hundred inputs")
+    if max_drop is not None and not 0 <= max_drop < 1:
+        raise UsageError("--max-drop", f"{max_drop:g} is not a share", "choose one from 0 to below 1")
+    from exporter.pipeline.quantize_file import quantize_file
+    from exporter.quantization.int8_repaired import RepairSettings, check_repairs
+    from exporter.recipes import FallbackConfig
+
+    fallback = None if max_drop is None else FallbackConfig(max_drop=max_drop)
+    return quantize_file(
+        Path(model),
+        Path(data),
+        Path(out),
+        target=target,
+        method=method,
+        exclude=tuple(exclude),
+        cache=None if cache is None else Path(cache),
+        repairs=RepairSettings(check_repairs(repair), fallback),
+        onnxruntime=onnxruntime,
+        progress=progress,
+    )
+
+
+def _check_choice(option: str, chosen: str, known: tuple[str, ...]) -> None:
+    if chosen not in known:
+        raise UsageError(option, f"there is no {chosen!r}", f"choose of: {', '.join(known)}")
+
+
+def _check_weights_alone(block_size: int, **options: object) -> None:
+    """Refuse what has no meaning where only weights are quantized."""
+    for name, value in options.items():
+        if value:
+            option = f"--{name.replace('_', '-')}"
+            raise UsageError(option, "activations stay in float with 4 bits", f"leave {option} out")
+    if block_size not in BLOCK_SIZES:
+        raise UsageError("--block-size", f"{block_size} is no block size", "choose 16, 32, 64, 128 or 256")

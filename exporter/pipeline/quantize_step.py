@@ -1,0 +1,108 @@
+"""The step from the float model to int8 or int4."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import onnx
+
+from bench.core.files import model_size
+from bench.inputs.artifact import FLOAT_MODEL, MODEL
+from exporter.caching.cache import content_key
+from exporter.caching.steps import StepFolders
+from exporter.graphs.kernels import check_runtime_asked
+from exporter.graphs.rewrites.processing import as_shipped
+from exporter.inspection.drift import drifts
+from exporter.networks.network import load_trained_qparams
+from exporter.pipeline.export_step import model_to_quantize
+from exporter.pipeline.resolved_recipe import ResolvedRecipe
+from exporter.quantization.calibration import RangeStore
+from exporter.quantization.split import quantize_split, sample_count
+from exporter.results import Int4Model, Int4Result, Int8Result
+from exporter.training.sparsity.sizes import compressed_size
+
+
+@dataclass(frozen=True)
+class QuantizeStep:
+    """Quantize the exported model as the recipe asks for it.
+
+    Attributes:
+        resolved: the recipe.
+        reuse: folder where activation ranges are kept from one build to the next; None keeps nothing.
+    """
+
+    kind: ClassVar[str] = "quantize"
+    name: ClassVar[str] = "quantize"
+    parents: ClassVar[tuple[str, ...]] = ("export",)
+
+    resolved: ResolvedRecipe
+    reuse: Path | None
+
+    def ingredients(self) -> Mapping[str, object]:
+        """The table `quantize`, with the target that `auto` stands for."""
+        return {
+            **self.resolved.ingredients(),
+            "config": self.resolved.recipe.quantize.model_dump(mode="json"),
+            "target": self.resolved.target().name,
+        }
+
+    def run(self, folders: StepFolders) -> Int8Result | Int4Result:
+        """Write the quantized model.
+
+        Raises:
+            DataError: too few calibration samples.
+            ModelError: a float model needs a newer ONNX Runtime than the recipe names.
+            ExportError: an excluded node does not exist, ONNX Runtime refuses the model, or no
+                configuration meets the fallback's budget.
+        """
+        resolved, exported, path = self.resolved, folders.parents["export"], folders.out / MODEL
+        config, target, calibration = resolved.recipe.quantize, resolved.target(), resolved.data.calibration
+        source = model_to_quantize(exported)
+        if config.onnxruntime is not None:
+            for model in dict.fromkeys((source, exported / FLOAT_MODEL)):
+                check_runtime_asked(onnx.load(model), target.runtime, "quantize.onnxruntime")
+        made = quantize_split(
+            source,
+            path,
+            as_shipped(calibration, resolved.recipe.export.preprocess),
+            config,
+            target,
+            seed=resolved.recipe.seed,
+            progress=resolved.progress,
+            store=self._ranges(),
+            trained_qparams=load_trained_qparams(exported),
+        )
+        warnings = self._drift()
+        for warning in warnings:
+            resolved.progress.say(f"warning: {warning}")
+        result = Int4Result if isinstance(made, Int4Model) else Int8Result
+        return result(
+            **dict(made),
+            size_bytes=model_size(path),
+            compressed_bytes=compressed_size(sorted(folders.out.iterdir())),
+            warnings=warnings,
+        )
+
+    def _ranges(self) -> RangeStore | None:
+        """Activation ranges of earlier builds on the same samples."""
+        if self.reuse is None:
+            return None
+        drawn = {
+            "data": self.resolved.data_fingerprint,
+            "seed": self.resolved.recipe.seed,
+            "samples": sample_count(self.resolved.data.calibration, self.resolved.recipe.quantize),
+        }
+        return RangeStore(self.reuse, content_key(drawn))
+
+    def _drift(self) -> tuple[str, ...]:
+        """A line for each input whose calibration samples are unlike the evaluation samples."""
+        data = self.resolved.data
+        return tuple(
+            f"calibration and evaluation samples of {drift.name!r} differ: distance {drift.distance:.2f}, "
+            f"{drift.own:.2f} between two halves of the calibration samples"
+            for drift in drifts(data.calibration.inputs, data.evaluation.inputs)
+            if drift.is_far
+        )
