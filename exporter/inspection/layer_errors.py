@@ -1,4 +1,4 @@
-"""Per-layer error of an int8 model: where the difference to its float twin is made."""
+"""Per-layer error of an int8 model: where it departs from the float model."""
 
 from __future__ import annotations
 

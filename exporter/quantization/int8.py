@@ -106,18 +106,18 @@ def quantize_model(
     """
     plan = plan_qdq(model, settings.target, settings.exclude)
     batch_size = _batch_size(plan, samples, settings.fixed_batch)
+    trained = trained_qparams.ranges
     ranges = activation_ranges(
         plan.network if reference is None else infer_shapes(reference),
-        [name for name in plan.tensors if name not in trained_qparams.ranges],
+        [name for name in plan.tensors if name not in trained],
         samples,
         batch_size=batch_size,
         method=settings.method,
         progress=progress,
         store=store,
     )
-    quantized, reduction = _round(
-        plan, {**ranges, **trained_qparams.ranges}, samples, batch_size, trained_qparams.levels
-    )
+    ranges |= trained
+    quantized, reduction = _round(plan, ranges, samples, batch_size, trained_qparams.levels)
     shortcuts = take_shortcuts(quantized, settings.target)
     needed = write_quantized(quantized, model, destination, settings.target, accept)
     operators = Counter(node.op_type for node in quantized.graph.node)
@@ -132,7 +132,7 @@ def quantize_model(
         reduced_channels=reduction.channels(),
         method=settings.method,
         samples=samples.count,
-        learned_ranges=sum(name in trained_qparams.ranges for name in plan.tensors),
+        learned_ranges=sum(name in trained for name in plan.tensors),
         stem_on_blocks=shortcuts.stem_on_blocks,
         quantize_nodes=operators["QuantizeLinear"],
         dequantize_nodes=operators["DequantizeLinear"],

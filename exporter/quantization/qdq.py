@@ -20,7 +20,7 @@ from exporter.quantization.ort_quantizer import QuantizerOptions, rounded_tensor
 from exporter.quantization.placement import keep_in_float, place, read_unrounded
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class QdqPlan:
     """What is decided on the graph alone, before any sample is seen.
 
@@ -79,7 +79,7 @@ def plan_qdq(model: onnx.ModelProto, target: Target, exclude: tuple[str, ...] = 
     known = byte_ranges(network)
     wanted = rounded_tensors(graph, options)
     tensors = tuple(name for name in wanted if name not in gates and name not in known)
-    return QdqPlan(network, graph, gates, known, options, tensors)
+    return QdqPlan(network=network, graph=graph, gates=gates, bytes=known, options=options, tensors=tensors)
 
 
 def make_qdq(

@@ -10,7 +10,7 @@ class NeedlessPair(FrozenModel):
 
     Attributes:
         name: the operator that it surrounds, or the tensor if there is none.
-        between: the nodes (or the model's input or output) before and behind.
+        between: the nodes (or the model's input or output) before and after it.
     """
 
     name: str

@@ -24,7 +24,7 @@ from exporter.graphs.attributes import attributes_of
 
 # Static operators: activation, scale, zero point, weight, scale, zero point.
 _STATIC = {"QLinearConv", "QLinearMatMul", "QGemm"}
-# Operators whose activations are quantized anew for every run.
+# Operators whose activations are quantized again for every run.
 _DYNAMIC = {"ConvInteger", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"}
 _CONVOLUTIONS = {"Conv", "QLinearConv", "ConvInteger"}
 _BYTES = {onnx.TensorProto.UINT8, onnx.TensorProto.INT8}
@@ -91,7 +91,7 @@ class Int8Layer:
     def largest(self) -> Array:
         """Magnitude of each output channel's largest weight, int [N]; of all, where they share a scale.
 
-        It is 127, and less where the quantizer took a coarser scale lest the bias overflow 32 bits.
+        It is 127, and less where the quantizer took a coarser scale, so that the bias fits in 32 bits.
         """
         magnitudes = [
             np.abs(filters.astype(np.int32) - self.zero_points[self.columns(group)]).max(axis=0, initial=0)
@@ -162,7 +162,7 @@ def int8_layers(model: onnx.ModelProto) -> tuple[Int8Layer, ...]:
     return tuple(found)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Operands:
     """Names of what a node multiplies; no activation where it is quantized at run time."""
 
@@ -180,14 +180,24 @@ def _operands(node: onnx.NodeProto, producers: Mapping[str, onnx.NodeProto]) -> 
         if left is None or right is None or {left.op_type, right.op_type} != {"DequantizeLinear"}:
             return None
         activation, _, zero_point = _three(left)
-        return _Operands(activation, zero_point, *_three(right), attributes_of(right).get("axis", 1))
-    if node.op_type in _STATIC:
+        weight, scale, weight_zero_point = _three(right)
+        axis = attributes_of(right).get("axis", 1)
+    elif node.op_type in _STATIC:
         axis = 0 if node.op_type == "QLinearConv" or attributes_of(node).get("transB", 0) else 1
         activation, _, zero_point, weight, scale, weight_zero_point = node.input[:6]
-        return _Operands(activation, zero_point, weight, scale, weight_zero_point, axis)
-    if node.op_type in _DYNAMIC:
-        return _Operands(None, "", node.input[1], "", "", 0)
-    return None
+    elif node.op_type in _DYNAMIC:
+        activation, weight, axis = None, node.input[1], 0
+        zero_point = scale = weight_zero_point = ""
+    else:
+        return None
+    return _Operands(
+        activation=activation,
+        zero_point=zero_point,
+        weight=weight,
+        scale=scale,
+        weight_zero_point=weight_zero_point,
+        axis=axis,
+    )
 
 
 def _three(node: onnx.NodeProto) -> tuple[str, str, str]:

@@ -53,7 +53,7 @@ class LayerSaturation:
     def safe_share(self, slack: int = 0) -> Array:
         """To what share of itself each output channel must shrink, so that none of its pairs can overflow.
 
-        Activations are bounded as in `risky`. Rounding the smaller weights anew may move each of them
+        Activations are bounded as in `risky`. Rounding the smaller weights again may move each of them
         outward by a whole level, for which there is room.
 
         Returns:
@@ -88,7 +88,7 @@ def observe_saturation(
 ) -> tuple[LayerSaturation, ...]:
     """Find the layers of a quantized model that can saturate; the others are not listed.
 
-    The graph runs as written, in float between its roundings, so that what is observed does not hang on
+    The graph runs as written, in float between its roundings, so that what is observed does not depend on
     the CPU at hand. A batch is reduced before the next one runs. Ranges rest on all activations; shares and
     drift on the sums of at most `ROWS` places (rows of a product) per layer and batch, at even distances.
 

@@ -90,7 +90,7 @@ def without_saturation(
     An output channel is reduced if activations within the ranges that the input channels take on the
     samples could overflow one of its pairs, whether or not they do; and by as much as its worst pair asks
     for: its scale is coarser by 1 / `safe_share`, and seldom by the factor of two that ONNX Runtime's
-    `reduce_range` costs. Reduced weights shift the activations behind them by a little, so the search goes
+    `reduce_range` costs. Reduced weights shift the activations after them by a little, so the search goes
     on until no channel is left that can saturate.
 
     Args:

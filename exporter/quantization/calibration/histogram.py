@@ -81,7 +81,7 @@ class GrowingHistogram:
 
     The width of the bins is the smallest power of two with which `_SIDE` bins on either side of zero hold
     every value so far. When a larger one comes, neighbouring bins are merged. Scaling by a power of two
-    and merging round nothing, so that the counts do not hang on the order or the cut of the batches.
+    and merging round nothing, so that the counts do not depend on the order or the cut of the batches.
     """
 
     def __init__(self) -> None:

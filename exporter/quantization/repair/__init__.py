@@ -1,6 +1,6 @@
 """Accuracy repair: what is done to a float model so that it loses less in int8.
 
-Each repair is one file and one function behind one signature.
+Each repair is one file and one function, all of one signature.
 
     (model, context) -> (repaired copy, figures)
 

@@ -26,7 +26,7 @@ CHUNK_BYTES = 256 * 2**20
 _SWEEPS = 8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Work:
     """A layer, its weights as [groups, out per group, products], and the grid they are rounded to.
 
@@ -146,13 +146,14 @@ def _find_work(model: onnx.ModelProto, quantized: onnx.ModelProto) -> Iterator[_
             continue
         grouped = matrix.reshape(layer.groups, -1, matrix.shape[1])
         scales = np.broadcast_to(scale.astype(np.float64).reshape(-1, 1), (len(matrix), 1))
+        largest = np.abs(rows(layer, integers_).astype(np.float64)).max(axis=1)
         yield _Work(
-            layer,
-            index.by_name[layer.node],
-            weight.shape,
-            grouped,
-            scales.reshape(layer.groups, -1, 1),
-            np.abs(rows(layer, integers_).astype(np.float64)).max(axis=1).reshape(layer.groups, -1, 1),
+            layer=layer,
+            node=index.by_name[layer.node],
+            shape=weight.shape,
+            weight=grouped,
+            scale=scales.reshape(layer.groups, -1, 1),
+            highest=largest.reshape(layer.groups, -1, 1),
         )
 
 

@@ -31,7 +31,7 @@ def correct_bias(model: onnx.ModelProto, context: RepairContext) -> tuple[onnx.M
 
     1. The int8 graph is simulated by its Quantize and Dequantize nodes; the biases are inputs of it, and
        each layer is run only as far as its output.
-    2. A convolution or Gemm without bias gets one; a MatMul without an Add behind it is left alone.
+    2. A convolution or Gemm without bias gets one; a MatMul without an Add after it is left alone.
     """
     model = with_own_biases(model)
     quantized = context.qdq_model(model)

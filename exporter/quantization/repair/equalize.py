@@ -114,7 +114,7 @@ def find_pairs(index: GraphIndex) -> list[Pair]:
 
 
 def _follow(index: GraphIndex, tensor: str) -> tuple[onnx.NodeProto, float] | None:
-    """The one layer behind a tensor, and the smallest limit of the clips on the way."""
+    """The one layer after a tensor, and the smallest limit of the clips on the way."""
     limit = np.inf
     while (node := index.only_reader(tensor)) is not None:
         if node.op_type in {"Conv", "Gemm", "MatMul"}:

@@ -12,7 +12,7 @@ from exporter.quantization.repair.score import noise
 from exporter.recipes import FallbackConfig
 from exporter.results import FallbackCandidate, Score
 
-# Behind a layer these only cut or bend its output, and are quantized or not as it is.
+# After a layer these only cut or bend its output, and are quantized or not as it is.
 _ACTIVATIONS = {"Relu", "Clip", "LeakyRelu"}
 # They move values and round nothing.
 _MOVEMENT = {
@@ -109,7 +109,7 @@ def within(score: Score, config: FallbackConfig) -> bool:
 
 
 def rounding_layers(model: onnx.ModelProto, quantized: Collection[str]) -> dict[str, tuple[str, ...]]:
-    """Nodes that are quantized -> the nodes quantized with them (themselves, and activations behind).
+    """Nodes that are quantized -> the nodes quantized with them (themselves, and activations after them).
 
     Args:
         model: the float model; every node has a name of its own.
