@@ -27,7 +27,8 @@ from bench.inputs.session import (
     signature_of,
 )
 from bench.measuring.worker import fixed_batch, synthetic_feeds
-from exporter.inspection.fusion import Graph, float_reason, needless_pairs, plain_name
+from exporter.graphs.index import GraphIndex
+from exporter.inspection.fusion import float_reason, needless_pairs, plain_name
 from exporter.inspection.macs import NOTHING, Call, Work, has_no_macs, work_of
 from exporter.inspection.node_calls import PlacedNode, all_nodes, node_calls
 from exporter.inspection.saturation import observe_saturation
@@ -62,7 +63,7 @@ def audit(path: Path, data: Path | None = None, made_for: str | None = None) -> 
         here = host_target(fingerprint())
         target = made_for if made_for in _SIGNED_FUSES else here
         model = _optimized(path, Path(folder) / "optimized.onnx", target)
-    graph, written = Graph.of(model), onnx.load(path)
+    graph, written = GraphIndex.of(model.graph), onnx.load(path)
     counted, uncounted = _count(path, model, feeds)
     x86 = target.startswith("x86")
     floats = [_float_operator(one, work, graph, x86=x86) for one, work in counted if work.float]
@@ -167,7 +168,7 @@ def _work(node: onnx.NodeProto, runs: Sequence[Call] | None) -> Work | str:
     return total
 
 
-def _float_operator(placed: PlacedNode, work: Work, graph: Graph, *, x86: bool) -> FloatOperator:
+def _float_operator(placed: PlacedNode, work: Work, graph: GraphIndex, *, x86: bool) -> FloatOperator:
     node, container = placed.node, placed.container
     if work.int8:
         reason = "its projections run in int8, the products of its activations do not"
@@ -179,11 +180,12 @@ def _float_operator(placed: PlacedNode, work: Work, graph: Graph, *, x86: bool) 
 
 
 def _quantized_at_load(model: onnx.ModelProto, in_int8: set[str]) -> tuple[str, ...]:
-    floats = {i.name for i in model.graph.initializer if i.data_type == onnx.TensorProto.FLOAT}
+    index = GraphIndex.of(model.graph)
+    stored = [n for n in index.nodes if n.op_type in {"Conv", "Gemm"} and index.is_constant(n.input[1])]
     return tuple(
         node.name
-        for node in model.graph.node
-        if node.op_type in {"Conv", "Gemm"} and node.input[1] in floats and node.name in in_int8
+        for node in stored
+        if index.element_type(node.input[1]) == onnx.TensorProto.FLOAT and node.name in in_int8
     )
 
 

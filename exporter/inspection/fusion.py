@@ -8,10 +8,10 @@ conversions around it then cost time and buy nothing.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import onnx
 
+from exporter.graphs.index import GraphIndex
 from exporter.results.audit import NeedlessPair
 
 # Operators with int8 kernels, or that move bytes and do not care; measured with ONNX Runtime 1.32 on x86.
@@ -31,50 +31,7 @@ _SIGNED_FUSES_ONLY_ALONE = (
 )
 
 
-@dataclass(frozen=True)
-class Graph:
-    """An optimized graph, by name.
-
-    Attributes:
-        producers: tensor -> the node that makes it.
-        readers: tensor -> the nodes that read it.
-        types: initializer -> its ONNX element type.
-        outputs: of the model.
-    """
-
-    nodes: Sequence[onnx.NodeProto]
-    producers: dict[str, onnx.NodeProto]
-    readers: dict[str, list[onnx.NodeProto]]
-    types: dict[str, int]
-    outputs: frozenset[str]
-
-    @classmethod
-    def of(cls, model: onnx.ModelProto) -> Graph:
-        """Index a model."""
-        readers: dict[str, list[onnx.NodeProto]] = {}
-        for node in model.graph.node:
-            for name in dict.fromkeys(node.input):
-                readers.setdefault(name, []).append(node)
-        return cls(
-            nodes=model.graph.node,
-            producers={name: n for n in model.graph.node for name in n.output},
-            readers=readers,
-            types={i.name: i.data_type for i in model.graph.initializer},
-            outputs=frozenset(value.name for value in model.graph.output),
-        )
-
-    def read_by(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
-        """The nodes that read what a node makes."""
-        found = {id(n): n for name in node.output for n in self.readers.get(name, [])}
-        return list(found.values())
-
-    def source(self, tensor: str) -> onnx.NodeProto | None:
-        """The DequantizeLinear that makes a tensor, or None."""
-        node = self.producers.get(tensor)
-        return node if node is not None and node.op_type == "DequantizeLinear" else None
-
-
-def float_reason(node: onnx.NodeProto, graph: Graph, *, x86: bool) -> str:
+def float_reason(node: onnx.NodeProto, graph: GraphIndex, *, x86: bool) -> str:
     """Why a multiplying operator runs in float.
 
     Args:
@@ -85,23 +42,23 @@ def float_reason(node: onnx.NodeProto, graph: Graph, *, x86: bool) -> str:
     return next(_reasons(node, graph, x86=x86))
 
 
-def _reasons(node: onnx.NodeProto, graph: Graph, *, x86: bool) -> Iterator[str]:
+def _reasons(node: onnx.NodeProto, graph: GraphIndex, *, x86: bool) -> Iterator[str]:
     """All that keeps an operator in float, the plainest first; there is always one."""
     if node.op_type in _FLOAT_ONLY:
         yield "ONNX Runtime's CPU kernels have no int8 form of it"
-    before = graph.source(node.input[0])
-    readers = graph.read_by(node)
+    before = graph.maker(node.input[0], "DequantizeLinear")
+    readers = graph.readers_of(node)
     rounded = [n for n in readers if n.op_type == "QuantizeLinear"]
     in_float = [_label(n) for n in readers if n.op_type != "QuantizeLinear"]
-    if graph.outputs.intersection(node.output):
+    if _is_given(node, graph):
         in_float.append("the model's output")
-    if len(node.input) < 2 or graph.source(node.input[1]) is None:
+    if len(node.input) < 2 or graph.maker(node.input[1], "DequantizeLinear") is None:
         mixed = any(n.op_type == "DequantizeLinear" for n in graph.nodes)
         hint = ": it is excluded, or the quantizer has no int8 form of it"
         yield f"it was not quantized{hint if mixed else ''}"
     if before is None:
         yield "its input is not quantized"
-    if len(node.input) > 2 and graph.source(node.input[2]) is None:
+    if len(node.input) > 2 and graph.maker(node.input[2], "DequantizeLinear") is None:
         yield "its bias is not quantized"
     if not rounded:
         yield f"its output is not quantized: it goes to {_some(in_float)}"
@@ -118,7 +75,7 @@ def _reasons(node: onnx.NodeProto, graph: Graph, *, x86: bool) -> Iterator[str]:
     yield "its types or its neighbours keep ONNX Runtime from fusing it (U8S8 fuses on x86)"
 
 
-def needless_pairs(graph: Graph) -> tuple[NeedlessPair, ...]:
+def needless_pairs(graph: GraphIndex) -> tuple[NeedlessPair, ...]:
     """All conversions of an optimized graph that no kernel needs, in graph order.
 
     1. Quantized, and read by nothing but DequantizeLinear: it is only rounded.
@@ -130,20 +87,20 @@ def needless_pairs(graph: Graph) -> tuple[NeedlessPair, ...]:
     return tuple(pair for _, pair in sorted([*found, *_islands(graph, rounding)], key=lambda item: item[0]))
 
 
-def _single(node: onnx.NodeProto, graph: Graph, rounding: set[int]) -> Iterator[NeedlessPair]:
+def _single(node: onnx.NodeProto, graph: GraphIndex, rounding: set[int]) -> Iterator[NeedlessPair]:
     """Kinds 1 and 2."""
-    readers = graph.read_by(node)
+    readers = graph.readers_of(node)
     if id(node) in rounding:
-        behind = [_label(n) for reader in readers for n in graph.read_by(reader)]
+        behind = [_label(n) for reader in readers for n in graph.readers_of(reader)]
         yield NeedlessPair(
             name=node.input[0],
             between=(_maker(node.input[0], graph), _some(behind or ["the model's output"])),
             reason="no int8 operator reads the tensor, which is only rounded",
         )
-    elif node.op_type == "DequantizeLinear" and node.input[0] not in graph.types:
+    elif node.op_type == "DequantizeLinear" and not graph.is_constant(node.input[0]):
         only = readers and all(n.op_type == "QuantizeLinear" for n in readers)
-        if only and not graph.outputs.intersection(node.output):
-            behind = [_label(n) for reader in readers for n in graph.read_by(reader)]
+        if only and not _is_given(node, graph):
+            behind = [_label(n) for reader in readers for n in graph.readers_of(reader)]
             yield NeedlessPair(
                 name=node.input[0],
                 between=(_maker(node.input[0], graph), _some(behind or ["the model's output"])),
@@ -151,14 +108,14 @@ def _single(node: onnx.NodeProto, graph: Graph, rounding: set[int]) -> Iterator[
             )
 
 
-def _islands(graph: Graph, rounding: set[int]) -> list[tuple[int, NeedlessPair]]:
+def _islands(graph: GraphIndex, rounding: set[int]) -> list[tuple[int, NeedlessPair]]:
     """Kind 3: connected regions in float between a DequantizeLinear and a QuantizeLinear."""
     order = {id(node): index for index, node in enumerate(graph.nodes)}
     regions: list[tuple[set[int], list[onnx.NodeProto]]] = []
     for entry in graph.nodes:
-        if entry.op_type != "DequantizeLinear" or entry.input[0] in graph.types:
+        if entry.op_type != "DequantizeLinear" or graph.is_constant(entry.input[0]):
             continue
-        if id(graph.producers.get(entry.input[0])) in rounding:
+        if id(graph.maker(entry.input[0])) in rounding:
             continue
         region, entries = _reached(entry, graph, rounding), [entry]
         apart = []
@@ -179,12 +136,12 @@ def _islands(graph: Graph, rounding: set[int]) -> list[tuple[int, NeedlessPair]]
 
 
 def _island(
-    graph: Graph,
+    graph: GraphIndex,
     entries: Sequence[onnx.NodeProto],
     operators: Sequence[onnx.NodeProto],
     exits: Sequence[onnx.NodeProto],
 ) -> NeedlessPair:
-    behind = [_label(n) for node in exits for n in graph.read_by(node)]
+    behind = [_label(n) for node in exits for n in graph.readers_of(node)]
     lacking = [op for op in dict.fromkeys(n.op_type for n in operators) if op not in _INT8_FORMS]
     return NeedlessPair(
         name=_some([_label(n) for n in operators]),
@@ -200,45 +157,50 @@ def _island(
     )
 
 
-def _reached(entry: onnx.NodeProto, graph: Graph, rounding: set[int]) -> set[int]:
+def _reached(entry: onnx.NodeProto, graph: GraphIndex, rounding: set[int]) -> set[int]:
     """Nodes that a dequantized tensor reaches in float, the QuantizeLinear at the ends included."""
     found: set[int] = set()
-    todo = graph.read_by(entry)
+    todo = list(graph.readers_of(entry))
     while todo:
         node = todo.pop()
         if id(node) in found:
             continue
         found.add(id(node))
         if node.op_type != "QuantizeLinear" or id(node) in rounding:
-            todo.extend(graph.read_by(node))
+            todo.extend(graph.readers_of(node))
     return found
 
 
-def _only_rounds(node: onnx.NodeProto, graph: Graph) -> bool:
-    readers = graph.read_by(node)
+def _only_rounds(node: onnx.NodeProto, graph: GraphIndex) -> bool:
+    readers = graph.readers_of(node)
     return (
         node.op_type == "QuantizeLinear"
         and bool(readers)
         and all(n.op_type == "DequantizeLinear" for n in readers)
-        and not graph.outputs.intersection(node.output)
+        and not _is_given(node, graph)
     )
 
 
-def _last_readers(tensor: str, graph: Graph) -> list[onnx.NodeProto]:
+def _last_readers(tensor: str, graph: GraphIndex) -> list[onnx.NodeProto]:
     """Readers of a quantized tensor, and of its dequantized copies."""
-    found = []
-    for node in graph.readers.get(tensor, []):
-        found.extend(graph.read_by(node) if node.op_type == "DequantizeLinear" else [node])
+    found: list[onnx.NodeProto] = []
+    for node in graph.readers(tensor):
+        found.extend(graph.readers_of(node) if node.op_type == "DequantizeLinear" else [node])
     return found
 
 
-def _is_signed(node: onnx.NodeProto, graph: Graph) -> bool:
-    return len(node.input) > 2 and graph.types.get(node.input[2]) == onnx.TensorProto.INT8
+def _is_signed(node: onnx.NodeProto, graph: GraphIndex) -> bool:
+    return len(node.input) > 2 and graph.element_type(node.input[2]) == onnx.TensorProto.INT8
 
 
-def _maker(tensor: str, graph: Graph) -> str:
+def _is_given(node: onnx.NodeProto, graph: GraphIndex) -> bool:
+    """Whether the model itself gives what a node makes."""
+    return any(name in graph.outputs for name in node.output)
+
+
+def _maker(tensor: str, graph: GraphIndex) -> str:
     """The node that makes a tensor, a conversion before it looked through; or the model's input."""
-    node = graph.producers.get(tensor)
+    node = graph.maker(tensor)
     if node is not None and node.op_type == "QuantizeLinear":
         return _maker(node.input[0], graph)
     return f"input {tensor}" if node is None else _label(node)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
 
 from bench.metrics.parity import decibels
+from exporter.graphs.index import GraphIndex
 from exporter.graphs.inference import session_with_outputs
 from exporter.results import LayerError
 from exporter.sources.splits import Samples
@@ -26,12 +26,12 @@ def layer_errors(float_model: Path, int8_model: Path, samples: Samples) -> tuple
     summed, so that memory does not grow with the number of samples.
     """
     reference, quantized = onnx.load(float_model), onnx.load(int8_model)
-    available = {name for node in quantized.graph.node for name in node.output}
+    available = GraphIndex.of(quantized.graph)
     tensors = [
         (node, output)
         for node in reference.graph.node
         for output in node.output
-        if output + _DEQUANTIZED in available
+        if available.maker(output + _DEQUANTIZED) is not None
     ]
     if not tensors:  # asked for no output, ONNX Runtime gives all
         return ()
@@ -40,7 +40,7 @@ def layer_errors(float_model: Path, int8_model: Path, samples: Samples) -> tuple
     second = session_with_outputs(quantized, [name + _DEQUANTIZED for name in names])
     signal, noise = np.zeros(len(names)), np.zeros(len(names))
     lowest, highest = np.full(len(names), np.inf), np.full(len(names), -np.inf)
-    ranges = _representable(quantized)
+    ranges = _representable(available)
     for feeds in samples.batches(_BATCH):
         before = first.run(names, feeds)
         after = second.run([name + _DEQUANTIZED for name in names], feeds)
@@ -62,14 +62,13 @@ def layer_errors(float_model: Path, int8_model: Path, samples: Samples) -> tuple
     )
 
 
-def _representable(model: onnx.ModelProto) -> dict[str, tuple[float, float]]:
+def _representable(graph: GraphIndex) -> dict[str, tuple[float, float]]:
     """The ends of the grid of each dequantized activation."""
-    constants = {initializer.name: initializer for initializer in model.graph.initializer}
     found = {}
-    for node in model.graph.node:
-        if node.op_type != "DequantizeLinear" or node.input[0] in constants:
+    for node in graph.nodes:
+        if node.op_type != "DequantizeLinear" or graph.is_constant(node.input[0]):
             continue
-        scale, zero = (numpy_helper.to_array(constants[name]) for name in node.input[1:3])
+        scale, zero = (graph.constant(name) for name in node.input[1:3])
         limits = np.iinfo(zero.dtype)
         ends = [(end - int(zero.ravel()[0])) * float(scale.ravel()[0]) for end in (limits.min, limits.max)]
         found[node.output[0]] = (ends[0], ends[1])

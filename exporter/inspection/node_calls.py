@@ -13,6 +13,8 @@ import onnx
 import onnxruntime
 
 from bench.core.arrays import Array
+from exporter.graphs.edits import copy_of
+from exporter.graphs.index import bodies_of
 from exporter.graphs.inference import open_model, session_options
 from exporter.inspection.macs import Call, Shape
 
@@ -48,9 +50,8 @@ def all_nodes(graph: onnx.GraphProto, container: onnx.NodeProto | None = None) -
     """The nodes of a graph and of all bodies in it, each container before what is in it."""
     for node in graph.node:
         yield PlacedNode(node, container)
-        for attribute in node.attribute:
-            for body in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                yield from all_nodes(body, node)
+        for body in bodies_of(node):
+            yield from all_nodes(body, node)
 
 
 def node_calls(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> list[tuple[Call, ...] | None]:
@@ -63,8 +64,7 @@ def node_calls(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> list[tuple
     Returns:
         For each of `all_nodes`, its runs; None where the profile does not tell the shapes.
     """
-    named = onnx.ModelProto()
-    named.CopyFrom(model)
+    named = copy_of(model)
     nodes = [placed.node for placed in all_nodes(named.graph)]
     for index, node in enumerate(nodes):
         node.name = f"node_{index}"

@@ -21,6 +21,7 @@ from onnx import numpy_helper
 
 from bench.core.arrays import Array
 from exporter.graphs.attributes import attributes_of
+from exporter.graphs.index import GraphIndex
 
 # Static operators: activation, scale, zero point, weight, scale, zero point.
 _STATIC = {"QLinearConv", "QLinearMatMul", "QGemm"}
@@ -152,12 +153,11 @@ def int8_layers(model: onnx.ModelProto) -> tuple[Int8Layer, ...]:
 
     Weights that are computed, and products of two activations, are no such layers.
     """
-    constants = {i.name: i for i in model.graph.initializer}
-    producers = {name: node for node in model.graph.node for name in node.output}
+    index = GraphIndex.of(model.graph)
     found = []
-    for node in model.graph.node:
-        operands = _operands(node, producers)
-        if operands is not None and (layer := _layer(node, operands, constants)) is not None:
+    for node in index.nodes:
+        operands = _operands(node, index)
+        if operands is not None and (layer := _layer(node, operands, index.constants)) is not None:
             found.append(layer)
     return tuple(found)
 
@@ -174,10 +174,10 @@ class _Operands:
     axis: int
 
 
-def _operands(node: onnx.NodeProto, producers: Mapping[str, onnx.NodeProto]) -> _Operands | None:
+def _operands(node: onnx.NodeProto, index: GraphIndex) -> _Operands | None:
     if node.op_type in {"Conv", "Gemm", "MatMul"}:
-        left, right = (producers.get(name) for name in node.input[:2])
-        if left is None or right is None or {left.op_type, right.op_type} != {"DequantizeLinear"}:
+        left, right = (index.maker(name, "DequantizeLinear") for name in node.input[:2])
+        if left is None or right is None:
             return None
         activation, _, zero_point = _three(left)
         weight, scale, weight_zero_point = _three(right)
