@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,6 +19,7 @@ from bench.core.errors import UsageError
 from exporter.options import CalibrationMethod, TargetName
 
 if TYPE_CHECKING:
+    from bench.core.schema import Json
     from exporter.pipeline.build import BuildOutcome
     from exporter.results import Audit, LayerError, QuantizedFile
 
@@ -317,7 +318,7 @@ def _print_layers(errors: Sequence[LayerError]) -> None:
         print_rich(escape(f"  {error.sqnr_db:6.1f} dB  {error.layer} ({error.op}): {ends}"))
 
 
-def _outcome_json(outcome: BuildOutcome) -> dict[str, Any]:
+def _outcome_json(outcome: BuildOutcome) -> Json:
     from bench.views.tables import metrics_json, model_json
 
     judgement = outcome.judgement

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self, TypeAlias
+from typing import Annotated, Final, Literal, Self, TypeAlias
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -44,7 +44,7 @@ class StageEntry(FrozenModel):
     name: str
     kind: str
     key: str
-    metrics: dict[str, Any]
+    metrics: Json
 
 
 class TensorEntry(FrozenModel):

@@ -7,11 +7,12 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from bench.core.files import AnyPath
 from bench.core.policy import Budgets
 from bench.core.progress import SILENT, Progress
+from bench.core.schema import Json
 from bench.inputs.artifact import EVALUATION, FLOAT_MODEL, MODEL
 from bench.inputs.evaluation import write_evaluation
 from bench.judging.verdicts import Metric, judge_pair
@@ -168,7 +169,7 @@ def _evaluation(resolved: ResolvedRecipe, folder: Path) -> Path:
     return path
 
 
-def ablation_json(ablation: Ablation) -> dict[str, Any]:
+def ablation_json(ablation: Ablation) -> Json:
     """What `ablate --json` prints; times in ns, sizes in bytes."""
     return {
         "recipe": ablation.recipe,

@@ -23,21 +23,15 @@ from tests.house.modules import ROOT, Module, imported_from, modules
 UNTYPED = {
     "bench.core.command._wrong": "Typer has no public name for the errors of a command line",
     "exporter.graphs.attributes": "onnx reads an attribute of any type",
-    "exporter.networks.module_calls": "torch hands a hook any arguments of any module",
-    "exporter.networks.narrow": "torch gives any attribute of a module",
-    "exporter.networks.rebuild": "torch hands a hook any arguments of any module",
     "exporter.quantization.ort_quantizer": "onnxruntime.quantization has no types",
     "exporter.sources.checkpoint": "torch.load returns what a file holds",
-    "exporter.training.distillation.features": "torch hands a hook any arguments of any module",
     "exporter.training.qat.operators": "onnx reads an attribute of any type",
     "exporter.training.qat.rounding": "the context of torch.autograd.Function",
     "exporter.training.shrinking.groups": "torch_pruning has no types",
-    "exporter.training.shrinking.layer_costs": "torch hands a hook any arguments of any module",
-    "exporter.training.shrinking.structure": "torch hands a hook any arguments of any module",
 }
 # Dotted names whose mappings to `Any` are JSON or TOML that is just read or about to be written.
 EDGES = {
-    "exporter.networks.module_calls": "keyword arguments of any module",
+    "exporter.training.stages": "the configuration of a stage, whose kind is the key",
     "exporter.recipes.reading": "the content of a recipe, before it is checked",
     "exporter.recipes.schema": "JSON Schema",
     "exporter.sources.lookup": "keyword arguments that a recipe gives to a factory",

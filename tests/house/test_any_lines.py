@@ -9,8 +9,8 @@ import pytest
 from tests.house.any_lines import any_lines, main, unused, within
 from tests.house.modules import modules
 
-MAX_LINES = 171
-MAX_CROSSING = 54
+MAX_LINES = 26
+MAX_CROSSING = 0
 
 
 def test_few_lines_are_typed_any_and_few_mappings_to_any_cross_a_boundary(capsys):

@@ -74,6 +74,7 @@ def test_many_rows_are_worked_on_in_pieces(monkeypatch):
     a = draw("random", BYTES, 0, (50, 7), np.uint8)
     w = draw("random", WEIGHTS, 1, (7, 3), np.int8)
     whole = vpmaddubsw_dot(a, w)
+    # Several blocks of rows, which real layers reach with thousands of rows.
     monkeypatch.setattr("exporter.inspection.saturation.dot._ROWS", 8)
     assert (vpmaddubsw_dot(a, w) == whole).all()
 

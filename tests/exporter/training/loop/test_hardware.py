@@ -483,6 +483,7 @@ def test_an_announced_job_is_its_users_alone(project):
         project.cache / "unfinished" / "key",
     )
     path = project.cache / "unfinished" / "job.json"
+    # A second machine would have to be there to see it through a build.
     with hardware._announced(first):
         modes = [stat.S_IMODE(place.stat().st_mode) for place in (path, path.parent, project.cache)]
         assert Job.from_json(path.read_bytes()) == first

@@ -10,6 +10,8 @@ import pytest
 
 from exporter.graphs.targets import TARGETS
 from exporter.training.shrinking.kernel_table import KernelTable
+
+# What is timed is checked without timing it.
 from exporter.training.shrinking.kernel_timing import Setting, _model, _open
 from exporter.training.shrinking.layer_costs import CostModel, Kernel, Layer, State, count_macs, find_layers
 from exporter.training.shrinking.structure import find_structure

@@ -30,6 +30,8 @@ from exporter.training.shrinking.layer_costs import State, count_macs, count_par
 from exporter.training.shrinking.meter import Measured
 from exporter.training.shrinking.narrowing import search
 from exporter.training.shrinking.structure import find_structure
+
+# Which samples judge damage shows in no result.
 from exporter.training.stages.shrink import _judges, cut, shrink, shrink_with
 
 OVERHEAD_NS = 50
