@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
+import threading
 
 import onnx_ir as ir
 from onnx_ir.passes import common
 from onnxscript import optimizer
-from onnxscript.rewriter import RewritePass, RewriteRule
+from onnxscript.rewriter import RewritePass
 from onnxscript.rewriter.rules import common as rules
 
 _MAX_ROUNDS = 8
@@ -61,6 +61,10 @@ _RULES = (
 )
 
 
+# Each rule remembers what it has just matched, and there is one of each in the process.
+rules_in_use = threading.Lock()
+
+
 def simplify(model: ir.Model) -> None:
     """Fold constants and rewrite in turn until nothing changes, in place.
 
@@ -68,23 +72,27 @@ def simplify(model: ir.Model) -> None:
     Slices, and looks at all nodes for the second one once for every node: half the time of a chain of
     1,600 convolutions. It is left out where there are no Slices.
     """
+    sliced = any(node.op_type == "Slice" for node in model.graph)
+    chosen = [rule for rule in _RULES if sliced or rule is not rules.slice_split_rule]
     clean = [
         common.RemoveUnusedNodesPass(),
         common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
         common.RemoveUnusedOpsetsPass(),
     ]
-    rewrite = RewritePass(_rules_for(model))
-    ir.passes.Sequential(
-        common.InlinePass(),
-        ir.passes.PassManager([_FoldPass(), rewrite, *clean], steps=_MAX_ROUNDS, early_stop=True),
-        common.RemoveUnusedNodesPass(),
-        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-        common.LiftSubgraphInitializersToMainGraphPass(),
-        common.DeduplicateInitializersPass(),
-        common.CommonSubexpressionEliminationPass(),
-        common.OutputFixPass(),
-        common.NameFixPass(),
-    )(model)
+    with rules_in_use:
+        ir.passes.Sequential(
+            common.InlinePass(),
+            ir.passes.PassManager(
+                [_FoldPass(), RewritePass(chosen), *clean], steps=_MAX_ROUNDS, early_stop=True
+            ),
+            common.RemoveUnusedNodesPass(),
+            common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+            common.LiftSubgraphInitializersToMainGraphPass(),
+            common.DeduplicateInitializersPass(),
+            common.CommonSubexpressionEliminationPass(),
+            common.OutputFixPass(),
+            common.NameFixPass(),
+        )(model)
 
 
 class _FoldPass(ir.passes.InPlacePass):
@@ -95,9 +103,3 @@ class _FoldPass(ir.passes.InPlacePass):
             model, onnx_shape_inference=True, input_size_limit=_INPUT_BYTES, output_size_limit=_OUTPUT_BYTES
         )
         return ir.passes.PassResult(model, bool(found.modified))
-
-
-def _rules_for(model: ir.Model) -> list[RewriteRule]:
-    """Copies of the rules: each remembers what it has just matched, so that threads cannot share them."""
-    sliced = any(node.op_type == "Slice" for node in model.graph)
-    return copy.deepcopy([rule for rule in _RULES if sliced or rule is not rules.slice_split_rule])

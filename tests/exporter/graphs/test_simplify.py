@@ -69,7 +69,6 @@ def test_pads_norms_and_repetitions_go():
 def test_the_rules_are_those_of_the_optimizer():
     # Its tuple of them has no public name; what is drawn up here must not fall behind it unnoticed.
     theirs = rewriter._DEFAULT_REWRITE_RULES
-    # The list has no other reader: it must stay that of the library.
     ours = simplify_module._RULES
     assert len(ours) == len(theirs)
     commuted = {*rules.mul_by_1_rule.commute(), *rules.add_0_rule.commute()}
