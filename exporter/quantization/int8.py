@@ -6,7 +6,6 @@ Calibration is ours (`exporter.quantization.calibration`); the graph is ONNX Run
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,11 +115,9 @@ def quantize_model(
         progress=progress,
         store=store,
     )
-    ranges |= trained
-    quantized, reduction = _round(plan, ranges, samples, batch_size, trained_qparams.levels)
+    quantized, reduction = _round(plan, {**ranges, **trained}, samples, batch_size, trained_qparams.levels)
     shortcuts = take_shortcuts(quantized, settings.target)
     needed = write_quantized(quantized, model, destination, settings.target, accept)
-    operators = Counter(node.op_type for node in quantized.graph.node)
     return Int8Model(
         target=settings.target.name,
         activation_type="int8" if settings.target.signed_activations else "uint8",
@@ -134,8 +131,8 @@ def quantize_model(
         samples=samples.count,
         learned_ranges=sum(name in trained for name in plan.tensors),
         stem_on_blocks=shortcuts.stem_on_blocks,
-        quantize_nodes=operators["QuantizeLinear"],
-        dequantize_nodes=operators["DequantizeLinear"],
+        quantize_nodes=_count(quantized, "QuantizeLinear"),
+        dequantize_nodes=_count(quantized, "DequantizeLinear"),
     )
 
 
@@ -175,6 +172,10 @@ def _round(
         return make(NO_OVERRIDES), NO_REDUCTION
     start = known_reduction(make(NO_OVERRIDES), levels) if levels else NO_REDUCTION
     return without_saturation(make, lambda: samples.batches(batch_size), start)
+
+
+def _count(model: onnx.ModelProto, operator: str) -> int:
+    return sum(node.op_type == operator for node in model.graph.node)
 
 
 def take_shortcuts(quantized: onnx.ModelProto, target: Target) -> Shortcuts:
