@@ -18,6 +18,7 @@ from onnx import TensorProto
 from bench.core.errors import ModelError
 from bench.inputs.runtime import METADATA_KEY, OLDEST, RuntimeVersion
 from exporter.graphs.domains import domain_of, is_standard
+from exporter.graphs.index import GraphIndex, bodies_of
 from exporter.graphs.onnx_files import infer_shapes
 
 _V1_23, _V1_24, _V1_25, _V1_26, _V1_27, _V1_28, _V1_29, _V1_30, _V1_31, _V1_32 = (
@@ -151,16 +152,13 @@ def _of_table(table: Mapping[int, RuntimeVersion], wanted: int) -> RuntimeVersio
 
 
 def _needs_of(graph: onnx.GraphProto, outer: Mapping[str, str], opset: int) -> Iterator[Need]:
-    types = dict(outer)
-    for value in (*graph.input, *graph.value_info, *graph.output):
-        types[value.name] = _type_name(value.type.tensor_type.elem_type)
-    for tensor in graph.initializer:
-        types[tensor.name] = _type_name(tensor.data_type)
-    for node in graph.node:
+    index = GraphIndex.of(graph)
+    own = {name: _type_name(index.element_type(name)) for name in (*index.values, *index.constants)}
+    types = {**outer, **own}
+    for node in index.nodes:
         yield _need_of(node, types, opset)
-        for attribute in node.attribute:
-            for branch in (attribute.g, *attribute.graphs):
-                yield from _needs_of(branch, types, opset)
+        for body in bodies_of(node):
+            yield from _needs_of(body, types, opset)
 
 
 def _need_of(node: onnx.NodeProto, types: Mapping[str, str], opset: int) -> Need:

@@ -28,6 +28,8 @@ from bench.core.files import (
 from bench.core.model_file import external_data
 from bench.inputs.session import model_error, open_session
 from exporter.errors import ExportError
+from exporter.graphs.edits import copy_of
+from exporter.graphs.index import GraphIndex, bodies_of
 
 # Weights of more bytes go to a file of their own; 64 MiB of the message stay for the graph.
 MAX_WEIGHT_BYTES = 2**31 - 2**26
@@ -135,8 +137,7 @@ def infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model with the shapes of all its tensors, as far as ONNX can tell."""
     if not is_large(model):
         return onnx.shape_inference.infer_shapes(model, data_prop=True)
-    light = onnx.ModelProto()
-    light.CopyFrom(model)
+    light = copy_of(model)
     contents = {}
     for tensor in light.graph.initializer:
         if len(tensor.raw_data) > _SMALL_TENSOR_BYTES:
@@ -155,8 +156,7 @@ def infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def content_hash(model: onnx.ModelProto) -> str:
     """SHA-256 of a model in memory, of any size."""
-    light = onnx.ModelProto()
-    light.CopyFrom(model)
+    light = copy_of(model)
     digest = hashlib.sha256()
     for tensor in light.graph.initializer:
         digest.update(hashlib.sha256(tensor.raw_data).digest())
@@ -179,9 +179,9 @@ def check_quantizable(model: onnx.ModelProto, path: Path) -> None:
             what = f"weight {tensor.name!r}" if tensor.name else "a constant"
             kind = _HALVES[tensor.data_type]
             raise ModelError(path, f"{what} is {kind}", "export the network in float32")
-    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    index = GraphIndex.of(model.graph)
     for value in model.graph.input:
-        if value.name in constants:
+        if index.is_constant(value.name):
             continue
         if value.type.tensor_type.elem_type in _HALVES:
             kind = _HALVES[value.type.tensor_type.elem_type]
@@ -193,13 +193,13 @@ def check_quantizable(model: onnx.ModelProto, path: Path) -> None:
     for node in nodes:
         if node.op_type in _WEIGHTED:
             for name in node.input[1:3]:
-                if name in constants:
-                    _check_weight(constants[name], path)
+                if index.is_constant(name):
+                    _check_weight(index.constants[name], path)
 
 
 def _check_operators(nodes: Sequence[onnx.NodeProto], model: onnx.ModelProto, path: Path) -> None:
-    constants = {initializer.name for initializer in model.graph.initializer}
-    constants |= {node.output[0] for node in nodes if node.op_type == "Constant" and node.output}
+    made = (node.output[0] for node in nodes if node.op_type == "Constant" and node.output)
+    constants = {*GraphIndex.of(model.graph).constants, *made}
     for node in nodes:
         label = repr(node.name or node.op_type)
         # Bytes that enter the graph may be dequantized there (`rewrites.processing`); weights are not.
@@ -235,9 +235,8 @@ def _tensors(
             yield from (attribute.t, *attribute.tensors)
             for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
                 yield from (sparse.values, sparse.indices)
-            for branch in (attribute.g, *attribute.graphs):
-                if branch.node or branch.initializer or branch.sparse_initializer:
-                    yield from _graph_tensors(branch)
+        for body in bodies_of(node):
+            yield from _graph_tensors(body)
 
 
 def _graph_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:

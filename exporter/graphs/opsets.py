@@ -13,6 +13,7 @@ from onnx import version_converter
 
 from bench.core.errors import ModelError, one_line
 from exporter.graphs.domains import is_standard
+from exporter.graphs.index import GraphIndex
 
 # Below, rewriting and quantizing write what the opset does not know: `DequantizeLinear.axis` is of 13,
 # `Reshape.allowzero` of 14.
@@ -52,7 +53,7 @@ def _settle_ir_version(model: onnx.ModelProto, opset: int) -> None:
     model.ir_version = max(model.ir_version, lowest)
     if opset <= _LAST_OPSET_OF_IR_10:
         model.ir_version = min(model.ir_version, highest)
-    constants = {tensor.name for tensor in model.graph.initializer}
-    inputs = [value for value in model.graph.input if value.name not in constants]
+    fed = GraphIndex.of(model.graph).inputs
+    inputs = [value for value in model.graph.input if value.name in fed]
     del model.graph.input[:]
     model.graph.input.extend(inputs)

@@ -43,6 +43,8 @@ from onnxruntime.quantization.quant_utils import (
 )
 
 from exporter.errors import ExportError
+from exporter.graphs.edits import copy_of
+from exporter.graphs.index import GraphIndex
 from exporter.graphs.ranges import Range
 from exporter.graphs.targets import Target
 from exporter.inspection.saturation import NO_OVERRIDES, Overrides
@@ -105,7 +107,7 @@ def run_quantizer(
         ExportError: ONNX Runtime refuses the model.
     """
     if not options.placement.nodes:  # which the quantizer would take for "all nodes"
-        return _copy(model)
+        return copy_of(model)
     quantizer = _quantizer(_Quantizer, model, ranges, options)
     with _errors(model):
         quantizer.quantize_model()
@@ -117,7 +119,7 @@ def run_quantizer(
 def _quantizer(
     kind: type[_Quantizer], model: onnx.ModelProto, ranges: Mapping[str, Range], options: QuantizerOptions
 ) -> _Quantizer:
-    copy = _copy(model)
+    copy = copy_of(model)
     add_infer_metadata(copy)  # or it would write the model to a file and infer all shapes again
     # The quantizer wants a range even for tensors that it absorbs; what it is does not matter there.
     wanted = dict.fromkeys(float_tensors(model), _ANY_RANGE) | dict(ranges)
@@ -145,12 +147,6 @@ def _quantizer(
     return quantizer
 
 
-def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    return copy
-
-
 @contextmanager
 def _errors(model: onnx.ModelProto) -> Iterator[None]:
     """Name the model in the quantizer's errors, and keep its remarks from the user.
@@ -172,15 +168,10 @@ def _errors(model: onnx.ModelProto) -> Iterator[None]:
 
 def float_tensors(model: onnx.ModelProto) -> list[str]:
     """Inputs and results of nodes that are known to be float, in graph order."""
-    known = {
-        value.name
-        for value in (*model.graph.input, *model.graph.value_info, *model.graph.output)
-        if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
-    }
-    known -= {initializer.name for initializer in model.graph.initializer}
-    produced = [name for node in model.graph.node for name in node.output]
-    names = [*(value.name for value in model.graph.input), *produced]
-    return [name for name in dict.fromkeys(names) if name in known]
+    index = GraphIndex.of(model.graph)
+    produced = [name for node in index.nodes for name in node.output]
+    names = dict.fromkeys((*index.inputs, *produced))
+    return [name for name in names if index.element_type(name) == onnx.TensorProto.FLOAT]
 
 
 class _Initializers:

@@ -19,6 +19,7 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from exporter.graphs.edits import copy_of, set_constant
 from exporter.networks.network import deterministic
 
 _TOLERANCE = 1e-5  # float32 arithmetic in another order
@@ -100,13 +101,12 @@ def filled(
     model: onnx.ModelProto, sources: Mapping[str, WeightSource], module: nn.Module
 ) -> onnx.ModelProto:
     """A copy of the graph with the weights that `module` makes."""
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copy_of(model)
     with torch.no_grad():
         for initializer in result.graph.initializer:
             if initializer.name in sources:
                 value = np.ascontiguousarray(sources[initializer.name].value(module).numpy())
-                initializer.CopyFrom(numpy_helper.from_array(value, initializer.name))
+                set_constant(initializer, value)
     return result
 
 

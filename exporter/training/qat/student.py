@@ -15,12 +15,12 @@ from typing import Literal
 import numpy as np
 import onnx
 import torch
-from onnx import numpy_helper
 from torch import Tensor, nn
 
 from bench.core.arrays import Array
 from exporter.errors import StageError
 from exporter.graphs.attributes import attributes_of
+from exporter.graphs.index import GraphIndex
 from exporter.graphs.ranges import Range
 from exporter.graphs.targets import WEIGHT_LEVELS, Target
 from exporter.graphs.trained_qparams import TrainedQparams
@@ -128,7 +128,7 @@ class Student(nn.Module):
         graph = quantized.graph
         self._output = graph.output[0].name
         self._nodes = _read_nodes(graph, place)
-        constants = {i.name: torch.from_numpy(numpy_helper.to_array(i).copy()) for i in graph.initializer}
+        constants = _constants(graph)
         self._find_ranges(constants, learnable)
         self._find_weights(constants)
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
@@ -243,9 +243,7 @@ class Student(nn.Module):
         Training may have made channels able to saturate that were not before; in the later model
         these have fewer levels.
         """
-        scales = {
-            i.name: torch.from_numpy(numpy_helper.to_array(i).copy()) for i in quantized.graph.initializer
-        }
+        scales = _constants(quantized.graph)
         for weight in self._weights.values():
             if weight.kind == "weight":
                 limits = _limits(weight.source.value(self.network), weight.axis, scales[weight.scale])
@@ -312,6 +310,11 @@ def _limits(weight: Tensor, axis: int | None, scale: Tensor) -> Tensor:
     """
     limits = channel_maxima(weight, axis).double() / scale.double()
     return torch.where(limits > 0, limits, float(WEIGHT_LEVELS))
+
+
+def _constants(graph: onnx.GraphProto) -> dict[str, Tensor]:
+    index = GraphIndex.of(graph)
+    return {name: torch.from_numpy(index.constant(name).copy()) for name in index.constants}
 
 
 def _read_nodes(graph: onnx.GraphProto, place: str) -> list[_Node]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bench.metrics.parity import parity, sqnr_db
 from exporter.errors import StageError
+from exporter.graphs.index import GraphIndex
 from exporter.graphs.inference import run_model
 from exporter.graphs.targets import Target, find_target
 from exporter.graphs.trained_qparams import NO_TRAINED_QPARAMS, TrainedQparams
@@ -73,7 +74,7 @@ def qat(network: Network, config: QatConfig, data: Splits, context: Context) -> 
 
 
 @dataclass(frozen=True)
-class _Graph:
+class _TracedNetwork:
     """A network's exported graph, where its weights come from, and a folder for files."""
 
     model: onnx.ModelProto
@@ -127,7 +128,7 @@ class _Graph:
         return OnnxTeacher(self.float(module), data.train.first(1), context.name)
 
 
-def _trace(module: nn.Module, data: Splits, context: Context, folder: Path) -> _Graph:
+def _trace(module: nn.Module, data: Splits, context: Context, folder: Path) -> _TracedNetwork:
     """Export the network, and find out where its weights go.
 
     Raises:
@@ -140,10 +141,11 @@ def _trace(module: nn.Module, data: Splits, context: Context, folder: Path) -> _
     # On blocks the stem has the same sums, but weights in another order than the network's.
     asked = context.settings.quantize
     target = replace(find_target(asked.target, asked.onnxruntime), stem_on_blocks=False)
-    graph = _Graph(model, find_sources(model, probe), target, folder)
+    graph = _TracedNetwork(model, find_sources(model, probe), target, folder)
     sample = data.train.first(_CHECK_SAMPLES)
     if sqnr_db(predict(module, sample), run_model(graph.float(module), sample)) < SAME_SQNR_DB:
-        untraced = [i.name for i in model.graph.initializer if i.dims and i.name not in graph.sources]
+        index = GraphIndex.of(model.graph)
+        untraced = [name for name in index.constants if index.shape(name) and name not in graph.sources]
         raise StageError(
             context.name,
             f"weights of the exported graph cannot be traced to parameters ({', '.join(untraced[:6])})",
