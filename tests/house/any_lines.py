@@ -31,12 +31,14 @@ UNTYPED = {
 }
 # Dotted names whose mappings to `Any` are JSON or TOML that is just read or about to be written.
 EDGES = {
-    "exporter.training.stages": "the configuration of a stage, whose kind is the key",
+    "bench.inputs.manifest.StageEntry.metrics": "a manifest's JSON, whichever version wrote it",
+    "exporter.pipeline.ablate.ablation_json": "what `--json` prints",
     "exporter.recipes.reading": "the content of a recipe, before it is checked",
     "exporter.recipes.schema": "JSON Schema",
     "exporter.sources.lookup": "keyword arguments that a recipe gives to a factory",
 }
 MAPPINGS = {"dict", "Mapping", "MutableMapping", "defaultdict", "OrderedDict", "Dict"}
+SERIES = {"list", "tuple", "set", "frozenset", "Sequence", "Iterable", "Iterator", "Collection"}
 
 
 @dataclass(frozen=True, order=True)
@@ -160,9 +162,22 @@ def _is_any(node: ast.AST) -> bool:
 def _is_mapping(node: ast.AST) -> bool:
     match node:
         case ast.Subscript(value=ast.Name(id=name), slice=ast.Tuple(elts=[_, value])):
-            return name in MAPPINGS and any(map(_is_any, ast.walk(value)))
+            return name in MAPPINGS and _holds_any(value)
         case _:
             return False
+
+
+def _holds_any(kind: ast.expr) -> bool:
+    """Whether a type is `Any`, or a container of it; a generic class is more than its parameter."""
+    match kind:
+        case ast.Subscript(value=ast.Name(id=name), slice=inner) if name in MAPPINGS | SERIES:
+            return _holds_any(inner)
+        case ast.Tuple(elts=kinds):
+            return any(map(_holds_any, kinds))
+        case ast.BinOp(left=left, right=right):
+            return _holds_any(left) or _holds_any(right)
+        case _:
+            return _is_any(kind)
 
 
 def within(scope: str, listed: Iterable[str]) -> str | None:
