@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import inspect
-import io
-import logging
 import re
 import traceback
-import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +22,7 @@ from exporter.graphs.onnx_files import write_checked
 from exporter.graphs.rewrites import ReadableNamesPass, StripMetadataPass, rewrite_for_cpu
 from exporter.graphs.rewrites.processing import give_classes, take_bytes
 from exporter.networks.network import takes_names
+from exporter.onnx_export.torch_exporter import torch_exporter
 from exporter.recipes import ExportConfig
 from exporter.sources.splits import Split
 
@@ -66,7 +63,7 @@ def export(
         for name, array in sample.inputs.items()
     }
     args, kwargs, shapes = _arguments(module, inputs, open_axes(sample, config))
-    with _quiet_exporter():
+    with torch_exporter():
         try:
             program = torch.onnx.export(
                 module,
@@ -108,7 +105,7 @@ def export_program(source: Path, path: Path, opset: int) -> None:
     from exporter.onnx_export.program import read_program
 
     program = read_program(source)
-    with _quiet_exporter():
+    with torch_exporter():
         try:
             exported = torch.onnx.export(
                 program, dynamo=True, opset_version=opset, external_data=False, optimize=True, verbose=False
@@ -252,19 +249,3 @@ def _users_line(causes: Iterable[BaseException]) -> str:
             if path.is_file() and not any(path.is_relative_to(folder) for folder in foreign):
                 line = f"{path.name}, line {frame.lineno}"
     return line
-
-
-@contextmanager
-def _quiet_exporter() -> Iterator[None]:
-    """Keep the exporter's remarks on itself (torchvision is not installed, ...) from the user.
-
-    torch.export prints whole graphs on standard error before it raises; the error says what matters.
-    """
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

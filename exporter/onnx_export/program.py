@@ -1,29 +1,35 @@
 """Reading a `.pt2` program (`torch.export.save`) that a stranger may have made.
 
 `torch.export.load` runs what a file tells it to: it unpickles weights and objects, loads compiled
-libraries, evaluates size expressions as Python, and calls whatever function a node names. Here an archive
-may hold tensors and a graph of ATen operators, nothing else; that is checked before torch decodes it.
+libraries, evaluates size expressions and guards as Python, and calls whatever function a node names. Here
+an archive may hold tensors and a graph of ATen operators, nothing else. What torch decodes is a copy of
+what was checked: its pickles are written here, of tensors, and it has no guards.
 """
 
 from __future__ import annotations
 
 import ast
+import io
 import json
-import os
 import pickle
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from torch.export import ExportedProgram
-from torch.export.pt2_archive._package import PT2ArchiveReader, load_pt2
+from torch.export.pt2_archive import PT2ArchiveReader, PT2ArchiveWriter
 
 from bench.core.errors import ModelError
+from exporter.onnx_export.torch_exporter import torch_exporter
 
 MAX_PROGRAM_BYTES = 8 * 2**30
 GRAPH = "models/model.json"
+_SAMPLE_INPUTS = "data/sample_inputs/model.pt"
+# What the writer of an archive adds itself.
+_ADDED = re.compile(r"byteorder|\.data/.*|\.format/.*")
 _RECORDS = re.compile(
     r"models/model\.json|data/sample_inputs/model\.pt|archive_format|archive_version|byteorder"
     r"|\.data/(version|serialization_id)|\.format/\w+"
@@ -67,10 +73,10 @@ def read_program(path: Path) -> ExportedProgram:
     if path.stat().st_size > MAX_PROGRAM_BYTES:
         raise ModelError(path, "is larger than a program can be", "give a smaller one")
     try:
-        with PT2ArchiveReader(str(path)) as archive:
-            _check_archive(path, archive)
-        with _no_pickles():
-            program = load_pt2(str(path)).exported_programs["model"]
+        with TemporaryDirectory(prefix="edgeproof-") as folder, torch_exporter():
+            copy = Path(folder) / "checked.pt2"
+            _write_checked(path, copy)
+            return torch.export.load(copy)
     except ModelError:
         raise
     except pickle.UnpicklingError as error:
@@ -81,12 +87,24 @@ def read_program(path: Path) -> ExportedProgram:
         raise ModelError(
             path, f"is no readable .pt2 ({error})", "save it again with torch.export.save"
         ) from error
-    program._guards_code = []  # Python text, which would be run
-    return program
 
 
-def _check_archive(path: Path, archive: PT2ArchiveReader) -> None:
-    names = archive.get_file_names()
+def _write_checked(path: Path, copy: Path) -> None:
+    with PT2ArchiveReader(str(path)) as archive, PT2ArchiveWriter(str(copy)) as checked:
+        names = archive.get_file_names()
+        _check_names(path, names)
+        pickles = {_SAMPLE_INPUTS, *_pickled(archive, names)}
+        for name in names:
+            content = archive.read_bytes(name)
+            if name == GRAPH:
+                content = _checked_graph(path, content)
+            elif name in pickles:
+                content = _tensors_alone(content)
+            if not _ADDED.fullmatch(name):
+                checked.write_bytes(name, content)
+
+
+def _check_names(path: Path, names: list[str]) -> None:
     for name in names:
         if not _RECORDS.fullmatch(name):
             raise ModelError(
@@ -94,7 +112,33 @@ def _check_archive(path: Path, archive: PT2ArchiveReader) -> None:
             )
     if GRAPH not in names:
         raise ModelError(path, "holds no program", "save it with torch.export.save")
-    for place in _dicts(json.loads(archive.read_bytes(GRAPH))):
+
+
+def _pickled(archive: PT2ArchiveReader, names: list[str]) -> Iterator[str]:
+    """The weights and constants that torch would unpickle."""
+    for name in names:
+        if name.endswith("_config.json"):
+            folder = name.rpartition("/")[0]
+            for entry in json.loads(archive.read_bytes(name))["config"].values():
+                if entry["use_pickle"]:
+                    yield f"{folder}/{entry['path_name']}"
+
+
+def _tensors_alone(content: bytes) -> bytes:
+    """A pickle of the tensors that another one holds.
+
+    Raises:
+        UnpicklingError: it holds more.
+    """
+    stream = io.BytesIO()
+    torch.save(torch.load(io.BytesIO(content), weights_only=True), stream)
+    return stream.getvalue()
+
+
+def _checked_graph(path: Path, content: bytes) -> bytes:
+    """The graph without its guards, which are Python text that would be run."""
+    graph = json.loads(content)
+    for place in _dicts(graph):
         if {"target", "inputs", "outputs"} <= place.keys() and not _OPERATORS.fullmatch(
             str(place["target"])
         ):
@@ -107,6 +151,7 @@ def _check_archive(path: Path, archive: PT2ArchiveReader) -> None:
             raise ModelError(path, "hands on functions or objects", "export the network without them")
         if "expr_str" in place and not _is_size(str(place["expr_str"])):
             raise ModelError(path, f"computes a size by {place['expr_str']!r}", "export it again")
+    return json.dumps(graph | {"guards_code": []}).encode()
 
 
 def _dicts(value: Any) -> Iterator[dict[str, Any]]:
@@ -140,18 +185,3 @@ def _is_size(expression: str) -> bool:
         ):
             return False
     return True
-
-
-@contextmanager
-def _no_pickles() -> Iterator[None]:
-    """Let `torch.load` read tensors only, also where torch itself asks for everything."""
-    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before

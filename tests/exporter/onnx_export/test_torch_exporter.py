@@ -1,0 +1,37 @@
+"""PyTorch's exporter is silenced, and nobody else."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import warnings
+
+from exporter.onnx_export.torch_exporter import torch_exporter
+
+NAMES = ("torch", "onnxscript", "onnx_ir")
+
+
+def test_other_threads_are_heard(capsys):
+    def speak():
+        sys.stderr.write("of another thread\n")
+
+    with torch_exporter():
+        sys.stderr.write("of the exporter\n")
+        sys.stderr.flush()
+        warnings.warn("of the exporter", UserWarning, stacklevel=1)
+        thread = threading.Thread(target=speak)
+        thread.start()
+        thread.join()
+    sys.stderr.write("afterwards\n")
+    assert capsys.readouterr().err == "of another thread\nafterwards\n"
+
+
+def test_other_loggers_are_heard(caplog):
+    levels = [logging.getLogger(name).level for name in NAMES]
+    with torch_exporter():
+        for name in (*NAMES, "somebody"):
+            logging.getLogger(name).warning("of %s", name)
+    assert [record.message for record in caplog.records] == ["of somebody"]
+    assert [logging.getLogger(name).level for name in NAMES] == levels
+    assert logging.root.manager.disable == logging.NOTSET
