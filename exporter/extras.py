@@ -4,13 +4,28 @@ from __future__ import annotations
 
 from importlib.metadata import version
 from importlib.util import find_spec
+from typing import Final, NamedTuple
 
 from bench.core.errors import MissingExtraError, UsageError
 from bench.inputs.runtime import RuntimeVersion
 
-# The same as of the extra `export` in pyproject.toml.
-QUANTIZER_NEEDS = RuntimeVersion(1, 27)
 
+class Tested(NamedTuple):
+    """The versions of a library whose private parts are used, from `oldest` to before `below`.
+
+    They are those of pyproject.toml. What is private may change with any release, so that a newer one is
+    refused until edgeproof was tested with it.
+    """
+
+    oldest: RuntimeVersion
+    below: RuntimeVersion
+
+
+# `onnxruntime`: quantization/ort_quantizer.py. `torch`: networks/, training/ and onnx_export/.
+TESTED: Final = {
+    "onnxruntime": Tested(RuntimeVersion(1, 27), RuntimeVersion(1, 33)),
+    "torch": Tested(RuntimeVersion(2, 9), RuntimeVersion(2, 14)),
+}
 
 # module -> extra that brings it; checked before an hour of training, not after
 _NEEDED = {
@@ -33,26 +48,32 @@ def require_all() -> None:
     """
     for module, extra in _NEEDED.items():
         require(module, extra)
-    require_quantizer()
+    for library in TESTED:
+        require_tested(library)
 
 
-def require_quantizer(installed: str | None = None) -> None:
-    """Make sure that ONNX Runtime's quantizer is one that edgeproof can drive.
+def require_tested(library: str, installed: str | None = None) -> None:
+    """Make sure that a library whose private parts are used is of a version that was tested.
 
     Args:
+        library: a key of `TESTED`.
         installed: the version; by default that of the installed package.
 
     Raises:
-        UsageError: it is older.
+        UsageError: it is older or newer.
     """
-    installed = installed or version("onnxruntime")
-    here = RuntimeVersion.parse(installed)
-    if here is not None and here < QUANTIZER_NEEDS:
-        raise UsageError(
-            "onnxruntime",
-            f"to quantize takes {QUANTIZER_NEEDS} or later, this is {installed}",
-            'run: pip install -c constraints.txt "edgeproof[export]" (models run on older ones too)',
-        )
+    installed = installed or version(library)
+    here, tested = RuntimeVersion.parse(installed), TESTED[library]
+    if here is None or tested.oldest <= here < tested.below:
+        return
+    what = "to quantize" if library == "onnxruntime" else "a build"
+    wanted = f"{tested.oldest} or later" if here < tested.oldest else f"a version before {tested.below}"
+    also = " (models run on older ones too)" if library == "onnxruntime" else ""
+    raise UsageError(
+        library,
+        f"{what} takes {wanted}, this is {installed}",
+        f'run: pip install -c constraints.txt "edgeproof[export]"{also}',
+    )
 
 
 def require(module: str, extra: str) -> None:

@@ -25,6 +25,7 @@ from exporter.caching.run_log import RunLog
 from exporter.caching.steps import run_steps
 from exporter.extras import require_all
 from exporter.pipeline.build import prepare_places
+from exporter.process import one_at_a_time
 from exporter.recipes import Recipe, read_recipe, trains
 
 if TYPE_CHECKING:
@@ -107,7 +108,11 @@ def ablate(
     asked = read_recipe(path, overrides)
     root, folder = cache_root(path), path.resolve().parent
     prepare_places(asked, folder, root)
-    with exclusive(root / "lock", progress.say), tempfile.TemporaryDirectory(prefix="edgeproof-") as name:
+    with (
+        one_at_a_time(progress.say),
+        exclusive(root / "lock", progress.say),
+        tempfile.TemporaryDirectory(prefix="edgeproof-") as name,
+    ):
         from exporter.pipeline.resolved_recipe import resolve_recipe
 
         resolved = resolve_recipe(asked, folder, progress)

@@ -22,6 +22,7 @@ from exporter.caching.run_log import RunLog
 from exporter.caching.steps import FinishedSteps, run_steps
 from exporter.extras import require_all
 from exporter.pipeline.destination import check_destination, check_not_read
+from exporter.process import one_at_a_time
 from exporter.recipes import Recipe, read_recipe
 from exporter.results import StepResult
 
@@ -61,7 +62,7 @@ def build(
     fresh: bool = False,
     progress: Progress = SILENT,
 ) -> BuildOutcome:
-    """Run a recipe.
+    """Run a recipe. One build runs at a time in a process; those of other threads wait.
 
     Args:
         recipe: a TOML file.
@@ -97,7 +98,7 @@ def build(
     # Matplotlib writes its list of fonts into the home folder unless told another place.
     os.environ.setdefault("MPLCONFIGDIR", str(root / "matplotlib"))
     prepare_places(asked, folder, root)
-    with exclusive(root / "lock", progress.say):
+    with one_at_a_time(progress.say), exclusive(root / "lock", progress.say):
         cache = Cache(root)
         cache.sweep()
         remove_leftovers_of(destination)

@@ -9,7 +9,7 @@ from typing import get_args
 from bench.core.errors import UsageError
 from bench.core.files import AnyPath
 from bench.core.progress import SILENT, Progress
-from exporter.extras import require, require_quantizer
+from exporter.extras import require, require_tested
 from exporter.options import CalibrationMethod, TargetName
 from exporter.results import QuantizedFile
 
@@ -65,7 +65,7 @@ def quantize(
     """
     for module in ("onnx", "onnx_ir", "onnxscript"):
         require(module, "export")
-    require_quantizer()
+    require_tested("onnxruntime")
     _check_choice("--target", target, get_args(TargetName))
     _check_choice("--method", method, get_args(CalibrationMethod))
     if bits == 4:

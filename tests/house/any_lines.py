@@ -31,8 +31,6 @@ UNTYPED = {
 }
 # Dotted names whose mappings to `Any` are JSON or TOML that is just read or about to be written.
 EDGES = {
-    "bench.inputs.manifest.StageEntry.metrics": "a manifest's JSON, whichever version wrote it",
-    "exporter.pipeline.ablate.ablation_json": "what `--json` prints",
     "exporter.recipes.reading": "the content of a recipe, before it is checked",
     "exporter.recipes.schema": "JSON Schema",
     "exporter.sources.lookup": "keyword arguments that a recipe gives to a factory",

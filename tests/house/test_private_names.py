@@ -8,7 +8,7 @@ import pytest
 
 from tests.house.private_names import main, uses
 
-MAX_UNEXPLAINED = 6
+MAX_UNEXPLAINED = 0
 
 
 def test_tests_use_private_names_only_where_a_comment_says_why(capsys):

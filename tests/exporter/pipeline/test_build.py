@@ -31,7 +31,7 @@ from bench.measuring.result import read_result
 from bench.measuring.self_test import self_test
 from exporter import extras
 from exporter.errors import CheckpointError, ExportError, LookupFailed
-from exporter.extras import QUANTIZER_NEEDS, require_quantizer
+from exporter.extras import TESTED, require_tested
 from exporter.pipeline import gate_step, parity_step
 from exporter.pipeline.packaging import preprocessing_entries
 from exporter.recipes import read_recipe
@@ -692,10 +692,17 @@ def test_a_gate_that_measured_nothing_is_no_artifact(measured, monkeypatch):
         check_hashes(measured.folder / "nowhere")
 
 
-def test_an_older_quantizer_is_refused_before_any_work():
+@pytest.mark.parametrize("library", TESTED)
+def test_only_tested_versions_are_driven_by_their_private_parts(library):
     content = tomllib.loads((Path(exporter.__file__).parent.parent / "pyproject.toml").read_text())
-    assert f"onnxruntime>={QUANTIZER_NEEDS}" in content["project"]["optional-dependencies"]["export"]
-    require_quantizer("1.27.0")
-    require_quantizer("1.32.0")
-    with pytest.raises(UsageError, match=r"takes 1\.27 or later, this is 1\.24\.4; run: pip"):
-        require_quantizer("1.24.4")
+    oldest, below = TESTED[library]
+    wanted = f"{library}>={oldest},<{below}"
+    assert wanted in content["project"]["optional-dependencies"]["export"]
+    require_tested(library, f"{oldest}.0")
+    require_tested(library, f"{below.major}.{below.minor - 1}.9+cpu")
+    for version, words in (
+        (f"{oldest.major}.{oldest.minor - 1}.4", f"{oldest} or later"),
+        (f"{below}.0", "a version"),
+    ):
+        with pytest.raises(UsageError, match=rf"takes {words}.*, this is {version}; run: pip"):
+            require_tested(library, version)
