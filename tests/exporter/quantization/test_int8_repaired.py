@@ -316,8 +316,8 @@ def test_a_recipe_repairs(project):
         "[quantize]\n",
         '[[stage]]\nkind = "reestimate"\n\n[quantize.fallback]\nmax_drop = 0.9\n\n[quantize]\n',
     )
-    stages = project.build(until="quantize").stages
-    assert stages["reestimate"]["norms"] == 1
-    assert [report["repair"] for report in stages["quantize"]["repairs"]] == ["adaround", "bias"]
-    assert stages["quantize"]["fallback"]["exclude"] == []
+    found = project.build(until="quantize").steps
+    assert found["reestimate"].norms == 1
+    assert [report.repair for report in found["quantize"].repairs] == ["adaround", "bias"]
+    assert found["quantize"].fallback.exclude == ()
     assert project.build(until="quantize").ran == ()
