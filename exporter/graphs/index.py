@@ -11,6 +11,8 @@ from onnx import numpy_helper
 
 from bench.core.arrays import Array
 
+_BODIES = frozenset({onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS})
+
 
 @dataclass(frozen=True, eq=False)
 class GraphIndex:
@@ -129,16 +131,16 @@ class GraphIndex:
 def bodies_of(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
     """The graphs that a node holds: branches of an If, bodies of loops."""
     for attribute in node.attribute:
-        if attribute.HasField("g"):
-            yield attribute.g
-        yield from attribute.graphs
+        if attribute.type in _BODIES:
+            yield from [attribute.g] if attribute.HasField("g") else attribute.graphs
 
 
-def reads_of(node: onnx.NodeProto) -> Iterator[str]:
+def reads_of(node: onnx.NodeProto) -> list[str]:
     """The tensors that a node or a body in it reads, each as often as it is read."""
-    yield from filter(None, node.input)
+    read = [name for name in node.input if name]
     for body in bodies_of(node):
-        yield from _reads_from_outside(body)
+        read += _reads_from_outside(body)
+    return read
 
 
 def _reads_from_outside(body: onnx.GraphProto) -> Iterator[str]:
