@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from types import UnionType
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from exporter.errors import PlanError
+from exporter.networks.layer_kinds import BatchNorm, InstanceNorm
 from exporter.networks.shrink_plan import Kept, KeptChannels
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # Layers that have one set of channels, along the last axis of all they hold: what counts them.
-_COUNTS: tuple[tuple[type[nn.Module], str], ...] = (
-    (nn.modules.batchnorm._BatchNorm, "num_features"),
-    (nn.modules.instancenorm._InstanceNorm, "num_features"),
+_COUNTS: tuple[tuple[type[nn.Module] | UnionType, str], ...] = (
+    (BatchNorm, "num_features"),
+    (InstanceNorm, "num_features"),
     (nn.LayerNorm, "normalized_shape"),
     (nn.GroupNorm, "num_channels"),
     (nn.PReLU, "num_parameters"),

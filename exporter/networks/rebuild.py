@@ -12,6 +12,8 @@ from exporter.errors import PlanError
 from exporter.networks.narrow import OTHER_NETWORK, kept_index, narrow, parameter
 from exporter.networks.shrink_plan import KeptParameter, Plan, read_plan
 
+_INPUT_SCALE = "edgeproof_input_scale"
+
 
 def rebuild(module: nn.Module, plan: Plan | Path | str) -> nn.Module:
     """Give a network that a factory just built the shape that a plan describes.
@@ -49,16 +51,18 @@ def scale_inputs(module: nn.Module, resolution: tuple[int, int]) -> None:
 
     Its inputs stay those of the wider network: the same feeds, teachers and evaluation sets fit.
     """
-    for key, hook in list(module._forward_pre_hooks.items()):
-        if isinstance(hook, _Scale):
-            del module._forward_pre_hooks[key]
-            module._forward_pre_hooks_with_kwargs.pop(key, None)
-    module.register_forward_pre_hook(_Scale(resolution), with_kwargs=True)
+    scale: _Scale | None = getattr(module, _INPUT_SCALE, None)
+    if scale is not None:
+        scale.resolution = resolution
+        return
+    scale = _Scale(resolution)
+    module.register_forward_pre_hook(scale, with_kwargs=True)
+    setattr(module, _INPUT_SCALE, scale)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Scale:
-    """A hook of its own class, so that it can be found and copied.
+    """A hook that is an attribute of its network too, so that it can be found and copied.
 
     A whole ratio averages, which aliases nothing; any other interpolates linearly. To halve, both are the
     same to the bit, and ONNX Runtime interpolates in 0.36 of the time that it averages in (128 to 64 px).
@@ -114,7 +118,7 @@ def _drop(module: nn.Module, name: str) -> None:
 def _narrow_parameter(module: nn.Module, name: str, left: KeptParameter) -> None:
     owner, _, leaf = name.rpartition(".")
     layer = _find(module, owner)
-    value = layer._parameters.get(leaf)
+    value = dict(layer.named_parameters(recurse=False, remove_duplicate=False)).get(leaf)
     if value is None or left.axis >= value.ndim:
         raise PlanError(name, "is no parameter with that axis", OTHER_NETWORK)
     index = kept_index(left.kept, value.shape[left.axis], name)

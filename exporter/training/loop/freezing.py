@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from exporter.errors import StageError
+from exporter.networks.layer_kinds import BatchNorm
 from exporter.networks.network import matches
 from exporter.recipes import Training
 
@@ -48,7 +48,7 @@ def set_learning(module: nn.Module, config: Training, epoch: int, place: str) ->
         head = chosen or last_layer(module)
     module.train()
     for name, child in module.named_modules():
-        norm = isinstance(child, _BatchNorm) and config.norm_statistics == "frozen"
+        norm = isinstance(child, BatchNorm) and config.norm_statistics == "frozen"
         if norm or matches(name, frozen) or (head is not None and not _on_the_way(name, head)):
             child.eval()
     for name, parameter in module.named_parameters():
@@ -71,7 +71,7 @@ def check_norms(module: nn.Module, place: str, way_out: str) -> None:
     Raises:
         StageError: with the way out.
     """
-    norms = [name for name, m in module.named_modules() if isinstance(m, _BatchNorm) and m.training]
+    norms = [name for name, m in module.named_modules() if isinstance(m, BatchNorm) and m.training]
     if norms:
         raise StageError(
             place,

@@ -17,9 +17,9 @@ import onnx
 import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from exporter.graphs.edits import copy_of, set_constant
+from exporter.networks.layer_kinds import BatchNorm
 from exporter.networks.network import deterministic
 
 _TOLERANCE = 1e-5  # float32 arithmetic in another order
@@ -51,7 +51,7 @@ class WeightSource:
         value = torch.zeros(()) if self.parameter is None else _tensor(module, self.parameter)
         if self.norm is not None:
             norm = module.get_submodule(self.norm)
-            assert isinstance(norm, _BatchNorm)
+            assert isinstance(norm, BatchNorm)
             assert norm.running_mean is not None
             assert norm.running_var is not None
             scale = torch.rsqrt(norm.running_var + norm.eps)
@@ -138,7 +138,7 @@ def _candidates(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _is_norm(module: nn.Module) -> bool:
-    return isinstance(module, _BatchNorm) and module.running_mean is not None
+    return isinstance(module, BatchNorm) and module.running_mean is not None
 
 
 def _tensor(module: nn.Module, name: str) -> Tensor:

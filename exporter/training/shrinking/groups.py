@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from bench.core.errors import MissingExtraError, one_line
 from exporter.errors import StageError
+from exporter.networks.layer_kinds import Convolution
 from exporter.networks.module_calls import ModuleCall, has_weights, observe_calls
 from exporter.networks.narrow import channels
 from exporter.networks.network import call, matches
 
 # Whole numbers in which attention modules keep their count of heads.
 HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads")
-_Convolution = nn.modules.conv._ConvNd
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def find_groups(
     names = {id(child): name for name, child in module.named_modules()}
     names |= {id(parameter): name for name, parameter in module.named_parameters()}
     tied, reused = _tied(module), _called_twice(module, inputs)
-    for found in graph.get_all_groups(root_module_types=[_Convolution, nn.Linear]):
+    for found in graph.get_all_groups(root_module_types=[Convolution, nn.Linear]):
         members, problem = _members(graph, found, names)
         if not members:
             continue
@@ -191,13 +191,13 @@ def _bound(size: int, members: Sequence[Member]) -> list[list[int]]:
 
 
 def _is_depthwise(layer: object) -> bool:
-    return isinstance(layer, _Convolution) and layer.groups == layer.in_channels > 1
+    return isinstance(layer, Convolution) and layer.groups == layer.in_channels > 1
 
 
 def _makes(module: nn.Module, name: str) -> bool:
     """Whether a layer makes channels of its own, as opposed to passing on those that it gets."""
     layer = module.get_submodule(name)
-    return isinstance(layer, (_Convolution, nn.Linear)) and not _is_depthwise(layer)
+    return isinstance(layer, (Convolution, nn.Linear)) and not _is_depthwise(layer)
 
 
 def _heads(members: Sequence[Member], module: nn.Module) -> dict[str, int]:
@@ -226,7 +226,7 @@ def _pieces(module: nn.Module, member: Member) -> int:
     layer = module.get_submodule(member.name)
     if isinstance(layer, nn.GroupNorm):
         return layer.num_groups
-    return layer.groups if isinstance(layer, _Convolution) and not _is_depthwise(layer) else 1
+    return layer.groups if isinstance(layer, Convolution) and not _is_depthwise(layer) else 1
 
 
 def _tied(module: nn.Module) -> set[str]:

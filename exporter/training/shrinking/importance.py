@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bench.core.arrays import Array
+from exporter.networks.layer_kinds import BatchNorm
 from exporter.networks.network import EVALUATION_BATCH, call
 from exporter.options import Importance
 from exporter.sources.splits import Split
@@ -90,7 +91,7 @@ def _rows(tensor: Tensor, axis: int) -> Tensor:
 def _is_batch_norm(module: nn.Module, member: Member) -> bool:
     if isinstance(member.axis, int):
         return False
-    return isinstance(module.get_submodule(member.name), nn.modules.batchnorm._BatchNorm)
+    return isinstance(module.get_submodule(member.name), BatchNorm)
 
 
 def _gradients(module: nn.Module, split: Split) -> dict[str, Tensor]:

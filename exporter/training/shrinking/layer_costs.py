@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 from torch.utils.flop_counter import FlopCounterMode
 
+from exporter.networks.layer_kinds import Convolution
 from exporter.networks.module_calls import ModuleCall, observe_calls
 from exporter.networks.network import call, matches
 from exporter.training.shrinking.groups import Group
@@ -88,7 +89,7 @@ def find_layers(module: nn.Module, inputs: Mapping[str, Tensor], groups: tuple[G
     calls: list[tuple[str, Kernel]] = []
 
     def observe(made: ModuleCall) -> None:
-        if isinstance(made.module, (nn.modules.conv._ConvNd, nn.Linear)):
+        if isinstance(made.module, (Convolution, nn.Linear)):
             (given, *_), output = (*made.args, *made.kwargs.values()), made.output
             assert isinstance(given, Tensor)
             assert isinstance(output, Tensor)
@@ -161,7 +162,7 @@ def count_macs(module: nn.Module, inputs: Mapping[str, Tensor]) -> int:
     hidden: list[int] = []
 
     def look(child: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        if isinstance(child, (nn.modules.conv._ConvNd, nn.Linear)) and child not in named:
+        if isinstance(child, (Convolution, nn.Linear)) and child not in named:
             hidden.append(_kernel(child, args[0], output).macs)
 
     handle = register_module_forward_hook(look)
@@ -184,7 +185,7 @@ def count_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _kernel(layer: nn.modules.conv._ConvNd | nn.Linear, given: Tensor, output: Tensor) -> Kernel:
+def _kernel(layer: Convolution | nn.Linear, given: Tensor, output: Tensor) -> Kernel:
     if isinstance(layer, nn.Linear):
         rows = math.prod(given.shape[1:-1])
         return Kernel(

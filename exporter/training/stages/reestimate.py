@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from exporter.errors import StageError
+from exporter.networks.layer_kinds import BatchNorm
 from exporter.networks.network import Network, accuracy, call, matches
 from exporter.recipes import ReestimateConfig
 from exporter.results import ReestimateResult
@@ -32,7 +32,7 @@ def reestimate(
     norms = {
         name: child
         for name, child in network.module.named_modules()
-        if isinstance(child, _BatchNorm) and child.track_running_stats and not matches(name, config.freeze)
+        if isinstance(child, BatchNorm) and child.track_running_stats and not matches(name, config.freeze)
     }
     if not norms:
         raise StageError(context.name, "the network has no BatchNorm to re-estimate", "leave the stage out")
@@ -47,7 +47,7 @@ def reestimate(
 
 
 def _average_statistics(
-    module: nn.Module, norms: dict[str, _BatchNorm], batch_size: int, data: Splits, context: Context
+    module: nn.Module, norms: dict[str, BatchNorm], batch_size: int, data: Splits, context: Context
 ) -> float:
     """Set the norms' statistics to the mean over batches; how far a mean moved, in standard deviations."""
     momenta = {name: norm.momentum for name, norm in norms.items()}
@@ -75,7 +75,7 @@ def _average_statistics(
     )
 
 
-def _statistics(norm: _BatchNorm) -> tuple[torch.Tensor, torch.Tensor]:
+def _statistics(norm: BatchNorm) -> tuple[torch.Tensor, torch.Tensor]:
     assert norm.running_mean is not None
     assert norm.running_var is not None
     return norm.running_mean, norm.running_var
