@@ -8,7 +8,6 @@ import re
 import pytest
 
 pytest_plugins = ["pytester"]
-pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -36,6 +35,7 @@ def test_speed(edgeproof_benchmark):
 """
 
 
+@pytest.mark.slow
 def test_a_release_that_holds_passes(project, models, evaluation, pytester):
     policy = {
         "baseline": {
@@ -55,6 +55,7 @@ def test_a_release_that_holds_passes(project, models, evaluation, pytester):
     assert json.loads((pytester.path / "result.json").read_text())["criteria"]["budgets"]
 
 
+@pytest.mark.slow
 def test_a_release_that_does_not_fails_readably(project, models, evaluation):
     rest = dict.fromkeys(("latency_p50", "latency_p90", "peak_rss"))
     policy = {"baseline": {"size": 0.02, "accuracy": 0.99, **rest}}
@@ -116,6 +117,7 @@ def test_without_pytest_benchmark_the_line_that_mends_it(project, models, evalua
     assert "pip install" in found.stdout.str()
 
 
+@pytest.mark.slow
 def test_a_verdict_is_told_where_the_result_cannot_be_written(project, models, evaluation, pytester):
     conftest = """
 import errno, os, pytest

@@ -148,7 +148,6 @@ def bench(tail, folder=ROOT, **environment):
 FULL = "error: standard output: cannot be written (No space left on device); send it"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tail", "code", "words"),
     [
@@ -170,7 +169,6 @@ def test_streams_that_cannot_be_written(tail, code, words):
     assert err.count("\n") == (1 if words else 0)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
 def test_encodings_that_lack_characters(tmp_path, encoding):
     code, out, err = bench("verify ×–≤ --json", PYTHONIOENCODING=encoding)
@@ -179,7 +177,6 @@ def test_encodings_that_lack_characters(tmp_path, encoding):
     assert bench("--help", PYTHONIOENCODING=encoding)[0] == 0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -200,7 +197,6 @@ def test_names_that_no_file_can_have(arguments):
     assert err.count("\n") == 1
 
 
-@pytest.mark.slow
 def test_a_working_folder_that_is_gone(tmp_path):
     script = f"cd {tmp_path} && mkdir gone && cd gone && rmdir ../gone && exec {sys.executable} -m bench"
     done = subprocess.run(

@@ -36,8 +36,6 @@ from exporter.pipeline import gate_step, parity_step
 from exporter.pipeline.packaging import preprocessing_entries
 from exporter.recipes import read_recipe
 
-pytestmark = pytest.mark.slow
-
 STEPS = ("pretrained", "finetune", "prune", "export", "quantize", "parity", "gate")
 FILES = {
     "model.onnx",

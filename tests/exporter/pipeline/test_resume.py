@@ -198,7 +198,6 @@ fit(network, make_splits(), config, cross_entropy(), seed=0, name="x", progress=
 """
 
 
-@pytest.mark.slow
 def test_after_a_real_kill(tiny, splits, tmp_path):
     from pathlib import Path
 

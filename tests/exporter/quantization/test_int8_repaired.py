@@ -308,7 +308,6 @@ def test_the_command_repairs(command, onnx_models, splits, tmp_path):
     assert found.made.repairs[0].repair == "bias"
 
 
-@pytest.mark.slow
 def test_a_recipe_repairs(project):
     project.edit("recipe.toml", "samples = 16\n", 'samples = 16\nrepair = ["adaround", "bias"]\n')
     project.edit(

@@ -44,8 +44,6 @@ from exporter.results import (
     read_step_result,
 )
 
-pytestmark = pytest.mark.slow
-
 VOID = {"meta", "link", "br", "img", "hr", "input"}
 
 
