@@ -10,6 +10,7 @@ import onnx
 from bench.metrics.parity import decibels
 from exporter.graphs.index import GraphIndex
 from exporter.graphs.inference import session_with_outputs
+from exporter.graphs.rewrites.first_convolution import blocks_of, on_blocks
 from exporter.results import LayerError
 from exporter.sources.splits import Samples
 
@@ -41,10 +42,12 @@ def layer_errors(float_model: Path, int8_model: Path, samples: Samples) -> tuple
     signal, noise = np.zeros(len(names)), np.zeros(len(names))
     lowest, highest = np.full(len(names), np.inf), np.full(len(names), -np.inf)
     ranges = _representable(available)
+    moved = {name for name in names if available.maker(blocks_of(name)) is not None}
     for feeds in samples.batches(_BATCH):
         before = first.run(names, feeds)
         after = second.run([name + _DEQUANTIZED for name in names], feeds)
-        for index, (x, y) in enumerate(zip(before, after, strict=True)):
+        for index, (name, value, y) in enumerate(zip(names, before, after, strict=True)):
+            x = on_blocks(value) if name in moved else value
             signal[index] += float(np.square(x, dtype=np.float64).sum())
             noise[index] += float(np.square(x - y, dtype=np.float64).sum())
             lowest[index] = min(lowest[index], float(x.min()))

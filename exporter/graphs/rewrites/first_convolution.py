@@ -78,12 +78,12 @@ def fold_stem(model: onnx.ModelProto, runtime: RuntimeVersion) -> bool:
         offsets.append(-begin - 2 * first)
         outputs = (size[axis] + begin + end - kernel) // 2 + 1
         pads[axis], pads[axis + 2] = -first, outputs - 1 + taps[axis] - size[axis] // 2 + first
-    folded = _on_blocks(weight, taps, offsets)
+    folded = on_blocks(_spread(weight, taps, offsets))
     set_constant(stem.weight, folded)
     _set_attributes(stem.convolution, kernel_shape=taps, strides=[1, 1], pads=pads)
     reader = stem.dequantize if quantize is None else quantize
     source = reader.input[0]
-    blocks = f"{source}.blocks"
+    blocks = blocks_of(source)
     reader.input[0] = blocks
     for name in (reader.output[0], stem.dequantize.output[0]):
         _forget_shape(model, name)
@@ -91,6 +91,22 @@ def fold_stem(model: onnx.ModelProto, runtime: RuntimeVersion) -> bool:
     place = index.nodes.index(reader)
     replace_nodes(model.graph, [*index.nodes[:place], made, *index.nodes[place:]])
     return True
+
+
+def blocks_of(tensor: str) -> str:
+    """The name of a picture's blocks, where its convolution reads those."""
+    return f"{tensor}.blocks"
+
+
+def on_blocks(pictures: Array) -> Array:
+    """What SpaceToDepth makes of pictures [N, channels, rows, columns]: [N, 4 * channels, rows / 2, ...].
+
+    It counts channels by the row in the block, the column in it, the channel.
+    """
+    count, channels, rows, columns = pictures.shape
+    split = pictures.reshape(count, channels, rows // 2, 2, columns // 2, 2)
+    moved = split.transpose(0, 3, 5, 1, 2, 4).reshape(count, 4 * channels, rows // 2, columns // 2)
+    return np.ascontiguousarray(moved)
 
 
 def _quantizer(index: GraphIndex, tensor: str) -> onnx.NodeProto | None:
@@ -101,17 +117,15 @@ def _quantizer(index: GraphIndex, tensor: str) -> onnx.NodeProto | None:
     return node
 
 
-def _on_blocks(weight: Array, taps: list[int], offsets: list[int]) -> Array:
-    """Weights [out, channels, rows, columns] as [out, 4 * channels, *taps].
+def _spread(weight: Array, taps: list[int], offsets: list[int]) -> Array:
+    """Weights [out, channels, rows, columns] with zeros around them, [out, channels, *(2 * taps)].
 
     The first row and column of the kernel come `offsets` after those of the first block.
     """
     out, channels, rows, columns = weight.shape
     wide = np.zeros((out, channels, 2 * taps[0], 2 * taps[1]), weight.dtype)
     wide[:, :, offsets[0] : offsets[0] + rows, offsets[1] : offsets[1] + columns] = weight
-    split = wide.reshape(out, channels, taps[0], 2, taps[1], 2)
-    # SpaceToDepth counts channels by the row in the block, the column in it, the channel.
-    return np.ascontiguousarray(split.transpose(0, 3, 5, 1, 2, 4).reshape(out, 4 * channels, *taps))
+    return wide
 
 
 def _find_stem(index: GraphIndex) -> _Stem | None:

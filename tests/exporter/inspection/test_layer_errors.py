@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from onnx import numpy_helper
 
+from bench.core.progress import SILENT
 from bench.metrics.parity import sqnr_db
+from exporter.graphs.targets import TARGETS
 from exporter.inspection.layer_errors import layer_errors
+from exporter.quantization.int8 import Int8Settings, quantize_model
+from exporter.sources.splits import ArraySamples
 
 
 def outputs_of(path, name, feeds):
@@ -37,6 +44,29 @@ def test_the_figures_are_those_of_the_tensors(onnx_models, splits):
         lowest, highest = error.range
         assert lowest <= after.min() <= after.max() <= highest + 1e-6
         assert lowest <= 0 <= highest
+
+
+def test_a_picture_on_blocks_errs_as_the_picture_does(tmp_path):
+    generator = np.random.default_rng(0)
+    model = onnx.parser.parse_model(
+        '<ir_version: 9, opset_import: ["" : 20]> g (float[N, 3, 8, 8] x) => (float[N, 4, A, B] y)'
+        " { [m] m = Mul(x, k)  [c] c = Conv<strides = [2, 2], pads = [1, 1, 1, 1]>(m, w)  [y] y = Relu(c) }"
+    )
+    for name, shape in {"w": (4, 3, 3, 3), "k": (1, 3, 1, 1)}.items():
+        values = generator.standard_normal(shape).astype(np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(values, name))
+    onnx.save(model, tmp_path / "float.onnx")
+    samples = ArraySamples({"x": generator.standard_normal((16, 3, 8, 8)).astype(np.float32)})
+    found = []
+    for on_blocks in (False, True):
+        target = replace(TARGETS["x86-vnni"], stem_on_blocks=on_blocks)
+        path = tmp_path / f"{on_blocks}.onnx"
+        made = quantize_model(model, path, samples, Int8Settings(target), progress=SILENT)
+        assert made.stem_on_blocks is on_blocks
+        found.append(layer_errors(tmp_path / "float.onnx", path, samples))
+    plain, moved = found
+    assert [error.layer for error in plain] == ["m"]
+    assert moved == plain
 
 
 def test_layers_come_in_graph_order(onnx_models, splits):
