@@ -7,7 +7,7 @@ Runtime's quantizers and sessions. There a rewrite reads a `GraphIndex`, collect
 them with the functions here. To convert the model to onnx-ir and back for it would copy the model twice
 and would not give the same bytes: for an int8 model, onnx-ir also writes the types of all constants.
 
-These rewrites are on protobuf for that reason:
+These rewrites are on protobuf, the last one for a reason of its own:
 
 1. `rewrites.hard_swish`, between shape inference, the choice of nodes and ONNX Runtime's quantizer,
 2. what is done to the quantizer's result: `rewrites.first_convolution`, `rewrites.processing.join_bytes`,
@@ -15,7 +15,8 @@ These rewrites are on protobuf for that reason:
 3. the split of Gemms before ONNX Runtime's 4-bit quantizer (`quantization.int4`),
 4. repairs (`quantization.repair`, `graphs.layers`), which run the model before and after each change,
 5. `rewrites.processing.network_alone`, from a file through shape inference to a session,
-6. `graphs.opsets`, on both sides of ONNX's version converter.
+6. `graphs.opsets`, on both sides of ONNX's version converter,
+7. `graphs.stale_shapes`: onnx-ir does not tell a shape that a file states from one that it knows.
 """
 
 from __future__ import annotations

@@ -207,7 +207,10 @@ class _Initializers:
 
 
 class _IndexedModel(ONNXModel):  # type: ignore[misc]
-    """ONNXModel whose look-ups take the same time in every graph."""
+    """ONNXModel whose look-ups take the same time in every graph.
+
+    Not a `GraphIndex`, which is a snapshot: the quantizer looks up and renames in turn.
+    """
 
     def __init__(self, model: onnx.ModelProto) -> None:
         super().__init__(model)
