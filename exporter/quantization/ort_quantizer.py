@@ -96,7 +96,7 @@ def rounded_tensors(model: onnx.ModelProto, options: QuantizerOptions) -> list[s
 def run_quantizer(
     model: onnx.ModelProto, ranges: Mapping[str, Range], options: QuantizerOptions
 ) -> onnx.ModelProto:
-    """The int8 twin of a float model.
+    """A float model in int8, in QDQ form.
 
     Args:
         model: the float model, its shapes inferred; it stays as it is.

@@ -63,8 +63,9 @@ class Bench:
 
         path, chosen = SIMPLENET / f"{recipe}.toml", [f"seed={seed}", *overrides]
         out = Path(tempfile.mkdtemp(dir=self.folder)) / until
-        stages = build(path, until=until, out=out, overrides=chosen).stages
-        return Built(dict(stages), out, load(**read_recipe(path, chosen).data.args).evaluation)
+        steps = build(path, until=until, out=out, overrides=chosen).steps
+        stages = {name: found.as_json() for name, found in steps.items()}
+        return Built(stages, out, load(**read_recipe(path, chosen).data.args).evaluation)
 
     def each(self, recipe: str, until: str = "quantize", *, overrides: Sequence[str] = ()) -> list[Built]:
         """The same once a seed."""
