@@ -1,4 +1,4 @@
-"""One build at a time in one cache: the second waits."""
+"""One build at a time in one cache, and in one process: the second waits."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bench.core.files import storage_errors
+from exporter.process import one_at_a_time
 
 
 @contextmanager
 def exclusive(path: Path, on_wait: Callable[[str], None]) -> Iterator[None]:
-    """Hold an exclusive lock on `path`; the system frees it however this process ends.
+    """Hold an exclusive lock on `path`, and have this process to oneself; the system frees both.
 
     Args:
         path: the lock file, made if need be; it holds the number of the process that has the lock.
@@ -35,7 +36,8 @@ def exclusive(path: Path, on_wait: Callable[[str], None]) -> Iterator[None]:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         try:
-            yield
+            with one_at_a_time(on_wait):
+                yield
         finally:
             os.ftruncate(descriptor, 0)
     finally:

@@ -25,7 +25,6 @@ from exporter.caching.run_log import RunLog
 from exporter.caching.steps import run_steps
 from exporter.extras import require_all
 from exporter.pipeline.build import prepare_places
-from exporter.process import one_at_a_time
 from exporter.recipes import Recipe, read_recipe, trains
 
 if TYPE_CHECKING:
@@ -109,7 +108,6 @@ def ablate(
     root, folder = cache_root(path), path.resolve().parent
     prepare_places(asked, folder, root)
     with (
-        one_at_a_time(progress.say),
         exclusive(root / "lock", progress.say),
         tempfile.TemporaryDirectory(prefix="edgeproof-") as name,
     ):

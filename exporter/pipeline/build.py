@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,6 @@ from exporter.caching.run_log import RunLog
 from exporter.caching.steps import FinishedSteps, run_steps
 from exporter.extras import require_all
 from exporter.pipeline.destination import check_destination, check_not_read
-from exporter.process import one_at_a_time
 from exporter.recipes import Recipe, read_recipe
 from exporter.results import StepResult
 
@@ -95,17 +93,15 @@ def build(
         check_not_read(destination, asked, folder)
     _check_until(until, asked)
     root = cache_root(path)
-    # Matplotlib writes its list of fonts into the home folder unless told another place.
-    os.environ.setdefault("MPLCONFIGDIR", str(root / "matplotlib"))
     prepare_places(asked, folder, root)
-    with one_at_a_time(progress.say), exclusive(root / "lock", progress.say):
+    with exclusive(root / "lock", progress.say):
         cache = Cache(root)
         cache.sweep()
         remove_leftovers_of(destination)
         log = RunLog(root, asked.name)
         finished = _run(asked, folder, cache, log, until=until, fresh=fresh, progress=progress)
         if until is None:
-            return _finish(destination, asked, finished, log)
+            return _finish(destination, asked, finished, log, cache)
         if out is not None:
             with storage_errors(destination), atomic_directory(destination) as staging:
                 shutil.copytree(finished.folder(until), staging, dirs_exist_ok=True)
@@ -142,14 +138,18 @@ def _run(
     return run_steps(steps, cache, until=until, fresh=fresh, progress=progress, log=log)
 
 
-def _finish(destination: Path, recipe: Recipe, finished: FinishedSteps, log: RunLog) -> BuildOutcome:
+def _finish(
+    destination: Path, recipe: Recipe, finished: FinishedSteps, log: RunLog, cache: Cache
+) -> BuildOutcome:
     """Judge the raw samples that the gate kept, and write the artifact unless it is up to date."""
     from exporter.pipeline.packaging import is_current, write_artifact
+    from exporter.reporting.charts import import_matplotlib
 
     measured = read_result(finished.folder("gate") / RESULT)
     judgement = judgement_from(measured, criteria(recipe.gate, [recipe.gate.float_twin]))
     packaged = not is_current(destination, finished)
     if packaged:
+        import_matplotlib(cache.root / "matplotlib")
         write_artifact(destination, recipe, finished, judgement)
         log.write("packaged", verdict=judgement.verdict.value)
     return BuildOutcome(destination, judgement, _results(finished), finished.ran, packaged)

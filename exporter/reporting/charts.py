@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import io
+import os
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +17,23 @@ from exporter.results import Epoch, FewShotPoint, LayerError
 
 _COLOURS = ("#4e79a7", "#e15759", "#59a14f", "#f28e2b", "#76b7b2")
 _SIZE_INCHES = (7.2, 3.0)
+_FOLDER_VARIABLE = "MPLCONFIGDIR"
+
+
+def import_matplotlib(folder: Path) -> None:
+    """Import Matplotlib so that it keeps its list of fonts in a folder, and not in the home folder.
+
+    It takes the place from the environment, and only while it is imported. So the variable is set for that
+    long, unless it is set anyway or Matplotlib has been imported before. One thread at a time may do so
+    (`exporter.process`).
+    """
+    if _FOLDER_VARIABLE in os.environ or "matplotlib.font_manager" in sys.modules:
+        return
+    os.environ[_FOLDER_VARIABLE] = str(folder)
+    try:
+        importlib.import_module("matplotlib.font_manager")
+    finally:
+        del os.environ[_FOLDER_VARIABLE]
 
 
 def latency_chart(models: Mapping[str, ModelResult]) -> str:

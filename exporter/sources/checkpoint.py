@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from exporter.errors import CheckpointError
+from exporter.process import warnings_ignored
 
 SAFETENSORS = ".safetensors"
 # Keys under which training scripts commonly nest the weights.
@@ -109,9 +109,8 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 
 
 def _read_torch(path: Path) -> Any:
-    with warnings.catch_warnings():
-        # Of pickle protocols that the reader would rather not see; it refuses or reads them all the same.
-        warnings.simplefilter("ignore", UserWarning)
+    # Of pickle protocols that the reader would rather not see; it refuses or reads them all the same.
+    with warnings_ignored():
         return torch.load(path, map_location="cpu", weights_only=True)
 
 

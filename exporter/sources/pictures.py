@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.core.errors import DataError, MissingExtraError
+from exporter.process import warnings_ignored
 
 # What a file may be, whatever its name says. Others, such as EPS, start further programs.
 FORMATS = frozenset({"AVIF", "BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP"})
@@ -51,8 +51,7 @@ def read_picture(path: Path, *, max_pixels: int, least: int | None = None) -> Pi
     library = pillow()
     library.init()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of large pictures and odd metadata; what matters is raised
+        with warnings_ignored():  # of large pictures and odd metadata; what matters is raised
             formats = sorted(FORMATS & library.OPEN.keys())
             # From a path, Pillow maps the bytes of a turned TIFF with width and height exchanged.
             with path.open("rb") as stream, library.open(stream, formats=formats) as opened:

@@ -6,7 +6,6 @@ CVPR 2023). Only its analysis is used; here it is put in plain names and indices
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +19,7 @@ from exporter.networks.layer_kinds import Convolution
 from exporter.networks.module_calls import ModuleCall, has_weights, observe_calls
 from exporter.networks.narrow import channels
 from exporter.networks.network import call, matches
+from exporter.process import warnings_ignored
 
 # Whole numbers in which attention modules keep their count of heads.
 HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads")
@@ -105,8 +105,7 @@ def _dependency_graph(module: nn.Module, inputs: Mapping[str, Tensor], place: st
     except ModuleNotFoundError as error:
         raise MissingExtraError("torch_pruning", "export") from error
     try:
-        with torch.enable_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with torch.enable_grad(), warnings_ignored():
             return torch_pruning.DependencyGraph().build_dependency(
                 module, example_inputs=dict(inputs), forward_fn=call, verbose=False
             )
