@@ -21,11 +21,8 @@ class Tested(NamedTuple):
     below: RuntimeVersion
 
 
-# `onnxruntime`: quantization/ort_quantizer.py. `torch`: networks/, training/ and onnx_export/.
-TESTED: Final = {
-    "onnxruntime": Tested(RuntimeVersion(1, 27), RuntimeVersion(1, 33)),
-    "torch": Tested(RuntimeVersion(2, 9), RuntimeVersion(2, 14)),
-}
+# `onnxruntime`: quantization/ort_quantizer.py.
+TESTED: Final = {"onnxruntime": Tested(RuntimeVersion(1, 27), RuntimeVersion(1, 33))}
 
 # module -> extra that brings it; checked before an hour of training, not after
 _NEEDED = {
@@ -66,13 +63,11 @@ def require_tested(library: str, installed: str | None = None) -> None:
     here, tested = RuntimeVersion.parse(installed), TESTED[library]
     if here is None or tested.oldest <= here < tested.below:
         return
-    what = "to quantize" if library == "onnxruntime" else "a build"
     wanted = f"{tested.oldest} or later" if here < tested.oldest else f"a version before {tested.below}"
-    also = " (models run on older ones too)" if library == "onnxruntime" else ""
     raise UsageError(
         library,
-        f"{what} takes {wanted}, this is {installed}",
-        f'run: pip install -c constraints.txt "edgeproof[export]"{also}',
+        f"to quantize takes {wanted}, this is {installed}",
+        'run: pip install -c constraints.txt "edgeproof[export]" (models run on older ones too)',
     )
 
 

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
+from types import ModuleType
 from typing import Any
 
 from exporter.errors import LookupFailed
@@ -16,14 +17,42 @@ from exporter.errors import LookupFailed
 PACKAGE_SCHEME = "pkg://"
 
 
+# What the recipe before has added to `sys.path`; recipes take turns (`exporter.process`).
+_added_roots: list[str] = []
+
+
 def add_import_roots(recipe_folder: Path) -> None:
     """Put the recipe's folder and the working directory on `sys.path`, as a recipe's author expects.
 
-    They go to the end: a stray `numpy.py` beside a recipe must not replace the real one.
+    They go to the end: a stray `numpy.py` beside a recipe must not replace the real one. Those of the
+    recipe before go, and the modules that were found there are forgotten: its `net.py` must not be taken
+    for this one's, and what was edited meanwhile is read again.
     """
+    for root in _added_roots:
+        _forget_root(root)
+    _added_roots.clear()
     for root in (str(recipe_folder.resolve()), str(Path.cwd())):
         if root not in sys.path:
             sys.path.append(root)
+            _added_roots.append(root)
+
+
+def _forget_root(root: str) -> None:
+    if root in sys.path:
+        sys.path.remove(root)
+    found = {name for name, module in sys.modules.items() if "." not in name and _root_of(module) == root}
+    for name in [name for name in sys.modules if name.partition(".")[0] in found]:
+        del sys.modules[name]
+    importlib.invalidate_caches()
+
+
+def _root_of(module: ModuleType) -> str | None:
+    """The entry of `sys.path` that a top-level module was found by."""
+    spec = getattr(module, "__spec__", None)
+    if spec is None:
+        return None
+    places = list(spec.submodule_search_locations or [spec.origin])
+    return None if not places or places[0] is None else str(Path(places[0]).parent)
 
 
 def find_factory(reference: str, place: str) -> Callable[..., Any]:

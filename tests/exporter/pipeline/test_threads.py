@@ -59,3 +59,19 @@ def test_two_threads_build_in_turn(make_project, tmp_path, monkeypatch):
         assert list(pool.map(at_once, projects)) == alone
     assert alone[0] != alone[1]
     assert said.count("waiting for the build of another thread to finish") == 1
+
+
+def test_the_next_recipe_of_a_process_reads_its_own_modules(make_project, tmp_path, monkeypatch):
+    """Each folder has a `net.py`; and what was edited between two builds is read again."""
+    monkeypatch.chdir(tmp_path)
+    first, second = (make_project(tmp_path / name) for name in ("one", "two"))
+    second.edit("net.py", "width=8", "width=6")
+
+    def parameters(project):
+        return exporter.build(project.recipe, until="pretrained").steps["pretrained"].parameters
+
+    wide, narrow = parameters(first), parameters(second)
+    assert wide > narrow
+    assert parameters(first) == wide
+    first.edit("net.py", "width=8", "width=6")
+    assert parameters(first) == narrow
