@@ -521,7 +521,7 @@ def test_a_recipe_that_shrinks_ends_in_a_gated_artifact(project, tiny, tmp_path)
     outcome = project.build()
     assert outcome.artifact is not None
     found = outcome.steps["shrink"]
-    assert found["after"]["macs"] <= 0.525 * found["before"]["macs"]
+    assert found.after.macs <= 0.525 * found.before.macs
     assert outcome.steps["qat"].agreement_with_int8 > 0.9
     assert outcome.steps["quantize"].size_bytes < outcome.steps["export"].size_bytes * 2
     assert list((project.cache / "tables").glob("*.json"))

@@ -459,9 +459,9 @@ def test_all_kinds_of_teachers_in_a_build(built, trained):
     text = built.recipe.read_text()
     built.recipe.write_text(text.replace("\n[quantize]", f"{PROJECT_STAGES}\n[quantize]"))
     outcome = built.build(until="distill")
-    metrics = outcome.steps["distill"]
-    assert len(metrics["teacher_accuracies"]) == 4
-    assert metrics["unlabelled_samples"] == 60
+    found = outcome.steps["distill"]
+    assert len(found.teacher_accuracies) == 4
+    assert found.unlabelled_samples == 60
     assert built.build(until="distill").ran == ()
     (built.folder / "other" / "model.fp32.onnx").write_bytes(b"altered")
     with pytest.raises(ArtifactError, match="differs from the hash in the manifest"):
