@@ -12,6 +12,7 @@ CalibrationMethod = Literal["minmax", "moving_average", "percentile", "entropy",
 Importance = Literal["taylor", "magnitude", "bn_scale"]
 AllocationMethod = Literal["latency", "macs", "uniform"]
 Precision = Literal["int8", "fp32"]
+BlockSize = Literal[16, 32, 64, 128, 256]
 RepairName = Literal["equalize", "smooth", "adaround", "bias"]
 # They leave the float model's function as it is, and so come before those that do not.
 PRESERVING_REPAIRS: tuple[RepairName, ...] = ("equalize", "smooth")

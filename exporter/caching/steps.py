@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -63,13 +63,11 @@ class FinishedSteps:
 
     Attributes:
         entries: by name, in order.
-        kinds: kind of each step, by name.
         ran: names of those that had to be run; the others came from the cache.
     """
 
     entries: Mapping[str, Entry]
-    kinds: Mapping[str, str]
-    ran: tuple[str, ...] = field(default=())
+    ran: tuple[str, ...]
 
     def folder(self, name: str) -> Path:
         """The files of a step."""
@@ -127,9 +125,7 @@ def run_steps(
         entries[step.name] = found
         if step.name == until:
             break
-    return FinishedSteps(
-        entries, {step.name: step.kind for step in steps if step.name in entries}, tuple(ran)
-    )
+    return FinishedSteps(entries, tuple(ran))
 
 
 def _run(step: Step, key: str, entries: Mapping[str, Entry], cache: Cache, log: RunLog) -> Entry:

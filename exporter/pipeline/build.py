@@ -21,7 +21,7 @@ from exporter.caching.run_log import RunLog
 from exporter.caching.steps import FinishedSteps, run_steps
 from exporter.extras import require_all
 from exporter.pipeline.destination import check_destination, check_not_read
-from exporter.recipes import Recipe, read_recipe
+from exporter.recipes import RESERVED_NAMES, Recipe, read_recipe
 from exporter.results import StepResult
 
 ARTIFACTS_FOLDER = "artifacts"
@@ -160,6 +160,7 @@ def _results(finished: FinishedSteps) -> dict[str, StepResult]:
 
 
 def _check_until(until: str | None, recipe: Recipe) -> None:
-    known = ["pretrained", *recipe.stage_names(), "export", "quantize", "parity", "gate"]
+    first, *last = RESERVED_NAMES
+    known = [first, *recipe.stage_names(), *last]
     if until is not None and until not in known:
         raise UsageError(f"--until {until}", "is no step of this recipe", f"there are: {', '.join(known)}")

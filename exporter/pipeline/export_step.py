@@ -45,7 +45,7 @@ class ExportStep:
         """The table `export`, and the name, which is written into the model."""
         recipe = self.resolved.recipe
         return {
-            **self.resolved.ingredients(),
+            **self.resolved.ingredients,
             "config": recipe.export.model_dump(mode="json"),
             "name": recipe.name,
         }

@@ -35,7 +35,7 @@ class GateStep:
         """The budgets, how it is measured, and this host."""
         recipe = self.resolved.recipe
         return {
-            **self.resolved.ingredients(),
+            **self.resolved.ingredients,
             "policy": recipe.gate.model_dump(mode="json"),
             "bench": recipe.bench.model_dump(mode="json"),
             "host": fingerprint().model_dump(mode="json"),
@@ -67,9 +67,7 @@ class GateStep:
             cause = "; ".join(judgement.reasons) or "nothing was measured"
             raise MeasurementError("gate", cause, "mend it and run again")
         write_result(folders.out / RESULT, judgement.result)
-        warnings = (self.blame(model),) if _is_no_faster(judgement) else ()
-        for warning in warnings:
-            resolved.progress.say(f"warning: {warning}")
+        warnings = resolved.warned([self.blame(model)] if _is_no_faster(judgement) else [])
         return GateResult(
             verdict=judgement.verdict.value,
             reasons=tuple(judgement.reasons),

@@ -18,7 +18,6 @@ from bench.inputs.manifest import (
     MetricEntry,
     SignatureEntry,
     StageEntry,
-    read_manifest,
 )
 from bench.inputs.runtime import stated_version
 from bench.inputs.session import Signature, open_session, signature_of
@@ -44,11 +43,8 @@ _SOURCES = {
 
 def is_current(destination: Path, finished: FinishedSteps) -> bool:
     """Whether the artifact there is whole and comes from these very steps."""
-    if not (destination / MANIFEST).is_file():
-        return False
     try:
-        manifest = read_manifest(destination)
-        check_hashes(destination)
+        manifest = check_hashes(destination)
     except EdgeproofError:
         return False
     keys = [entry.key for entry in finished.entries.values()]
@@ -69,10 +65,7 @@ def write_artifact(
             for source in (path, *external_data(path)):
                 shutil.copyfile(source, staging / source.name)
         manifest = _manifest(staging, recipe, finished, judgement)
-        steps = [
-            FinishedStep(name, finished.kinds[name], entry.result)
-            for name, entry in finished.entries.items()
-        ]
+        steps = [FinishedStep(name, entry.result) for name, entry in finished.entries.items()]
         (staging / REPORT).write_text(render_report(manifest, steps, judgement), encoding="utf-8")
         manifest = manifest.model_copy(update={"files": _entries(staging)})
         write_json(staging / MANIFEST, manifest.model_dump(mode="json"))
@@ -90,7 +83,7 @@ def _manifest(folder: Path, recipe: Recipe, finished: FinishedSteps, judgement: 
         verdict=judgement.verdict.value,
         files=_entries(folder),
         stages=tuple(
-            StageEntry(name=name, kind=finished.kinds[name], key=entry.key, metrics=entry.result.as_json())
+            StageEntry(name=name, kind=entry.result.kind, key=entry.key, metrics=entry.result.as_json())
             for name, entry in finished.entries.items()
         ),
         recipe=recipe.model_dump(mode="json"),

@@ -60,7 +60,7 @@ class ParityStep:
     def ingredients(self) -> Mapping[str, object]:
         """The table `export`, which says how near the models must come."""
         return {
-            **self.resolved.ingredients(),
+            **self.resolved.ingredients,
             "config": self.resolved.recipe.export.model_dump(mode="json"),
         }
 

@@ -31,7 +31,7 @@ class PretrainedStep:
         """The network's table, the files it names, the checkpoint, and whether a stage trains later."""
         model, checkpoint = self.resolved.recipe.model, self.resolved.checkpoint()
         return {
-            **self.resolved.ingredients(),
+            **self.resolved.ingredients,
             "model": model.model_dump(mode="json"),
             "weights": None if checkpoint is None else sha256_of(checkpoint),
             "trained_later": self._trained_later(),

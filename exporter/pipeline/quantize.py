@@ -10,10 +10,8 @@ from bench.core.errors import UsageError
 from bench.core.files import AnyPath
 from bench.core.progress import SILENT, Progress
 from exporter.extras import require, require_tested
-from exporter.options import CalibrationMethod, TargetName
+from exporter.options import BlockSize, CalibrationMethod, TargetName
 from exporter.results import QuantizedFile
-
-BLOCK_SIZES = (16, 32, 64, 128, 256)
 
 
 def quantize(
@@ -116,5 +114,5 @@ def _check_weights_alone(block_size: int, **options: object) -> None:
         if value:
             option = f"--{name.replace('_', '-')}"
             raise UsageError(option, "activations stay in float with 4 bits", f"leave {option} out")
-    if block_size not in BLOCK_SIZES:
+    if block_size not in get_args(BlockSize):
         raise UsageError("--block-size", f"{block_size} is no block size", "choose 16, 32, 64, 128 or 256")

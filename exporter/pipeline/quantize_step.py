@@ -44,7 +44,7 @@ class QuantizeStep:
     def ingredients(self) -> Mapping[str, object]:
         """The table `quantize`, with the target that `auto` stands for."""
         return {
-            **self.resolved.ingredients(),
+            **self.resolved.ingredients,
             "config": self.resolved.recipe.quantize.model_dump(mode="json"),
             "target": self.resolved.target().name,
         }
@@ -75,9 +75,7 @@ class QuantizeStep:
             store=self._ranges(),
             trained_qparams=load_trained_qparams(exported),
         )
-        warnings = self._drift()
-        for warning in warnings:
-            resolved.progress.say(f"warning: {warning}")
+        warnings = resolved.warned(self._drift())
         result = Int4Result if isinstance(made, Int4Model) else Int8Result
         return result(
             **dict(made),

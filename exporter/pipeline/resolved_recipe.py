@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,8 +70,9 @@ class ResolvedRecipe:
     data_fingerprint: str
     code: Code
 
+    @cached_property
     def ingredients(self) -> dict[str, object]:
-        """What decides the result of every step: seed, data and code."""
+        """What decides the result of every step: seed, data and code; files are hashed once."""
         common: dict[str, object] = {
             "seed": self.recipe.seed,
             "data": self.data_fingerprint,
@@ -83,6 +85,13 @@ class ResolvedRecipe:
                 **self.files_of(self.recipe.data),
             }
         return common
+
+    def warned(self, lines: Iterable[str]) -> tuple[str, ...]:
+        """The lines as warnings of a step; a person is told of them at once."""
+        warnings = tuple(lines)
+        for warning in warnings:
+            self.progress.say(f"warning: {warning}")
+        return warnings
 
     def target(self) -> Target:
         """The CPU kind and the runtime to ship to."""

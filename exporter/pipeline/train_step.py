@@ -68,7 +68,7 @@ class TrainStep:
         recipe = self.resolved.recipe
         hardware = {"train": hardware_ingredients(recipe.train)} if trains(self.config) else {}
         return {
-            **self.resolved.ingredients(),
+            **self.resolved.ingredients,
             "config": self.config.model_dump(mode="json"),
             **hardware,
             **self._others_read(),

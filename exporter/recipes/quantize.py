@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from bench.core.schema import FrozenModel
 from bench.inputs.runtime import OLDEST, required_version
-from exporter.options import PRESERVING_REPAIRS, CalibrationMethod, RepairName, TargetName
+from exporter.options import PRESERVING_REPAIRS, BlockSize, CalibrationMethod, RepairName, TargetName
 
 
 class FallbackConfig(FrozenModel):
@@ -54,7 +54,7 @@ class QuantizeConfig(FrozenModel):
         description="8: weights and activations. 4: weights of products alone, block by block, for "
         "networks whose size is that of these; nothing is calibrated.",
     )
-    block_size: Literal[16, 32, 64, 128, 256] = Field(
+    block_size: BlockSize = Field(
         32, description="Weights of 4 bits that share a scale: fewer are nearer to float, and larger."
     )
     min_int8_ratio: float = Field(

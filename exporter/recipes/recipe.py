@@ -18,6 +18,7 @@ from exporter.recipes.quantize import QuantizeConfig
 from exporter.recipes.shrink import ShrinkConfig
 from exporter.recipes.stages import Stage, teachers_of, trains
 
+# The steps that every build has, in order; the stages run after the first.
 RESERVED_NAMES = ("pretrained", "export", "quantize", "parity", "gate")
 
 

@@ -31,10 +31,9 @@ _SUMMARY_LABELS = {"zero_share": "zeros among all parameters", "sparsity": "zero
 
 @dataclass(frozen=True)
 class FinishedStep:
-    """A step of the build: its name, its kind, and what it found."""
+    """A step of the build: its name, and what it found."""
 
     name: str
-    kind: str
     result: StepResult
 
 

@@ -103,7 +103,7 @@ def test_a_repackaged_artifact_is_no_nothing_to_do(built, command):
     assert "nothing to do" not in ran.out
 
 
-@pytest.mark.parametrize(("budget", "answer"), [(-0.99, (1, "FAIL")), (9.0, (0, "PASS"))])
+@pytest.mark.parametrize(("budget", "answer"), [(-0.99, (1, "FAIL")), (10.0, (0, "PASS"))])
 def test_the_verdict_is_the_exit_code(built, command, monkeypatch, budget, answer):
     result = read_result(built.artifact / "result.json")
     budgets = TwinBudgets(accuracy=0.5, latency_p50=10.0, size=budget)
@@ -112,7 +112,7 @@ def test_the_verdict_is_the_exit_code(built, command, monkeypatch, budget, answe
         "gate_subjects",
         lambda *_, **__: judgement_from(result, criteria(Policy(), [budgets])),
     )
-    ran = command("build", built.recipe, "--set", f"gate.float_twin.size={budget}")
+    ran = command("build", built.recipe, "--set", f"gate.float_twin.size={budget}", "--fresh")
     assert (ran.code, ran.out.splitlines()[-1].split()[0]) == answer
     assert ("size FAIL:" in ran.out) is (answer[1] == "FAIL")
 

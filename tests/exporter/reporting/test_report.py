@@ -87,9 +87,7 @@ def judgement(built_once):
 def steps(manifest):
     """What each step of the build found, read back from the manifest."""
     return tuple(
-        FinishedStep(
-            stage.name, stage.kind, read_step_result(stage.kind, json.dumps(stage.metrics).encode())
-        )
+        FinishedStep(stage.name, read_step_result(stage.kind, json.dumps(stage.metrics).encode()))
         for stage in manifest.stages
     )
 
@@ -263,14 +261,14 @@ def test_a_model_of_four_bits_has_a_page(manifest, steps, judgement):
         size_bytes=5,
         compressed_bytes=4,
     )
-    changed = tuple(replace(step, result=made) if step.kind == "quantize" else step for step in steps)
+    changed = tuple(replace(step, result=made) if step.name == "quantize" else step for step in steps)
     assert "block size 32, products 2" in render_report(manifest, changed, judgement)
 
 
 def with_new_step(steps, result):
     """The steps and one more, read back from what is written of it."""
     again = read_step_result(result.kind, json.dumps(result.as_json()).encode())
-    return (FinishedStep(f"my {result.kind}", result.kind, again), *steps)
+    return (FinishedStep(f"my {result.kind}", again), *steps)
 
 
 ZEROS = {"zero_share": 0.0, "sparsity": 0.0, "zeros": 0, "eligible_parameters": 0, "parameters": 60_000}

@@ -217,6 +217,12 @@ def test_a_quantized_file_is_one_flat_object():
     assert json.loads(json.dumps(written, allow_nan=False)) == written
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_figure_that_json_lacks_is_refused(value):
+    with pytest.raises(ValueError, match="finite number"):
+        results.ReestimateResult(norms=1, largest_shift=value, accuracy_before=0.5, evaluation_accuracy=0.5)
+
+
 def test_headlines_tell_the_figures_that_a_person_waits_for():
     texts = {type(result).__name__: ", ".join(result.headline()) for result in EVERY}
     assert texts["QatResult"] == "accuracy 50.00%, 25.00% of parameters zero, for arm64"

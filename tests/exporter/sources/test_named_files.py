@@ -198,6 +198,20 @@ def ingredients(project, *overrides):
     return {step.name: step.ingredients() for step in steps}
 
 
+def test_files_of_the_data_are_hashed_once_for_all_steps(reading, monkeypatch):
+    asked = []
+
+    def counted(arguments, roots):
+        asked.append(arguments)
+        return named_files(arguments, roots)
+
+    monkeypatch.setattr("exporter.pipeline.resolved_recipe.named_files", counted)
+    found = ingredients(reading, "data.factory=shapes:augmented", "data.args={path='noise.bin'}")
+    assert all("augment" in one for one in found.values())
+    assert len(found) > 3
+    assert asked.count({"path": "noise.bin"}) == 1
+
+
 @pytest.mark.parametrize("weights", ["'w.safetensors'", "{paths=['w.safetensors']}"])
 def test_a_network_that_loads_its_own_weights_is_made_anew(reading, tiny, weights):
     chosen = ["model.factory=net:loaded", f"model.args={{weights={weights}}}"]
