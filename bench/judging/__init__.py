@@ -1,1 +1,1 @@
-"""From samples to verdicts: gate, replay, and the certificate of what a gate can see on a host."""
+"""Turn raw samples into verdicts: the gate, replay, and the certificate of a host's error rates."""

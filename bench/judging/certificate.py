@@ -1,7 +1,7 @@
-"""What is known of this host's errors: how often its gate raises a false alarm, and what it catches.
+"""The error rates of the gate on one host: its false alarms, and the slowdowns that it detects.
 
-A certificate keeps the raw scores of every pair that `certify` measured, so that later pairs, from other
-days and after reboots, join them. It lies in the user's cache under the host's fingerprint.
+A certificate stores the raw scores of every pair that `certify` measured. Later runs, on other days and
+after reboots, add their pairs to it. The file is in the user's cache, named after the host's fingerprint.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from bench.inputs.host import HostFingerprint
 from bench.judging.verdicts import LATENCY_ALPHA, MEMORY_ALPHA, Verdict, judge_ratio, memory_budget
 
 # History of the format. A reader refuses a version it does not know.
-# 1: scores of every pair by condition, with the figures drawn from them.
+# 1: scores of every pair by condition, with the figures computed from them.
 SCHEMA_VERSION: Final = 1
 MAX_CERTIFICATE_BYTES = 64 * 2**20
 DRAWS = 300
@@ -42,13 +42,14 @@ SAME, REBUILT, SLOWER, LARGER = "same", "rebuilt", "slower", "larger"
 
 
 class Condition(FrozenModel):
-    """One kind of candidate, held against the baseline in pairs.
+    """One kind of candidate, compared with the baseline in pairs.
 
     Attributes:
-        kind: "same" and "rebuilt" are no change; "slower" costs time, "larger" memory.
-        asked: how much was injected, relative to the baseline.
+        kind: "same" and "rebuilt" candidates are unchanged; "slower" ones take more time, "larger" ones
+            more memory.
+        asked: the injected slowdown or extra memory, as a fraction of the baseline's.
         latency_p50, latency_p90: the score of every pair, log(candidate / baseline).
-        peak_rss: baseline's and candidate's peak memory in bytes, of every pair that told it.
+        peak_rss: peak memory of baseline and candidate in bytes, for every pair in which both are known.
     """
 
     kind: Literal["same", "rebuilt", "slower", "larger"]
@@ -59,7 +60,7 @@ class Condition(FrozenModel):
 
 
 class FlippedLabels(FrozenModel):
-    """How often the accuracy budget catches a share of predictions that turned wrong."""
+    """How often the accuracy budget detects that a share of the predictions became wrong."""
 
     share: float
     fail_share: float
@@ -69,9 +70,10 @@ class Certificate(FrozenModel):
     """The error rates of one host, measured on one model.
 
     Attributes:
-        budget: the relative budget of latency and memory that the rates hold for.
-        accuracy_budget: that of accuracy.
-        samples: evaluation samples that labels were flipped in; 0 without labelled data.
+        budget: the relative budget of latency and memory that the rates are valid for.
+        accuracy_budget: the accuracy budget that the rates in `flipped` are valid for.
+        samples: number of evaluation samples used for `flipped`; 0 without labelled data.
+        mde80: the smallest relative slowdown that is detected 8 times in 10 (`detectable`).
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -88,21 +90,21 @@ class Certificate(FrozenModel):
     mde80: float | None = None
 
     def unchanged(self) -> list[Condition]:
-        """The conditions under which every FAIL is a false alarm."""
+        """The conditions with an unchanged candidate, under which every FAIL is a false alarm."""
         return [c for c in self.conditions if c.kind in (SAME, REBUILT)]
 
     def false_alarms(self) -> tuple[int, int]:
-        """FAILs, and gate runs on unchanged models; each run has pairs of its own."""
+        """Count the FAILs and the gate runs on unchanged models. No two runs share a pair."""
         verdicts = [v for c in self.unchanged() for v in gate_runs(c.latency_p50, self.budget)]
         return sum(v is Verdict.FAIL for v in verdicts), len(verdicts)
 
     def spread(self, metric: str) -> float:
-        """Standard deviation of a pair's score where nothing changed, by the median deviation."""
+        """Standard deviation of a pair's score for unchanged models, from the median deviation."""
         scores = [score for c in self.unchanged() for score in getattr(c, metric)]
         return robust_spread(scores) if scores else 0.0
 
     def pairs_for(self, metric: str, budget: float) -> int:
-        """How many pairs let an unchanged model pass a budget 8 times in 10."""
+        """The number of pairs with which an unchanged model passes a budget 8 times in 10."""
         return planned_count(self.spread(metric), log_budget(budget), LATENCY_ALPHA / len(LOOKS), POWER)
 
     def resolution(self, metric: str, pairs: int) -> float:
@@ -111,26 +113,26 @@ class Certificate(FrozenModel):
         return math.expm1(math.sqrt(one / pairs) * self.spread(metric))
 
     def line(self) -> str:
-        """What every verdict says of the host that gave it."""
+        """The host's error rates in one line, for the report of every verdict."""
         fails, runs = self.false_alarms()
         most = proportion_interval(fails, runs, _RATE_ALPHA).upper if runs else 1.0
         pairs = len(self.conditions[0].latency_p50) if self.conditions else 0
         catches = (
-            "no slowdown is caught 8 times in 10"
+            "no slowdown is detected 8 times in 10"
             if self.mde80 is None
-            else f"catches {self.mde80:.1%} slower 8 times in 10"
+            else f"a slowdown of {self.mde80:.1%} is detected 8 times in 10"
         )
         return (
             f"error rates of this host ({self.updated_utc[:10]}, {pairs} pairs of {self.model}, "
             f"budget {self.budget:.0%}): "
-            f"{fails} FAIL in {runs} unchanged runs (at most {most:.0%}); {catches}"
+            f"{fails} FAIL in {runs} runs with an unchanged model (true rate at most {most:.0%}); {catches}"
         )
 
 
 def gate_runs(scores: Sequence[float], budget: float) -> list[Verdict]:
-    """The verdicts of whole gate runs on p50, each on pairs of its own, repeats included.
+    """Split scores into complete gate runs, repeats included, and return the verdict of each on p50.
 
-    Pairs that do not fill a run are left over.
+    No two runs share a pair. Pairs at the end that are too few for another run are not used.
     """
     verdicts: list[Verdict] = []
     left = list(scores)
@@ -146,7 +148,10 @@ def gate_runs(scores: Sequence[float], budget: float) -> list[Verdict]:
 
 
 def fail_share(scores: Sequence[float], budget: float, draws: int = DRAWS) -> float:
-    """How often a confirmed FAIL comes out of pairs drawn again from `scores` (bootstrap of pairs)."""
+    """Share of simulated gate runs that end in a confirmed FAIL.
+
+    Each run draws its pairs from `scores` with replacement (bootstrap of pairs).
+    """
     generator = np.random.default_rng(len(scores))
     values = np.asarray(scores, dtype=np.float64)
 
@@ -159,7 +164,7 @@ def fail_share(scores: Sequence[float], budget: float, draws: int = DRAWS) -> fl
 
 
 def memory_fail_share(pairs: Sequence[tuple[int, int]], budget: float, draws: int = DRAWS) -> float:
-    """`fail_share` for peak memory, at the first look."""
+    """Share of simulated gate runs that FAIL on peak memory and are confirmed, all at the first look."""
     generator = np.random.default_rng(len(pairs))
     before, after = (np.log(np.asarray(column, dtype=np.float64)) for column in zip(*pairs, strict=True))
     allowed = memory_budget(budget, float(np.exp(np.median(before))))
@@ -172,9 +177,9 @@ def memory_fail_share(pairs: Sequence[tuple[int, int]], budget: float, draws: in
 
 
 def detectable(scores: Sequence[float], budget: float) -> float | None:
-    """The smallest relative slowdown that is caught 8 times in 10, if every pair were so much slower.
+    """The smallest relative slowdown that is detected 8 times in 10, if it slows every pair equally.
 
-    Found by halving; None where even three times the baseline is not.
+    It is found by bisection. None if even a candidate of three times the latency is not detected.
     """
     values = np.asarray(scores, dtype=np.float64)
     values = values - np.median(values)
@@ -191,30 +196,36 @@ def detectable(scores: Sequence[float], budget: float) -> float | None:
 
 
 def certificate_path(host: HostFingerprint) -> Path:
-    """Where the certificate of a host lies: `$XDG_CACHE_HOME/edgeproof/certificates`.
+    """The path of a host's certificate, in `$XDG_CACHE_HOME/edgeproof/certificates`.
 
     Raises:
-        StorageError: this user has no home folder, and the variable is not set.
+        StorageError: XDG_CACHE_HOME is not set and this user has no home folder.
     """
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     key = hashlib.sha256(host.model_dump_json().encode()).hexdigest()[:16]
     try:
         folder = Path(cache).expanduser()
     except RuntimeError as error:
-        raise StorageError("XDG_CACHE_HOME", "is not set, and there is no home folder", "set it") from error
+        raise StorageError(
+            "XDG_CACHE_HOME",
+            "is not set, and this user has no home folder",
+            "set XDG_CACHE_HOME to a folder",
+        ) from error
     return folder / "edgeproof" / "certificates" / f"{key}.json"
 
 
 def read_certificate(host: HostFingerprint) -> Certificate | None:
-    """The certificate of a host, or None where there is none.
+    """Read the certificate of a host; None if it has no certificate.
 
     Raises:
-        ResultError: the file is damaged, or of a schema that this version does not know.
+        ResultError: the file is damaged or too large, or its schema is unknown to this version.
     """
     try:
         path = certificate_path(host)
         if path.stat().st_size > MAX_CERTIFICATE_BYTES:
-            raise ResultError(path, f"is larger than {MAX_CERTIFICATE_BYTES} bytes", "remove it")
+            raise ResultError(
+                path, f"is larger than {MAX_CERTIFICATE_BYTES} bytes", "remove the file and certify again"
+            )
         content = path.read_bytes()
     except (OSError, StorageError):
         return None
@@ -227,7 +238,7 @@ def read_certificate(host: HostFingerprint) -> Certificate | None:
 
 
 def write_certificate(certificate: Certificate) -> Path:
-    """Keep a certificate; gives its place."""
+    """Write a certificate to its place in the cache and return the path."""
     path = certificate_path(certificate.host)
     write_text(path, certificate.model_dump_json(indent=1) + "\n")
     return path
@@ -239,7 +250,7 @@ def _in_looks(
     looks: Sequence[int] = LOOKS,
     alpha: float = LATENCY_ALPHA / len(LOOKS),
 ) -> tuple[Verdict | None, int]:
-    """The verdict of one gate run, and how many pairs it took; None where the pairs run out."""
+    """The verdict of one gate run and the number of pairs it used; (None, 0) if there are too few pairs."""
     for look in looks:
         if len(scores) < look:
             return None, 0
@@ -250,6 +261,9 @@ def _in_looks(
 
 
 def _repeated(scores: Sequence[float], budget: float, used: int) -> tuple[Verdict | None, int]:
-    """What a repeat makes of a FAIL that took `used` pairs, by the rule of `gate.for_repeat`."""
+    """The final verdict after a FAIL on `used` pairs was repeated by the rule of `gate.for_repeat`.
+
+    Also returns the number of pairs that the repeat used.
+    """
     verdict, taken = _in_looks(scores, budget, repeat_looks(LOOKS, used), LATENCY_ALPHA)
     return Verdict.INCONCLUSIVE if verdict is Verdict.PASS else verdict, taken

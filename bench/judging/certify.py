@@ -1,8 +1,9 @@
-"""Measuring the gate itself: false alarms on unchanged models, power on models made really slower.
+"""Measure the gate itself: false alarms on unchanged models, and power on models with a known slowdown.
 
-Copies of one model take turns in the same blocks: the file again, the same network in other bytes, and
-copies with an extra operator sized to a share of the model's time, or to a share of its memory. The
-baseline carries the same operator at its smallest size, so that only the size differs.
+Copies of one model take turns in the same blocks: an identical file, the same network in a file with other
+bytes, and copies with an extra operator. The operator is sized to add a given fraction of the model's
+latency or of its memory. The baseline contains the same operator at its smallest size, so only the size
+differs.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ EXTRA_MEMORY = 0.10
 FLIP_SHARES = (0.005, 0.01, 0.02, 0.05)
 FLIP_DRAWS = 200
 SIZING_BLOCKS = 3
-# Sizes tried first: the operator's cost grows in proportion to its rows, from a few microseconds on.
+# The first sizes to try. From a few microseconds on, the operator's cost is proportional to its rows.
 _NARROW, _WIDE, _PROBE_ROWS, _MAX_ROWS = 64, 256, 1024, 1 << 14
 
 
@@ -58,13 +59,13 @@ Kinds = Sequence[tuple[str, float]]
 
 @dataclass(frozen=True)
 class CertifyOptions:
-    """What to certify.
+    """Options of a certification.
 
     Attributes:
-        blocks: pairs of every condition.
-        slowdowns: what to inject, relative to the model's median latency.
-        budget: of latency and memory, for the rates that are reported.
-        fresh: forget the pairs of earlier days.
+        blocks: number of pairs to measure under every condition.
+        slowdowns: slowdowns to inject, as fractions of the model's median latency.
+        budget: relative budget of latency and memory that the reported rates are computed for.
+        fresh: discard the pairs of earlier runs.
     """
 
     blocks: int = 30
@@ -82,21 +83,21 @@ def certify(
     progress: Progress = SILENT,
     workers: WorkerGroup = worker_group,
 ) -> Certificate:
-    """Measure this host's error rates and keep them beside those of earlier days.
+    """Measure this host's error rates and add the new pairs to those of earlier runs.
 
     Args:
-        model: an artifact folder or an .onnx file; copies of it are changed.
-        data: labelled samples in an `.npz`; an artifact brings its own.
-        options: how many pairs, and what is injected.
-        config: how to measure.
-        progress: told how far the work is; `SILENT` says nothing.
+        model: an artifact folder or an .onnx file. The file itself stays unchanged; copies are modified.
+        data: labelled samples in an `.npz`; by default those of the artifact.
+        options: number of pairs, and the slowdowns to inject.
+        config: settings of the measurement.
+        progress: receives progress reports; `SILENT` shows none.
         workers: starts the measured processes.
 
     Raises:
         UsageError: the model does not exist.
-        DataError: the model has no numeric input, so that nothing can be made to depend on it.
+        DataError: the model has no numeric input for the extra operator to depend on.
         StorageError: the certificate cannot be written.
-        Interrupted: by Ctrl-C; what was measured until then is kept.
+        Interrupted: Ctrl-C was pressed. The complete blocks are kept in the certificate.
 
     Example:
         >>> import bench
@@ -109,7 +110,7 @@ def certify(
     check_writable(certificate_path(fingerprint()))
     with tempfile.TemporaryDirectory(prefix="edgeproof-") as name:
         folder = Path(name)
-        progress.say("sizing the operator that slows copies down")
+        progress.say("choosing the size of the operator that slows the copies down")
         kinds, paths = _copies(chosen, options, config, folder, workers)
         with Measurement(paths, chosen.evaluation, config, progress, workers) as measurement:
             measurement.predict()
@@ -124,7 +125,12 @@ def certify(
 
 
 def conditions_of(kinds: Kinds, result: Result) -> tuple[Condition, ...]:
-    """Scores of every condition: the first model is the baseline, the others follow `kinds`."""
+    """The scores of every condition.
+
+    Args:
+        kinds: kind and injected fraction of each candidate, in order.
+        result: the baseline, followed by the candidates in the order of `kinds`.
+    """
     baseline, *others = result.models
     return tuple(
         Condition.model_validate(
@@ -145,7 +151,11 @@ def conditions_of(kinds: Kinds, result: Result) -> tuple[Condition, ...]:
 
 
 def flipped_labels(model: ModelResult, budget: float) -> tuple[FlippedLabels, ...]:
-    """Turn shares of a model's right predictions wrong, many times; how often does the budget catch it?"""
+    """Make shares of a model's correct predictions wrong, many times, and count how often the budget FAILs.
+
+    Returns:
+        One entry for each share in `FLIP_SHARES`; none without predictions and labels.
+    """
     right = model.correct()
     if right is None or model.predictions is None:
         return ()
@@ -173,7 +183,11 @@ def _copies(
     folder: Path,
     workers: WorkerGroup,
 ) -> tuple[list[tuple[str, float]], list[Path]]:
-    """Write the baseline and a copy for each condition: (kind, asked) of the copies, and all paths."""
+    """Write the baseline and a copy for each condition.
+
+    Returns:
+        (kind, asked) of each copy, and the paths of the baseline and the copies.
+    """
     content, name = subject.model.read_bytes(), _numeric_input(subject.model)
 
     def write(label: str, changed: bytes) -> Path:
@@ -207,9 +221,14 @@ def _sizes(
     content: bytes,
     name: str,
 ) -> tuple[int, float, int | None]:
-    """Width of the operator, rows that double the model's time, and the model's peak memory in bytes.
+    """Measure how large the operator has to be.
 
-    A wide operator is taken where a narrow one would need more rows than its memory is worth.
+    The narrow operator is used unless it would need more than `_MAX_ROWS` rows, which would take too much
+    memory.
+
+    Returns:
+        The operator's width, the number of rows that doubles the model's latency, and the model's peak
+        memory in bytes.
     """
     probes = [(1, _NARROW), (_PROBE_ROWS, _NARROW), (_PROBE_ROWS, _WIDE)]
     paths = [
@@ -221,8 +240,8 @@ def _sizes(
     peak = plain.peak_rss_bytes()
     for (rows, width), other in zip(probes[1:], others, strict=True):
         slower = math.expm1(float(np.median(pair_scores(plain.runs, other.runs, 0.5))))
-        # What cannot be told from nothing is taken for a tenth of a percent: the copies' real cost is
-        # measured anyway, and reported.
+        # A slowdown too small to measure counts as 0.1 %, so the division stays finite. The real slowdown
+        # of each copy is measured and reported later.
         doubling = (rows - 1) / max(slower, 1e-3)
         if doubling <= _MAX_ROWS or width == _WIDE:
             return width, doubling, peak
@@ -255,7 +274,7 @@ def _alike(earlier: Certificate, options: CertifyOptions, sha256: str, kinds: Ki
 def _keep(
     subject: Subject, options: CertifyOptions, kinds: Kinds, result: Result, progress: Progress
 ) -> Certificate:
-    """Join the new pairs to those of earlier days, draw the figures, and store them."""
+    """Add the new pairs to those of earlier runs, compute the error rates, and store the certificate."""
     host = fingerprint()
     conditions = conditions_of(kinds, result)
     sha256, threads = model_sha256(subject.model), result.settings.threads
@@ -280,6 +299,6 @@ def _keep(
     try:
         write_certificate(certificate)
     except StorageError:
-        progress.say(certificate.line())  # hours of measuring are not lost without a word
+        progress.say(certificate.line())  # at least show the result of hours of measuring
         raise
     return certificate

@@ -1,8 +1,9 @@
-"""Adding operators to a finished .onnx without the onnx package.
+"""Add operators to an existing .onnx file without the onnx package.
 
-An .onnx file is one protobuf message, and protobuf merges what is concatenated: repeated fields, such as
-a graph's nodes, are appended ("Encoding: Last One Wins", protobuf.dev). So a few bytes at the end of a
-copy add real operators that ONNX Runtime executes. `certify` slows models down so, by known amounts.
+An .onnx file is one protobuf message. A protobuf parser merges concatenated messages: it appends repeated
+fields, for example the nodes of a graph ("Encoding: Last One Wins", protobuf.dev). So a few bytes at the
+end of a copy add real operators, which ONNX Runtime executes. `certify` uses this to slow models down by
+known amounts.
 
 Field numbers are those of onnx.proto (IR version 3 and later).
 """
@@ -23,20 +24,20 @@ PREFIX = "edgeproof_certify_"
 
 
 def rebuilt(model: bytes) -> bytes:
-    """The same network in other bytes: only the name of the version that wrote it changes."""
+    """The same network in other bytes: only the field `producer_version` changes."""
     return model + _text(_MODEL_PRODUCER_VERSION, "rebuilt by edgeproof certify")
 
 
 def with_product(model: bytes, input_name: str, rows: int, width: int) -> bytes:
     """A copy that also multiplies a [rows, width] by a [width, width] matrix in every inference.
 
-    The product depends on the input's first element, so that no optimizer can compute it beforehand,
-    and ends in an output of its own, so that none can drop it.
+    The product depends on the input's first element, so an optimizer cannot fold it into a constant. It
+    feeds an additional model output, so an optimizer cannot remove it.
 
     Args:
         model: the file's bytes.
         input_name: a numeric input of the model.
-        rows, width: what the operator costs: rows * width**2 multiply-adds.
+        rows, width: size of the product, which costs rows * width**2 multiply-adds.
     """
     weight = np.random.default_rng(0).standard_normal((width, width)).astype(np.float32)
     nodes = [
@@ -90,7 +91,10 @@ def _node(
     own: Sequence[bool] | None = None,
     attribute: bytes = b"",
 ) -> bytes:
-    """A NodeProto; names are ours, and get our prefix, save where `own` says no."""
+    """A serialized NodeProto.
+
+    Names get `PREFIX`, except inputs for which `own` is False: those are tensors of the model.
+    """
     ours = own or [True] * len(inputs)
     names = [PREFIX + name if is_ours else name for name, is_ours in zip(inputs, ours, strict=True)]
     content = b"".join(_text(1, name) for name in names)
@@ -122,7 +126,7 @@ def _number(number: int, value: int) -> bytes:
 
 
 def _varint(value: int) -> bytes:
-    """Seven bits a byte, the lowest first; the high bit says that more follow."""
+    """Encode as a protobuf varint: 7 bits per byte, lowest first; the high bit is set if more follow."""
     content = bytearray()
     while value > 0x7F:
         content.append(value & 0x7F | 0x80)

@@ -1,4 +1,4 @@
-"""Comparing a candidate with its baselines, all measured in the same blocks."""
+"""Compare a candidate with its baselines, all measured in the same blocks, and give a verdict."""
 
 from __future__ import annotations
 
@@ -55,25 +55,29 @@ from bench.measuring.measure import (
 from bench.measuring.result import Result
 from bench.measuring.worker_process import worker_group
 
-# Of the repeat that a FAIL is held against: the same design, another order of turns.
+# Added to the seed for the repeat that confirms a FAIL: same design, but another order of turns.
 _REPEAT_SEED = 1_000_003
-# A metric that by plan wants this many times the pairs of the last look is not waited for.
+# An undecided metric that needs more than this many times the pairs of the last look adds no blocks.
 _HOPELESS = 4
-# Settings that two results may differ in and still be held against each other.
+# Two results are comparable even if they differ in these fields.
 _MAY_DIFFER = {"seed", "path", "ids"}
 NOT_CERTIFIED = "error rates of this host: not measured; run `edgeproof certify MODEL`"
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """A verdict and everything it rests on.
+    """A verdict and everything that it is based on.
 
     Attributes:
-        metrics: against `baseline`, each judged by its budget.
-        twin_metrics: against the artifact's float model, where there is one and `baseline` is another.
+        verdict: the joint verdict of all metrics.
+        reasons: one sentence for each metric that did not pass, and for each reason not to judge.
+        candidate, baseline: paths of the two models.
+        metrics: comparison with `baseline`, each metric judged by its budget.
+        twin_metrics: comparison with the artifact's float model, if it has one and `baseline` is another
+            model; otherwise empty.
         flips: samples whose prediction differs from the baseline's.
-        blocks: how many blocks were measured, without those of a repeat.
-        result: the raw samples, with the criteria that the verdict was given by.
+        blocks: number of blocks measured, without those of a repeat.
+        result: the raw samples, with the criteria used for the verdict.
     """
 
     verdict: Verdict
@@ -88,18 +92,18 @@ class Judgement:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What makes this host a poor one to measure on."""
+        """Reasons why measurements on this host are less reliable."""
         return self.result.warnings
 
 
 @dataclass(frozen=True)
 class GateOptions:
-    """What a person may ask of a gate beside its budgets.
+    """Options of a gate run, in addition to its budgets.
 
     Attributes:
-        pairs: blocks at the last look; more of them resolve smaller budgets.
-        same: baseline and candidate may be the same file: an A/A run.
-        any_order: the baseline may be younger than the candidate.
+        pairs: number of blocks at the last look; more blocks resolve smaller budgets.
+        same: allow baseline and candidate to be the same file (an A/A run).
+        any_order: allow a baseline that was built after the candidate.
     """
 
     pairs: int = LOOKS[-1]
@@ -118,26 +122,26 @@ def compare(
     progress: Progress = SILENT,
     workers: WorkerGroup = worker_group,
 ) -> Judgement:
-    """Measure two models in interleaved pairs and judge the second by budgets against the first.
+    """Measure two models in interleaved pairs and judge the candidate by budgets against the baseline.
 
     Args:
         baseline: an artifact folder or an .onnx file.
-        candidate: another one.
-        data: labelled samples in an `.npz`; an artifact brings its own. Without any, accuracy is neither
-            measured nor judged.
+        candidate: an artifact folder or an .onnx file.
+        data: labelled samples in an `.npz`; by default those of the artifact. Without samples, accuracy is
+            neither measured nor judged.
         budgets: how much worse the candidate may be; by default `ReleaseBudgets()`.
-        options: pairs of processes, and what else is allowed.
-        config: how to measure.
-        progress: told how far the work is, and of warnings; `SILENT` says nothing.
+        options: number of pairs, and which unusual inputs are allowed.
+        config: settings of the measurement.
+        progress: receives progress reports and warnings; `SILENT` shows none.
         workers: starts the measured processes.
 
     Raises:
         UsageError: a model does not exist.
-        ArtifactError: a folder is not a whole artifact.
-        ModelError: a model cannot be loaded or run here.
-        DataError: the data do not fit.
-        PolicyError: too few pairs.
-        Interrupted: by Ctrl-C, with the blocks that were finished.
+        ArtifactError: a folder is not a complete artifact.
+        ModelError: a model cannot be loaded or run on this host.
+        DataError: the samples do not fit the models.
+        PolicyError: `options.pairs` is too small.
+        Interrupted: Ctrl-C was pressed. The exception holds the complete blocks.
 
     Example:
         >>> import bench
@@ -188,21 +192,21 @@ def gate(
     Args:
         candidate: an artifact folder; or an .onnx file, which needs a baseline.
         baseline: an earlier release, as an artifact folder or an .onnx file.
-        policy: budgets, as a value, as tables, or as a TOML file; by default those of the recipe that made
-            the candidate.
-        data: labelled samples in an `.npz`; an artifact brings its own.
-        options: pairs of processes, and what else is allowed.
-        config: how to measure.
-        progress: told how far the work is, and of warnings; `SILENT` says nothing.
+        policy: budgets, as a `Policy`, as nested tables, or as the path of a TOML file; by default those of
+            the candidate's recipe.
+        data: labelled samples in an `.npz`; by default those of the artifact.
+        options: number of pairs, and which unusual inputs are allowed.
+        config: settings of the measurement.
+        progress: receives progress reports and warnings; `SILENT` shows none.
         workers: starts the measured processes.
 
     Raises:
-        UsageError: the candidate is a lone .onnx and no baseline is given; or a model does not exist.
-        ArtifactError: a folder is not a whole artifact.
-        PolicyError: a budget that this data set or this host cannot resolve.
-        ModelError: a model cannot be loaded or run here.
-        DataError: the data do not fit.
-        Interrupted: by Ctrl-C, with the blocks that were finished.
+        UsageError: the candidate is an .onnx file and no baseline is given, or a model does not exist.
+        ArtifactError: a folder is not a complete artifact.
+        PolicyError: the policy is not valid, or this data set or this host cannot resolve a budget.
+        ModelError: a model cannot be loaded or run on this host.
+        DataError: the samples do not fit the models.
+        Interrupted: Ctrl-C was pressed. The exception holds the complete blocks.
 
     Example:
         >>> import bench
@@ -223,10 +227,10 @@ def gate(
 
 
 def policy_for(candidate: AnyPath, policy: Policy | Mapping[str, object] | AnyPath | None) -> Policy:
-    """The budgets that a caller named, in whatever form; without any, those of the candidate's recipe.
+    """Read a policy that is given in any of its forms; by default that of the candidate's recipe.
 
     Raises:
-        PolicyError: the file cannot be read, or there are unknown keys or impossible budgets.
+        PolicyError: the file cannot be read, or it has unknown keys or impossible budgets.
         ArtifactError: the candidate's manifest cannot be read.
     """
     if policy is None:
@@ -248,7 +252,10 @@ def gate_subjects(
     progress: Progress = SILENT,
     workers: WorkerGroup = worker_group,
 ) -> Judgement:
-    """`gate` for files that need not lie in an artifact; refuses no budget, but may not resolve one."""
+    """Run `gate` on files that need not be in an artifact folder.
+
+    Unlike `gate`, it accepts budgets that cannot be resolved; their verdict may be INCONCLUSIVE.
+    """
     models: list[Path] = []
     targets: list[str | None] = []
     budgets: list[Budgets] = []
@@ -261,7 +268,11 @@ def gate_subjects(
         targets.append(None)
         budgets.append(policy.float_twin)
     if not models:
-        raise UsageError(candidate.model, "a lone model has nothing to be judged against", "add --baseline")
+        raise UsageError(
+            candidate.model,
+            "an .onnx file without its artifact has no float model to compare with",
+            "add --baseline with the model to compare with",
+        )
     models.append(candidate.model)
     targets.append(candidate.target)
     judged_by = criteria(policy, budgets, pairs=options.pairs, same=options.same)
@@ -280,9 +291,12 @@ def gate_subjects(
 
 
 def judgement_from(result: Result, judged_by: Criteria) -> Judgement:
-    """A judgement from raw samples: the last model is the candidate, the first the baseline.
+    """Judge raw samples: the last model of the result is the candidate, the first is the baseline.
 
-    What `result.criteria` holds gives the verdict that was given; other criteria give another.
+    Args:
+        result: the raw samples.
+        judged_by: the criteria. `result.criteria` reproduces the original verdict; other criteria may lead
+            to a different one.
     """
     *others, candidate = result.models
     doubt = [] if judged_by.same else same_files(result)
@@ -326,17 +340,18 @@ def judgement_from(result: Result, judged_by: Criteria) -> Judgement:
 
 
 def for_repeat(judged_by: Criteria) -> Criteria:
-    """What a repeat is judged by: the same budgets, but the whole error at each of its looks.
+    """The criteria of a repeat: the same budgets, but the full error probability at each of its looks.
 
-    The first measurement alone bounds the false alarms, for a repeat can only take one back: there is no
-    error to share. Looked at once, with as many blocks as the FAIL took, it also took back 3 of 31 real
-    slowdowns of 5 %, with estimates of 3.3 to 4.1 %: so it goes on where it cannot tell.
+    The first measurement alone bounds the rate of false alarms, because a repeat can only withdraw a FAIL.
+    So the repeat need not share its error probability among its looks. A repeat with a single look, after
+    as many blocks as the FAIL took, withdrew 3 of 31 real slowdowns of 5 %, with estimates of 3.3 to
+    4.1 %. Therefore an inconclusive repeat keeps adding blocks.
     """
     return judged_by.model_copy(update={"looks": judged_by.looks[-1:]})
 
 
 def mismatches(first: Result, second: Result) -> list[str]:
-    """Why two results must not be held against each other: host, settings, data or models differ."""
+    """Reasons why two results are not comparable: differences in host, settings, data or models."""
     found = []
     for name in ("host", "settings", "data"):
         one, other = (getattr(result, name).model_dump(exclude=_MAY_DIFFER) for result in (first, second))
@@ -351,23 +366,26 @@ def mismatches(first: Result, second: Result) -> list[str]:
 
 
 def swaps(baseline: Subject, candidate: Subject) -> tuple[str, ...]:
-    """Signs that baseline and candidate changed places, from their manifests and hashes."""
+    """Find signs in manifests and hashes that baseline and candidate were swapped by mistake."""
     if baseline.float_twin is not None and _same_file(baseline.float_twin, candidate.model):
-        return ("the candidate is the float model of the baseline: they seem swapped",)
+        return (
+            "the candidate is the float model of the baseline: they seem swapped; "
+            "exchange baseline and candidate",
+        )
     before, after = _manifest(baseline), _manifest(candidate)
     if before is None or after is None or before.name != after.name:
         return ()
     if before.created_utc > after.created_utc:
         return (
             f"the baseline was built after the candidate ({before.created_utc}, {after.created_utc}): "
-            "they seem swapped; say --any-order if that is meant",
+            "they seem swapped; exchange them, or add --any-order if the order is intended",
         )
     return ()
 
 
 @dataclass(frozen=True)
 class _GateRun:
-    """One gate run: a first pass over the models, and a second one where something fails."""
+    """One gate run: a first measurement of the models, and a second one if a timed metric fails."""
 
     models: Sequence[Path]
     targets: Sequence[str | None]
@@ -380,7 +398,10 @@ class _GateRun:
     clock: Callable[[], float] = time.monotonic
 
     def judge(self, judged_by: Criteria, doubt: Sequence[str]) -> Judgement:
-        """Measure in looks, repeat what fails, and judge; nothing is measured where doubts come first."""
+        """Measure look by look, repeat the measurement after a FAIL, and judge.
+
+        If there is a reason to doubt the inputs, nothing is measured and the verdict is INVALID.
+        """
         begun = self.clock()
         with self._measurement(self.config) as measurement:
             empty = self._noted(measurement.result(), judged_by)
@@ -388,7 +409,7 @@ class _GateRun:
             if early:
                 stopped = empty.model_copy(update={"stopped": "; ".join(early)})
                 return judgement_from(stopped, judged_by)
-            # One block shows that both run; more would tell nothing where no time counts.
+            # Times on another kind of CPU are not judged. One block is enough to show that the models run.
             looks = (1,) if made_for_others(empty) else judged_by.looks
             judgement = self._measure(measurement, judged_by, looks)
         if judgement.verdict is not Verdict.INVALID and (failed := _timed(judgement, Verdict.FAIL)):
@@ -399,8 +420,11 @@ class _GateRun:
     def _repeated(
         self, first: Result, failed: set[tuple[str, str]], judged_by: Criteria, spent_s: float
     ) -> Result:
-        """A result with an independent repeat: fresh processes, another order, the time that is left."""
-        self.progress.say("a budget is broken: measuring once more, to confirm it")
+        """The first result together with an independent repeat.
+
+        The repeat uses fresh processes and another order of turns, within the time that is left.
+        """
+        self.progress.say("a budget is exceeded: measuring again to confirm the FAIL")
         limit = self.config.time_limit_s
         again = replace(
             self.config,
@@ -433,7 +457,14 @@ class _GateRun:
         looks: Sequence[int],
         wanted: set[tuple[str, str]] | None = None,
     ) -> Judgement:
-        """Measure until all is decided that more blocks can tell, or what of it is wanted, look by look."""
+        """Measure look by look until more blocks cannot change the verdict.
+
+        Args:
+            measurement: receives the blocks.
+            judged_by: the criteria.
+            looks: numbers of blocks after which to judge.
+            wanted: only these metrics keep the measurement going; by default all timed metrics.
+        """
 
         def judged() -> Judgement:
             return judgement_from(self._noted(measurement.result(), judged_by), judged_by)
@@ -455,13 +486,13 @@ class _GateRun:
         return judgement
 
     def _noted(self, result: Result, judged_by: Criteria) -> Result:
-        """A result that also holds what it is judged by, and what is known of the host."""
+        """The result with its criteria and the host's error rates added."""
         line = NOT_CERTIFIED if self.certificate is None else self.certificate.line()
         return result.model_copy(update={"criteria": judged_by, "certificate": line})
 
 
 def _with_repeat(first: Result, repeat: Result) -> Result:
-    """A FAIL and the measurement that was to confirm it; where that one is but a part, so is the whole."""
+    """Store the repeat in the first result. If the repeat was stopped early, so was the whole."""
     stopped = first.stopped
     if repeat.stopped not in (None, TIME_LIMIT):
         stopped = f"in the repeat: {repeat.stopped}"
@@ -469,7 +500,10 @@ def _with_repeat(first: Result, repeat: Result) -> Result:
 
 
 def _metrics(result: Result, judged_by: Criteria) -> list[dict[str, Metric]]:
-    """Metrics of the candidate against each other model; absolute ones stand with the first."""
+    """The metrics of the candidate against each other model, in order.
+
+    Metrics with an absolute limit are in the first entry.
+    """
     *others, candidate = result.models
     looks = len(judged_by.looks)
     judged = [
@@ -485,7 +519,10 @@ def _metrics(result: Result, judged_by: Criteria) -> list[dict[str, Metric]]:
 
 
 def _timed(judgement: Judgement, verdict: Verdict) -> dict[tuple[str, str], Metric]:
-    """The metrics of this verdict that more blocks can sharpen, by what they are held against and name."""
+    """The timed metrics with this verdict, which more blocks can make more precise.
+
+    Keys are (the model compared with: "baseline" or "float", name of the metric).
+    """
     return {
         (against, name): metrics[name]
         for against, metrics in (("baseline", judgement.metrics), ("float", judgement.twin_metrics))
@@ -495,9 +532,10 @@ def _timed(judgement: Judgement, verdict: Verdict) -> dict[tuple[str, str], Metr
 
 
 def _may_be_told(judgement: Judgement, last: int) -> set[tuple[str, str]]:
-    """Those that are still open, and not hopelessly so.
+    """The undecided metrics that a feasible number of blocks could decide, with the keys of `_timed`.
 
-    Giving up early raises neither error: it says INCONCLUSIVE, as the last look would have.
+    Stopping early increases neither error probability: the verdict stays INCONCLUSIVE, as it most likely
+    would be at the last look.
     """
     if judgement.verdict is Verdict.INVALID:
         return set()
@@ -509,7 +547,7 @@ def _may_be_told(judgement: Judgement, last: int) -> set[tuple[str, str]]:
 
 
 def _manifest(subject: Subject) -> Manifest | None:
-    """The manifest of an artifact's model; None of a lone file."""
+    """The manifest of the artifact that a model belongs to; None for an .onnx file without an artifact."""
     folder = subject.model.parent
     if subject.model.name != MODEL or not (folder / MANIFEST).is_file():
         return None
@@ -521,7 +559,7 @@ def _same_file(first: Path, second: Path) -> bool:
 
 
 def with_plain_paths(judgement: Judgement) -> Judgement:
-    """The same judgement with bare file names: an artifact tells nothing of the builder's disk."""
+    """The same judgement with file names in place of paths, which would reveal the builder's folders."""
     return replace(
         judgement,
         candidate=Path(judgement.candidate).name,

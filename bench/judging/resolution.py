@@ -1,4 +1,4 @@
-"""Budgets that this data set or this host cannot resolve, refused before anything is measured."""
+"""Refuse budgets that this data set or this host cannot resolve, before anything is measured."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from bench.judging.verdicts import ACCURACY_ALPHA
 
 
 def refuse_unresolvable(policy: Policy, candidate: Subject, baseline: Subject | None, pairs: int) -> None:
-    """Refuse budgets that could not pass whatever the candidate is, before anything is measured.
+    """Refuse budgets that even an unchanged candidate could not pass, before anything is measured.
 
     Raises:
-        PolicyError: says which budget, and what would resolve it: more samples, more pairs, or a budget
-            that this data set and this host can resolve.
+        PolicyError: a budget needs more evaluation samples than the data set has, or more pairs than
+            `pairs`. The message states the number needed.
     """
     judged: list[tuple[str, Budgets]] = []
     if baseline is not None:
@@ -34,7 +34,11 @@ def refuse_unresolvable(policy: Policy, candidate: Subject, baseline: Subject | 
     for name, budgets in judged:
         if budgets.accuracy is not None:
             if budgets.accuracy == 0.0:
-                raise PolicyError(f"{name}.accuracy", "0 cannot be shown", "allow a loss above 0")
+                raise PolicyError(
+                    f"{name}.accuracy",
+                    "no number of samples can exclude every loss",
+                    "set the budget above 0",
+                )
             _refuse_few(
                 f"{name}.accuracy = {budgets.accuracy:g}",
                 count,
@@ -48,7 +52,7 @@ def _refuse_share(name: str, floor: float | None, count: int) -> None:
     if floor is None:
         return
     if floor == 1.0:
-        raise PolicyError(name, "1 cannot be shown", "ask for a share below 1")
+        raise PolicyError(name, "no number of samples can show a share of 1", "set it below 1")
     _refuse_few(f"{name} = {floor:g}", count, sample_size_share(floor, ACCURACY_ALPHA))
 
 
@@ -56,8 +60,8 @@ def _refuse_few(place: str, count: int, needed: int) -> None:
     if count < needed:
         raise PolicyError(
             place,
-            f"{count} evaluation samples cannot resolve it, even if none is lost",
-            f"give at least {needed}, or a wider budget",
+            f"{count} evaluation samples are too few: even a perfect candidate could not pass",
+            f"use at least {needed} samples, or relax the budget",
         )
 
 
@@ -68,6 +72,7 @@ def _refuse_latency(name: str, budgets: Budgets, certificate: Certificate, pairs
         if needed is not None and needed > pairs:
             raise PolicyError(
                 f"{name}.{metric} = {budget:g}",
-                f"on this host {pairs} pairs resolve {certificate.resolution(metric, pairs):.1%} at best",
-                f"measure {needed} pairs (--pairs), or allow more",
+                f"on this host, {pairs} pairs resolve budgets of at least "
+                f"{certificate.resolution(metric, pairs):.1%}",
+                f"measure {needed} pairs (--pairs), or allow a larger change",
             )

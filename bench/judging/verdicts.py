@@ -1,8 +1,8 @@
-"""Verdicts. The only place that decides; everything else measures or shows.
+"""Verdicts. Only this module decides them; all other code measures or displays.
 
-One rule for every metric: PASS when the confidence bound lies inside the budget, FAIL when the opposite
-bound lies outside, INCONCLUSIVE when the data allow neither. Both errors are bounded so: letting a
-breach through, and blocking an innocent release.
+The same rule holds for every metric: PASS if the confidence bound is within the budget, FAIL if the
+opposite bound is outside, INCONCLUSIVE if the data allow neither. This bounds the probability of both
+errors: to pass a candidate that exceeds the budget, and to fail one that does not.
 """
 
 from __future__ import annotations
@@ -36,20 +36,22 @@ from bench.measuring.result import ModelResult, Result, Run
 LATENCY_ALPHA = 0.01
 MEMORY_ALPHA = 0.01
 ACCURACY_ALPHA = 0.05
-# Peak memory moves by whole pages and by the allocator's arenas: no model ships or is held back for
-# a mebibyte, so no memory budget is tighter than this.
+# Peak memory changes in steps of whole pages and allocator arenas. A mebibyte should not decide about a
+# release, so no memory budget is tighter than this.
 MEMORY_SLACK_BYTES = 1 << 20
-# The exact rank sum of m and n processes takes m * n * (m + n) operations, and peaks hardly differ: no more
-# than these are compared.
+# The exact rank sum test of m and n processes takes m * n * (m + n) operations, and peaks hardly differ
+# between processes. So at most this number of processes is compared.
 MEMORY_PROCESSES = 60
-# The logarithm of a ratio and that of its budget differ in the last digits where both are equal: 1020
-# bytes must not breach "2 % more than 1000 bytes".
+# If a ratio is exactly equal to its budget, their computed logarithms may still differ in the last digits.
+# 1020 bytes must not exceed "2 % more than 1000 bytes".
 ROUNDING = 1e-12
-# Timed outputs come from single samples, those that accuracy rests on from batches, whose sums round
-# differently: by one level of 8 bits here and there. Another model, or a kernel that races, is far below.
+# Timed outputs are computed sample by sample, outputs for accuracy in batches. Sums are rounded
+# differently, which changes some values by one 8-bit level. A different model, or a kernel with a race
+# condition, has an SQNR far below this.
 OUTPUTS_MIN_SQNR_DB = 25.0
-# Metrics whose every measurement differs; the others are exact, and a repeat cannot change them.
+# Key in `Metric.details`: the number of pairs expected to decide an inconclusive metric.
 PAIRS_WANTED = "pairs_wanted"
+# Metrics that vary between measurements. The others are exact, so a repeat cannot change them.
 TIMED = ("latency_p50", "latency_p90", "latency_p99", "peak_rss")
 
 
@@ -63,17 +65,23 @@ class Verdict(enum.StrEnum):
 
     @property
     def exit_code(self) -> int:
-        """What the process answers to the shell."""
+        """The exit code of a command that ends with this verdict."""
         return {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 3, "INVALID": 4}[self.value]
 
 
 class Metric(FrozenModel):
     """One judged comparison: `ratio` (candidate / baseline), `difference`, or an absolute `value`.
 
-    `lower` and `upper` are one-sided bounds on the same scale; None stands for "no bound". `verdict` is
-    None where the policy sets no budget. A value is in `unit`: "ms", or "share" of the samples.
-    `details` holds the counts that a metric rests on, by name. `not_measured_on` is the kind of CPU that a
-    metric is about, where it was measured on another; then there is no figure.
+    Attributes:
+        ratio, difference, value: the estimate. Exactly one is set, unless the metric could not be measured.
+        unit: unit of `value`: "ms", or "share" of the samples.
+        lower, upper: one-sided bounds on the same scale as the estimate; None if there is no bound.
+        budget: the budget that the estimate is judged by.
+        verdict: None if the policy sets no budget.
+        reason: the figures that led to the verdict, in words.
+        details: the counts that the metric is computed from, by name.
+        not_measured_on: the kind of CPU that the model was made for, if the host has another kind. The
+            metric then has no estimate.
     """
 
     ratio: float | None = None
@@ -90,7 +98,13 @@ class Metric(FrozenModel):
 
 
 class Flip(FrozenModel):
-    """A prediction that changed: the sample's name, its class, and what both models take it for."""
+    """A prediction that changed.
+
+    Attributes:
+        sample: name of the sample.
+        label: its true class; None without labels.
+        baseline, candidate: the classes that the two models predict.
+    """
 
     sample: str
     label: int | None
@@ -99,7 +113,7 @@ class Flip(FrozenModel):
 
 
 def joint_verdict(verdicts: Iterable[Verdict | None]) -> Verdict:
-    """The worst of the verdicts. A gate that judged nothing is INVALID: it must not let anything by."""
+    """The worst of the verdicts; INVALID if nothing was judged, so the release does not pass."""
     order = list(Verdict)
     given = [verdict for verdict in verdicts if verdict is not None]
     return max(given, key=order.index) if given else Verdict.INVALID
@@ -108,12 +122,13 @@ def joint_verdict(verdicts: Iterable[Verdict | None]) -> Verdict:
 def judge_pair(
     baseline: ModelResult, candidate: ModelResult, budgets: Budgets, *, looks: int = 1
 ) -> dict[str, Metric]:
-    """Judge a candidate against a baseline that was measured beside it.
+    """Judge a candidate against a baseline that was measured in the same blocks.
 
     Args:
-        baseline, candidate: their runs are paired by index: same block, same rounds.
+        baseline, candidate: results of both models. Runs with the same index are a pair: they were measured
+            in the same block and the same rounds.
         budgets: how much worse the candidate may be.
-        looks: how many times the data are looked at at most; the error is shared among them.
+        looks: the maximum number of looks at the data; the error probability is shared among them.
     """
     alpha = LATENCY_ALPHA / looks
     metrics = {}
@@ -136,7 +151,7 @@ def judge_pair(
         metrics["accuracy"] = Metric(
             budget=budgets.accuracy,
             verdict=Verdict.INVALID,
-            reason="no labelled evaluation data, nothing was measured",
+            reason="accuracy was not measured, because there are no labelled evaluation samples",
         )
     agreement = judge_agreement(baseline, candidate, budgets.agreement)
     if agreement is not None:
@@ -147,8 +162,8 @@ def judge_pair(
 def pair_scores(baseline: Sequence[Run], candidate: Sequence[Run], quantile: float) -> list[float]:
     """One score per pair of processes: the median over rounds of log(candidate / baseline).
 
-    Within a round both models ran within milliseconds of each other, so that drift of the machine falls
-    out of the ratio; the median over rounds ignores the rounds that a neighbour disturbed.
+    Within a round, both models run within milliseconds of each other, so drift of the machine cancels in
+    the ratio. The median over rounds ignores the few rounds that other processes disturb.
     """
     return [
         float(
@@ -166,7 +181,10 @@ def pair_scores(baseline: Sequence[Run], candidate: Sequence[Run], quantile: flo
 def judge_memory(
     baseline: Sequence[Run], candidate: Sequence[Run], budget: float | None, *, looks: int = 1
 ) -> Metric | None:
-    """Peak memory by ranks of whole processes; None where the host cannot tell it."""
+    """Judge peak memory with a rank sum test over processes.
+
+    Returns None if the host does not report peak memory and there is no budget for it.
+    """
     before, after = (
         [run.peak_rss_bytes for run in runs if run.peak_rss_bytes is not None][:MEMORY_PROCESSES]
         for runs in (baseline, candidate)
@@ -174,7 +192,9 @@ def judge_memory(
     if not before or not after:
         if budget is None:
             return None
-        return Metric(budget=budget, verdict=Verdict.INVALID, reason="this host does not tell peak memory")
+        return Metric(
+            budget=budget, verdict=Verdict.INVALID, reason="this host does not report peak memory"
+        )
     interval = rank_sum_interval(
         [math.log(value) for value in after], [math.log(value) for value in before], MEMORY_ALPHA / looks
     )
@@ -184,12 +204,15 @@ def judge_memory(
 
 
 def memory_budget(budget: float, baseline_bytes: float) -> float:
-    """A relative budget of memory, no tighter than the slack; demands for less stay as they are."""
+    """A relative memory budget, widened to at least `MEMORY_SLACK_BYTES`.
+
+    Negative budgets, which require the candidate to use less memory, stay unchanged.
+    """
     return max(budget, MEMORY_SLACK_BYTES / baseline_bytes) if budget >= 0 else budget
 
 
 def judge_ratio(interval: Interval, budget: float) -> Verdict:
-    """The one rule of every relative metric, on the scale of log ratios."""
+    """Apply the rule that all relative metrics share, on the scale of log ratios."""
     margin = log_budget(budget) + ROUNDING
     if interval.upper <= margin:
         return Verdict.PASS
@@ -197,7 +220,7 @@ def judge_ratio(interval: Interval, budget: float) -> Verdict:
 
 
 def judge_accuracy(baseline: ModelResult, candidate: ModelResult, budget: float | None) -> Metric | None:
-    """Non-inferiority on the same samples; None where there are no labels."""
+    """Judge whether accuracy is non-inferior on the same samples; None without predictions or labels."""
     if baseline.predictions is None or candidate.predictions is None:
         return None
     before, after = baseline.correct(), candidate.correct()
@@ -237,11 +260,18 @@ def judge_accuracy(baseline: ModelResult, candidate: ModelResult, budget: float 
 
 
 def judge_agreement(baseline: ModelResult, candidate: ModelResult, floor: float | None) -> Metric | None:
-    """Share of samples that both models take for the same; None where nothing was predicted."""
+    """Judge the share of samples for which both models predict the same class.
+
+    Returns None if there are no predictions and no budget for agreement.
+    """
     if baseline.predictions is None or candidate.predictions is None:
         if floor is None:
             return None
-        return Metric(budget=floor, verdict=Verdict.INVALID, reason="no evaluation data")
+        return Metric(
+            budget=floor,
+            verdict=Verdict.INVALID,
+            reason="agreement was not measured, because there are no evaluation samples",
+        )
     same = np.equal(baseline.predictions, candidate.predictions)
     interval = proportion_interval(int(same.sum()), len(same), ACCURACY_ALPHA)
     return Metric(
@@ -256,7 +286,10 @@ def judge_agreement(baseline: ModelResult, candidate: ModelResult, floor: float 
 
 
 def judge_max_p99(candidate: ModelResult, max_p99_ms: float, *, looks: int = 1) -> Metric:
-    """An absolute 99th percentile, by the bound of the percentile; never relative: tails are too wild."""
+    """Judge the 99th percentile of latency by its bound, against an absolute limit.
+
+    There is no relative budget for it: the ratio of two tail percentiles varies too much.
+    """
     groups = [run.samples_ns() / 1e6 for run in candidate.runs]
     count = sum(len(group) for group in groups)
     interval = quantile_interval(groups, 0.99, LATENCY_ALPHA / looks)
@@ -268,7 +301,7 @@ def judge_max_p99(candidate: ModelResult, max_p99_ms: float, *, looks: int = 1) 
         verdict = Verdict.INCONCLUSIVE
     reason = f"{interval.estimate:.3g} ms, {max_p99_ms:.3g} ms allowed, {count} samples"
     if count < (needed := minimum_count(0.99, 1 - LATENCY_ALPHA / looks)):
-        reason += f"; it takes {needed}"
+        reason += f", but at least {needed} are needed"
     return Metric(
         value=interval.estimate,
         unit="ms",
@@ -281,7 +314,7 @@ def judge_max_p99(candidate: ModelResult, max_p99_ms: float, *, looks: int = 1) 
 
 
 def flips_of(baseline: ModelResult, candidate: ModelResult, ids: Sequence[str] | None) -> tuple[Flip, ...]:
-    """Every sample whose prediction changed, by its name or, without names, its index."""
+    """Every sample whose prediction changed, with its name or, without names, its index."""
     if baseline.predictions is None or candidate.predictions is None:
         return ()
     labels = candidate.labels
@@ -300,16 +333,16 @@ def flips_of(baseline: ModelResult, candidate: ModelResult, ids: Sequence[str] |
 
 
 def same_files(result: Result) -> list[str]:
-    """Whether the candidate is held against itself: a doubt, unless it was asked for."""
+    """A reason for INVALID if the candidate is compared with itself; the caller skips it after --same."""
     *others, candidate = result.models
     if any(other.sha256 == candidate.sha256 for other in others):
-        return ["baseline and candidate are the same file: say --same if that is meant"]
+        return ["baseline and candidate are the same file: add --same if this is intended"]
     return []
 
 
 def doubts(result: Result) -> list[str]:
-    """Why a measurement cannot be judged, whatever its figures say; empty where it can."""
-    found = [f"{model.path} was replaced while it was measured" for model in result.models if model.changed]
+    """Reasons why a measurement must not be judged, whatever its figures are; empty if it can be judged."""
+    found = [f"{model.path} changed while it was measured" for model in result.models if model.changed]
     if not all(
         model.runs and all(len(run.samples_ns()) and run.samples_ns().min() > 0 for run in model.runs)
         for model in result.models
@@ -319,21 +352,27 @@ def doubts(result: Result) -> list[str]:
         near = [run.outputs_sqnr_db for run in model.runs if run.outputs_sqnr_db is not None]
         if near and min(near) < OUTPUTS_MIN_SQNR_DB:
             found.append(
-                f"{model.path}: its timed outputs are not those that accuracy rests on "
-                f"(SQNR {min(near):.1f} dB)"
+                f"{model.path}: its outputs while timed differ from those that accuracy is computed from "
+                f"(SQNR {min(near):.1f} dB, at least {OUTPUTS_MIN_SQNR_DB:.0f} dB expected)"
             )
     if throttled(result.states()):
-        found.append("the host slowed itself down for heat or power: cool it, or lower its clock for good")
+        found.append(
+            "the host reduced its clock because of heat or power: cool it, or set a lower fixed clock"
+        )
     return found
 
 
 def confirmed(first: Mapping[str, Metric], second: Mapping[str, Metric]) -> dict[str, Metric]:
-    """The metrics of a measurement, with every FAIL of a timed one held against an independent repeat.
+    """The metrics of a measurement, after every FAIL of a timed metric is checked by an independent repeat.
 
-    Bytes and predictions are exact: they fail without one.
+    A FAIL that the repeat does not confirm becomes INCONCLUSIVE. Memory layout and other processes cause
+    false alarms that do not recur in the next run. The repeat can withdraw a FAIL, but never adds one.
 
-    A FAIL that the repeat does not share becomes INCONCLUSIVE: layout and neighbours give false alarms
-    that are gone in the next run, and a second run may only take an alarm back, never raise one.
+    Size and predictions are exact: their FAIL needs no repeat.
+
+    Args:
+        first: metrics of the first measurement.
+        second: metrics of the repeat.
     """
     return {
         name: _confirmed(metric, second.get(name)) if name in TIMED else metric
@@ -345,15 +384,17 @@ def _confirmed(first: Metric, second: Metric | None) -> Metric:
     if first.verdict is not Verdict.FAIL:
         return first
     if second is None:
-        reason = f"{first.reason}; it failed, and there was no time for a repeat to confirm it"
+        reason = f"{first.reason}; it failed, but there was no time for a repeat to confirm it"
         return first.model_copy(update={"verdict": Verdict.INCONCLUSIVE, "reason": reason})
     seen = change(second)
     if second.verdict is Verdict.FAIL:
-        return first.model_copy(update={"reason": f"{first.reason}; an independent repeat says {seen}"})
+        return first.model_copy(
+            update={"reason": f"{first.reason}; an independent repeat confirms it ({seen})"}
+        )
     return first.model_copy(
         update={
             "verdict": Verdict.INCONCLUSIVE,
-            "reason": f"{first.reason}; it failed, and an independent repeat ({seen}) does not confirm it",
+            "reason": f"{first.reason}; it failed, but an independent repeat ({seen}) does not confirm it",
         }
     )
 
@@ -368,10 +409,14 @@ def change(metric: Metric) -> str:
 
 
 def judge_min_accuracy(candidate: ModelResult, floor: float) -> Metric:
-    """An absolute accuracy: the bound of the observed share has to reach it, not just the share."""
+    """Judge accuracy against an absolute floor, which the lower confidence bound must reach to PASS."""
     correct = candidate.correct()
     if correct is None:
-        return Metric(budget=floor, verdict=Verdict.INVALID, reason="no labelled evaluation data")
+        return Metric(
+            budget=floor,
+            verdict=Verdict.INVALID,
+            reason="accuracy was not measured, because there are no labelled evaluation samples",
+        )
     interval = proportion_interval(int(correct.sum()), len(correct), ACCURACY_ALPHA)
     return Metric(
         difference=interval.estimate - floor,
@@ -379,14 +424,14 @@ def judge_min_accuracy(candidate: ModelResult, floor: float) -> Metric:
         upper=interval.upper - floor,
         budget=0.0,
         verdict=_floor_verdict(interval, floor),
-        reason=f"{interval.estimate:.2%} of {len(correct)} samples, {floor:.2%} wanted",
+        reason=f"{interval.estimate:.2%} of {len(correct)} samples correct, {floor:.2%} required",
     )
 
 
 def not_measured(metrics: Mapping[str, Metric], models: Sequence[ModelResult]) -> dict[str, Metric]:
-    """The metrics, without times and memory where one of `models` was made for another kind of CPU.
+    """Remove times and memory if one of `models` was made for another kind of CPU.
 
-    A budget of such a metric is INCONCLUSIVE: times of this CPU neither keep nor break it.
+    Such a metric is INCONCLUSIVE if it has a budget: times on this CPU can neither meet nor exceed it.
     """
     made_for = next((model.made_for for model in reversed(models) if model.made_for is not None), None)
     if made_for is None:
@@ -406,7 +451,7 @@ def not_measured(metrics: Mapping[str, Metric], models: Sequence[ModelResult]) -
 
 
 def made_for_others(result: Result) -> list[str]:
-    """Why no release can pass here: models that were made for another kind of CPU than this host's."""
+    """Reasons why no release can pass on this host: models made for another kind of CPU."""
     here = host_target(result.host)
     return [
         f"{model.path} was made for {model.made_for}, this CPU is {here}: its latency and memory are not "
@@ -417,7 +462,10 @@ def made_for_others(result: Result) -> list[str]:
 
 
 def reasons(metrics: Mapping[str, Metric]) -> list[str]:
-    """One sentence per metric that did not pass; what was not measured is told once for all."""
+    """One sentence for each metric that did not pass.
+
+    Metrics that were not measured are left out: `made_for_others` reports them once for each model.
+    """
     return [
         f"{name} {metric.verdict}: {metric.reason}"
         for name, metric in metrics.items()
@@ -426,13 +474,13 @@ def reasons(metrics: Mapping[str, Metric]) -> list[str]:
 
 
 def _ratio_metric(interval: Interval, budget: float | None) -> Metric:
-    """Judge a log ratio and give it back as a ratio."""
+    """Judge an interval of log ratios and convert it to ratios."""
     verdict, reason = None, ""
     ratio = math.exp(interval.estimate)
     if budget is not None:
         verdict = judge_ratio(interval, budget)
         allowed = 1 + budget
-        reason = f"{ratio:.3f} x the baseline, {allowed:.3f} x allowed"
+        reason = f"{ratio:.3f} x the baseline, at most {allowed:.3f} x allowed"
     return Metric(
         ratio=ratio,
         lower=_finite(interval.lower),
@@ -450,35 +498,38 @@ def _floor_verdict(interval: Interval, floor: float) -> Verdict:
 
 
 def _with_plan(metric: Metric, scores: Sequence[float], alpha: float) -> Metric:
-    """Say how many pairs would decide what these could not."""
+    """Add to an inconclusive metric how many pairs are expected to decide it."""
     if metric.verdict is not Verdict.INCONCLUSIVE or metric.ratio is None or metric.budget is None:
         return metric
     margin = abs(math.log(metric.ratio) - log_budget(metric.budget))
     spread = robust_spread(scores)
-    if spread == 0.0 or margin < spread / 30:  # a thousand pairs and more are too many
-        advice = "the change is too near the budget for any number of pairs"
+    if spread == 0.0 or margin < spread / 30:  # the plan would need more than 9000 pairs
+        advice = "the change is too close to the budget: no feasible number of pairs would decide"
         return metric.model_copy(update={"reason": f"{metric.reason}; {advice}"})
     wanted = max(planned_count(spread, margin, alpha), len(scores) + 1)
     return metric.model_copy(
         update={
-            "reason": f"{metric.reason}; about {wanted} pairs would tell",
+            "reason": f"{metric.reason}; about {wanted} pairs would decide",
             "details": {**metric.details, PAIRS_WANTED: wanted},
         }
     )
 
 
 def _samples_wanted(discordant: int, count: int, budget: float) -> str:
-    """How many evaluation samples would tell, planned with the discordance seen (at least one sample)."""
+    """A hint on how many evaluation samples would decide.
+
+    The number is planned from the observed share of discordant samples, assuming at least one.
+    """
     if budget <= 0.0:
-        return "no number of samples excludes every loss"
+        return "no number of samples can exclude every loss"
     spread = math.sqrt(max(discordant, 1) / count)
     wanted = max(
         planned_count(spread, budget, ACCURACY_ALPHA), sample_size_difference(budget, ACCURACY_ALPHA)
     )
     return (
-        f"about {wanted} evaluation samples would tell"
+        f"about {wanted} evaluation samples would decide"
         if wanted > count
-        else "more evaluation samples would tell"
+        else "more evaluation samples would decide"
     )
 
 

@@ -1,4 +1,4 @@
-"""Error rates out of scores whose truth is known."""
+"""Error rates computed from scores whose true slowdown is known."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ def certified(spread=0.005, **changes):
     return Certificate(**(content | changes))
 
 
-def test_runs_take_pairs_of_their_own():
+def test_no_two_runs_share_a_pair():
     verdicts = gate_runs([0.0] * 25, 0.02)
     assert verdicts == [Verdict.PASS] * 2
-    # A FAIL takes as many pairs again, for its repeat.
+    # The repeat after a FAIL uses as many pairs again.
     assert gate_runs([0.1] * 25, 0.02) == [Verdict.FAIL]
     assert gate_runs([0.1] * 10 + [0.0] * 10, 0.02) == [Verdict.INCONCLUSIVE]
-    # A repeat that cannot tell goes on.
+    # An inconclusive repeat keeps adding pairs.
     doubtful = [0.1] * 10 + [0.03] * 8 + [-0.1] * 2
     assert gate_runs([*doubtful, *[0.03] * 10], 0.02) == [Verdict.FAIL]
     assert gate_runs([*doubtful, *[0.03] * 5], 0.02) == []
@@ -77,7 +77,7 @@ def test_power_grows_with_the_change():
 
 
 @pytest.mark.parametrize("budget", [0.02, 0.1])
-def test_what_is_detectable_is_caught_8_times_in_10(budget):
+def test_a_detectable_slowdown_fails_8_times_in_10(budget):
     found = detectable(scores(), budget)
     assert found > budget
     still = np.array(scores()) - np.median(scores())
@@ -86,16 +86,16 @@ def test_what_is_detectable_is_caught_8_times_in_10(budget):
     assert fail_share((still + less).tolist(), budget) < 0.75
 
 
-def test_nothing_is_detectable_in_chaos():
+def test_nothing_is_detectable_in_extreme_noise():
     assert detectable(scores(spread=3.0), 0.02) is None
 
 
-def test_memory_is_caught_beyond_its_slack():
+def test_more_memory_than_the_slack_fails():
     assert memory_fail_share([(50 << 20, 50 << 20)] * 20, 0.02, 20) == 0.0
     assert memory_fail_share([(50 << 20, 55 << 20)] * 20, 0.02, 20) == 1.0
 
 
-def test_a_certificate_is_kept_by_host():
+def test_a_certificate_is_stored_for_one_host():
     one = certified()
     path = write_certificate(one)
     assert path == certificate_path(one.host)
@@ -108,41 +108,41 @@ def test_a_certificate_is_kept_by_host():
     ("change", "words"),
     [({"schema_version": 2}, "schema_version"), ({"surprise": 1}, "surprise: unknown key")],
 )
-def test_a_certificate_that_is_no_use_is_refused(change, words):
+def test_an_invalid_certificate_is_refused(change, words):
     path = write_certificate(certified())
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ResultError, match=words):
         read_certificate(fingerprint())
 
 
-def test_a_certificate_beyond_all_measure_is_refused(monkeypatch):
+def test_a_certificate_that_is_too_large_is_refused(monkeypatch):
     write_certificate(certified())
     monkeypatch.setattr(certificate, "MAX_CERTIFICATE_BYTES", 10)
     with pytest.raises(ResultError, match="is larger than 10 bytes"):
         read_certificate(fingerprint())
 
 
-def test_the_line_says_what_was_measured():
+def test_the_line_states_what_was_measured():
     line = certified().line()
     assert line.startswith(
         "error rates of this host (2026-01-02, 300 pairs of m.onnx, budget 2%): 0 FAIL in "
     )
-    assert line.endswith("catches 3.1% slower 8 times in 10")
+    assert line.endswith("a slowdown of 3.1% is detected 8 times in 10")
     fails, runs = certified().false_alarms()
     assert (fails, runs) == (0, 30)
-    assert "(at most 10%)" in line  # Clopper-Pearson: 1 - 0.05 ** (1 / 30)
-    assert certified(mde80=None).line().endswith("no slowdown is caught 8 times in 10")
+    assert "(true rate at most 10%)" in line  # Clopper-Pearson: 1 - 0.05 ** (1 / 30)
+    assert certified(mde80=None).line().endswith("no slowdown is detected 8 times in 10")
 
 
 @pytest.mark.parametrize("metric", ["latency_p50", "latency_p90"])
-def test_pairs_and_resolution_are_two_sides_of_one_plan(metric):
+def test_pairs_for_is_the_inverse_of_resolution(metric):
     one = certified()
     budget = one.resolution(metric, 30)
     assert one.pairs_for(metric, budget) == pytest.approx(30, abs=1)
     assert one.pairs_for(metric, budget / 2) > 100
 
 
-def test_every_verdict_tells_the_host_s_error_rates(models, scripted):
+def test_every_verdict_states_the_error_rates_of_the_host(models, scripted):
     def line():
         budgets = Budgets(latency_p50=0.02)
         return compare(
@@ -160,7 +160,7 @@ def test_a_budget_that_the_host_cannot_resolve_is_refused(models, scripted):
     policy = Policy(baseline=ReleaseBudgets(accuracy=None))
     with pytest.raises(
         PolicyError,
-        match=r"baseline\.latency_p50 = 0\.02: on this host 30 .*measure \d+ pairs",
+        match=r"baseline\.latency_p50 = 0\.02: on this host, 30 .*measure \d+ pairs",
     ) as caught:
         gate(models.dynamic, baseline=models.rounded, policy=policy, workers=scripted())
     pairs = int(str(caught.value).split("measure ")[1].split()[0])
@@ -171,7 +171,7 @@ def test_a_budget_that_the_host_cannot_resolve_is_refused(models, scripted):
     assert judgement.metrics["latency_p50"].verdict is Verdict.PASS
 
 
-def test_who_has_no_home_has_no_certificate(monkeypatch):
+def test_a_user_without_a_home_folder_has_no_certificate(monkeypatch):
     def homeless(_path):
         raise RuntimeError("Could not determine home directory.")
 
@@ -179,6 +179,7 @@ def test_who_has_no_home_has_no_certificate(monkeypatch):
     monkeypatch.setattr(Path, "expanduser", homeless)
     assert read_certificate(fingerprint()) is None
     with pytest.raises(
-        StorageError, match="XDG_CACHE_HOME: is not set, and there is no home folder; set it"
+        StorageError,
+        match="XDG_CACHE_HOME: is not set, and this user has no home folder; set XDG_CACHE_HOME",
     ):
         certificate_path(fingerprint())

@@ -1,4 +1,4 @@
-"""Measuring a host with workers whose every slowdown is known."""
+"""Certify a host with scripted workers whose slowdowns are known."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ CONFIG = CertifyOptions(blocks=10, slowdowns=(0.05, 0.1))
 
 @pytest.fixture
 def workers(scripted):
-    """Copies that are as slow as their names say; an operator of 1,024 rows costs half the model."""
+    """Workers that run each copy at the slowdown in its name.
+
+    The operator with 1,024 rows costs half of the model's latency when narrow, and twice when wide.
+    """
     slowdown = {f"slower-{share:g}.onnx": 1 + share for share in CONFIG.slowdowns}
     return scripted(
         noise=0.001,
@@ -34,7 +37,7 @@ def run(models, workers, config=CONFIG):
     return certify(models.dynamic, options=config, config=QUICK, workers=workers)
 
 
-def test_a_certificate_knows_its_conditions(models, workers):
+def test_a_certificate_lists_its_conditions(models, workers):
     found = run(models, workers)
     assert [(c.kind, c.asked) for c in found.conditions] == [
         ("same", 0.0),
@@ -49,7 +52,7 @@ def test_a_certificate_knows_its_conditions(models, workers):
     assert read_certificate(found.host) == found
 
 
-def test_later_pairs_join_the_earlier(models, workers):
+def test_later_pairs_are_added_to_earlier_ones(models, workers):
     run(models, workers)
     assert {len(c.latency_p50) for c in run(models, workers).conditions} == {20}
     fresh = CertifyOptions(blocks=10, slowdowns=CONFIG.slowdowns, fresh=True)
@@ -61,9 +64,8 @@ def test_an_interrupt_keeps_what_was_measured(models, workers):
     run(models, workers, fresh)
     ends = [number for number, (kind, *_) in enumerate(workers.requests) if kind == "memory"]
     workers.requests.clear()
-    workers.fails = {
-        ends[3 * 3 + 6 * 4]: KeyboardInterrupt()
-    }  # after sizing, and four blocks of six models
+    # After the sizing (three blocks of three models) and four blocks of six models.
+    workers.fails = {ends[3 * 3 + 6 * 4]: KeyboardInterrupt()}
     with pytest.raises(Interrupted):
         run(models, workers, fresh)
     from bench.inputs.host import fingerprint
@@ -72,14 +74,14 @@ def test_an_interrupt_keeps_what_was_measured(models, workers):
     assert {len(c.latency_p50) for c in kept.conditions} == {4}
 
 
-def test_a_certificate_that_cannot_be_kept_is_refused_before_the_work(models, workers, monkeypatch):
+def test_an_unwritable_certificate_is_refused_before_measuring(models, workers, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(models.dynamic))
     with pytest.raises(StorageError, match=r"json: cannot be written"):
         run(models, workers)
     assert not workers.requests
 
 
-def test_a_certificate_that_is_lost_is_told(models, workers, monkeypatch):
+def test_a_certificate_that_cannot_be_stored_is_shown(models, workers, monkeypatch):
     said = []
 
     def no_room(_certificate):
@@ -92,7 +94,7 @@ def test_a_certificate_that_is_lost_is_told(models, workers, monkeypatch):
     assert said[-1].startswith("error rates of this host (")
 
 
-def test_the_command_prints_one_line_a_condition(command, models, workers, monkeypatch):
+def test_the_command_prints_one_line_per_condition(command, models, workers, monkeypatch):
     import functools
 
     from bench.judging import certify as module
@@ -109,7 +111,7 @@ def test_the_command_prints_one_line_a_condition(command, models, workers, monke
     assert content["line"].startswith("error rates of this host")
 
 
-def test_a_model_of_text_cannot_be_slowed_down(tmp_path, workers):
+def test_a_model_without_numeric_input_is_refused(tmp_path, workers):
     node = onnx.helper.make_node("Identity", ["x"], ["y"])
     ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.STRING, [1]) for name in "xy"]
     graph = onnx.helper.make_graph([node], "text", ends[:1], ends[1:])
@@ -120,7 +122,7 @@ def test_a_model_of_text_cannot_be_slowed_down(tmp_path, workers):
         certify(path, options=CONFIG, config=QUICK, workers=workers)
 
 
-def test_flipped_labels_are_caught_the_more_the_more_they_are(factory):
+def test_more_flipped_labels_fail_more_often(factory):
     model = factory.model([factory.run()], predictions=(0,) * 2000, labels=(0,) * 1900 + (1,) * 100)
     found = flipped_labels(model, 0.01)
     shares = [entry.fail_share for entry in found]

@@ -1,4 +1,4 @@
-"""Gates over scripted workers: what is measured, when it stops, what it says."""
+"""Gates with scripted workers: the measurements, when they stop, and the verdicts."""
 
 from __future__ import annotations
 
@@ -39,7 +39,10 @@ LATENCY_ONLY = Budgets(latency_p50=0.02)
 
 
 def written_by(producer, source, destination):
-    """The same network in other bytes of the same number, if the producers' names are as long."""
+    """Write a copy of a model with another producer name.
+
+    Copies have other bytes, but the same file size if the names have the same length.
+    """
     proto = onnx.load(source)
     proto.producer_name = producer
     onnx.save(proto, destination)
@@ -47,7 +50,7 @@ def written_by(producer, source, destination):
 
 @pytest.fixture
 def two_files(tmp_path, models):
-    """A baseline and the same network, built anew."""
+    """A baseline, and the same network in a file with other bytes."""
     baseline, candidate = tmp_path / "old.onnx", tmp_path / "new.onnx"
     for path in (baseline, candidate):
         written_by(path.stem, models.dynamic, path)
@@ -63,7 +66,7 @@ def test_identical_models_never_fail(two_files, scripted, seed):
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_a_tenth_slower_fails_two_percent(two_files, scripted, seed):
+def test_a_slowdown_of_10_percent_fails_a_budget_of_2_percent(two_files, scripted, seed):
     workers = scripted(seed=seed, noise=0.02, slowdown={"new.onnx": 1.1})
     judgement = compare(*two_files, budgets=LATENCY_ONLY, config=QUICK, workers=workers)
     metric = judgement.metrics["latency_p50"]
@@ -71,7 +74,7 @@ def test_a_tenth_slower_fails_two_percent(two_files, scripted, seed):
     assert metric.lower > 1.02
     assert metric.lower < 1.1 < metric.upper
     assert judgement.reasons == (f"latency_p50 FAIL: {metric.reason}",)
-    assert "an independent repeat says 1." in metric.reason
+    assert "an independent repeat confirms it (1." in metric.reason
     assert judgement.result.repeat.settings.seed != judgement.result.settings.seed
 
 
@@ -81,17 +84,17 @@ def test_a_tenth_slower_fails_two_percent(two_files, scripted, seed):
         (1.0, Verdict.PASS, LOOKS[0], 0),
         (1.5, Verdict.FAIL, LOOKS[0], 1),
         (1.023, Verdict.INCONCLUSIVE, LOOKS[-1], 0),
-        (1.02, Verdict.INCONCLUSIVE, LOOKS[1], 0),  # hundreds of pairs would not tell
+        (1.02, Verdict.INCONCLUSIVE, LOOKS[1], 0),  # even hundreds of pairs would not decide
     ],
 )
-def test_looks_stop_as_soon_as_nothing_is_open(two_files, scripted, *, slowdown, verdict, blocks, repeats):
+def test_looks_stop_when_all_is_decided(two_files, scripted, *, slowdown, verdict, blocks, repeats):
     workers = scripted(slowdown={"new.onnx": slowdown})
     judgement = compare(*two_files, budgets=LATENCY_ONLY, config=QUICK, workers=workers)
     assert (judgement.verdict, judgement.blocks) == (verdict, blocks)
     assert workers.counts["memory"] == workers.closed == 2 * blocks * (1 + repeats)
 
 
-def test_more_samples_of_accuracy_are_not_sought_by_more_blocks(two_files, scripted, evaluation):
+def test_inconclusive_accuracy_adds_no_blocks(two_files, scripted, evaluation):
     right = [0] * 40
     workers = scripted(
         predictions={"old.onnx": right, "new.onnx": [1, *right[1:]]},
@@ -112,7 +115,7 @@ def test_compare_takes_the_data_of_an_artifact(two_files, artifact, scripted):
 
 @pytest.fixture
 def scripted_artifact(scripted):
-    """Workers for the artifact and a baseline, all of them right, int8 twice as fast as float."""
+    """Workers for an artifact and a baseline: all predictions are correct, int8 is twice as fast."""
     right = [0] * 40
 
     def make(**changes):
@@ -130,7 +133,7 @@ LENIENT = Policy(float_twin=TwinBudgets(accuracy=0.2), baseline=ReleaseBudgets(a
 
 
 def both_right(scripted, **changes):
-    """Workers for `two_files` that take every sample for what it is."""
+    """Workers for `two_files` that predict every sample correctly."""
     right = [0] * 40
     return scripted(**({"predictions": {"old.onnx": right, "new.onnx": right}, "labels": right} | changes))
 
@@ -144,7 +147,7 @@ def test_an_artifact_is_judged_by_its_float_twin(artifact, scripted_artifact):
     assert judgement.twin_metrics == {}
 
 
-def test_a_baseline_is_judged_beside_the_twin(artifact, two_files, scripted_artifact):
+def test_a_baseline_is_compared_in_addition_to_the_twin(artifact, two_files, scripted_artifact):
     workers = scripted_artifact(slowdown={"model.fp32.onnx": 2.0, "model.onnx": 1.2})
     judgement = gate(artifact.folder, baseline=two_files[0], policy=LENIENT, config=QUICK, workers=workers)
     assert judgement.baseline == str(two_files[0])
@@ -154,7 +157,7 @@ def test_a_baseline_is_judged_beside_the_twin(artifact, two_files, scripted_arti
     assert judgement.verdict is Verdict.FAIL
 
 
-def test_reasons_tell_the_twin_from_the_baseline(artifact, two_files, scripted_artifact):
+def test_reasons_distinguish_the_twin_from_the_baseline(artifact, two_files, scripted_artifact):
     workers = scripted_artifact(slowdown={"model.fp32.onnx": 0.5})
     judgement = gate(artifact.folder, baseline=two_files[0], policy=LENIENT, config=QUICK, workers=workers)
     assert [reason.partition(" FAIL")[0] for reason in judgement.reasons] == ["against float: latency_p50"]
@@ -163,7 +166,7 @@ def test_reasons_tell_the_twin_from_the_baseline(artifact, two_files, scripted_a
 @pytest.mark.parametrize(
     ("right", "verdict"), [(40, Verdict.PASS), (36, Verdict.INCONCLUSIVE), (10, Verdict.FAIL)]
 )
-def test_a_floor_of_accuracy_is_one_more_metric(artifact, scripted_artifact, right, verdict):
+def test_min_accuracy_is_an_additional_metric(artifact, scripted_artifact, right, verdict):
     answers = [0] * right + [1] * (40 - right)
     workers = scripted_artifact(predictions={"model.onnx": answers, "model.fp32.onnx": answers})
     policy = LENIENT.model_copy(update={"min_accuracy": 0.9})
@@ -184,7 +187,7 @@ def test_a_gate_that_judges_nothing_is_invalid(two_files, scripted):
     assert judgement.blocks == LOOKS[0]
 
 
-def test_a_lone_model_has_nothing_to_be_judged_against(two_files, scripted):
+def test_a_model_without_artifact_needs_a_baseline(two_files, scripted):
     workers = scripted()
     with pytest.raises(UsageError, match="add --baseline"):
         gate(two_files[0], workers=workers)
@@ -192,14 +195,14 @@ def test_a_lone_model_has_nothing_to_be_judged_against(two_files, scripted):
 
 
 @pytest.mark.parametrize("form", ["file", "tables", "value"])
-def test_a_policy_comes_in_every_form(artifact, tmp_path, form):
+def test_a_policy_is_accepted_in_every_form(artifact, tmp_path, form):
     path = tmp_path / "policy.toml"
     path.write_text("min_accuracy = 0.25\n")
     forms = {"file": str(path), "tables": {"min_accuracy": 0.25}, "value": Policy(min_accuracy=0.25)}
     assert policy_for(artifact.folder, forms[form]) == Policy(min_accuracy=0.25)
 
 
-def test_without_a_policy_that_of_the_recipe_counts(artifact, models):
+def test_the_default_policy_is_that_of_the_recipe(artifact, models):
     assert policy_for(artifact.folder, None) == Policy(min_accuracy=0.5)
     assert policy_for(str(models.dynamic), None) == Policy()
     with pytest.raises(PolicyError, match="policy: speed: unknown key"):
@@ -212,7 +215,7 @@ def test_a_judgement_can_be_recomputed_from_its_result(two_files, scripted):
     assert judgement_from(judgement.result, judgement.result.criteria) == judgement
 
 
-def test_plain_paths_tell_nothing_of_the_disk(artifact, scripted_artifact):
+def test_plain_paths_do_not_reveal_folders(artifact, scripted_artifact):
     judgement = gate(artifact.folder, policy=LENIENT, config=QUICK, workers=scripted_artifact())
     plain = with_plain_paths(judgement)
     assert (plain.candidate, plain.baseline) == ("model.onnx", "model.fp32.onnx")
@@ -227,9 +230,9 @@ def test_plain_paths_without_data(two_files, scripted):
     assert with_plain_paths(judgement).result.data == judgement.result.data
 
 
-def test_a_fail_that_the_repeat_does_not_share_is_inconclusive(two_files, scripted):
+def test_a_fail_that_the_repeat_does_not_confirm_is_inconclusive(two_files, scripted):
     class Calmed(scripted):
-        """Slow in the first ten blocks, as by an unlucky layout, and never again."""
+        """Slow only in the first ten blocks, for example because of an unlucky memory layout."""
 
         def __call__(self, count, timeout_s):
             self.slowdown = {"new.onnx": 1.2 if self.closed < 2 * LOOKS[0] else 1.0}
@@ -244,9 +247,9 @@ def test_a_fail_that_the_repeat_does_not_share_is_inconclusive(two_files, script
     assert len(judgement.result.repeat.models[0].runs) == LOOKS[0]
 
 
-def test_a_repeat_that_cannot_tell_goes_on(two_files, scripted):
+def test_an_inconclusive_repeat_adds_blocks(two_files, scripted):
     class Doubtful(scripted):
-        """Far too slow in ten blocks; then too slow by little, but for two blocks of the next ten."""
+        """Far too slow in the first ten blocks, then slightly too slow, except in two blocks."""
 
         def __call__(self, count, timeout_s):
             block = self.closed // 2 - LOOKS[0]
@@ -261,7 +264,7 @@ def test_a_repeat_that_cannot_tell_goes_on(two_files, scripted):
     assert (again.verdict, again.metrics) == (judgement.verdict, judgement.metrics)
 
 
-def test_a_repeat_waits_for_nothing_but_what_failed(two_files, scripted):
+def test_a_repeat_adds_blocks_only_for_failed_metrics(two_files, scripted):
     budgets = ReleaseBudgets(latency_p50=0.02, latency_p90=0.2, peak_rss=None, size=None, accuracy=None)
     judgement = compare(
         *two_files, budgets=budgets, config=QUICK, workers=scripted(slowdown={"new.onnx": 1.2})
@@ -279,7 +282,7 @@ def test_exact_metrics_fail_without_a_repeat(two_files, scripted):
 
 
 @pytest.mark.parametrize("which", [compare, gate])
-def test_the_same_file_is_invalid_unless_that_is_meant(two_files, scripted, which):
+def test_the_same_file_is_invalid_without_the_option_same(two_files, scripted, which):
     shutil.copyfile(two_files[0], two_files[1])
     workers = scripted()
     arguments = two_files if which is compare else two_files[1:]
@@ -287,7 +290,7 @@ def test_the_same_file_is_invalid_unless_that_is_meant(two_files, scripted, whic
     more = more if which is gate else {}
     judgement = which(*arguments, **more, config=QUICK, workers=workers)
     assert judgement.verdict is Verdict.INVALID
-    assert judgement.reasons[0].endswith("same file: say --same if that is meant")
+    assert judgement.reasons[0].endswith("same file: add --same if this is intended")
     assert not workers.requests
     judgement = which(*arguments, **more, options=GateOptions(same=True), config=QUICK, workers=workers)
     assert judgement.verdict is Verdict.PASS
@@ -305,7 +308,7 @@ def test_a_float_model_in_place_of_its_int8_one_is_a_swap(artifact, scripted):
 
 @pytest.fixture
 def older(artifact, tmp_path):
-    """A release of the same recipe, built before `artifact`, of other bytes."""
+    """A release of the same recipe with other bytes, built before `artifact`."""
     folder = tmp_path / "older"
     shutil.copytree(artifact.folder, folder)
     for name, place in (("new", artifact.folder), ("old", folder)):
@@ -334,11 +337,12 @@ def test_releases_in_the_wrong_order_are_a_swap(artifact, older, scripted_artifa
     assert judged(older, artifact.folder, any_order=True).verdict is Verdict.PASS
 
 
-def test_other_outputs_when_timed_are_invalid(two_files, scripted, evaluation):
+def test_timed_outputs_that_differ_from_judged_ones_are_invalid(two_files, scripted, evaluation):
     workers = both_right(scripted, sqnr_db={"new.onnx": 3.0})
     judgement = compare(*two_files, data=evaluation, config=QUICK, workers=workers)
     assert judgement.verdict is Verdict.INVALID
-    assert "its timed outputs are not those that accuracy rests on (SQNR 3.0 dB)" in judgement.reasons[0]
+    assert "its outputs while timed differ" in judgement.reasons[0]
+    assert "(SQNR 3.0 dB, at least 25 dB expected)" in judgement.reasons[0]
     assert judgement.blocks == LOOKS[0]
 
 
@@ -381,7 +385,7 @@ def test_an_interrupted_gate_keeps_what_it_has(two_files, scripted, in_repeat):
     assert INTERRUPTED in judgement.reasons[0]
 
 
-def test_a_time_limit_that_comes_first_is_invalid(two_files, scripted):
+def test_a_time_limit_before_the_first_block_is_invalid(two_files, scripted):
     limit = dataclasses.replace(QUICK, time_limit_s=1e-9)
     judgement = compare(*two_files, config=limit, workers=scripted())
     assert judgement.verdict is Verdict.INVALID
@@ -401,7 +405,7 @@ def test_a_host_that_changes_is_invalid(two_files, scripted):
     assert judgement.verdict is Verdict.INVALID
 
 
-def test_results_of_different_things_are_not_held_against_each_other(two_files, scripted):
+def test_mismatches_name_what_makes_results_incomparable(two_files, scripted):
     result = compare(*two_files, config=QUICK, workers=scripted()).result
     assert mismatches(result, result) == []
     host = result.host.model_copy(update={"cpu_model": "another"})
@@ -421,21 +425,27 @@ def test_results_of_different_things_are_not_held_against_each_other(two_files, 
     [
         (
             Policy(float_twin=TwinBudgets(accuracy=0.01)),
-            "float_twin.accuracy = 0.01: 40 evaluation samples cannot resolve it, even if none is lost; "
-            "give at least 268, or a wider budget",
+            "float_twin.accuracy = 0.01: 40 evaluation samples are too few: even a perfect candidate could "
+            "not pass; use at least 268 samples, or relax the budget",
         ),
         (
             Policy(float_twin=TwinBudgets(accuracy=0.2, agreement=0.99)),
-            "float_twin.agreement = 0.99: 40 evaluation samples cannot resolve it, even if none is lost; "
-            "give at least 299, or a wider budget",
+            "float_twin.agreement = 0.99: 40 evaluation samples are too few: even a perfect candidate "
+            "could not pass; use at least 299 samples, or relax the budget",
         ),
         (
             LENIENT.model_copy(update={"min_accuracy": 0.95}),
-            "min_accuracy = 0.95: 40 evaluation samples cannot resolve it, even if none is lost; "
-            "give at least 59, or a wider budget",
+            "min_accuracy = 0.95: 40 evaluation samples are too few: even a perfect candidate could "
+            "not pass; use at least 59 samples, or relax the budget",
         ),
-        (LENIENT.model_copy(update={"min_accuracy": 1.0}), "min_accuracy: 1 cannot be shown; ask for"),
-        (Policy(float_twin=TwinBudgets(accuracy=0.0)), "float_twin.accuracy: 0 cannot be shown; allow"),
+        (
+            LENIENT.model_copy(update={"min_accuracy": 1.0}),
+            "min_accuracy: no number of samples can show a share of 1; set it below 1",
+        ),
+        (
+            Policy(float_twin=TwinBudgets(accuracy=0.0)),
+            "float_twin.accuracy: no number of samples can exclude every loss; set the budget above 0",
+        ),
     ],
 )
 def test_budgets_that_the_data_cannot_resolve_are_refused(artifact, scripted, policy, words):
@@ -447,7 +457,7 @@ def test_budgets_that_the_data_cannot_resolve_are_refused(artifact, scripted, po
 
 
 @pytest.mark.parametrize(("count", "refused"), [(267, True), (268, False)])
-def test_what_is_said_to_resolve_a_budget_does(artifact, scripted, tmp_path, *, count, refused):
+def test_the_stated_number_of_samples_suffices(artifact, scripted, tmp_path, *, count, refused):
     data = tmp_path / "data.npz"
     write_npz(data, {"x": np.ones((count, 4), np.float32), "labels": np.zeros(count, np.int64)})
     right = [0] * count
@@ -458,9 +468,9 @@ def test_what_is_said_to_resolve_a_budget_does(artifact, scripted, tmp_path, *, 
     )
     arguments = {"data": data, "config": QUICK, "workers": workers}
     if refused:
-        with pytest.raises(PolicyError, match="give at least 268"):
+        with pytest.raises(PolicyError, match="use at least 268 samples"):
             gate(artifact.folder, **arguments)
-    # A budget that is refused cannot pass, whatever the models do; one more sample, and it can.
+    # With 267 samples the budget cannot pass, whatever the models predict. With one more, it can.
     chosen = Subject(artifact.folder / "model.onnx", artifact.folder / "model.fp32.onnx", data)
     judgement = gate_subjects(chosen, None, Policy(), config=QUICK, workers=workers)
     verdict = judgement.metrics["accuracy"].verdict
@@ -481,7 +491,7 @@ def test_more_pairs_move_the_last_look(two_files, scripted, pairs, looks):
     assert judgement.blocks == pairs
 
 
-def test_flips_are_named(two_files, scripted, evaluation):
+def test_flips_have_the_names_of_their_samples(two_files, scripted, evaluation):
     right = [0] * 40
     workers = both_right(
         scripted,
@@ -513,6 +523,6 @@ def test_a_tail_is_judged_against_an_absolute_limit(two_files, scripted, evaluat
     assert verdict(4.0) is Verdict.FAIL
 
 
-def test_every_verdict_tells_of_the_error_rates(two_files, scripted):
+def test_a_verdict_without_certificate_states_that_error_rates_are_unknown(two_files, scripted):
     judgement = compare(*two_files, config=QUICK, workers=scripted())
     assert judgement.result.certificate == NOT_CERTIFIED

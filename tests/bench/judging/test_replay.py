@@ -1,4 +1,4 @@
-"""`show`: every figure and the verdict once more, from the file alone."""
+"""`show`: every figure and the verdict are computed again from the result file alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bench.views.tables import judgement_json
 
 @pytest.fixture
 def judged(tmp_path, models, scripted):
-    """A judgement and the file that it left."""
+    """A judgement and its result file."""
 
     def make(slowdown):
         paths = tmp_path / "old.onnx", tmp_path / "new.onnx"
@@ -70,7 +70,7 @@ def test_show_writes_other_formats(judged, command, tmp_path):
         assert json.loads(shown.out)["verdict"] == "FAIL"
 
 
-def test_what_was_only_measured_is_shown_without_verdict(judged, command):
+def test_a_result_without_criteria_is_shown_without_verdict(judged, command):
     _, path = judged(1.0)
     content = json.loads(path.read_text())
     content["criteria"] = None
@@ -90,18 +90,21 @@ def edited(path, change):
     ("change", "words"),
     [
         (lambda c: c.update(schema_version=99), "schema_version"),
-        (lambda c: c.update(models=[]), "holds no models"),
-        (lambda c: c.update(started_utc="yesterday"), "'yesterday' is no time"),
-        (lambda c: c["models"].pop(), "holds 1 models and 1 sets of budgets"),
-        (lambda c: c["models"][0].update(runs=[]), "holds no runs of"),
-        (lambda c: c["models"][0]["runs"].pop(), "were not measured alike"),
-        (lambda c: c["models"][0]["runs"][0]["rounds_ns"][0].__setitem__(0, 0), "holds a sample of 0 ns"),
+        (lambda c: c.update(models=[]), "contains no models"),
+        (lambda c: c.update(started_utc="yesterday"), "'yesterday' is not a time"),
+        (lambda c: c["models"].pop(), "contains 1 models and 1 sets of budgets instead of 0"),
+        (lambda c: c["models"][0].update(runs=[]), "contains no runs of"),
+        (lambda c: c["models"][0]["runs"].pop(), "differ in the number of runs"),
+        (
+            lambda c: c["models"][0]["runs"][0]["rounds_ns"][0].__setitem__(0, 0),
+            "contains a latency of 0 ns",
+        ),
         (lambda c: c["models"][0].update(predictions=[1], labels=[1, 2]), "differ in number"),
         (lambda c: c["criteria"].update(surprise=1), "unknown key"),
         (lambda c: c["criteria"].update(looks=[]), "criteria.looks"),
     ],
 )
-def test_results_that_contradict_themselves_are_one_line(judged, command, change, words):
+def test_a_contradictory_result_is_refused_in_one_line(judged, command, change, words):
     _, path = judged(1.0)
     edited(path, change)
     with pytest.raises(ResultError):
@@ -123,5 +126,5 @@ def test_options_that_do_not_go_together(judged, command, options, words):
     shown = command("show", judged(1.0)[1], *options)
     assert shown.code == 2
     assert words in shown.err
-    # With --json, an error is the one object.
+    # With --json, the error is the only JSON object that is printed.
     assert json.loads(shown.out)["exit_code"] == 2 if "--json" in options else shown.out == ""

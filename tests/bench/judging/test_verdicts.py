@@ -1,4 +1,4 @@
-"""Every way a metric can be judged."""
+"""Verdicts of every kind of metric."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ INCONCLUSIVE, INVALID = Verdict.INCONCLUSIVE, Verdict.INVALID
 
 @pytest.fixture
 def pair(factory):
-    """Two models measured in `len(ratios)` blocks, the second slower by each block's ratio."""
+    """Two models measured in `len(ratios)` blocks; in each block, the second is slower by its ratio."""
 
     def make(ratios, **candidate):
         before = [factory.run((100_000, 100_000, 110_000)) for _ in ratios]
@@ -66,7 +66,7 @@ def test_too_few_blocks_have_no_bounds(pair):
     assert (metric.lower, metric.upper) == (None, None)
 
 
-def test_more_looks_ask_for_more_blocks(pair):
+def test_more_looks_need_more_blocks(pair):
     baseline, candidate = pair(spread(1.0, blocks=8))
     budgets = Budgets(latency_p50=0.02)
     assert judge_pair(baseline, candidate, budgets, looks=1)["latency_p50"].verdict is PASS
@@ -89,7 +89,7 @@ def test_size_is_compared_exactly(pair, size, budget, verdict):
     assert metric.ratio == metric.lower == metric.upper == pytest.approx(size / 1000)
 
 
-def test_a_round_that_a_neighbour_disturbed_does_not_move_a_score(factory):
+def test_one_disturbed_round_does_not_change_a_score(factory):
     calm = factory.run((1000, 1000, 1000), rounds=5)
     hit = calm.model_copy(update={"rounds_ns": ((9000,) * 3, *calm.rounds_ns[1:])})
     assert pair_scores([calm], [hit], 0.5) == [0.0]
@@ -100,7 +100,7 @@ def test_runs_without_a_partner_are_refused(factory):
         pair_scores([factory.run()] * 2, [factory.run()], 0.5)
 
 
-def test_budgets_want_labels(pair):
+def test_an_accuracy_budget_without_labels_is_invalid(pair):
     metric = judge_pair(*pair(spread(1.0)), ReleaseBudgets())["accuracy"]
     assert metric.verdict is INVALID
     assert "no labelled" in metric.reason
@@ -118,7 +118,7 @@ def memory_runs(factory, base, count=10):
         (200 << 20, 4 << 20, 0.02, INCONCLUSIVE),
         (10 << 20, MEMORY_SLACK_BYTES // 2, 0.0, PASS),  # under the slack
         (10 << 20, 3 * MEMORY_SLACK_BYTES, 0.0, FAIL),
-        (10 << 20, 0, -0.4, FAIL),  # the slack does not soften a demand for less
+        (10 << 20, 0, -0.4, FAIL),  # the slack does not relax a negative budget
         (10 << 20, -(5 << 20), -0.4, PASS),
         (10 << 20, 5 << 20, None, None),
     ],
@@ -129,20 +129,20 @@ def test_memory_is_judged_by_whole_processes_with_slack(factory, base, extra, bu
 
 
 @pytest.mark.parametrize("silent", ["before", "after"])
-def test_memory_that_the_host_does_not_tell(factory, silent):
+def test_unknown_memory_is_invalid_if_it_has_a_budget(factory, silent):
     known, unknown = [factory.run()], [factory.run(rss=None)]
     runs = (unknown, known) if silent == "before" else (known, unknown)
     assert judge_memory(*runs, None) is None
     assert judge_memory(*runs, 0.02).verdict is INVALID
 
 
-def test_memory_that_nobody_asked_for_is_left_out(factory):
+def test_unknown_memory_without_a_budget_is_left_out(factory):
     silent = factory.model([factory.run(rss=None)])
     assert "peak_rss" not in judge_pair(silent, silent, Budgets())
 
 
 def classified(factory, right, count=1000, *, wrong_first=True, labelled=True):
-    """A model that gets `right` of `count` samples of class 0 right."""
+    """A model that predicts `right` of `count` samples correctly; all samples are of class 0."""
     wrong = [1] * (count - right)
     predictions = [*wrong, *[0] * right] if wrong_first else [*[0] * right, *wrong]
     return factory.model(
@@ -167,7 +167,7 @@ def test_accuracy_is_judged_on_the_same_samples(factory, before, after, budget, 
     assert metric.verdict is verdict
     assert metric.difference == pytest.approx((after - before) / 1000)
     assert metric.lower < metric.difference < metric.upper
-    assert ("evaluation samples would tell" in metric.reason) == (verdict is INCONCLUSIVE)
+    assert ("evaluation samples would decide" in metric.reason) == (verdict is INCONCLUSIVE)
 
 
 def test_accuracy_counts_flips_that_cancel_out(factory):
@@ -190,7 +190,7 @@ def test_the_bound_of_an_accuracy_has_to_reach_the_floor(factory, right, floor, 
     metric = judge_min_accuracy(classified(factory, right), floor)
     assert metric.verdict is verdict
     assert metric.difference == pytest.approx(right / 1000 - floor)
-    assert f"{floor:.2%} wanted" in metric.reason
+    assert f"{floor:.2%} required" in metric.reason
 
 
 def test_a_floor_without_labels_is_invalid(factory):
