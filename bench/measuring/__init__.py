@@ -1,1 +1,1 @@
-"""Measuring: fresh processes that take turns, what they find, and the state of the host meanwhile."""
+"""Measure models in fresh processes that take turns, and record the state of the host meanwhile."""

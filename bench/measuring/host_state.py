@@ -1,6 +1,6 @@
-"""What the host is doing while it measures, read between bursts: clock, heat, neighbours.
+"""The state of the host during a measurement, read between bursts: clock, temperature, other load.
 
-Every figure is None where this host does not tell it: a missing sensor must not read as a calm one.
+A figure is None if the host does not report it. A missing sensor must not look like a good reading.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bench.core.schema import FrozenModel
 
-# The low four bits of the firmware's word say what holds now: under-voltage, capped, throttled, hot.
+# The low four bits of the firmware's word are the present state: under-voltage, capped, throttled, hot.
 _PI_THROTTLED = Path("sys/devices/platform/soc/soc:firmware/get_throttled")
 _PI_NOW = 0xF
 
@@ -19,14 +19,16 @@ class HostState(FrozenModel):
     """One reading of the host.
 
     Attributes:
-        frequency_khz: the fastest clock among the measured cores (cpufreq, scaling_cur_freq).
-        frequency_limit_khz: the lowest clock that the system caps one of them at (scaling_max_freq);
-            what cools a board lowers it.
-        temperature_mc: the hottest thermal zone, in thousandths of a degree Celsius.
-        throttle_bits: the firmware's present reasons to slow down; 0 is "none" (Raspberry Pi).
-        throttle_count: how often cores were slowed for heat since boot (x86, thermal_throttle).
-        steal_ticks: time that the hypervisor gave to others since boot, in clock ticks (proc(5), stat).
-        load_1min: the load average of one minute.
+        frequency_khz: the highest current clock of the measured cores (cpufreq, scaling_cur_freq).
+        frequency_limit_khz: the lowest of the cores' maximum clocks (scaling_max_freq). The system lowers
+            this limit to cool a board.
+        temperature_mc: temperature of the hottest thermal zone, in thousandths of a degree Celsius.
+        throttle_bits: the firmware's present reasons to slow down; 0 means none (Raspberry Pi).
+        throttle_count: how often the measured cores were slowed down because of heat since boot (x86,
+            thermal_throttle).
+        steal_ticks: time that the hypervisor gave to other machines since boot, in clock ticks (proc(5),
+            stat).
+        load_1min: load average of the last minute.
     """
 
     frequency_khz: int | None = None
@@ -39,7 +41,12 @@ class HostState(FrozenModel):
 
 
 def read_state(cores: Sequence[int] | None, root: Path = Path("/")) -> HostState:
-    """Read the host's state; `root` is where `proc` and `sys` are found."""
+    """Read the state of the host.
+
+    Args:
+        cores: the measured cores; None for all.
+        root: folder that contains `proc` and `sys`.
+    """
     cpu = root / "sys/devices/system/cpu"
     names = [f"cpu{core}" for core in cores] if cores is not None else ["cpu[0-9]*"]
     throttled = _integer(root / _PI_THROTTLED, base=16)
@@ -61,7 +68,7 @@ def read_state(cores: Sequence[int] | None, root: Path = Path("/")) -> HostState
 
 
 def throttled(states: Iterable[HostState]) -> bool:
-    """Whether the host slowed down for heat or power in any of the readings, or between them."""
+    """Whether the host slowed down because of heat or power during or between the readings."""
     seen = list(states)
     counts = [state.throttle_count for state in seen if state.throttle_count is not None]
     limits = {state.frequency_limit_khz for state in seen} - {None}

@@ -1,9 +1,9 @@
-"""Measuring models side by side.
+"""Measure models side by side.
 
-A *block* starts one fresh process per model, all idle but one at any time, and lets them take turns in
-short bursts whose order is drawn again each round. What drifts more slowly than a round (clock, heat,
-neighbours) touches all models alike, and what differs from process to process (address layout, core)
-is drawn again with every block. One block gives one score per pair of models.
+A *block* starts one fresh process per model. The processes take turns in short bursts, in a new random
+order each round; only one of them runs at any time. Influences that change more slowly than a round (clock,
+temperature, other load) affect all models alike. Influences that differ between processes (address layout,
+core) are drawn again in every block. One block gives one score per pair of models.
 """
 
 from __future__ import annotations
@@ -50,11 +50,12 @@ from bench.measuring.worker_process import DEFAULT_TIMEOUT_S, WorkerHandle, work
 TIMED_FEEDS = 16
 WARM_LIMIT_NS = 1_000_000_000
 MIN_BURST, MAX_BURST = 3, 200
-# Slow models get fewer rounds, so that a block lasts some seconds; never so few that their median jumps.
+# Slow models get fewer rounds, so a block lasts about 4 s, but enough rounds for a stable median.
 BLOCK_TARGET_NS, MIN_ROUNDS = 4_000_000_000, 16
 INTERRUPTED = "interrupted"
+# Result files contain this text, and the gate compares it: another text would change old verdicts.
 TIME_LIMIT = "the time limit came first"
-OTHER_HOST = "the host is not the one that it was at the start"
+OTHER_HOST = "the host changed during the measurement"
 
 Partial = TypeVar("Partial", bound=FrozenModel)
 Item = TypeVar("Item")
@@ -63,20 +64,21 @@ WorkerGroup = Callable[[int, float], AbstractContextManager[Sequence[WorkerHandl
 
 @dataclass(frozen=True)
 class MeasureConfig:
-    """How to measure.
+    """Settings of a measurement.
 
     Attributes:
-        threads: intra-op threads of each session.
-        arena: whether ONNX Runtime's memory arena is on, as it is by default.
-        rounds: bursts per model and block, at most.
-        burst_target_ns: how long a burst should take: long against the clock's resolution, short
-            against the drift of the machine. Many short bursts beat few long ones: on two cores shared
-            with other work, the score of a pair spread 1.8 % with 64 bursts of 3 ms, 4.8 % with 16 of 10.
-        untimed_per_burst: inferences before each burst that are thrown away, to refill the caches.
-        seed: of the order in which models take turns.
-        pin: keep all processes on the same `threads` cores, where the system allows it.
-        timeout_s: how long a worker may take for one request.
-        time_limit_s: how long blocks may be added; the block that would exceed it is not begun.
+        threads: number of intra-op threads of each session.
+        arena: whether ONNX Runtime's memory arena is on, which is ONNX Runtime's default.
+        rounds: maximum number of bursts per model and block.
+        burst_target_ns: target duration of a burst: long compared with the clock's resolution, short
+            compared with the drift of the machine. Many short bursts are better than few long ones: on two
+            cores shared with other work, the scores of pairs had a spread of 1.8 % with 64 bursts of 3 ms,
+            but of 4.8 % with 16 bursts of 10 ms.
+        untimed_per_burst: number of inferences before each burst that are not timed and refill the caches.
+        seed: seed of the random order in which models take turns.
+        pin: pin all processes to the same `threads` cores, if the system allows it.
+        timeout_s: maximum time that a worker may take for one request.
+        time_limit_s: maximum time for adding blocks; a block that would exceed it is not started.
     """
 
     threads: int = 1
@@ -92,14 +94,14 @@ class MeasureConfig:
     def __post_init__(self) -> None:
         for name in ("threads", "rounds"):
             if getattr(self, name) < 1:
-                raise UsageError(name, f"{getattr(self, name)} is too few", "take at least 1")
+                raise UsageError(name, f"{getattr(self, name)} is too few", "use at least 1")
 
 
 DEFAULT_CONFIG = MeasureConfig()
 
 
 class Interrupted(KeyboardInterrupt, Generic[Partial]):
-    """Ctrl-C was pressed; `result` is what was measured until then, and says so."""
+    """Ctrl-C was pressed. `result` holds the complete part of the measurement, marked as stopped early."""
 
     def __init__(self, result: Partial) -> None:
         super().__init__()
@@ -108,11 +110,21 @@ class Interrupted(KeyboardInterrupt, Generic[Partial]):
 
 @dataclass
 class Measurement:
-    """A measurement in progress: add blocks until there are enough, then take the result.
+    """A measurement in progress: add blocks until there are enough, then call `result`.
 
-    Use as a context manager; the small file of feeds that the timed processes read lives as long.
-    `targets` are the kinds of CPU that the models were made for; by default what the files say of it.
-    `warnings` go into the result as they are.
+    Use it as a context manager, which also removes the small file of feeds for the timed processes.
+
+    Attributes:
+        models: the .onnx files to measure.
+        evaluation: the evaluation set; None for random feeds.
+        config: settings of the measurement.
+        progress: receives progress reports.
+        workers: starts the measured processes.
+        clock: monotonic clock in seconds.
+        state: reads the state of the host.
+        host: reads the host's fingerprint.
+        targets: the kind of CPU that each model was made for; by default as stated in the files.
+        warnings: warnings to copy into the result.
     """
 
     models: Sequence[Path]
@@ -159,9 +171,9 @@ class Measurement:
 
     @property
     def cores(self) -> tuple[int, ...] | None:
-        """The cores that all workers share, or None if they are not pinned.
+        """The cores that all workers are pinned to, or None if they are not pinned.
 
-        The last ones: interrupts and other programs tend to sit on the first.
+        These are the last cores, because interrupts and other programs tend to use the first ones.
         """
         cores = available_cores()
         if not self.config.pin or cores is None or len(cores) < self.config.threads:
@@ -169,12 +181,12 @@ class Measurement:
         return cores[-self.config.threads :]
 
     def predict(self) -> None:
-        """Classify the evaluation set with every model, each in a process of its own."""
+        """Classify the evaluation set with every model, each in a separate process."""
         if self.evaluation is None:
             return
         with self._recording_stop(), self.progress.task("accuracy", len(self.models)) as task:
             for index, model in enumerate(self.models):
-                # What another kind of CPU would predict: sums that overflow here do not overflow there.
+                # A model for another kind of CPU must predict as on that CPU: there, sums do not saturate.
                 exact = self._made_for[index] is not None
                 with self.workers(1, self.config.timeout_s) as (worker,):
                     worker.ask(replace(self._opening(model, cores=None), exact_sums=exact))
@@ -186,8 +198,8 @@ class Measurement:
         """Measure `count` more blocks, or as many as the time limit allows.
 
         Raises:
-            Interrupted: by Ctrl-C, with the blocks that were finished.
-            MeasurementError: a worker died or hung; `result()` still gives the blocks before.
+            Interrupted: Ctrl-C was pressed. The exception holds the complete blocks.
+            MeasurementError: a worker died or hung. `result()` still returns the complete blocks.
         """
         with self._recording_stop(), self.progress.task("latency and memory", count) as task:
             for _ in range(count):
@@ -200,7 +212,7 @@ class Measurement:
 
     @property
     def stopped(self) -> str | None:
-        """Why no more blocks are to be added, or None."""
+        """The reason why no more blocks can be added, or None."""
         return self._stopped
 
     def _out_of_time(self) -> bool:
@@ -212,7 +224,7 @@ class Measurement:
 
     @contextmanager
     def _recording_stop(self) -> Iterator[None]:
-        """Note in the result what ended the measurement too early."""
+        """Record in the result why the measurement ended too early."""
         try:
             yield
         except KeyboardInterrupt:
@@ -223,9 +235,9 @@ class Measurement:
             raise
 
     def result(self) -> Result:
-        """What was measured so far."""
+        """The result of all blocks measured so far."""
         if self._stopped is None and self.host() != self._host:
-            self._stopped = OTHER_HOST  # a virtual machine may move, a library be replaced
+            self._stopped = OTHER_HOST  # for example a virtual machine that moved, or an updated library
         models = []
         for index, path in enumerate(self.models):
             predicted = self._predicted[index] if len(self._predicted) == len(self.models) else None
@@ -265,9 +277,10 @@ class Measurement:
 
     def _add_block(self) -> None:
         with self.workers(len(self.models), self.config.timeout_s) as started:
-            # Who starts first gets other pages of memory than who starts second, and keeps them: where one
-            # session was created after the other, the second was 1.5 to 4 % faster ever after (2 cores of a
-            # virtual machine). So they draw on the same free pages at the same time, in an order of chance.
+            # A process keeps the memory pages that it gets at its start, and these depend on the order of
+            # starts: if one session was created after the other, the second one stayed 1.5 to 4 % faster
+            # (2 cores of a virtual machine). So all sessions are created at the same time, from the same
+            # free pages, in a random order.
             workers = dict(zip(next(self._starts), started, strict=True))
             openings = {k: self._opening(self.models[k], self.cores) for k in workers}
             for k, worker in workers.items():
@@ -290,16 +303,16 @@ class Measurement:
                 )
                 for k, worker in workers.items()
             }
-        # Only now: a block is there with all its models, or not at all.
+        # A block is added only when all its models are measured, so no block is incomplete.
         self._blocks.append(tuple(rounds))
         for k, run in runs.items():
             self._runs[k].append(run)
 
     def _orders(self) -> Iterator[tuple[int, ...]]:
-        """Orders drawn at random, each followed by its reverse.
+        """Random orders of the models, each followed by its reverse.
 
-        Whoever goes first in a round has an advantage (measured: 1.5 % with bursts of 3 ms); so it is not
-        left to chance how often each does.
+        The first model in a round has an advantage (measured: 1.5 % with bursts of 3 ms). The reverse
+        orders balance it, instead of leaving it to chance.
         """
         order = list(range(len(self.models)))
         while True:
@@ -310,7 +323,7 @@ class Measurement:
     def _take_turns(
         self, workers: Mapping[int, WorkerHandle]
     ) -> tuple[list[Round], dict[int, list[BurstTimes]]]:
-        """All rounds of a block: how each went, and the bursts of each worker, round by round."""
+        """Run all rounds of a block; returns the rounds, and the bursts of each worker in their order."""
         rounds: list[Round] = []
         bursts: dict[int, list[BurstTimes]] = {k: [] for k in workers}
         for turn in islice(self._orders(), self._rounds):
@@ -322,7 +335,11 @@ class Measurement:
         return rounds, bursts
 
     def _check(self, worker: WorkerHandle, index: int) -> float | None:
-        """After all that is measured, since it takes memory: are these the outputs of the accuracy?"""
+        """SQNR of the timed outputs against the outputs that accuracy was computed from.
+
+        Call it after all measurements of the process, because it uses memory. None if accuracy was not
+        measured, or if the model was made for another kind of CPU.
+        """
         if not self._predicted or self._made_for[index] is not None:
             return None
         return worker.ask(Check(outputs=str(self._outputs(index)))).sqnr_db
@@ -339,7 +356,7 @@ class Measurement:
         )
 
     def _plan_bursts(self, warmups_ns: Mapping[int, Sequence[int]]) -> None:
-        """How many inferences fill a burst, and how many rounds a block; once, so that all are alike."""
+        """Choose the inferences per burst and the rounds per block, once, so all blocks are alike."""
         config, round_ns = self.config, 0
         for k, times in warmups_ns.items():
             tail = sorted(times[-10:])
@@ -360,20 +377,21 @@ def measure(
     """Measure latency, memory, size and accuracy of models, side by side.
 
     Args:
-        models: artifact folders, whose float model is measured too, or .onnx files.
-        data: labelled samples in an `.npz`; an artifact brings its own. Without, feeds are random.
-        blocks: fresh processes a model.
-        config: how to measure.
-        progress: told how far the work is; `SILENT` says nothing.
+        models: artifact folders or .onnx files. The float model of an artifact is measured, too.
+        data: labelled samples in an `.npz`; by default those of the artifact, or random feeds without an
+            artifact.
+        blocks: number of fresh processes per model.
+        config: settings of the measurement.
+        progress: receives progress reports; `SILENT` shows none.
         workers: starts the measured processes.
 
     Raises:
         UsageError: no model is named, or one does not exist.
-        ArtifactError: a folder is not a whole artifact.
-        ModelError: a model cannot be loaded or run here.
-        DataError: the data do not fit.
+        ArtifactError: a folder is not a complete artifact.
+        ModelError: a model cannot be loaded or run on this host.
+        DataError: the samples do not fit the models.
         MeasurementError: a process died or hung.
-        Interrupted: by Ctrl-C, with the blocks that were finished.
+        Interrupted: Ctrl-C was pressed. The exception holds the complete blocks.
 
     Example:
         >>> import bench
@@ -384,7 +402,7 @@ def measure(
         0.9
     """
     if blocks < 1:
-        raise UsageError("blocks", f"{blocks} is too few", "take at least 1")
+        raise UsageError("blocks", f"{blocks} is too few", "use at least 1")
     paths, evaluation, warnings = resolve(models, data, progress)
     with Measurement(paths, evaluation, config, progress, workers, warnings=warnings) as measurement:
         measurement.predict()
@@ -395,13 +413,17 @@ def measure(
 def resolve(
     models: Sequence[AnyPath], data: AnyPath | None, progress: Progress
 ) -> tuple[list[Path], Path | None, tuple[str, ...]]:
-    """The files to measure, their evaluation set, and warnings.
+    """Find the files to measure and their evaluation set, and warn of models made for another kind of CPU.
+
+    Returns:
+        The .onnx files, the evaluation set or None, and the warnings.
 
     Raises:
-        UsageError, ArtifactError, ModelError: as `bench.inputs.artifact.subject`; or no model is named.
+        UsageError, ArtifactError, ModelError: as in `bench.inputs.artifact.subject`, and if no model is
+            named.
     """
     if not models:
-        raise UsageError("models", "none is named", "name an artifact folder or an .onnx")
+        raise UsageError("models", "no model is named", "name an artifact folder or an .onnx file")
     subjects = [subject(place, data) for place in models]
     paths = [p for found in subjects for p in (found.model, found.float_twin) if p is not None]
     evaluation = next((found.evaluation for found in subjects if found.evaluation is not None), None)
@@ -430,7 +452,7 @@ def run_of(
     memory: PeakMemory,
     outputs_sqnr_db: float | None,
 ) -> Run:
-    """A run, from all that its process replied."""
+    """Combine all replies of one process into a run."""
     phases = {
         "import": opened.imported,
         "session": opened.created,
@@ -451,7 +473,7 @@ def run_of(
 
 
 def data_source(evaluation: Path | None, samples: int, ids: tuple[str, ...] | None = None) -> DataSource:
-    """Where the feeds of a measurement came from: a file, or the input signature."""
+    """The origin of a measurement's feeds: a file, or random feeds generated from the input signature."""
     return DataSource(
         path=None if evaluation is None else path_text(evaluation),
         sha256=None if evaluation is None else sha256_of(evaluation),
@@ -462,10 +484,10 @@ def data_source(evaluation: Path | None, samples: int, ids: tuple[str, ...] | No
 
 
 def write_timed_feeds(evaluation: Path, folder: Path) -> Path:
-    """The first samples of an evaluation set without labels, in a small file for timed processes.
+    """Write the first `TIMED_FEEDS` samples of an evaluation set, without labels, for the timed processes.
 
     Raises:
-        DataError: the set cannot be read.
+        DataError: the evaluation set cannot be read.
     """
     sample = read_evaluation(evaluation, rows=TIMED_FEEDS)
     path = folder / "feeds.npz"
@@ -478,5 +500,5 @@ def _tuple(values: Sequence[Item] | None) -> tuple[Item, ...] | None:
 
 
 def utc_now() -> str:
-    """The time, to the second."""
+    """The present time in UTC to the second, in ISO 8601 format."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,8 +1,8 @@
-"""What a measured process is asked, and what it replies: one JSON object a line, each way.
+"""Requests to a measured process and its replies: one JSON object per line in each direction.
 
-Both ends import this module; it needs nothing that takes memory, because the worker's peak is what is
-reported. A request says its kind under "op". A reply holds the fields of its class and nothing else; which
-class that is follows from the request, unless the worker could not do what it was asked.
+Both sides import this module. Its imports use little memory, because the worker's peak memory is reported.
+A request states its kind under "op". A reply has exactly the fields of its class. The request determines
+that class, unless the worker failed: then the reply is a `Refusal` or a `Fault`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Reply = TypeVar("Reply")
 
 @dataclass(frozen=True)
 class MemoryUse:
-    """What a process takes at one moment, in bytes; None where the system does not tell."""
+    """Memory use of a process at one moment, in bytes; None if the system does not report it."""
 
     rss_bytes: int | None
     pss_bytes: int | None
@@ -28,12 +28,12 @@ class MemoryUse:
 
 @dataclass(frozen=True)
 class Opened:
-    """A session was created.
+    """Reply to `Open`: the session was created.
 
     Attributes:
-        session_ns: the processor's time for it.
-        import_rss_bytes: resident memory just before.
-        imported, created: memory before and after.
+        session_ns: CPU time used to create the session.
+        import_rss_bytes: resident memory just before the session was created.
+        imported, created: memory use before and after the session was created.
     """
 
     session_ns: int
@@ -44,7 +44,7 @@ class Opened:
 
 @dataclass(frozen=True)
 class FirstRun:
-    """The first inference; `samples` is how many different feeds there are."""
+    """Reply to `First`: time of the first inference, number of different feeds, and memory use after it."""
 
     first_run_ns: int
     samples: int
@@ -53,14 +53,14 @@ class FirstRun:
 
 @dataclass(frozen=True)
 class Times:
-    """The time of each inference, in order."""
+    """Times of the inferences, in order."""
 
     ns: Sequence[int]
 
 
 @dataclass(frozen=True)
 class BurstTimes:
-    """The time of each inference of a burst, and how often the system took the core away meanwhile."""
+    """Times of the inferences of a burst, and the number of involuntary context switches meanwhile."""
 
     ns: Sequence[int]
     switches: int
@@ -68,7 +68,7 @@ class BurstTimes:
 
 @dataclass(frozen=True)
 class StreamTimes:
-    """The times of every stream, [streams][any], and how long they all took by the clock."""
+    """Times of the inferences of every stream, [streams][any], and the wall-clock time of all together."""
 
     ns: Sequence[Sequence[int]]
     elapsed_ns: int
@@ -76,7 +76,7 @@ class StreamTimes:
 
 @dataclass(frozen=True)
 class PeakMemory:
-    """The peak of resident memory since just before the session was created, and what is taken now."""
+    """Peak resident memory since just before the session was created, and the present memory use."""
 
     peak_rss_bytes: int | None
     steady: MemoryUse
@@ -84,14 +84,14 @@ class PeakMemory:
 
 @dataclass(frozen=True)
 class Nearness:
-    """How near outputs come to those that accuracy was computed from."""
+    """SQNR of the timed outputs against the outputs that accuracy was computed from."""
 
     sqnr_db: float
 
 
 @dataclass(frozen=True)
 class Predicted:
-    """The class of each sample of an evaluation set, its label and its name, where it has them."""
+    """Predicted class of each evaluation sample; labels and names if the evaluation set has them."""
 
     predictions: Sequence[int]
     labels: Sequence[int] | None
@@ -100,7 +100,12 @@ class Predicted:
 
 @dataclass(frozen=True)
 class Refusal:
-    """What is wrong with the input: an error of `bench.core.errors`, by the name of its class."""
+    """Reply if the input is wrong: an error of `bench.core.errors`.
+
+    Attributes:
+        error: name of the error's class.
+        place, cause, fix: the three parts of its message.
+    """
 
     error: str
     place: str
@@ -110,7 +115,13 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Fault:
-    """An unforeseen exception, and its traceback."""
+    """Reply after an unexpected exception.
+
+    Attributes:
+        fault: place in the program.
+        cause: type and message of the exception.
+        trace: traceback of the exception.
+    """
 
     fault: str
     cause: str
@@ -119,7 +130,12 @@ class Fault:
 
 @dataclass(frozen=True)
 class Request(Generic[Reply]):
-    """What a worker is asked; `reply` is the class of its reply."""
+    """A request to a worker.
+
+    Attributes:
+        op: the kind of request.
+        reply: class of the reply if the worker does not fail.
+    """
 
     op: ClassVar[str]
     reply: ClassVar[type[object]]
@@ -130,12 +146,12 @@ class Open(Request[Opened]):
     """Create the session.
 
     Attributes:
-        model: the .onnx.
-        feeds: an `.npz` of feeds that take turns; None for random ones.
-        threads: intra-op threads.
+        model: path of the .onnx file.
+        feeds: path of an `.npz` with feeds, which are used in turn; None for random feeds.
+        threads: number of intra-op threads.
         arena: whether ONNX Runtime's memory arena is on.
-        cores: those that the process is kept on; None for any.
-        exact_sums: no sum of int8 products saturates, on whatever CPU.
+        cores: the cores that the process is pinned to; None for no pinning.
+        exact_sums: compute sums of int8 products without saturation, whatever the CPU.
     """
 
     op, reply = "open", Opened
@@ -149,14 +165,14 @@ class Open(Request[Opened]):
 
 @dataclass(frozen=True)
 class First(Request[FirstRun]):
-    """Run for the first time, on the first feeds."""
+    """Run the first inference, on the first feeds."""
 
     op, reply = "first", FirstRun
 
 
 @dataclass(frozen=True)
 class Warm(Request[Times]):
-    """Run until the times stop falling, or until the limit."""
+    """Run inferences until their times stop falling, or until the time limit."""
 
     op, reply = "warm", Times
     limit_ns: int
@@ -173,7 +189,7 @@ class Burst(Request[BurstTimes]):
 
 @dataclass(frozen=True)
 class Memory(Request[PeakMemory]):
-    """Tell the memory of the process."""
+    """Report the memory use of the process."""
 
     op, reply = "memory", PeakMemory
 
@@ -189,7 +205,7 @@ class Predict(Request[Predicted]):
 
 @dataclass(frozen=True)
 class Check(Request[Nearness]):
-    """Compare outputs of the timed feeds with those that `Predict` wrote."""
+    """Compare the outputs of the timed feeds with those that `Predict` wrote."""
 
     op, reply = "check", Nearness
     outputs: str
@@ -197,7 +213,7 @@ class Check(Request[Nearness]):
 
 @dataclass(frozen=True)
 class Streams(Request[StreamTimes]):
-    """Run from `count` threads at once for a while."""
+    """Run inferences from `count` threads at once for `duration_ns`."""
 
     op, reply = "streams", StreamTimes
     count: int
@@ -206,7 +222,7 @@ class Streams(Request[StreamTimes]):
 
 @dataclass(frozen=True)
 class Batch(Request[Times]):
-    """Run batches of `size` samples for a while."""
+    """Run batches of `size` samples for `duration_ns`."""
 
     op, reply = "batch", Times
     size: int
@@ -215,7 +231,7 @@ class Batch(Request[Times]):
 
 @dataclass(frozen=True)
 class Golden(Request[Parity]):
-    """Run an artifact's golden feeds and compare with the outputs expected of them."""
+    """Run an artifact's golden feeds and compare the outputs with the expected ones."""
 
     op, reply = "golden", Parity
     golden: str
@@ -239,12 +255,12 @@ AnyReply = (
 
 
 def request_line(request: Request[Reply]) -> bytes:
-    """A request as a line."""
+    """Encode a request as a line."""
     return json.dumps({"op": request.op, **vars(request)}).encode() + b"\n"
 
 
 def read_request(line: bytes) -> AnyRequest:
-    """The request of a line."""
+    """Decode the request in a line."""
     arguments = json.loads(line)
     kind = {kind.op: kind for kind in REQUESTS}[arguments.pop("op")]
     request: AnyRequest = kind(**arguments)
@@ -252,5 +268,8 @@ def read_request(line: bytes) -> AnyRequest:
 
 
 def reply_line(reply: AnyReply) -> str:
-    """A reply as a line. Nothing is copied: memory that a reply takes would count as the model's."""
+    """Encode a reply as a line.
+
+    The reply is not copied, because the memory of a copy would count as the model's.
+    """
     return json.dumps(reply, default=vars) + "\n"

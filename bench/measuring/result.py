@@ -1,4 +1,4 @@
-"""What a measurement leaves behind: raw samples, from which every figure can be computed again."""
+"""The result of a measurement: raw samples, from which every figure can be computed again."""
 
 from __future__ import annotations
 
@@ -20,23 +20,26 @@ from bench.measuring.host_state import HostState
 
 # History of the format. A reader refuses a version it does not know.
 # 1 (0.1.0): models side by side, their runs paired by index, raw nanoseconds per round.
-# 2: what the verdict was judged by, and its repeat; memory by phases; the host's state in every round;
-#    how near timed outputs come to those that accuracy rests on; sample names. All may be absent.
-# 3: the kind of CPU that a model was made for, where the host is of another. May be absent.
+# 2: criteria and repeat of the verdict; memory by phases; the host's state in every round; SQNR of timed
+#    outputs against those that accuracy is computed from; sample names. All may be absent.
+# 3: the kind of CPU that a model was made for, if the host has another kind. May be absent.
 SCHEMA_VERSION: Final = 3
 MAX_RESULT_BYTES = 512 * 2**20
-_LOOKED_AT = 64  # bytes that tell JSON from other files
-# Bounds of reported percentiles. Five processes, as `bench` starts, allow no smaller error.
+_LOOKED_AT = 64  # bytes at the start of a file that show whether it is JSON
+# Error probability of the bounds of reported percentiles. The five processes that `bench` starts by default
+# allow no smaller one.
 REPORT_ALPHA = 0.05
 
 Versioned = TypeVar("Versioned", bound=FrozenModel)
 
 
 class MemoryReading(FrozenModel):
-    """Memory of a process at one moment, in bytes; None where the system does not tell.
+    """Memory of a process at one moment, in bytes; None if the system does not report it.
 
-    `pss_bytes` counts pages shared with others in part, `private_bytes` those of this process alone
-    (proc(5), smaps_rollup).
+    Attributes:
+        rss_bytes: resident memory.
+        pss_bytes: proportional memory: each shared page counts as a fraction (proc(5), smaps_rollup).
+        private_bytes: pages that only this process uses (proc(5), smaps_rollup).
     """
 
     rss_bytes: int | None = None
@@ -45,29 +48,32 @@ class MemoryReading(FrozenModel):
 
 
 class Round(FrozenModel):
-    """One round of a block: the order in which the models took their turns, and the host before it."""
+    """One round of a block: the order in which the models took turns, and the host's state before it."""
 
     order: tuple[int, ...]
     state: HostState
 
 
-# What a clock or a file system can give; a file that was tampered with must not overflow the arithmetic.
+# Ranges of real times and sizes. Values in a manipulated file must not overflow the arithmetic.
 Nanoseconds = Annotated[int, Field(ge=0, le=2**62)]
 Bytes = Annotated[int, Field(ge=1, le=2**62)]
 ClassIndex = Annotated[int, Field(ge=0, le=2**62)]
 
 
 class Run(FrozenModel):
-    """One fresh process. Times in nanoseconds, memory in bytes; memory is None where unreadable.
-
-    `rounds_ns` holds the timed samples, burst by burst; `warmup_ns` what was run and not counted;
-    `session_ns` the processor's time for creating the session.
+    """The measurements of one fresh process. Memory is None if it cannot be read.
 
     Attributes:
-        memory: phase ("import", "session", "first_run", "steady") -> what the process took then.
-        switches: per round, how often the system took the core away (involuntary context switches).
-        outputs_sqnr_db: how near the outputs of the timed process come to those that accuracy was
-            computed from, on the timed feeds; None where no accuracy was measured.
+        session_ns: CPU time used to create the session, in nanoseconds.
+        first_run_ns: time of the first inference, in nanoseconds.
+        warmup_ns: times of the warmup inferences, in nanoseconds.
+        rounds_ns: times of the timed inferences of each burst, in nanoseconds.
+        import_rss_bytes: resident memory just before the session was created.
+        peak_rss_bytes: peak resident memory.
+        memory: phase ("import", "session", "first_run", "steady") -> memory of the process in that phase.
+        switches: number of involuntary context switches in each round.
+        outputs_sqnr_db: SQNR of the process's outputs for the timed feeds, against those that accuracy was
+            computed from; None if no accuracy was measured.
     """
 
     session_ns: Nanoseconds
@@ -81,14 +87,17 @@ class Run(FrozenModel):
     outputs_sqnr_db: float | None = None
 
     def samples_ns(self) -> npt.NDArray[np.int64]:
-        """All timed samples of the process, in order."""
+        """The times of all timed inferences of the process, in order."""
         return np.concatenate([np.asarray(r, dtype=np.int64) for r in self.rounds_ns])
 
 
 class LatencySummary(FrozenModel):
-    """Percentiles in nanoseconds; None where there are too few samples for one to mean anything.
+    """Percentiles of latency in nanoseconds.
 
-    `bounds` gives one-sided 95 % bounds, percentile -> (lower, upper), of those that have any.
+    Attributes:
+        p50, p90, p99: the percentiles; None if there are too few samples to estimate one.
+        count: number of samples.
+        bounds: percentile -> (lower, upper) one-sided 95 % bounds; absent if there are too few samples.
     """
 
     p50: float
@@ -99,7 +108,11 @@ class LatencySummary(FrozenModel):
 
 
 def latency_summary(groups: Sequence[npt.NDArray[np.int64]]) -> LatencySummary:
-    """Percentiles of samples in ns that came in groups, one a process."""
+    """Percentiles over all samples.
+
+    Args:
+        groups: the samples of each process, in ns.
+    """
     samples = np.concatenate(groups)
     found: dict[str, float | None] = {}
     bounds = {}
@@ -122,11 +135,16 @@ class ModelResult(FrozenModel):
     """One model's part of a result.
 
     Attributes:
+        path: path of the .onnx file.
+        sha256: hash of the file and its external weights.
+        size_bytes: size of the file and its external weights.
+        runs: the measurements of each process.
         predictions: predicted class of each evaluation sample, in order.
-        labels: the classes they should be, or None without labels.
-        changed: whether the file was replaced while it was measured.
-        made_for: the kind of CPU that the model was made for, where the host is of another: then its times
-            and its memory here are not those that it ships with. None where they are.
+        labels: true class of each evaluation sample; None without labels.
+        changed: whether the file changed while it was measured.
+        made_for: the kind of CPU that the model was made for, if the host has another kind. Its times and
+            memory on this host then say nothing about that CPU. None if the model was made for the host's
+            kind of CPU, or for any.
     """
 
     path: str
@@ -143,7 +161,10 @@ class ModelResult(FrozenModel):
         return latency_summary([run.samples_ns() for run in self.runs])
 
     def memory_phases(self) -> dict[str, MemoryReading]:
-        """Median over processes of every phase's memory; phases and fields that none tells are absent."""
+        """Median over processes of the memory in each phase.
+
+        A phase that no process reports is absent; a field that no process reports is None.
+        """
         names = dict.fromkeys(name for run in self.runs for name in run.memory)
         return {
             name: MemoryReading(
@@ -162,11 +183,11 @@ class ModelResult(FrozenModel):
         return median_known([run.peak_rss_bytes for run in self.runs])
 
     def session_ns(self) -> int:
-        """Median over processes of the processor's time to create the session."""
+        """Median over processes of the CPU time to create the session."""
         return int(np.median([run.session_ns for run in self.runs]))
 
     def first_run_ns(self) -> int:
-        """Median over processes of the first inference."""
+        """Median over processes of the time of the first inference."""
         return int(np.median([run.first_run_ns for run in self.runs]))
 
     def throughput_per_s(self) -> float:
@@ -187,7 +208,7 @@ class ModelResult(FrozenModel):
 
 
 class Settings(FrozenModel):
-    """How the measurement was made; results with different settings are not compared."""
+    """Settings of the measurement; results with different settings are not compared."""
 
     threads: int
     arena: bool
@@ -199,7 +220,7 @@ class Settings(FrozenModel):
 
 
 class DataSource(FrozenModel):
-    """Where the feeds came from; `synthetic` feeds say nothing of accuracy."""
+    """Origin of the feeds. Random (`synthetic`) feeds allow no statement about accuracy."""
 
     path: str | None
     sha256: str | None
@@ -213,11 +234,11 @@ class Result(FrozenModel):
 
     Attributes:
         blocks: the rounds of every block, in order.
-        stopped: why the measurement is but a part of what was planned; None where it is whole.
-        criteria: what the verdict was judged by; None where nothing was judged.
-        repeat: the independent measurement that a FAIL was confirmed by, or was not.
-        certificate: what was known of this host's error rates when the verdict was given.
-        warnings: what makes this host a poor one to measure on; for the caller, and kept in no file.
+        stopped: why the measurement was stopped early; None if it is complete.
+        criteria: the criteria of the verdict; None if the models were only measured, not judged.
+        repeat: the independent repeat of the measurement after a FAIL; None without a repeat.
+        certificate: the host's error rates at the time of the verdict, in one line.
+        warnings: reasons why measurements on this host are less reliable; not written to files.
     """
 
     schema_version: Literal[1, 2, 3] = SCHEMA_VERSION
@@ -236,33 +257,34 @@ class Result(FrozenModel):
     warnings: tuple[str, ...] = Field((), exclude=True)
 
     def states(self) -> list[HostState]:
-        """Every reading of the host, in order."""
+        """All readings of the host's state, in order."""
         return [turn.state for block in self.blocks for turn in block]
 
 
 def check_result_place(path: Path, inputs: Iterable[Path | None]) -> None:
-    """Make sure, before long work, that a result can be written to `path` and replaces only a result.
+    """Check before long work that a result can be written to `path` without replacing another kind of file.
 
     Raises:
-        StorageError, UsageError: as `bench.core.files.check_writable`; or another file is there.
+        StorageError, UsageError: as in `bench.core.files.check_writable`.
+        UsageError: `path` is an existing file that is not a result.
     """
     check_writable(path, inputs)
     if path.is_file():
         with path.open("rb") as stream:
             beginning = stream.read(_LOOKED_AT)
         if beginning.strip() and not beginning.lstrip().startswith(b"{"):
-            raise UsageError(path, "is there and is not a result", "choose another --out")
+            raise UsageError(path, "exists and is not a result file", "choose another --out")
 
 
 def write_result(path: AnyPath, result: FrozenModel) -> None:
-    """Write a result, of whatever scenario, as JSON with all its raw samples.
+    """Write the result of any scenario as JSON, with all its raw samples.
 
     Args:
-        path: the file; it is whole or absent at every instant.
-        result: what `measure`, `measure_scenario`, or a judgement gave.
+        path: the file to write. It is written atomically, so it is never incomplete.
+        result: the result of `measure` or `measure_scenario`, or the `result` of a judgement.
 
     Raises:
-        StorageError: it cannot be written.
+        StorageError: the file cannot be written.
 
     Example:
         >>> import bench
@@ -272,13 +294,13 @@ def write_result(path: AnyPath, result: FrozenModel) -> None:
 
 
 def read_result(path: AnyPath) -> Result:
-    """Read a result of models side by side, as it was measured.
+    """Read the result of a measurement of models side by side.
 
     Args:
-        path: a file that `write_result` or `--out` wrote, by this version or an earlier one.
+        path: a file written by `write_result` or `--out`, with this version or an earlier one.
 
     Raises:
-        ResultError: the file is missing, damaged, or of a schema that this version does not know.
+        ResultError: the file is missing or damaged, or its schema is unknown to this version.
 
     Example:
         >>> import bench
@@ -290,14 +312,21 @@ def read_result(path: AnyPath) -> Result:
 
 
 def read_versioned(path: Path, kind: type[Versioned], known: str) -> Versioned:
-    """Read a file that has a `schema_version`; `known` says which this version reads.
+    """Read a file that has a `schema_version`.
+
+    Args:
+        path: the file.
+        kind: the class of its content.
+        known: the schemas that this version reads, in words, for the error message.
 
     Raises:
-        ResultError: the file is missing, damaged, or of a schema that this version does not know.
+        ResultError: the file is missing or damaged, or its schema is unknown to this version.
     """
     try:
         if path.stat().st_size > MAX_RESULT_BYTES:
-            raise ResultError(path, f"is larger than {MAX_RESULT_BYTES} bytes", "check the path")
+            raise ResultError(
+                path, f"is larger than {MAX_RESULT_BYTES} bytes", "check that the path names a result file"
+            )
         content = path.read_bytes()
     except OSError as error:
         raise ResultError(path, f"cannot be read ({error.strerror})", "check the path") from error
@@ -311,6 +340,6 @@ def read_versioned(path: Path, kind: type[Versioned], known: str) -> Versioned:
 
 
 def median_known(values: list[int | None]) -> int | None:
-    """The median of what is known; None where nothing is."""
+    """The median of the values that are not None; None if all are."""
     known = [value for value in values if value is not None]
     return int(np.median(known)) if known else None

@@ -1,4 +1,4 @@
-"""The scenarios of `bench`, and which options each takes; light, because the command line reads it."""
+"""The scenarios of `bench` and their options. The command line imports this module, so it stays light."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from enum import StrEnum
 
 from bench.core.errors import UsageError
 
-# Fresh processes a model.
+# Fresh processes per model.
 DEFAULT_BLOCKS = 5
 MAX_BATCH = 4096
 DEFAULT_BATCHES = (1, 2, 4, 8, 16, 32)
 
 
 class Scenario(StrEnum):
-    """How a model is asked, after the scenarios of MLPerf Inference (Reddi et al., 2020)."""
+    """Load pattern of a measurement, after the scenarios of MLPerf Inference (Reddi et al., 2020)."""
 
     SINGLE_STREAM = "single-stream"
     MULTI_STREAM = "multi-stream"
@@ -22,10 +22,14 @@ class Scenario(StrEnum):
 
 
 def check_options(scenario: Scenario, **given: object) -> None:
-    """Refuse options that mean nothing in a scenario.
+    """Refuse options that have no effect in a scenario.
+
+    Args:
+        scenario: the chosen scenario.
+        given: name and value of each option; None if the user did not set it.
 
     Raises:
-        UsageError: naming the first of them.
+        UsageError: an option that was set has no effect. The first such option is named.
     """
     meant = {
         Scenario.SINGLE_STREAM: {"blocks"},
@@ -36,15 +40,15 @@ def check_options(scenario: Scenario, **given: object) -> None:
     for name, value in given.items():
         if value is not None and name not in meant:
             raise UsageError(
-                f"--{name}", f"means nothing in the scenario {scenario}", f"leave --{name} out"
+                f"--{name}", f"has no effect in the scenario {scenario}", f"leave --{name} out"
             )
 
 
 def parse_batches(text: str) -> tuple[int, ...]:
-    """Batch sizes of a text such as `1,4,16`.
+    """Parse a list of batch sizes, for example `1,4,16`; returns each size once, in ascending order.
 
     Raises:
-        UsageError: it is not a list of numbers from 1 to `MAX_BATCH`.
+        UsageError: the text is not a list of integers from 1 to `MAX_BATCH`.
     """
     try:
         sizes = tuple(sorted({int(part) for part in text.split(",")}))
@@ -52,6 +56,8 @@ def parse_batches(text: str) -> tuple[int, ...]:
         sizes = ()
     if not sizes or sizes[0] < 1 or sizes[-1] > MAX_BATCH:
         raise UsageError(
-            "--batches", f"{text!r} is no list of sizes", f"write such as 1,4,16; at most {MAX_BATCH}"
+            "--batches",
+            f"{text!r} is not a list of batch sizes from 1 to {MAX_BATCH}",
+            "write integers separated by commas, for example 1,4,16",
         )
     return sizes

@@ -1,4 +1,4 @@
-"""What a scenario leaves: raw samples under every load, from which its figures are computed again."""
+"""The result of a scenario: raw samples under every load, from which every figure can be computed again."""
 
 from __future__ import annotations
 
@@ -30,18 +30,20 @@ from bench.measuring.scenario import Scenario
 # History of the format. A reader refuses a version it does not know.
 # 1: one scenario; models in the order given; processes, loads, bursts of raw nanoseconds.
 SCENARIO_SCHEMA_VERSION: Final = 1
-# First and last part of a sustained run that are compared, or a half where it is shorter than two minutes.
+# Length of the first and last part of a sustained run, which are compared. Shorter runs use halves.
 WINDOW_NS = 60_000_000_000
 
 
 class LoadPeriod(FrozenModel):
-    """A time under one load in one process.
+    """A period under one load in one process.
+
+    Only a sustained run has several pieces; the period of any other scenario is one piece.
 
     Attributes:
-        load: concurrent streams, or samples in a batch.
-        samples_ns: time of each inference, [streams][any]; of a sustained run [pieces][any].
-        elapsed_ns: how long each piece lasted by the clock, pauses between inferences included.
-        states: the host before each piece, and after the last.
+        load: number of concurrent streams, or of samples in a batch.
+        samples_ns: time of each inference, [streams][any]; in a sustained run [pieces][any].
+        elapsed_ns: wall-clock time of each piece, including pauses between inferences.
+        states: state of the host before each piece and after the last one.
     """
 
     load: int = Field(ge=1, le=1_000_000)
@@ -50,19 +52,19 @@ class LoadPeriod(FrozenModel):
     states: tuple[HostState, ...] = ()
 
     def all_ns(self) -> npt.NDArray[np.int64]:
-        """All its samples."""
+        """The times of all inferences of the period."""
         return np.concatenate([np.asarray(part, dtype=np.int64) for part in self.samples_ns])
 
 
 class LoadedProcess(FrozenModel):
-    """A fresh process: its periods in the order they were run, and the peak of its memory over all."""
+    """A fresh process: its periods in the order of their runs, and its peak memory over all of them."""
 
     periods: tuple[LoadPeriod, ...] = Field(min_length=1, alias="spells")
     peak_rss_bytes: Bytes | None = None
 
 
 class ScenarioModel(FrozenModel):
-    """One model's part."""
+    """One model's part of a scenario's result."""
 
     path: str
     sha256: str
@@ -70,23 +72,23 @@ class ScenarioModel(FrozenModel):
     processes: tuple[LoadedProcess, ...]
 
     def loads(self) -> list[int]:
-        """All loads, ascending."""
+        """All loads in ascending order."""
         return sorted({period.load for process in self.processes for period in process.periods})
 
     def periods(self, load: int) -> list[LoadPeriod]:
-        """The periods under a load, one a process."""
+        """The periods under a load, one per process."""
         return [period for process in self.processes for period in process.periods if period.load == load]
 
     def peak_rss_bytes(self) -> int | None:
-        """Median over processes of the peak resident memory, under all loads of a process."""
+        """Median over processes of the peak resident memory of a process under all its loads."""
         return median_known([process.peak_rss_bytes for process in self.processes])
 
     def latency(self, load: int) -> LatencySummary:
-        """Percentiles under a load, bounded over processes; None where too few samples tell nothing."""
+        """Percentiles of latency under a load."""
         return latency_summary([period.all_ns() for period in self.periods(load)])
 
     def throughput_per_s(self, load: int, scenario: Scenario) -> float:
-        """Samples a second under a load: the median over processes of count by elapsed time."""
+        """Samples per second under a load: the median over processes of (samples / elapsed time)."""
         each = load if scenario is Scenario.OFFLINE else 1
         return float(
             np.median([each * len(p.all_ns()) * 1e9 / sum(p.elapsed_ns) for p in self.periods(load)])
@@ -94,12 +96,12 @@ class ScenarioModel(FrozenModel):
 
 
 class Drift(FrozenModel):
-    """First against last part of a sustained run.
+    """Change of latency between the first and the last part of a sustained run.
 
     Attributes:
-        window_ns: how long each part is: a minute, or half of a shorter run.
-        first, last: percentiles in ns of either.
-        p50_ratio: last by first.
+        window_ns: length of each part: one minute, or half of a run shorter than two minutes.
+        first, last: percentiles of latency in the first and the last part.
+        p50_ratio: median latency of the last part / that of the first part.
     """
 
     window_ns: int
@@ -112,9 +114,9 @@ class ScenarioResult(FrozenModel):
     """Several models under one scenario, measured together on one host.
 
     Attributes:
-        duration_s: how long each period was to last.
-        stopped: why it is but a part of what was planned; None where it is whole.
-        warnings: what makes this host a poor one to measure on; for the caller, and kept in no file.
+        duration_s: planned duration of each period.
+        stopped: why the measurement was stopped early; None if it is complete.
+        warnings: reasons why measurements on this host are less reliable; not written to files.
     """
 
     schema_version: Literal[1] = SCENARIO_SCHEMA_VERSION
@@ -135,12 +137,12 @@ class ScenarioResult(FrozenModel):
     @model_validator(mode="after")
     def _whole_or_said_so(self) -> Self:
         if self.stopped is None and not all(model.processes for model in self.models):
-            raise ValueError("holds a model that was not measured, and does not say why")
+            raise ValueError("a model was not measured, but `stopped` does not state why")
         return self
 
 
 def drift(period: LoadPeriod) -> Drift:
-    """What became of the time from the beginning of a sustained run to its end."""
+    """Compare the latency at the beginning of a sustained run with that at its end."""
     ends = list(accumulate(period.elapsed_ns))
     window = min(WINDOW_NS, ends[-1] // 2)
     starts = [end - length for end, length in zip(ends, period.elapsed_ns, strict=True)]
@@ -160,13 +162,13 @@ def drift(period: LoadPeriod) -> Drift:
 
 
 class _Head(BaseModel):
-    """All that tells the kind of a result; the rest of it is passed over, and no objects are made of it."""
+    """The field that identifies the result of a scenario. Parsing it alone creates no other objects."""
 
     scenario: object
 
 
 def holds_scenario(path: Path) -> bool:
-    """Whether a file is the result of a scenario, as far as a first look tells."""
+    """Whether a file seems to be the result of a scenario: a JSON object with the key `scenario`."""
     try:
         if path.stat().st_size > MAX_RESULT_BYTES:
             return False
@@ -177,13 +179,14 @@ def holds_scenario(path: Path) -> bool:
 
 
 def read_scenario(path: AnyPath) -> ScenarioResult:
-    """Read the result of a scenario, as it was measured.
+    """Read the result of a scenario.
 
     Args:
-        path: a file that `write_result` or `--out` wrote, by this version or an earlier one.
+        path: a file written by `write_result` or `--out`, with this version or an earlier one.
 
     Raises:
-        ResultError: the file is missing, damaged, or of a schema that this version does not know.
+        ResultError: the file is missing or damaged, contradicts itself, or has a schema that is unknown to
+            this version.
 
     Example:
         >>> import bench
@@ -202,13 +205,13 @@ def read_scenario(path: AnyPath) -> ScenarioResult:
 
 
 def _check(path: Path, period: LoadPeriod, *, sustained: bool) -> None:
-    """Refuse what contradicts itself: a zero divides, and pieces must match their lengths."""
+    """Refuse latencies of 0, which would be divided by, and pieces without their elapsed times."""
     if not period.all_ns().all():
-        raise ResultError(path, "holds a sample of 0 ns", "measure again, or restore the file")
+        raise ResultError(path, "contains a latency of 0 ns", "measure again, or restore the file")
     pieces = len(period.samples_ns) if sustained else 1
     if len(period.elapsed_ns) != pieces:
         raise ResultError(
             path,
-            f"holds {len(period.elapsed_ns)} lengths of {pieces} pieces",
+            f"contains {len(period.elapsed_ns)} elapsed times for {pieces} pieces",
             "measure again, or restore the file",
         )

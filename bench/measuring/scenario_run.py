@@ -1,7 +1,7 @@
-"""Scenarios beside the single stream: several streams at once, batches, and a load that lasts.
+"""Measure the scenarios with other loads than a single stream: several streams, batches, a sustained load.
 
-Every load is applied in fresh processes, in an order drawn again in each; the models take turns process by
-process. Nothing here is compared by tests: for that there is `compare`, on a single stream.
+Every load is applied in fresh processes, in a new random order in each of them. The models take turns
+process by process. There are no statistical tests between models; `compare` does that for a single stream.
 """
 
 from __future__ import annotations
@@ -36,24 +36,25 @@ from bench.measuring.scenario_result import LoadedProcess, LoadPeriod, ScenarioM
 from bench.measuring.worker_process import DEFAULT_TIMEOUT_S, WorkerHandle, worker_group
 
 DEFAULT_DURATION_S = {Scenario.MULTI_STREAM: 3.0, Scenario.OFFLINE: 2.0, Scenario.SUSTAINED: 600.0}
-# A sustained run is cut into pieces, between which the host's clock and heat are read.
+# A sustained run is divided into pieces of this length; between them, the host's state is read.
 PIECE_NS = 1_000_000_000
 
 
 @dataclass(frozen=True)
 class ScenarioConfig:
-    """How to load a model.
+    """Settings of a scenario's measurement.
 
     Attributes:
-        scenario: any but the single stream.
-        streams: concurrent streams, beside which one alone is measured; by default a stream a core.
-        batches: samples in a batch, each a load of its own.
-        duration_s: how long each load lasts in each process.
-        processes: fresh processes a model; a sustained run has one.
-        threads: intra-op threads of each session.
+        scenario: any scenario except the single stream.
+        streams: number of concurrent streams; by default one per core. One stream alone is measured, too.
+        batches: batch sizes; each is a separate load.
+        duration_s: duration of each load in each process.
+        processes: number of fresh processes per model; a sustained run always has one.
+        threads: number of intra-op threads of each session.
         arena: whether ONNX Runtime's memory arena is on.
-        seed: of the order of loads.
-        timeout_s: how long a worker may take beyond what it is asked to last.
+        seed: seed of the random order of models and loads.
+        timeout_s: maximum time that a worker may take for one request, in addition to the duration of the
+            load.
     """
 
     scenario: Scenario
@@ -68,7 +69,9 @@ class ScenarioConfig:
 
     def __post_init__(self) -> None:
         if self.scenario is Scenario.SINGLE_STREAM:
-            raise UsageError("scenario", f"{self.scenario} is not a load", "call bench.measure")
+            raise UsageError(
+                "scenario", f"{self.scenario} cannot be measured here", "call bench.measure instead"
+            )
         for name, value in {
             "streams": self.streams,
             "batches": min(self.batches, default=0),
@@ -76,28 +79,31 @@ class ScenarioConfig:
             "threads": self.threads,
         }.items():
             if value is not None and value < 1:
-                raise UsageError(name, f"{value} is too few", "take at least 1")
+                raise UsageError(name, f"{value} is too few", "use at least 1")
         if self.duration_s is not None and self.duration_s <= 0:
-            raise UsageError("duration_s", f"{self.duration_s} is too short", "take more than 0")
+            raise UsageError("duration_s", f"{self.duration_s} is too short", "use a number above 0")
 
     @property
     def lasts_s(self) -> float:
-        """How long each load lasts."""
+        """The duration of each load in seconds."""
         return DEFAULT_DURATION_S[self.scenario] if self.duration_s is None else self.duration_s
 
     @property
     def rounds(self) -> int:
-        """Processes a model."""
+        """The number of processes per model."""
         return 1 if self.scenario is Scenario.SUSTAINED else self.processes
 
     def loads(self) -> tuple[int, ...]:
-        """The loads of a process."""
+        """The loads to apply in each process: numbers of streams, or batch sizes."""
         if self.scenario is Scenario.MULTI_STREAM:
             return tuple(sorted({1, self.streams or len(available_cores() or (0, 1))}))
         return self.batches if self.scenario is Scenario.OFFLINE else (1,)
 
     def cores(self) -> tuple[int, ...] | None:
-        """The cores that a process is kept on; None for several streams, which need them all."""
+        """The cores that a process is pinned to; None if it is not pinned.
+
+        Processes with several streams are not pinned, because the streams need all cores.
+        """
         cores = available_cores()
         if self.scenario is Scenario.MULTI_STREAM or cores is None or len(cores) < self.threads:
             return None
@@ -113,24 +119,24 @@ def measure_scenario(
     state: Callable[[Sequence[int] | None], HostState] = read_state,
     host: Callable[[], HostFingerprint] = fingerprint,
 ) -> ScenarioResult:
-    """Measure models under several streams at once, in batches, or under a load that lasts.
+    """Measure models with several concurrent streams, with batches, or under a sustained load.
 
     Args:
-        models: artifact folders, whose float model is measured too, or .onnx files.
-        data: samples in an `.npz`; an artifact brings its own. Without, feeds are random.
-        config: which scenario, and how.
-        progress: told how far the work is; `SILENT` says nothing.
+        models: artifact folders or .onnx files. The float model of an artifact is measured, too.
+        data: samples in an `.npz`; by default those of the artifact, or random feeds without an artifact.
+        config: the scenario and its settings.
+        progress: receives progress reports; `SILENT` shows none.
         workers: starts the measured processes.
-        state: reads what the host is doing.
+        state: reads the state of the host.
         host: reads the host's fingerprint.
 
     Raises:
         UsageError: no model is named, or one does not exist.
-        ArtifactError: a folder is not a whole artifact.
-        ModelError: a model cannot be loaded or run here.
-        DataError: feeds do not fit, or a model with a fixed batch is asked for another.
+        ArtifactError: a folder is not a complete artifact.
+        ModelError: a model cannot be loaded or run on this host.
+        DataError: the samples do not fit the models, or a model has a fixed batch of another size.
         MeasurementError: a process died or hung.
-        Interrupted: by Ctrl-C, with the processes that were finished.
+        Interrupted: Ctrl-C was pressed. The exception holds the results of the completed processes.
 
     Example:
         >>> import bench
@@ -173,7 +179,7 @@ class _ScenarioRun:
         self.random = random.Random(self.config.seed)
 
     def turns(self) -> Iterator[Path]:
-        """Measure process by process; gives each model after its process."""
+        """Measure process by process; yields the model after each process."""
         for _ in range(self.config.rounds):
             for index in self.random.sample(range(len(self.models)), len(self.models)):
                 self.found[index].append(self._process(self.models[index]))
@@ -214,7 +220,7 @@ class _ScenarioRun:
         return load_period(load, pieces, lengths, states)
 
     def result(self, stopped: str | None) -> ScenarioResult:
-        """What was measured so far."""
+        """The result of all processes completed so far."""
         config = self.config
         return ScenarioResult(
             scenario=config.scenario,  # type: ignore[arg-type]
@@ -244,13 +250,13 @@ class _ScenarioRun:
 def load_period(
     load: int, samples: Sequence[Sequence[int]], elapsed: Sequence[int], states: Sequence[HostState]
 ) -> LoadPeriod:
-    """A period from what the worker found.
+    """Create a period from the replies of a worker.
 
     Raises:
         MeasurementError: a stream has no sample.
     """
     if not all(samples):
-        raise MeasurementError("worker", "a stream measured nothing", "give a longer --duration")
+        raise MeasurementError("worker", "a stream completed no inference", "use a longer --duration")
     return LoadPeriod(
         load=load,
         samples_ns=tuple(tuple(part) for part in samples),

@@ -1,4 +1,4 @@
-"""The device's self-test: the golden feeds, run on this CPU."""
+"""The self-test of an artifact on a device: run the golden feeds on this CPU."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from bench.measuring.protocol import Golden, Open
 from bench.measuring.worker_process import DEFAULT_TIMEOUT_S, worker_group
 from bench.metrics.parity import Parity
 
-# The same file on another CPU may round ties differently, by one level of 8 bits here and there; a
-# kernel that saturates or an optimizer that miscompiles is far below this.
+# Another CPU may round ties in the same file differently, which changes some values by one 8-bit level. A
+# kernel that saturates, or a wrong graph optimization, has an SQNR far below this.
 GOLDEN_MIN_SQNR_DB = 25.0
 
 
 @dataclass(frozen=True)
 class Verification:
-    """A whole artifact, whose outputs here are those that the build saw.
+    """A complete artifact whose outputs on this CPU match those of its build.
 
     Attributes:
-        artifact: its folder.
-        manifest: what it says of itself; every file matches its hash.
-        golden: how near the golden outputs come to those of the build.
-        warnings: what makes this host a poor one to measure it on.
+        artifact: folder of the artifact.
+        manifest: the artifact's manifest; every file matches the hash in it.
+        golden: parity of the golden outputs on this CPU with those of the build.
+        warnings: reasons why measurements of this artifact on this host are less reliable.
     """
 
     artifact: Path
@@ -39,16 +39,16 @@ class Verification:
 
 
 def verify(artifact: AnyPath, *, progress: Progress = SILENT) -> Verification:
-    """Check an artifact's hashes, and that this CPU gives the outputs that the build saw.
+    """Check an artifact's hashes, and that its outputs on this CPU match those of its build.
 
     Args:
-        artifact: the folder.
-        progress: told of warnings; `SILENT` says nothing.
+        artifact: folder of the artifact.
+        progress: receives warnings; `SILENT` shows none.
 
     Raises:
-        UsageError: it is not a folder.
-        ArtifactError: a file is missing, was altered or is not listed, or the outputs differ.
-        ModelError: the artifact needs a newer ONNX Runtime than there is here.
+        UsageError: `artifact` is not a folder.
+        ArtifactError: a file is missing, was changed or is not in the manifest, or the outputs differ.
+        ModelError: the artifact needs a newer ONNX Runtime than the installed one.
 
     Example:
         >>> import bench
@@ -57,7 +57,7 @@ def verify(artifact: AnyPath, *, progress: Progress = SILENT) -> Verification:
     """
     folder = Path(artifact)
     if not folder.is_dir():
-        raise UsageError(folder, "is no folder", "name the artifact folder of a build")
+        raise UsageError(folder, "is not a folder", "name the artifact folder of a build")
     manifest = check_hashes(folder)
     made = Subject(folder / MODEL, folder / FLOAT_MODEL, None, manifest.target)
     warnings = warn_of_targets([made], progress)
@@ -65,13 +65,13 @@ def verify(artifact: AnyPath, *, progress: Progress = SILENT) -> Verification:
 
 
 def self_test(folder: Path, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Parity:
-    """Run the golden feeds on this CPU and compare with the outputs that the build saw.
+    """Run the golden feeds on this CPU and compare the outputs with those of the build.
 
-    `check_hashes` comes first: what it did not see is not to be trusted.
+    Call `check_hashes` first, because files that it has not checked cannot be trusted.
 
     Raises:
-        ArtifactError: this CPU gives other outputs than the one that the artifact was built on.
-        ModelError: the artifact needs a newer ONNX Runtime than there is here.
+        ArtifactError: the outputs on this CPU differ from those on the CPU that built the artifact.
+        ModelError: the artifact needs a newer ONNX Runtime than the installed one.
     """
     manifest = read_manifest(folder)
     check_runtime(folder, manifest.runtime())
@@ -81,11 +81,12 @@ def self_test(folder: Path, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Parity:
         outcome = worker.ask(Golden(str(golden)))
     if outcome.agreement < 1.0 or outcome.sqnr_db < GOLDEN_MIN_SQNR_DB:
         other = other_target(manifest.target, fingerprint())
-        wanted = "than where it was built" if other is None else f"than on {other}, which it was made for"
+        made = "at its build" if other is None else f"on {other}, which it was made for"
         raise ArtifactError(
             folder / MODEL,
-            f"gives other outputs here {wanted} (SQNR {outcome.sqnr_db:.1f} dB, "
-            f"{outcome.agreement:.0%} equal predictions)",
-            "build it for this CPU" if other is None else "verify it there, or build it for this CPU",
+            f"its outputs on this CPU differ from those {made} (SQNR {outcome.sqnr_db:.1f} dB, at least "
+            f"{GOLDEN_MIN_SQNR_DB:.0f} dB expected; {outcome.agreement:.0%} of predictions equal, "
+            "100% expected)",
+            "build it for this CPU" if other is None else f"verify it on {other}, or build it for this CPU",
         )
     return outcome

@@ -1,8 +1,8 @@
-"""The measured process, `python -m bench.measuring.worker`, driven by JSON lines on standard input.
+"""The measured process, `python -m bench.measuring.worker`, controlled by JSON lines on standard input.
 
-It imports numpy and ONNX Runtime and nothing else that takes memory, because its own peak is what is
-reported. One reply per request (`bench.measuring.protocol`), on the standard output that it found at the
-start; whatever a library prints goes to standard error.
+Its peak memory is reported, so it imports no large library except numpy and ONNX Runtime. It sends one
+reply per request (`bench.measuring.protocol`) to its original standard output. Everything that libraries
+print is redirected to standard error.
 """
 
 from __future__ import annotations
@@ -59,16 +59,17 @@ if TYPE_CHECKING:
     import onnxruntime
 
 WARM_WINDOW = 10
-# Warm means: the last ten runs are no faster than the ten before them by more than this.
+# The warmup ends when the last ten runs are faster than the ten before them by at most this fraction.
 WARM_TOLERANCE = 0.03
 PREDICT_BATCH = 32
 OUTPUTS = "outputs"
+# Share of equal classes from which the timed outputs of a model that returns classes count as the same.
 CLASSES_AGREE = 0.75
 SYNTHETIC_SEED = 20_240_229
 
 
 class Worker:
-    """The state of one measured process."""
+    """The state of one measured process, with one method per kind of request."""
 
     def __init__(self) -> None:
         self._session: onnxruntime.InferenceSession = None
@@ -80,19 +81,19 @@ class Worker:
         self._next = 0
 
     def open(self, request: Open) -> Opened:
-        """Create the session; the clock of peak memory starts just before."""
+        """Create the session; peak memory counts from just before."""
         self._model = Path(request.model)
         if request.cores is not None:
             os.sched_setaffinity(0, request.cores)
         if request.feeds is not None:
             self._feeds_path = Path(request.feeds)
             self._feeds = read_evaluation(self._feeds_path)
-        import onnxruntime  # noqa: F401  (before the memory clock: its import is not the model's)
+        import onnxruntime  # noqa: F401  (before peak memory is reset: the model does not cause this)
 
         gc.collect()
         clear_peak_memory()
         import_rss, imported = memory_bytes("VmRSS"), memory_use()
-        # Of the processor, not of the clock: other workers may create theirs on the same core meanwhile.
+        # CPU time instead of wall-clock time: other workers may create sessions on this core meanwhile.
         start = time.process_time_ns()
         options = RuntimeOptions(
             threads=request.threads, arena=request.arena, exact_sums=request.exact_sums
@@ -103,13 +104,13 @@ class Worker:
         return Opened(session_ns, import_rss, imported, memory_use())
 
     def first(self) -> FirstRun:
-        """Run for the first time, on the first feeds."""
+        """Run the first inference, on the first feeds."""
         self._samples = self._split()
         first_run_ns = self._timed_run()
         return FirstRun(first_run_ns, len(self._samples), memory_use())
 
     def warm(self, request: Warm) -> Times:
-        """Run until the times stop falling, or until the limit."""
+        """Run inferences until their times stop falling, or until the time limit."""
         times: list[int] = []
         start = time.perf_counter_ns()
         while True:
@@ -133,23 +134,27 @@ class Worker:
         return BurstTimes(times, resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw - before)
 
     def memory(self) -> PeakMemory:
-        """Peak resident memory since just before the session was created."""
+        """Peak resident memory since just before the session was created, and the present memory use."""
         return PeakMemory(memory_bytes("VmHWM"), memory_use())
 
     def check(self, request: Check) -> Nearness:
-        """How near the outputs of the timed feeds come to those that accuracy rests on."""
+        """SQNR of the outputs for the timed feeds, against those that accuracy was computed from.
+
+        The SQNR is -`EXACT_SQNR_DB` if shapes differ or an output is not finite. For a model that returns
+        classes it is `EXACT_SQNR_DB` or -`EXACT_SQNR_DB`, because differences of classes are not amounts.
+        """
         (expected,) = read_npz(Path(request.outputs)).values()
         found = np.concatenate([np.asarray(self._run(feeds)[0]) for feeds in self._samples])
         expected = expected[: len(found)]
         if found.shape != expected.shape or not np.isfinite(found).all():
             return Nearness(-EXACT_SQNR_DB)
         near = parity(expected, found)
-        if are_classes(found):  # a tie falls this way or that, and numbers of classes are not amounts
+        if are_classes(found):  # rounding may decide ties differently, so a few classes may differ
             return Nearness(EXACT_SQNR_DB if near.agreement >= CLASSES_AGREE else -EXACT_SQNR_DB)
         return Nearness(near.sqnr_db)
 
     def streams(self, request: Streams) -> StreamTimes:
-        """Run the session from `count` threads at once for a while: times of every stream."""
+        """Run inferences from `count` threads at once for `duration_ns`, and time each of them."""
         times: list[list[int]] = [[] for _ in range(request.count)]
         failures: list[Exception] = []
         barrier = threading.Barrier(request.count)
@@ -176,7 +181,11 @@ class Worker:
         return StreamTimes(times, time.perf_counter_ns() - start)
 
     def batch(self, request: Batch) -> Times:
-        """Run batches of `size` samples for a while; a model with a fixed batch takes that one alone."""
+        """Run batches of `size` samples for `duration_ns`.
+
+        Raises:
+            DataError: the model has a fixed batch of another size.
+        """
         size = request.size
         fixed = fixed_batch(self._signature)
         if fixed is not None and fixed != size:
@@ -198,7 +207,7 @@ class Worker:
     def predict(self, request: Predict) -> Predicted:
         """Classify a whole evaluation set by the first output: scores [N, classes], or integer classes.
 
-        Outputs of the first samples go to a file, for the timed processes to compare theirs with.
+        The outputs of the first samples are written to a file, for comparison with the timed outputs.
         """
         path = Path(request.evaluation)
         evaluation = read_evaluation(path)
@@ -211,11 +220,14 @@ class Worker:
             if output.ndim != 2 and not (chosen and output.ndim == 1):
                 raise DataError(
                     self._model,
-                    f"its first output has shape {list(output.shape)}",
-                    "accuracy needs class scores of shape [N, classes]",
+                    f"its first output has shape {list(output.shape)}, but accuracy needs class scores of "
+                    "shape [N, classes]",
+                    "export it with class scores as its first output",
                 )
             if not np.isfinite(output).all():
-                raise ModelError(self._model, "gives NaN or infinity", "look for overflow in it")
+                raise ModelError(
+                    self._model, "its first output holds NaN or infinity", "look for overflow in the model"
+                )
             if not found:
                 write_npz(Path(request.outputs), {OUTPUTS: output})
             classes = None if chosen else output.shape[1]
@@ -224,8 +236,8 @@ class Worker:
         if labels is not None and classes is not None and int(labels.max()) >= classes:
             raise DataError(
                 path,
-                f"{LABELS!r} go up to {int(labels.max())}, the model has {classes} classes",
-                "check that data and model belong together",
+                f"{LABELS!r} contains class {int(labels.max())}, but the model has only {classes} classes",
+                "check that the data are made for this model",
             )
         return Predicted(
             predictions=found,
@@ -234,7 +246,7 @@ class Worker:
         )
 
     def golden(self, request: Golden) -> Parity:
-        """Run an artifact's golden feeds and compare with the outputs expected of them."""
+        """Run an artifact's golden feeds and compare the outputs with the expected ones."""
         from bench.measuring.golden import compare_golden, read_golden
 
         path = Path(request.golden)
@@ -268,15 +280,17 @@ class Worker:
         ]
 
     def _numbers(self, output: object) -> Array:
-        """An output as an array; texts, sequences and maps are none.
+        """Check that an output is an array of numbers, and return it.
 
         Raises:
-            ModelError: it holds something other than numbers.
+            ModelError: the output is a sequence or a map, or contains text.
         """
         if isinstance(output, np.ndarray) and output.dtype.kind in "biuf":
             return output
         raise ModelError(
-            self._model, "gives sequences, maps or texts", "export it with tensors of numbers as outputs"
+            self._model,
+            "one of its outputs is a sequence, a map or text",
+            "export it with tensors of numbers as outputs",
         )
 
     def _timed_run(self) -> int:
@@ -289,37 +303,43 @@ class Worker:
     def _run(self, feeds: dict[str, Array]) -> list[object]:
         try:
             outputs: list[object] = self._session.run(None, feeds)
-        except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
+        except Exception as error:  # ONNX Runtime's exceptions have no common base class but this
             raise ModelError(
-                self._model, f"fails when it runs ({error})", "check it against the feeds"
+                self._model, f"fails when it runs ({error})", "check that the feeds fit the model"
             ) from error
         return outputs
 
 
 def _start(threads: list[threading.Thread], barrier: threading.Barrier) -> None:
-    """Start all threads; where the system refuses one, those that wait for it are sent home."""
+    """Start all threads.
+
+    Raises:
+        HostError: the system cannot start all of them. The threads that wait at the barrier end.
+    """
     for index, thread in enumerate(threads):
         try:
             thread.start()
         except RuntimeError as error:
             barrier.abort()
             raise HostError(
-                "--streams", f"the system starts {index} of {len(threads)} threads", "ask for fewer streams"
+                "--streams",
+                f"the system can start only {index} of {len(threads)} threads",
+                "use fewer streams",
             ) from error
 
 
 def fixed_batch(signature: Signature) -> int | None:
-    """The batch size that a model insists on, or None where axis 0 is open."""
+    """The fixed batch size of a model, or None if axis 0 of its inputs is dynamic."""
     sizes = {spec.shape[0] for spec in signature.inputs if spec.shape}
     fixed = sizes - {None}
     return fixed.pop() if len(fixed) == 1 else None
 
 
 def batches(signature: Signature, evaluation: EvaluationSet) -> list[dict[str, Array]]:
-    """Cut an evaluation set into feeds that the model takes.
+    """Split an evaluation set into batches of the model's fixed size, or of `PREDICT_BATCH` samples.
 
     Raises:
-        DataError: the model insists on a batch size that does not divide the number of samples.
+        DataError: the number of samples is not a multiple of the fixed batch size.
     """
     size = fixed_batch(signature)
     if size is not None and evaluation.count % size:
@@ -336,11 +356,11 @@ def batches(signature: Signature, evaluation: EvaluationSet) -> list[dict[str, A
 
 
 def synthetic_feeds(model: Path, signature: Signature) -> dict[str, Array]:
-    """Random feeds made from the input signature: good for time and memory, not for accuracy.
+    """Random feeds that fit the input signature, for measuring time and memory but not accuracy.
 
     Raises:
-        DataError: an input has an open axis, or takes more memory than an `.npz` may hold.
-        ModelError: an input is not a tensor of plain numbers.
+        DataError: an input has a dynamic axis other than the batch, or is larger than an `.npz` may be.
+        ModelError: an input is not a tensor of numbers.
     """
     generator = np.random.default_rng(SYNTHETIC_SEED)
     feeds: dict[str, Array] = {}
@@ -356,15 +376,15 @@ def synthetic_feeds(model: Path, signature: Signature) -> dict[str, Array]:
         if not spec.is_numeric:
             raise ModelError(
                 model,
-                f"its input {spec.name!r} is {spec.dtype}",
-                "only tensors of plain numbers can be fed: export it so",
+                f"its input {spec.name!r} has type {spec.dtype}, but only tensors of numbers are supported",
+                "export it with tensors of numbers as inputs",
             )
         size = math.prod(shape) * np.dtype(spec.dtype).itemsize
         if size > MAX_UNPACKED_BYTES:
             raise DataError(
                 model,
                 f"input {spec.name!r} of shape {list(shape)} takes {size / 1e9:.3g} GB",
-                "export it with a smaller batch or a dynamic one",
+                "export the model with a smaller or a dynamic batch",
             )
         kind = np.dtype(spec.dtype).kind
         if kind == "f":
@@ -375,10 +395,10 @@ def synthetic_feeds(model: Path, signature: Signature) -> dict[str, Array]:
 
 
 def failure(error: Exception) -> Refusal | Fault:
-    """An exception as a reply: one that was foreseen, or a fault of the program with its traceback."""
+    """Convert an exception to a reply: `Refusal` for an expected error, `Fault` for any other exception."""
     if isinstance(error, MemoryError):
         cause = f"there is too little memory ({error})" if str(error) else "there is too little memory"
-        error = MeasurementError("worker", cause, "free some, or measure a smaller model")
+        error = MeasurementError("worker", cause, "free some memory, or measure a smaller model")
     known = foreseen(error)
     if known is not None:
         return Refusal(type(known).__name__, known.place, known.cause, known.fix)
@@ -387,15 +407,15 @@ def failure(error: Exception) -> Refusal | Fault:
 
 
 def clear_peak_memory() -> None:
-    """Reset the kernel's high-water mark, so that it counts from here (Linux: proc(5), clear_refs)."""
+    """Reset the kernel's high-water mark of resident memory (Linux: proc(5), clear_refs)."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
-        return  # the mark then includes the imports, whose peak lies below any session's
+        return  # the mark then includes the imports, whose peak is below that of any session
 
 
 def memory_bytes(field: str) -> int | None:
-    """A memory field of /proc/self/status in bytes, or None where the system has none."""
+    """A memory field of /proc/self/status in bytes, or None if the system does not have it."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
@@ -407,7 +427,7 @@ def memory_bytes(field: str) -> int | None:
 
 
 def memory_use() -> MemoryUse:
-    """What this process takes now: resident, proportional and private bytes; None where untold."""
+    """The present memory use of this process; fields that the system does not report are None."""
     try:
         lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     except OSError:
@@ -422,8 +442,8 @@ def memory_use() -> MemoryUse:
     )
 
 
-def handle(worker: Worker, request: AnyRequest) -> AnyReply:  # noqa: PLR0911 (one line a request)
-    """Do what is asked."""
+def handle(worker: Worker, request: AnyRequest) -> AnyReply:  # noqa: PLR0911 (one line per request)
+    """Call the method of the worker that handles a request."""
     match request:
         case Open():
             return worker.open(request)
@@ -449,7 +469,7 @@ def handle(worker: Worker, request: AnyRequest) -> AnyReply:  # noqa: PLR0911 (o
 
 def main() -> None:
     """Reply to requests until standard input closes."""
-    # Ctrl-C reaches the whole group of processes; the one that started this one ends it.
+    # Ctrl-C reaches the whole process group. This process ignores it; its parent ends it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     replies = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)
@@ -459,7 +479,7 @@ def main() -> None:
         reply: AnyReply
         try:
             reply = handle(worker, request)
-        except Exception as error:  # noqa: BLE001 (whatever it is, the one that asked has to know of it)
+        except Exception as error:  # noqa: BLE001 (every exception has to reach the parent process)
             reply = failure(error)
         replies.write(reply_line(reply))
 

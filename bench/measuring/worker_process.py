@@ -1,4 +1,4 @@
-"""Starting worker processes, and what to say when one of them dies or hangs."""
+"""Start worker processes, and report errors if one of them dies or hangs."""
 
 from __future__ import annotations
 
@@ -30,30 +30,30 @@ MAX_REPLY_BYTES = 64 * 2**20
 
 
 class WorkerHandle(Protocol):
-    """One measured process, as the measuring code sees it; tests put a scripted one in its place."""
+    """Interface of a measured process. Tests replace it with a scripted one."""
 
     def ask(self, request: Request[Reply]) -> Reply:
         """Send a request and wait for its reply."""
 
     def begin(self, request: Request[Reply]) -> None:
-        """Send a request, whose reply `finish` waits for."""
+        """Send a request without waiting for its reply."""
 
     def finish(self, request: Request[Reply]) -> Reply:
-        """Wait for the reply to a request that was begun."""
+        """Wait for the reply to a request that `begin` sent."""
 
     def close(self) -> None:
         """End the process."""
 
 
 class WorkerProcess:
-    """A fresh `bench.measuring.worker`, started by exec so that it inherits nothing of this process."""
+    """A fresh `bench.measuring.worker`, started by exec so it inherits nothing of this process's memory."""
 
     def __init__(self, timeout_s: float = DEFAULT_TIMEOUT_S, *, patience_s: float = 2.0) -> None:
         """Start the process.
 
         Args:
-            timeout_s: how long it may take for one request.
-            patience_s: how long it may take to end by itself.
+            timeout_s: maximum time for one request.
+            patience_s: time in which the process must end by itself before it is killed.
 
         Raises:
             HostError: the system cannot start it.
@@ -61,7 +61,7 @@ class WorkerProcess:
         self._timeout_s, self._patience_s = timeout_s, patience_s
         self._words = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the worker)
         try:
-            # -P keeps the working directory off sys.path: a user's numpy.py must not become ours.
+            # -P keeps the working directory off sys.path: a file numpy.py in it must not be imported.
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "bench.measuring.worker"],
                 stdin=subprocess.PIPE,
@@ -74,29 +74,29 @@ class WorkerProcess:
             raise HostError(
                 "worker",
                 f"cannot be started ({error.strerror})",
-                f"make sure that there is memory, and that this user may start {sys.executable}",
+                f"make sure that memory is free and that this user may start {sys.executable}",
             ) from error
         self._pending = b""
         self._killed_for_memory = memory_kills()
 
     @property
     def pid(self) -> int:
-        """The system's number of the process."""
+        """The process ID."""
         return self._process.pid
 
     def ask(self, request: Request[Reply]) -> Reply:
         """Send a request and wait for its reply.
 
         Raises:
-            EdgeproofError: what the worker found wrong with its input.
-            MeasurementError: the worker died or did not reply in time.
-            WorkerFault: it met an unforeseen exception.
+            EdgeproofError: the worker found an error in its input.
+            MeasurementError: the worker died, did not reply in time, or sent an invalid reply.
+            WorkerFault: an unexpected exception occurred in the worker.
         """
         self.begin(request)
         return self.finish(request)
 
     def begin(self, request: Request[Reply]) -> None:
-        """Send a request, whose reply `finish` waits for.
+        """Send a request without waiting for its reply.
 
         Raises:
             MeasurementError: the worker died.
@@ -109,12 +109,12 @@ class WorkerProcess:
             raise self._death(request.op) from None
 
     def finish(self, request: Request[Reply]) -> Reply:
-        """Wait for the reply to a request that was begun.
+        """Wait for the reply to a request that `begin` sent.
 
         Raises:
-            EdgeproofError: what the worker found wrong with its input.
-            MeasurementError: the worker died, did not reply in time, or not as the request wants it.
-            WorkerFault: it met an unforeseen exception.
+            EdgeproofError: the worker found an error in its input.
+            MeasurementError: the worker died, did not reply in time, or sent an invalid reply.
+            WorkerFault: an unexpected exception occurred in the worker.
         """
         reply = read_reply(self._read_line(request.op), request)
         if isinstance(reply, Refusal):
@@ -125,7 +125,7 @@ class WorkerProcess:
         return reply
 
     def close(self) -> None:
-        """End the process, politely and then by force."""
+        """Close the pipes, so the process ends; kill it if it does not end in time."""
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
                 try:
@@ -160,8 +160,8 @@ class WorkerProcess:
                 self._process.kill()
                 raise MeasurementError(
                     "worker",
-                    f"no answer to {op!r} within {self._timeout_s:g} s{self._last_words()}",
-                    "check that the model runs at all, or give more time",
+                    f"did not reply to {op!r} within {self._timeout_s:g} s{self._last_words()}",
+                    "check that the model runs in ONNX Runtime, or raise timeout_s of the configuration",
                 )
             chunk = os.read(descriptor, 1 << 16)
             if not chunk:
@@ -169,7 +169,11 @@ class WorkerProcess:
             self._pending += chunk
             if len(self._pending) > MAX_REPLY_BYTES:
                 self._process.kill()
-                raise MeasurementError("worker", "its answer has no end", "report this as a bug")
+                raise MeasurementError(
+                    "worker",
+                    f"its reply to {op!r} is longer than {MAX_REPLY_BYTES} bytes",
+                    "use a smaller evaluation set or a shorter duration",
+                )
         line, _, self._pending = self._pending.partition(b"\n")
         return line
 
@@ -178,14 +182,14 @@ class WorkerProcess:
         how = f"exit code {code}"
         if code < 0:
             how = f"signal {signal.Signals(-code).name}"
-        fix = "run the model alone to see why"
+        fix = "run the model alone in ONNX Runtime to find the cause"
         if code == -signal.SIGKILL:
             now = memory_kills()
             if now is not None and self._killed_for_memory is not None and now > self._killed_for_memory:
-                how = "killed by the system for memory"
+                how = "killed by the system because memory was short"
                 fix = "free some memory, or measure a smaller model"
             else:
-                fix = "it was probably killed for memory: free some, or measure a smaller model"
+                fix = "free some memory, or measure a smaller model: SIGKILL often means too little memory"
         return MeasurementError("worker", f"died during {op!r} ({how}){self._last_words()}", fix)
 
     def _last_words(self) -> str:
@@ -194,21 +198,21 @@ class WorkerProcess:
         words = self._words.read().decode(errors="replace").strip()
         if _TRACEBACK in words:
             words = words.splitlines()[-1]
-        return f"; its last words: {words[-_LAST_WORDS:]}" if words else ""
+        return f"; its last output: {words[-_LAST_WORDS:]}" if words else ""
 
 
 @contextmanager
 def worker_group(count: int, timeout_s: float) -> Iterator[list[WorkerHandle]]:
-    """`count` fresh workers; all are ended on the way out, whatever happened."""
+    """Start `count` fresh workers, and end all of them when the context ends, also after an exception."""
     with ExitStack() as stack:
         yield [stack.enter_context(WorkerProcess(timeout_s)) for _ in range(count)]
 
 
 def memory_kills(root: Path = Path("/")) -> int | None:
-    """How many processes the system has killed for memory, or None where it does not tell.
+    """Number of processes that the system has killed because memory was short; None if it is not reported.
 
-    The control group counts those of a container, the kernel those of the whole machine
-    (cgroup-v2 memory.events; proc(5), vmstat).
+    It is the sum of two counts: that of the control group for a container (cgroup-v2 memory.events), and
+    that of the kernel for the whole machine (proc(5), vmstat).
     """
     found = None
     for path in (root / "sys/fs/cgroup/memory.events", root / "proc/vmstat"):
@@ -224,35 +228,40 @@ def memory_kills(root: Path = Path("/")) -> int | None:
 
 
 def read_reply(line: bytes, request: Request[Reply]) -> Reply | Refusal | Fault:
-    """The reply of a line to a request.
+    """Decode the reply to a request.
 
     Raises:
-        MeasurementError: it is not one.
+        MeasurementError: the line is not a valid reply to this request.
     """
     try:
         reply = _replies()[request.op].validate_json(line, strict=True)
     except ValidationError as error:
         words = line[:_LAST_WORDS].decode(errors="replace")
         raise MeasurementError(
-            "worker", f"answered {request.op!r} with {words!r}, no JSON", "report this as a bug"
+            "worker",
+            f"its reply to {request.op!r} is not valid: {words!r}",
+            "report this as a bug",
         ) from error
     return reply if isinstance(reply, Refusal | Fault) else cast("Reply", reply)
 
 
 @cache
 def _replies() -> dict[str, TypeAdapter[object]]:
-    """What a worker may reply to each kind of request."""
-    # mypy takes no union of variables for a type.
+    """Kind of request -> validator of its possible replies."""
+    # mypy does not accept a union of variables as a type.
     return {kind.op: TypeAdapter(kind.reply | Refusal | Fault) for kind in REQUESTS}  # type: ignore[arg-type]
 
 
 def _import_path() -> str:
-    """This package first, then what this process was told: a worker must load the same ONNX Runtime."""
-    told = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    # An empty entry stands for the working directory.
-    return os.pathsep.join([_package_root(), *(str(Path(entry).resolve()) for entry in told if entry)])
+    """PYTHONPATH of a worker: the folder of this package, then the present PYTHONPATH.
+
+    The worker must import the same ONNX Runtime as this process.
+    """
+    inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    # Empty entries are left out, because they mean the working directory.
+    return os.pathsep.join([_package_root(), *(str(Path(entry).resolve()) for entry in inherited if entry)])
 
 
 def _package_root() -> str:
-    """The folder that holds the package `bench`, for a worker that starts with a bare path."""
+    """The folder that contains the package `bench`."""
     return str(Path(__file__).resolve().parents[2])

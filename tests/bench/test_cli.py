@@ -181,7 +181,7 @@ def test_a_recipe_with_a_broken_gate_is_named(command, workers, artifact):
     [
         (("bench", "none.onnx"), "error: none.onnx: there is no such file or folder; check the path"),
         (("compare", "none", "none"), "error: none: there is no such file or folder; check the path"),
-        (("verify", "none"), "error: none: is no folder; name the artifact folder of a build"),
+        (("verify", "none"), "error: none: is not a folder; name the artifact folder of a build"),
         (("gate", "none", "--policy", "none.toml"), "error: none.toml: cannot be read ("),
     ],
 )
@@ -360,7 +360,7 @@ def test_only_a_result_is_replaced_by_a_result(command, workers, own_files, name
     source.write_text("class Network: ...\n")
     others = {"compare": [own_files["OTHER"]], "gate": ["--baseline", own_files["OTHER"]]}.get(name, [])
     ran = command(name, own_files["MODEL"], *others, "--out", source)
-    assert (ran.code, "is there and is not a result; choose another --out" in ran.err) == (2, True)
+    assert (ran.code, "exists and is not a result file; choose another --out" in ran.err) == (2, True)
     assert source.read_text() == "class Network: ...\n"
 
 

@@ -1,4 +1,4 @@
-"""Environments as a device has them: the base install alone, and one version of ONNX Runtime."""
+"""Environments like those on a device: only the base install, with one version of ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PINNED = dict(
     line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line
 )
-# What this process imports from must not be found by the environments that it makes.
+# Without PYTHONPATH, so the new environments cannot import the packages of this process.
 ALONE = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 GENERATED = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "artifacts", "build", "dist")
@@ -31,7 +31,7 @@ class Device:
     folder: Path
 
     def run(self, *arguments: object, name: str = "edgeproof") -> subprocess.CompletedProcess[str]:
-        """A command of the environment, in its own folder."""
+        """Run a command of the environment, in the environment's folder."""
         return subprocess.run(
             [self.folder / name, *map(str, arguments)],
             env=ALONE,
@@ -44,9 +44,9 @@ class Device:
 
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The package as users get it; an editable install would also find what the wheel forgets."""
+    """The package as a wheel. An editable install would also find files that the wheel lacks."""
     folder = tmp_path_factory.mktemp("wheel")
-    # setuptools builds inside the source tree, and the next wheel would hold what it left there.
+    # setuptools builds inside the source tree, and the next wheel would contain the files left there.
     source = shutil.copytree(ROOT, folder / "source", ignore=GENERATED)
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, source]
     subprocess.run(build, env=ALONE, capture_output=True, check=True)
@@ -56,7 +56,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def make_device(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Device]:
-    """Makes an environment with the base install and one version of ONNX Runtime."""
+    """Create an environment with the base install and one version of ONNX Runtime."""
 
     def make(version: str = PINNED["onnxruntime"]) -> Device:
         folder = tmp_path_factory.mktemp("device")

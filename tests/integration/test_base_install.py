@@ -1,4 +1,4 @@
-"""What a device gets: the base install, in an environment made for the purpose."""
+"""The base install, as on a device, in a new environment."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 @pytest.fixture(scope="module")
 def device(make_device: Callable[[], Device]) -> Path:
-    """The `bin` folder of a virtual environment that holds the base install alone."""
+    """The `bin` folder of a virtual environment that contains only the base install."""
     return make_device().folder
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A linear classifier [N, 4] -> [N, 3] and an evaluation set beside it."""
+    """A linear classifier [N, 4] -> [N, 3], with an evaluation set in the same folder."""
     folder = tmp_path_factory.mktemp("model")
     weight = np.arange(12, dtype=np.float32).reshape(4, 3) / 10
     graph = helper.make_graph(
@@ -86,14 +86,14 @@ def test_compare_judges_a_model_against_itself(device: Path, model: Path) -> Non
     assert answer["verdict"] in {"PASS", "INCONCLUSIVE"}
 
 
-def test_the_wheel_holds_the_templates(device: Path, tmp_path: Path) -> None:
+def test_the_wheel_contains_the_templates(device: Path, tmp_path: Path) -> None:
     subprocess.run([device / "edgeproof", "new", tmp_path / "project"], check=True, capture_output=True)
     names = sorted(path.name for path in (tmp_path / "project").iterdir())
     assert names == ["data.py", "model.py", "recipe.schema.json", "recipe.toml"]
 
 
 @pytest.mark.parametrize(("command", "module"), [("build", "torch"), ("inspect", "onnx")])
-def test_commands_of_the_workstation_say_what_to_install(
+def test_commands_of_the_workstation_name_the_extra_to_install(
     device: Path, model: Path, tmp_path: Path, command: str, module: str
 ) -> None:
     recipe = tmp_path / "recipe.toml"

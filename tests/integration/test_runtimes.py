@@ -1,7 +1,7 @@
 """Artifacts of the reference recipes on the oldest, a middle and the newest supported ONNX Runtime.
 
-Each version gets an environment of its own, with the base install, as a device has it. It is one test, so
-that what takes long is made once.
+Each version is in a separate environment with only the base install, as on a device. All checks are in one
+test, so the slow builds run only once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from bench.inputs.runtime import OLDEST
 
 ROOT = Path(__file__).resolve().parents[2]
 VERSIONS = (f"{OLDEST}.0", "1.27.0", version("onnxruntime"))
-# Short trainings, few samples, and budgets that the first look decides: the graph stays what it is.
+# Short trainings, few samples, and budgets that the first look decides. None of this changes the graph.
 _OTHER_STAGES = re.compile(r'\[\[stage\]\]\nkind = "(?!finetune).*?(?=^\[)', re.DOTALL | re.MULTILINE)
 _COMPARISONS = re.compile(r"^(from_scratch|few_shot) = .*$", re.MULTILINE)
 DECIDED = {f"gate.float_twin.{name}": 10.0 for name in ("latency_p50", "peak_rss", "size")}
@@ -47,7 +47,7 @@ pytestmark = [
 
 
 def workstation(folder: Path, *arguments: object) -> None:
-    """`edgeproof ...` here."""
+    """Run an `edgeproof` command in this environment."""
     subprocess.run(
         [sys.executable, "-m", "exporter", *map(str, arguments)],
         env=os.environ | {"EDGEPROOF_CACHE": str(folder / "cache")},
@@ -58,7 +58,7 @@ def workstation(folder: Path, *arguments: object) -> None:
 
 
 def reference_artifact(name: str, folder: Path) -> Path:
-    """A short build of a reference recipe."""
+    """Build a reference recipe with the short settings; returns the artifact folder."""
     settings = SHORT[name] | DECIDED
     overrides = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
     out, recipe = folder / name, folder / f"{name}.toml"
@@ -71,7 +71,7 @@ def reference_artifact(name: str, folder: Path) -> Path:
 
 
 def model_with_most_rewrites(artifact: Path) -> Path:
-    """The reference network for CPUs with VNNI, whose first convolution runs on blocks of pixels."""
+    """The reference network, quantized for VNNI, whose first convolution runs on blocks of pixels."""
     out = artifact.with_name("vnni.onnx")
     samples = ["--data", artifact / "evaluation.npz"]
     model = artifact / "model.fp32.onnx"
@@ -91,7 +91,7 @@ def test_reference_artifacts_run_on_every_supported_runtime(make_device, tmp_pat
             ran = device.run("bench", model, "--blocks", 1, "--json")
             assert ran.returncode == 0, f"{model.name} on {device.version}: {ran.stderr}"
             assert json.loads(ran.stdout)["host"]["onnxruntime"] == device.version
-    # One that needs more says so in one line, and nothing is measured.
+    # If an artifact needs a newer ONNX Runtime, all commands refuse it with one line and measure nothing.
     manifest = artifacts[1] / "manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"min_onnxruntime": "9.9"}))
     for name in ("verify", "bench", "gate"):

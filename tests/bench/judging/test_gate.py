@@ -346,15 +346,17 @@ def test_timed_outputs_that_differ_from_judged_ones_are_invalid(two_files, scrip
     assert judgement.blocks == LOOKS[0]
 
 
-DEATH = MeasurementError("worker", "died during 'burst' (signal SIGSEGV); its last words: boom", "look")
+DEATH = MeasurementError("worker", "died during 'burst' (signal SIGSEGV); its last output: boom", "look")
 
 
 @pytest.mark.parametrize(("request_number", "blocks"), [(0, 0), (30, 2)])
-def test_a_worker_that_dies_is_invalid_with_its_last_words(two_files, scripted, request_number, blocks):
+def test_a_worker_that_dies_is_invalid_and_its_last_output_is_quoted(
+    two_files, scripted, request_number, blocks
+):
     workers = scripted(fails={request_number: DEATH})
     judgement = compare(*two_files, config=QUICK, workers=workers)
     assert judgement.verdict is Verdict.INVALID
-    assert "its last words: boom" in judgement.reasons[0]
+    assert "its last output: boom" in judgement.reasons[0]
     assert judgement.blocks == blocks
     assert judgement_from(judgement.result, judgement.result.criteria).verdict is Verdict.INVALID
 

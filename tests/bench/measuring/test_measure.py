@@ -1,4 +1,4 @@
-"""The order of a measurement, with scripted workers; its truth, with real ones."""
+"""The order of a measurement with scripted workers, and its results with real ones."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_seed_fixes_the_order(three, scripted, seed, same):
     assert (orders[0] == orders[1]) is same
 
 
-def test_processes_start_in_an_order_drawn_anew(three, scripted):
+def test_processes_start_in_a_new_random_order_in_each_block(three, scripted):
     workers = scripted()
     with Measurement(three, None, MeasureConfig(rounds=1), workers=workers) as measurement:
         measurement.add_blocks(12)
@@ -63,7 +63,7 @@ def test_processes_start_in_an_order_drawn_anew(three, scripted):
     assert len(set(orders)) > 2
 
 
-def test_no_session_is_created_before_another_in_a_block(three, scripted):
+def test_all_sessions_of_a_block_are_created_at_the_same_time(three, scripted):
     workers = scripted()
     with Measurement(three, None, MeasureConfig(rounds=1), workers=workers) as measurement:
         measurement.add_blocks(2)
@@ -81,7 +81,7 @@ def test_every_block_has_fresh_processes_that_end(three, scripted):
     ("typical_ns", "target_ns", "count"),
     [(1e6, 10_000_000, 10), (1e3, 10_000_000, MAX_BURST), (1e9, 10_000_000, MIN_BURST), (0, 5, 5)],
 )
-def test_bursts_last_as_long_as_they_should(models, scripted, typical_ns, target_ns, count):
+def test_bursts_last_about_the_target_time(models, scripted, typical_ns, target_ns, count):
     workers = scripted(typical_ns=typical_ns, noise=1e-9)
     config = MeasureConfig(burst_target_ns=target_ns, rounds=2, untimed_per_burst=7)
     with Measurement([models.dynamic], None, config, workers=workers) as measurement:
@@ -127,7 +127,7 @@ def test_timed_processes_get_few_samples_and_no_labels(models, scripted, evaluat
     assert not feeds.exists()
 
 
-def test_accuracy_is_asked_of_every_model_alone(models, scripted, evaluation):
+def test_accuracy_is_measured_in_a_separate_process_per_model(models, scripted, evaluation):
     answers = {"dynamic.onnx": [0, 1], "rounded.onnx": [1, 1]}
     workers = scripted(predictions=answers, labels=[0, 1])
     paths = [models.dynamic, models.rounded]
@@ -163,13 +163,13 @@ def test_unusable_data_are_refused_before_anything_starts(models, scripted, tmp_
     assert not workers.requests
 
 
-def test_size_and_hash_of_a_model_cover_the_weights_that_it_names(models, tmp_path):
+def test_size_and_hash_of_a_model_include_its_external_weights(models, tmp_path):
     model = tmp_path / "model.onnx"
     onnx.save(onnx.load(models.dynamic), model, save_as_external_data=True, location="w", size_threshold=0)
     alone, weights = model.stat().st_size, (tmp_path / "w").stat().st_size
     assert model_size(model) == alone + weights
     before = model_sha256(model)
-    (tmp_path / "model.onnx.data").write_bytes(b"x" * 100)  # no weights of this model
+    (tmp_path / "model.onnx.data").write_bytes(b"x" * 100)  # the model does not refer to this file
     assert model_size(model) == alone + weights
     assert model_sha256(model) == before
     (tmp_path / "w").write_bytes(bytes(weights))
@@ -177,13 +177,13 @@ def test_size_and_hash_of_a_model_cover_the_weights_that_it_names(models, tmp_pa
 
 
 @pytest.mark.parametrize("name", ["threads", "rounds"])
-def test_a_measurement_of_nothing_is_refused(name):
-    with pytest.raises(UsageError, match=f"{name}: 0 is too few; take at least 1"):
+def test_a_config_of_zero_is_refused(name):
+    with pytest.raises(UsageError, match=f"{name}: 0 is too few; use at least 1"):
         MeasureConfig(**{name: 0})
 
 
-def test_what_is_measured_must_be_named(models, tmp_path):
-    with pytest.raises(UsageError, match="models: none is named"):
+def test_models_and_blocks_are_required(models, tmp_path):
+    with pytest.raises(UsageError, match="models: no model is named"):
         measure.measure()
     with pytest.raises(UsageError, match="blocks: 0 is too few"):
         measure.measure(models.dynamic, blocks=0)
@@ -191,7 +191,7 @@ def test_what_is_measured_must_be_named(models, tmp_path):
         measure.measure(str(tmp_path / "none.onnx"))
 
 
-def test_an_artifact_is_measured_beside_its_float_model(artifact, scripted):
+def test_an_artifact_is_measured_together_with_its_float_model(artifact, scripted):
     right = [0] * 40
     workers = scripted(predictions={"model.onnx": right, "model.fp32.onnx": right}, labels=right)
     artifact.seal(target="z80")

@@ -1,4 +1,4 @@
-"""Result files: raw samples in, the same figures out."""
+"""Result files: writing and reading raw samples, and the figures computed from them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def path(tmp_path, result):
     return target
 
 
-def test_what_was_written_is_read(path, result):
+def test_a_written_result_is_read_unchanged(path, result):
     assert read_result(path) == result
 
 
@@ -71,7 +71,7 @@ def edit(path, change):
         (lambda c: c["models"][0].update(size_bytes=2**63), "models.0.size_bytes: 9223372036854775808 is"),
     ],
 )
-def test_files_that_are_refused(path, change, words):
+def test_invalid_files_are_refused(path, change, words):
     edit(path, change)
     with pytest.raises(ResultError) as caught:
         read_result(path)
@@ -101,12 +101,12 @@ def test_a_truncated_file_is_refused(path, keep):
         read_result(path)
 
 
-def test_a_missing_file(tmp_path):
+def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(ResultError, match=r"cannot be read \(No such file or directory\); check the path"):
         read_result(tmp_path / "none.json")
 
 
-def test_a_file_beyond_all_measure(path, monkeypatch):
+def test_a_file_that_is_too_large_is_refused(path, monkeypatch):
     monkeypatch.setattr(result_module, "MAX_RESULT_BYTES", 10)
     with pytest.raises(ResultError, match="is larger than 10 bytes"):
         read_result(path)
@@ -115,7 +115,7 @@ def test_a_file_beyond_all_measure(path, monkeypatch):
 @pytest.mark.parametrize(
     ("count", "p90", "p99"), [(43, False, False), (44, True, False), (459, True, True)]
 )
-def test_percentiles_want_enough_samples(factory, count, p90, p99):
+def test_percentiles_need_enough_samples(factory, count, p90, p99):
     latency = factory.model([factory.run(range(1, count + 1), rounds=1)]).latency()
     assert latency.count == count
     assert latency.p50 == (count + 1) / 2
@@ -137,7 +137,7 @@ def test_figures_come_from_all_processes(factory):
     assert model.throughput_per_s() == pytest.approx(500_000)
 
 
-def test_a_host_without_memory_tells_none(factory):
+def test_peak_memory_is_none_if_the_host_does_not_report_it(factory):
     assert factory.model([factory.run(rss=None)]).peak_rss_bytes() is None
 
 

@@ -1,4 +1,4 @@
-"""Scenarios: which loads are applied, what is kept of them, and what is computed from that."""
+"""Scenarios: the loads that are applied, their results, and the figures computed from them."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ def measured(models, scripted, config, **options):
 
 @pytest.fixture
 def models_of(models, scripted):
-    """Results of a scenario over scripted workers."""
+    """Measure a scenario with scripted workers."""
     return lambda config, **options: measured(models, scripted, config, **options)
 
 
-def test_streams_are_measured_beside_one_in_fresh_processes(models, scripted):
+def test_several_streams_and_one_are_measured_in_fresh_processes(models, scripted):
     workers = scripted(noise=1e-9)
     result = measure_scenario(models.dynamic, models.rounded, config=MULTI, workers=workers)
     assert workers.counts["open"] == workers.closed == 10
     assert all(request.cores is None for request in workers.asked("open"))  # streams need all cores
     asked = [request.count for request in workers.asked("streams")]
     assert sorted(asked) == [1] * 10 + [4] * 10
-    assert asked[::2] != [1] * 10  # the order is drawn
+    assert asked[::2] != [1] * 10  # the order of loads is random
     model = result.models[0]
     assert (model.loads(), len(model.processes)) == ([1, 4], 5)
     assert model.latency(4).count == 5 * 4 * 50
@@ -61,7 +61,7 @@ def test_batches_count_their_samples(models_of):
     assert scenario_json(result)["models"][0]["best_batch"] in {1, 8}
 
 
-def test_a_sustained_run_is_one_process_that_is_watched(models, scripted):
+def test_a_sustained_run_is_one_process_with_readings_of_the_host(models, scripted):
     clock = count(1_000_000, 1000)
     workers = scripted()
     states = iter(HostState(frequency_khz=next(clock), temperature_mc=None) for _ in range(100))
@@ -75,23 +75,27 @@ def test_a_sustained_run_is_one_process_that_is_watched(models, scripted):
     assert len(period.samples_ns) == len(period.elapsed_ns) == len(period.states) - 1
     (trace,) = scenario_json(result)["models"][0]["states"]
     assert trace["frequency_khz"] == [s.frequency_khz for s in period.states]
-    assert "temperature_mc" not in trace  # what the host does not tell is absent
+    assert "temperature_mc" not in trace  # readings that the host does not report are absent
 
 
 def period_of(minutes):
-    """A sustained run of a minute at each of these latencies in ms, in pieces of a second."""
+    """A sustained run with one minute at each latency.
+
+    Args:
+        minutes: latency in ms of each minute. Pieces last one second.
+    """
     pieces = [(round(ms * 1e6),) * 50 for ms in minutes for _ in range(60)]
     return LoadPeriod(load=1, samples_ns=tuple(pieces), elapsed_ns=(10**9,) * len(pieces))
 
 
-def test_the_last_minute_is_held_against_the_first():
+def test_the_last_minute_is_compared_with_the_first():
     found = drift(period_of([10, 12, 15]))
     assert (found.window_ns, WINDOW_NS) == (MINUTE, MINUTE)
     assert (found.first.p50, found.last.p50, found.p50_ratio) == (10e6, 15e6, 1.5)
     assert found.first.count == found.last.count == 60 * 50
 
 
-def test_a_short_run_is_held_against_itself_by_halves():
+def test_the_halves_of_a_short_run_are_compared():
     period = LoadPeriod(
         load=1, samples_ns=((10,) * 9, (10,) * 9, (30,) * 9, (30,) * 9), elapsed_ns=(100,) * 4
     )
@@ -106,7 +110,7 @@ def test_too_few_samples_give_no_percentile():
 
 
 @pytest.mark.parametrize("config", [MULTI, OFFLINE, SUSTAINED], ids=lambda config: config.scenario)
-def test_a_file_gives_every_figure_again(models_of, tmp_path, config):
+def test_every_figure_can_be_computed_from_the_file(models_of, tmp_path, config):
     result, path = models_of(config), tmp_path / "result.json"
     write_result(path, result)
     assert holds_scenario(path)
@@ -116,7 +120,8 @@ def test_a_file_gives_every_figure_again(models_of, tmp_path, config):
     assert "synthetic" in plain_text(scenario_view(again))
 
 
-def bent(result, **changes):
+def with_changes(result, **changes):
+    """The JSON of a result, with values of the result or of its first period replaced."""
     content = json.loads(result.model_dump_json(by_alias=True))
     spell = content["models"][0]["processes"][0]["spells"][0]
     spell.update({key: value for key, value in changes.items() if key in spell})
@@ -128,19 +133,19 @@ def bent(result, **changes):
     ("changes", "cause"),
     [
         ({"schema_version": 2}, "this version reads schema 1"),
-        ({"samples_ns": [[0]]}, "a sample of 0 ns"),
+        ({"samples_ns": [[0]]}, "a latency of 0 ns"),
         ({"samples_ns": [[-1]]}, "greater than or equal to 0"),
         ({"samples_ns": []}, "samples_ns"),
         ({"elapsed_ns": [0]}, "elapsed_ns"),
-        ({"elapsed_ns": [1, 2]}, "2 lengths of 1 pieces"),
+        ({"elapsed_ns": [1, 2]}, "2 elapsed times for 1 pieces"),
         ({"load": 0}, "load"),
         ({"models": []}, "models"),
         ({"scenario": "single-stream"}, "scenario"),
     ],
 )
-def test_hostile_files_are_refused(models_of, tmp_path, changes, cause):
+def test_invalid_files_are_refused(models_of, tmp_path, changes, cause):
     path = tmp_path / "result.json"
-    path.write_text(json.dumps(bent(models_of(MULTI), **changes)))
+    path.write_text(json.dumps(with_changes(models_of(MULTI), **changes)))
     with pytest.raises(ResultError) as caught:
         read_scenario(path)
     assert cause in str(caught.value)
@@ -184,20 +189,20 @@ def test_a_result_without_measurements_must_say_why(models_of, tmp_path):
 )
 def test_options_of_other_scenarios_are_refused(scenario, options, named):
     check_options(scenario, streams=None, blocks=None)
-    with pytest.raises(UsageError, match=f"{named}: means nothing in the scenario {scenario}"):
+    with pytest.raises(UsageError, match=f"{named}: has no effect in the scenario {scenario}"):
         check_options(scenario, **options)
 
 
 @pytest.mark.parametrize("text", ["", "a", "1,,2", "0", "-4", "5000", "1.5"])
-def test_what_is_no_list_of_batches_is_refused(text):
-    with pytest.raises(UsageError, match="is no list of sizes"):
+def test_an_invalid_list_of_batches_is_refused(text):
+    with pytest.raises(UsageError, match="is not a list of batch sizes from 1 to 4096"):
         parse_batches(text)
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"scenario": Scenario.SINGLE_STREAM}, "scenario: single-stream is not a load; call bench.measure"),
+        ({"scenario": Scenario.SINGLE_STREAM}, "single-stream cannot be measured here; call bench.measure"),
         ({"streams": 0}, "streams: 0 is too few"),
         ({"batches": ()}, "batches: 0 is too few"),
         ({"batches": (4, 0)}, "batches: 0 is too few"),
@@ -206,12 +211,12 @@ def test_what_is_no_list_of_batches_is_refused(text):
         ({"duration_s": 0.0}, "duration_s: 0.0 is too short"),
     ],
 )
-def test_loads_that_make_no_sense_are_refused(changes, words):
+def test_impossible_loads_are_refused(changes, words):
     with pytest.raises(UsageError, match=words):
         ScenarioConfig(**({"scenario": Scenario.MULTI_STREAM} | changes))
 
 
-def test_batches_are_sorted_and_once_each():
+def test_batches_are_sorted_without_duplicates():
     assert parse_batches("8,1, 4,8") == (1, 4, 8)
 
 
@@ -255,12 +260,12 @@ def test_real_processes_under_every_scenario(models, evaluation):
         assert model.processes[0].periods[0].states
 
 
-def test_a_fixed_batch_is_not_pressed_into_another(models, evaluation):
+def test_a_model_with_another_fixed_batch_is_refused(models, evaluation):
     config = ScenarioConfig(Scenario.OFFLINE, batches=(3,), duration_s=0.1, processes=1)
     with pytest.raises(DataError, match="has a fixed batch of"):
         measure_scenario(models.fixed, data=evaluation, config=config)
 
 
 def test_a_stream_that_measured_nothing_is_an_error():
-    with pytest.raises(MeasurementError, match="measured nothing"):
+    with pytest.raises(MeasurementError, match="completed no inference"):
         scenario_run.load_period(2, [[1], []], [10], [])

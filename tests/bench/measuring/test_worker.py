@@ -1,4 +1,4 @@
-"""The measured process, run in this one."""
+"""The worker of a measured process, called inside the test process."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def feeds_file(tmp_path):
 
 @pytest.fixture
 def watched(monkeypatch):
-    """Let workers open sessions that do `act(feeds)` before they run."""
+    """Make workers call `act(feeds)` before each run of their session."""
 
     def watch(act):
         def open_watched(*arguments):
@@ -110,7 +110,7 @@ def test_synthetic_feeds_are_the_same_every_time():
         np.testing.assert_array_equal(first[name], second[name])
 
 
-def test_an_open_axis_wants_real_feeds(models):
+def test_a_dynamic_axis_needs_real_feeds(models):
     with pytest.raises(DataError, match="axis 1 of input 'x' has no fixed size; give real feeds"):
         opened(models.open_axis).first()
 
@@ -123,7 +123,7 @@ def test_pinning_reaches_the_system(models, monkeypatch):
 
 
 class FakeClock:
-    """A `time` whose runs take the scripted durations."""
+    """Replacement for the module `time`, in which runs take the given durations."""
 
     def __init__(self, durations):
         self.readings = [0]
@@ -139,9 +139,9 @@ class FakeClock:
     ("durations", "limit_ns", "runs"),
     [
         ([100] * 50, 10**9, 2 * WARM_WINDOW),
-        ([1000 - k for k in range(50)], 10**9, 2 * WARM_WINDOW),  # a fall that is not worth waiting for
-        ([100 - k for k in range(30)] + [50] * 40, 10**9, 46),  # warm once the fall is over
-        ([1000 - 9 * k for k in range(100)], 5000, 6),  # the limit comes first
+        ([1000 - k for k in range(50)], 10**9, 2 * WARM_WINDOW),  # times fall, but too slowly to matter
+        ([100 - k for k in range(30)] + [50] * 40, 10**9, 46),  # warm after the times stop falling
+        ([1000 - 9 * k for k in range(100)], 5000, 6),  # the time limit ends the warmup
     ],
 )
 def test_warming_ends_when_times_stop_falling(models, monkeypatch, durations, limit_ns, runs):
@@ -166,7 +166,7 @@ def test_predictions_are_the_largest_outputs(models, evaluation, samples):
 
 
 @pytest.mark.parametrize("classes", ["argmax", "topk"])
-def test_classes_are_predictions_as_they_are(models, tmp_path, evaluation, classes):
+def test_outputs_that_are_classes_are_the_predictions(models, tmp_path, evaluation, classes):
     model = onnx.load(models.dynamic)
     scores = model.graph.output.pop().name
     if classes == "argmax":
@@ -192,20 +192,20 @@ def test_predictions_without_labels(models, feeds_file, samples):
 @pytest.mark.parametrize(
     ("model", "arrays", "error", "words"),
     [
-        ("nan", {"x": np.full((2, 4), -1e3, np.float32)}, ModelError, "gives NaN or infinity"),
+        ("nan", {"x": np.full((2, 4), -1e3, np.float32)}, ModelError, "holds NaN or infinity"),
         ("three_axes", {"x": np.zeros((2, 4), np.float32)}, DataError, r"has shape \[2, 1, 3\]"),
         (
             "dynamic",
             {"x": np.zeros((2, 4), np.float32), "labels": np.array([0, 3])},
             DataError,
-            "'labels' go up to 3, the model has 3 classes",
+            "'labels' contains class 3, but the model has only 3 classes",
         ),
         ("dynamic", {"y": np.zeros((2, 4), np.float32)}, DataError, "lacks the model's input 'x'"),
         ("fails", {"x": np.zeros((1, 4), np.float32)}, ModelError, "fails when it runs"),
         ("fixed", {"x": np.zeros((3, 4), np.float32)}, DataError, "3 samples do not fill batches of 2"),
     ],
 )
-def test_what_cannot_be_predicted(models, feeds_file, *, model, arrays, error, words):
+def test_errors_of_predict(models, feeds_file, *, model, arrays, error, words):
     worker, path = opened(getattr(models, model)), feeds_file(**arrays)
     with pytest.raises(error, match=words):
         worker.predict(Predict(str(path), str(path.with_name("outputs.npz"))))
@@ -215,7 +215,7 @@ def test_what_cannot_be_predicted(models, feeds_file, *, model, arrays, error, w
     ("shapes", "size"),
     [([(2, 4)], 2), ([(None, 4)], None), ([(2, 4), (3,)], None), ([()], None), ([(None, 4), (5,)], 5)],
 )
-def test_the_batch_that_a_model_insists_on(shapes, size):
+def test_the_fixed_batch_of_a_model(shapes, size):
     inputs = tuple(TensorSpec(f"x{k}", "float32", shape) for k, shape in enumerate(shapes))
     assert fixed_batch(Signature(inputs, ())) == size
 
@@ -254,7 +254,7 @@ def test_memory_is_read_from_the_kernel(tmp_path, models):
     assert memory_bytes("NoSuchField") is None
 
 
-def test_a_host_without_proc_tells_no_memory(monkeypatch):
+def test_memory_is_unknown_on_a_host_without_proc(monkeypatch):
     def refuse(*_arguments, **_options):
         raise FileNotFoundError
 
@@ -322,33 +322,31 @@ ODD_INPUTS = {
 
 
 @pytest.mark.parametrize("kind", ODD_INPUTS)
-def test_inputs_that_are_no_tensors_of_numbers(tmp_path, kind):
+def test_inputs_must_be_tensors_of_numbers(tmp_path, kind):
     model = save_model(tmp_path / "odd.onnx", *ODD_INPUTS[kind])
     with pytest.raises(ModelError) as caught:
         opened(model).first()
-    assert caught.value.cause == f"its input 'x' is {kind}"
+    assert caught.value.cause.startswith(f"its input 'x' has type {kind}, but only")
 
 
-def test_outputs_that_are_no_tensors_of_numbers(tmp_path, feeds_file):
+def test_outputs_must_be_tensors_of_numbers(tmp_path, feeds_file):
     node = helper.make_node("SequenceConstruct", ["x"], ["y"])
     model = save_model(tmp_path / "odd.onnx", node, tensor("x"), sequence("y"))
     path = feeds_file(x=np.zeros((1, 2), np.float32))
-    with pytest.raises(ModelError, match="gives sequences, maps or texts; export it with tensors"):
+    with pytest.raises(ModelError, match="is a sequence, a map or text; export it with tensors"):
         opened(model, path).predict(Predict(str(path), str(tmp_path / "o.npz")))
 
 
 @pytest.mark.parametrize(
     ("shape", "size"), [((200_000, 200_000), "160 GB"), ((None, 2**62), "1.84e+10 GB")]
 )
-def test_feeds_that_no_memory_holds(shape, size):
+def test_feeds_that_exceed_the_limit_of_memory_are_refused(shape, size):
     signature = Signature((TensorSpec("x", "float32", shape),), ())
-    with pytest.raises(
-        DataError, match=f"m.onnx: input 'x' of shape .* takes {re.escape(size)}; export it"
-    ):
+    with pytest.raises(DataError, match=f"m.onnx: input 'x' of shape .* takes {re.escape(size)}; export"):
         synthetic_feeds(Path("m.onnx"), signature)
 
 
-def test_threads_that_the_system_refuses_leave_nobody_waiting(models, monkeypatch):
+def test_started_threads_end_if_the_system_refuses_another(models, monkeypatch):
     worker = opened(models.dynamic)
     worker.first()
     start, started = threading.Thread.start, []
@@ -360,7 +358,7 @@ def test_threads_that_the_system_refuses_leave_nobody_waiting(models, monkeypatc
         start(thread)
 
     monkeypatch.setattr(threading.Thread, "start", refuse_the_third)
-    with pytest.raises(HostError, match="--streams: the system starts 2 of 4 threads; ask for fewer"):
+    with pytest.raises(HostError, match="--streams: the system can start only 2 of 4 threads; use"):
         worker.streams(Streams(count=4, duration_ns=1))
     for thread in started:
         thread.join(timeout=60)
@@ -368,7 +366,7 @@ def test_threads_that_the_system_refuses_leave_nobody_waiting(models, monkeypatc
 
 
 @pytest.mark.parametrize("error", [MemoryError("9 GiB"), ZeroDivisionError()])
-def test_what_happens_in_a_stream_is_told(models, watched, error):
+def test_an_exception_in_a_stream_is_raised(models, watched, error):
     failing = threading.Event()
 
     def fail(_feeds):
@@ -387,14 +385,14 @@ def test_what_happens_in_a_stream_is_told(models, watched, error):
 @pytest.mark.parametrize(
     ("error", "reply"),
     [
-        (DataError("d.npz", "is bad", "mend it"), ["DataError", "d.npz", "is bad", "mend it"]),
+        (DataError("d.npz", "is bad", "fix it"), ["DataError", "d.npz", "is bad", "fix it"]),
         (
             MemoryError("9 GiB"),
             [
                 "MeasurementError",
                 "worker",
                 "there is too little memory (9 GiB)",
-                "free some, or measure a smaller model",
+                "free some memory, or measure a smaller model",
             ],
         ),
         (
@@ -403,7 +401,7 @@ def test_what_happens_in_a_stream_is_told(models, watched, error):
                 "MeasurementError",
                 "worker",
                 "there is too little memory",
-                "free some, or measure a smaller model",
+                "free some memory, or measure a smaller model",
             ],
         ),
         (
@@ -417,9 +415,9 @@ def test_what_happens_in_a_stream_is_told(models, watched, error):
         ),
     ],
 )
-def test_errors_that_were_foreseen_are_replies(error, reply):
+def test_an_expected_error_becomes_a_refusal(error, reply):
     assert failure(error) == Refusal(*reply)
 
 
-def test_a_fault_is_a_reply_too():
+def test_an_unexpected_exception_becomes_a_fault():
     assert failure(KeyError("x")) == Fault("edgeproof", "met KeyError ('x')", "KeyError: 'x'\n")

@@ -1,4 +1,4 @@
-"""Workers that die, hang, or complain."""
+"""Workers that die, hang, or report errors."""
 
 from __future__ import annotations
 
@@ -26,13 +26,16 @@ def opening(model, feeds=None):
 
 @dataclass(frozen=True)
 class Juggle(Request[Times]):
-    """What no worker was ever taught."""
+    """A request that workers do not know."""
 
     op, reply = "juggle", Times
 
 
 def wait_for_end(worker):
-    """Wait until the process has ended, by which signal or with which code; the worker sees it later."""
+    """Wait until the process has ended, and return its signal or exit code.
+
+    The process stays waitable, so `WorkerProcess` can still read its status.
+    """
     return os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT).si_status
 
 
@@ -52,17 +55,17 @@ def test_a_worker_answers_in_order(worker, models):
     assert len(worker.ask(Burst(count=3, untimed=0)).ns) == 3
 
 
-def test_a_killed_worker_is_a_measurement_that_failed(worker):
+def test_a_killed_worker_is_a_measurement_error(worker):
     os.kill(worker.pid, signal.SIGKILL)
     wait_for_end(worker)
     with pytest.raises(
-        MeasurementError, match=r"died during 'first' \(signal SIGKILL\).*for memory"
+        MeasurementError, match=r"died during 'first' \(signal SIGKILL\).*too little memory"
     ) as caught:
         worker.ask(First())
     assert caught.value.exit_code == 4
 
 
-def test_a_worker_killed_while_it_works(worker):
+def test_a_worker_killed_during_a_request(worker):
     os.kill(worker.pid, signal.SIGSTOP)
     worker.begin(Memory())
     os.kill(worker.pid, signal.SIGKILL)
@@ -70,9 +73,9 @@ def test_a_worker_killed_while_it_works(worker):
         worker.finish(Memory())
 
 
-def test_a_worker_that_exits_leaves_its_last_words(worker):
+def test_the_error_quotes_the_last_output_of_a_worker_that_exits(worker):
     with pytest.raises(
-        MeasurementError, match=r"\(exit code 1\); its last words:.*KeyError: 'juggle'"
+        MeasurementError, match=r"\(exit code 1\); its last output:.*KeyError: 'juggle'"
     ) as caught:
         worker.ask(Juggle())
     assert "\n" not in str(caught.value)
@@ -81,18 +84,18 @@ def test_a_worker_that_exits_leaves_its_last_words(worker):
 def test_a_worker_that_hangs_is_killed():
     with WorkerProcess(timeout_s=0.2) as worker:
         os.kill(worker.pid, signal.SIGSTOP)
-        with pytest.raises(MeasurementError, match=r"no answer to 'memory' within 0\.2 s"):
+        with pytest.raises(MeasurementError, match=r"did not reply to 'memory' within 0\.2 s"):
             worker.ask(Memory())
         assert wait_for_end(worker) == signal.SIGKILL
 
 
-def test_an_answer_without_end_is_cut_off(worker, monkeypatch):
+def test_a_reply_that_is_too_long_is_refused(worker, monkeypatch):
     monkeypatch.setattr(process, "MAX_REPLY_BYTES", 8)
-    with pytest.raises(MeasurementError, match="its answer has no end"):
+    with pytest.raises(MeasurementError, match="its reply to 'memory' is longer than 8 bytes"):
         worker.ask(Memory())
 
 
-def test_a_worker_that_will_not_end_is_killed():
+def test_a_worker_that_does_not_end_is_killed():
     worker = WorkerProcess(patience_s=0.0)
     os.kill(worker.pid, signal.SIGSTOP)
     worker.close()
@@ -112,7 +115,7 @@ def test_errors_arrive_as_they_were_raised(worker, models, tmp_path):
     assert worker.ask(Memory()).steady.rss_bytes > 2**20
 
 
-def test_a_group_ends_all_its_workers_whatever_happens():
+def test_a_group_ends_all_its_workers_after_an_exception():
     with pytest.raises(RuntimeError, match="meanwhile"), worker_group(2, 60) as workers:
         raise RuntimeError("meanwhile")
     assert [is_gone(worker) for worker in workers] == [True, True]
@@ -149,9 +152,9 @@ def test_a_fault_in_a_worker_is_one_line_with_its_traceback(worker, models):
         b'{"peak_rss_bytes": 1}',
     ],
 )
-def test_a_reply_of_another_kind(line):
+def test_an_invalid_reply_is_refused(line):
     with pytest.raises(
-        MeasurementError, match=r"worker: answered 'memory' with .*, no JSON; report"
+        MeasurementError, match=r"worker: its reply to 'memory' is not valid: .*; report"
     ) as caught:
         read_reply(line, Memory())
     assert len(str(caught.value)) < 700
@@ -168,13 +171,13 @@ def test_a_worker_that_cannot_be_started(monkeypatch, number):
     assert caught.value.exit_code == 2
 
 
-def test_last_words_are_the_last_line_of_a_traceback(worker):
+def test_only_the_last_line_of_a_traceback_is_quoted(worker):
     with pytest.raises(MeasurementError) as caught:
         worker.ask(Juggle())
-    assert caught.value.cause == "died during 'juggle' (exit code 1); its last words: KeyError: 'juggle'"
+    assert caught.value.cause == "died during 'juggle' (exit code 1); its last output: KeyError: 'juggle'"
 
 
-def test_a_strange_encoding_of_standard_streams_reaches_no_worker(monkeypatch, models):
+def test_an_unusual_encoding_of_standard_streams_does_not_affect_workers(monkeypatch, models):
     monkeypatch.setenv("PYTHONIOENCODING", "utf-16")
     with WorkerProcess(timeout_s=60) as started:
         assert started.ask(opening(models.dynamic)).session_ns > 0
