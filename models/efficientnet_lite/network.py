@@ -1,12 +1,12 @@
 """EfficientNet-Lite0, written for deployment on CPUs.
 
-The Lite family removes from EfficientNet what integer kernels dislike: squeeze-and-excite blocks go,
-swish becomes ReLU6, and the stem and the head keep their width when the body is scaled. Architecture
-and block table: Tan & Le, "EfficientNet" (2019), table 1, with the changes of the TensorFlow TPU
-`efficientnet/lite` notes.
+The Lite family removes the parts of EfficientNet that are slow or inaccurate in integer kernels: it has
+no squeeze-and-excite blocks, it uses ReLU6 instead of swish, and the stem and the head keep their width
+when the body is scaled. Architecture and block table: Tan & Le, "EfficientNet" (2019), table 1, with the
+changes of the TensorFlow TPU `efficientnet/lite` notes.
 
-Attribute names start with an underscore where the published checkpoint's do: the names are the keys of
-its state dict, and loading it needs no renaming.
+Attribute names are the keys of the published checkpoint's state dict, so loading it needs no renaming.
+That is why some of them start with an underscore.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 BATCH_NORM_EPSILON = 1e-3
-# The original trains with a momentum of 0.01 over hundreds of epochs. A fine-tune of a few hundred
-# steps would end with statistics that still belong to ImageNet; PyTorch's usual 0.1 follows the data.
+# The original trains with a momentum of 0.01 over hundreds of epochs. With that momentum, the statistics
+# after a fine-tuning of a few hundred steps would still be those of ImageNet. PyTorch's default of 0.1
+# adapts them to the new data.
 BATCH_NORM_MOMENTUM = 0.1
 
 
 @dataclass(frozen=True)
 class BlockGroup:
-    """A run of inverted-residual blocks of one width; only the first of a group strides."""
+    """Consecutive inverted-residual blocks of one width. Only the first block of a group uses `stride`."""
 
     repeats: int
     kernel: int
@@ -48,10 +49,10 @@ HEAD_CHANNELS = 1280
 
 
 class SamePaddingConv2d(nn.Conv2d):
-    """A convolution with TensorFlow's SAME padding, which the checkpoint was trained with.
+    """Convolution with TensorFlow's SAME padding, which the checkpoint was trained with.
 
-    The output has ceil(size / stride) rows and columns. With a stride of 2 and an even input the padding
-    is one-sided (more below and to the right), which `nn.Conv2d(padding=...)` cannot express.
+    The output has ceil(size / stride) rows and columns. With a stride of 2 and an even input size, the
+    padding is larger at the bottom and on the right. `nn.Conv2d(padding=...)` cannot express that.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ def _batch_norm(channels: int) -> nn.BatchNorm2d:
 
 
 class InvertedResidual(nn.Module):
-    """Expand 1x1, depthwise k x k, project 1x1; a skip where the shape allows it."""
+    """1x1 expansion, k x k depthwise, 1x1 projection; a skip connection if the shapes allow it."""
 
     def __init__(self, in_channels: int, group: BlockGroup, stride: int) -> None:
         super().__init__()

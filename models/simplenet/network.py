@@ -1,7 +1,7 @@
-"""SimpleNet: two convolutions and three linear layers, after LeNet-5.
+"""SimpleNet: two convolutions and three linear layers, modelled on LeNet-5.
 
-LeCun, Bottou, Bengio & Haffner, "Gradient-based learning applied to document recognition" (1998), with
-max pooling and ReLU, and three input channels.
+LeCun, Bottou, Bengio & Haffner, "Gradient-based learning applied to document recognition" (1998). SimpleNet
+differs from it by max pooling, ReLU and three input channels.
 """
 
 from __future__ import annotations

@@ -112,7 +112,7 @@ def test_digits_are_split_without_overlap_and_in_proportion():
 def test_some_digits_alone_keep_their_labels():
     splits = digits.load(size=8, train=40, calibration=10, evaluation=20, classes=(3, 7))
     assert set(splits.evaluation.labels.tolist()) == {3, 7}
-    with pytest.raises(DataError, match=r"no digit is among \[11\]"):
+    with pytest.raises(DataError, match=r"`classes` is \[11\], without any digit"):
         digits.load(classes=(11,))
     with pytest.raises(DataError, match="samples are asked for"):
         digits.load(train=5001)
