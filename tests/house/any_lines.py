@@ -1,11 +1,12 @@
-"""The lines of source whose types are `Any`: `python -m tests.house.any_lines`.
+"""List the lines of source that use the type `Any`: `python -m tests.house.any_lines`.
 
-A line counts if a type on it names `Any`, wherever the type stands: in a signature, at a variable, in an
-alias, in a cast. Comments and docstrings do not count. Lines within the boundary to untyped libraries are
-listed apart: there `Any` is what the library gives.
+A line counts if a type on it names `Any`: in a signature, at a variable, in an alias or in a cast. Comments
+and docstrings do not count. Lines at the boundary to untyped libraries are listed separately, because the
+library itself returns or accepts `Any` there.
 
-A mapping to `Any`, such as `dict[str, Any]`, crosses a module boundary where it stands in the signature of
-a public function or method or at a public attribute, under its own name or an alias. JSON at the edge may.
+A mapping to `Any`, for example `dict[str, Any]`, crosses a module boundary if it is in the signature of a
+public function or method or is the type of a public attribute, under its own name or an alias. Only code
+that reads or writes JSON or TOML may have such mappings.
 """
 
 from __future__ import annotations
@@ -19,17 +20,17 @@ from pathlib import Path
 
 from tests.house.modules import ROOT, Module, imported_from, modules
 
-# Dotted names of modules, classes and functions, each with the library that gives or takes what is `Any`.
+# Dotted names of modules, classes and functions that may use `Any`, each with the reason.
 UNTYPED = {
     "bench.core.command._wrong": "Typer has no public name for the errors of a command line",
     "exporter.graphs.attributes": "onnx reads an attribute of any type",
     "exporter.quantization.ort_quantizer": "onnxruntime.quantization has no types",
     "exporter.sources.checkpoint": "torch.load returns what a file holds",
     "exporter.training.qat.operators": "onnx reads an attribute of any type",
-    "exporter.training.qat.rounding": "the context of torch.autograd.Function",
+    "exporter.training.qat.rounding": "the context of torch.autograd.Function has no type",
     "exporter.training.shrinking.groups": "torch_pruning has no types",
 }
-# Dotted names whose mappings to `Any` are JSON or TOML that is just read or about to be written.
+# Dotted names whose mappings to `Any` are JSON or TOML content, just read or about to be written.
 EDGES = {
     "exporter.recipes.reading": "the content of a recipe, before it is checked",
     "exporter.recipes.schema": "JSON Schema",
@@ -41,15 +42,15 @@ SERIES = {"list", "tuple", "set", "frozenset", "Sequence", "Iterable", "Iterator
 
 @dataclass(frozen=True, order=True)
 class AnyLine:
-    """A line with a type that is `Any`, or an alias of a mapping to it.
+    """A line with a type that is `Any`, or with an alias of a mapping to `Any`.
 
     Attributes:
-        path: Of the file, from the root.
-        line: Its number.
-        scope: The dotted name of the function, class or variable that the type is part of.
-        names_any: The line itself names `Any`.
-        mapping: The type is, or contains, a mapping to `Any`.
-        crosses: The mapping crosses a module boundary.
+        path: Path of the file, relative to the root.
+        line: Line number.
+        scope: Dotted name of the function, class or variable that the type belongs to.
+        names_any: Whether the line itself names `Any`.
+        mapping: Whether the type is, or contains, a mapping to `Any`.
+        crosses: Whether the mapping crosses a module boundary.
     """
 
     path: str
@@ -61,7 +62,7 @@ class AnyLine:
 
 
 def any_lines(known: Mapping[str, Module], root: Path = ROOT) -> list[AnyLine]:
-    """All of them in some modules, in the order of the source."""
+    """Find the lines with `Any` in some modules, sorted by path and line."""
     aliases = mapping_aliases(known)
     found: dict[tuple[str, int], AnyLine] = {}
     for module in known.values():
@@ -80,7 +81,7 @@ def any_lines(known: Mapping[str, Module], root: Path = ROOT) -> list[AnyLine]:
 
 
 def mapping_aliases(known: Mapping[str, Module]) -> set[str]:
-    """The dotted names under which modules know an alias of a mapping to `Any`, imported ones too."""
+    """Find the dotted names of all aliases of mappings to `Any`, including imported aliases."""
     found = {
         f"{module.name}.{target.id}"
         for module in known.values()
@@ -95,7 +96,7 @@ def mapping_aliases(known: Mapping[str, Module]) -> set[str]:
 
 
 def _imported(known: Mapping[str, Module], names: set[str]) -> Iterator[str]:
-    """The dotted names that modules import some names under."""
+    """Yield the dotted names that `names` have in the modules that import them."""
     for module in known.values():
         for node in ast.walk(module.tree):
             if isinstance(node, ast.ImportFrom):
@@ -105,9 +106,9 @@ def _imported(known: Mapping[str, Module], names: set[str]) -> Iterator[str]:
 
 
 def _types(node: ast.AST, scope: str, *, public: bool) -> Iterator[tuple[str, ast.expr, bool]]:
-    """What may be a type, with the scope that it is part of and whether other modules meet it there.
+    """Yield each expression that may be a type, its scope, and whether it is visible to other modules.
 
-    An expression in a function's body is met by no other module, unless it annotates an attribute.
+    Expressions in a function's body are not visible to other modules, except annotations of attributes.
     """
     for child in ast.iter_child_nodes(node):
         match child:
@@ -140,12 +141,12 @@ def _signature(function: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[ast
 
 
 def is_public(name: str) -> bool:
-    """Whether other modules may use a name; the methods that Python calls are public."""
+    """Return whether other modules may use a name. Special methods (`__init__`) are public."""
     return not name.startswith("_") or name.endswith("__")
 
 
 def _anys(kind: ast.expr, aliases: set[str]) -> Iterator[tuple[int, bool, bool]]:
-    """The lines of a type that matter: whether `Any` is named there, and a mapping to it."""
+    """Yield line number, whether the line names `Any`, and whether it has a mapping to `Any`."""
     for node in ast.walk(kind):
         if _is_mapping(node) or (isinstance(node, ast.Name) and node.id in aliases):
             yield node.lineno, False, True
@@ -166,7 +167,7 @@ def _is_mapping(node: ast.AST) -> bool:
 
 
 def _holds_any(kind: ast.expr) -> bool:
-    """Whether a type is `Any`, or a container of it; a generic class is more than its parameter."""
+    """Return whether a type is `Any` or a built-in container of it. Other generic classes do not count."""
     match kind:
         case ast.Subscript(value=ast.Name(id=name), slice=inner) if name in MAPPINGS | SERIES:
             return _holds_any(inner)
@@ -179,25 +180,25 @@ def _holds_any(kind: ast.expr) -> bool:
 
 
 def within(scope: str, listed: Iterable[str]) -> str | None:
-    """The entry of a list of dotted names that a scope lies in."""
+    """Return the first entry of `listed` that a scope equals or is inside of; None if there is none."""
     return next((name for name in listed if f"{scope}.".startswith(f"{name}.")), None)
 
 
 def unused(found: Sequence[AnyLine]) -> list[str]:
-    """Entries of the two lists that no line needs."""
+    """Return the entries of `UNTYPED` and `EDGES` that no line needs."""
     untyped = {within(line.scope, UNTYPED) for line in found if line.names_any}
     edges = {within(line.scope, EDGES) for line in found if line.crosses}
     return sorted((UNTYPED.keys() - untyped) | (EDGES.keys() - edges))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the lines; the exit code."""
+    """Print the lines and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.partition(":")[0])
     parser.add_argument(
-        "--max", type=int, help="lines outside the boundary, above which the exit code is 1"
+        "--max", type=int, help="fail (exit code 1) above this many lines outside the boundary"
     )
     parser.add_argument(
-        "--max-crossing", type=int, help="the same for mappings that cross a module boundary"
+        "--max-crossing", type=int, help="fail above this many mappings that cross a module boundary"
     )
     limits = parser.parse_args(arguments)
     found = any_lines(modules())
@@ -205,10 +206,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     outside = [line for line in anys if not within(line.scope, UNTYPED)]
     crossing = [line for line in found if line.crosses and not within(line.scope, [*UNTYPED, *EDGES])]
     for title, lines in (
-        ("`Any` in the boundary to untyped libraries", [line for line in anys if line not in outside]),
-        ("`Any` outside it", outside),
-        ("mappings to `Any` that cross a module boundary, other than JSON at the edge", crossing),
-        ("entries that no line needs", unused(found)),
+        ("`Any` at the boundary to untyped libraries", [line for line in anys if line not in outside]),
+        ("`Any` elsewhere", outside),
+        ("mappings to `Any` that cross a module boundary, except JSON and TOML content", crossing),
+        ("entries of UNTYPED and EDGES that no line needs", unused(found)),
     ):
         print(f"{title}: {len(lines)}", *(f"  {_shown(line)}" for line in lines), sep="\n")
     above = [

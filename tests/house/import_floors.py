@@ -1,10 +1,11 @@
-"""The floors of the import graph: `python -m tests.house.import_floors`.
+"""Show the layers of the import graph: `python -m tests.house.import_floors`.
 
-The rooms and their order are those of the `layers` contracts in `pyproject.toml`. A room's floor is the
-longest way down from it: a room on floor 0 imports no other. An import from a room to one above it, or to
-one beside it, is a back arrow. A circle is a set of rooms, or of modules, that import each other, however
-long the way round. Every import counts: local ones and those for types alone too. Exits with 1 if there is
-a back arrow or a circle.
+The `layers` contracts in `pyproject.toml` list the rooms (subpackages and modules) of a package and their
+order. The floor of a room is the length of the longest chain of imports that starts at it: a room on floor
+0 imports no other room. A room may import only rooms below it in the contract; an import of a room above it
+or at the same position is a forbidden import. A cycle is a set of rooms, or of modules, that import each
+other directly or through others. Every import counts, including those inside functions and those for types
+only. The exit code is 1 if there is a forbidden import or a cycle.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ class House:
     """A package, its rooms and the imports inside it.
 
     Attributes:
-        container: The package's dotted name; empty for the packages themselves.
-        ranks: The rooms' places in the contract, counted from the top; rooms beside each other share one.
-        imports: The imports between modules of the package.
+        container: Dotted name of the package; empty if the top-level packages themselves are the rooms.
+        ranks: Position of each room in the contract, from the top. Rooms on the same line share a position.
+        imports: Imports between modules of the package.
     """
 
     container: str
@@ -38,17 +39,17 @@ class House:
     imports: Sequence[Import]
 
     def room(self, module: str) -> str | None:
-        """The room that a module is in; the package itself is in none."""
+        """Return the room of a module; None for the package itself."""
         room = _inside(self.container, module).partition(".")[0]
         return room if room in self.ranks else None
 
     def arrow(self, found: Import) -> tuple[str, str] | None:
-        """The rooms that an import leads from and to, if these are two."""
+        """Return the importing and the imported room; None if they are the same or unknown."""
         source, target = self.room(found.source), self.room(found.target)
         return (source, target) if source and target and source != target else None
 
     def back_arrows(self) -> list[str]:
-        """The imports of a room above or beside."""
+        """Return the forbidden imports: those of a room above or at the same position."""
         return [
             f"{found.source}:{found.line} -> {found.target}"
             for found in self.imports
@@ -56,12 +57,12 @@ class House:
         ]
 
     def rooms(self) -> Graph:
-        """The rooms that each room imports, in the contract's order."""
+        """Return the rooms that each room imports, in the contract's order."""
         arrows = {arrow for arrow in map(self.arrow, self.imports) if arrow}
         return {room: frozenset(to for source, to in arrows if source == room) for room in self.ranks}
 
     def modules(self) -> Graph:
-        """The modules that each module imports."""
+        """Return the modules that each module imports."""
         sources = {found.source for found in self.imports}
         return {
             source: frozenset(found.target for found in self.imports if found.source == source)
@@ -70,7 +71,7 @@ class House:
 
 
 def houses(root: Path) -> Iterator[House]:
-    """One for each container of each `layers` contract, and one for the packages."""
+    """Yield a `House` for each container of each `layers` contract, and one for the top-level packages."""
     tool = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
     known = modules(root, tuple(tool["root_packages"]))
     found = [one for module in known.values() for one in imports(module, known)]
@@ -88,13 +89,13 @@ def houses(root: Path) -> Iterator[House]:
 
 
 def _inside(container: str, module: str) -> str:
-    """A module's name from its container on; empty if it is not in it."""
+    """Return a module's name relative to its container; empty if the module is not in the container."""
     prefix = f"{container}." if container else ""
     return module.removeprefix(prefix) if module.startswith(prefix) else ""
 
 
 def reachable(graph: Graph, start: str) -> frozenset[str]:
-    """Everything that a node leads to; itself only if it lies on a circle."""
+    """Return all nodes that a node leads to. The node itself is included only if it is in a cycle."""
     found: set[str] = set()
     waiting = [start]
     while waiting:
@@ -105,7 +106,7 @@ def reachable(graph: Graph, start: str) -> frozenset[str]:
 
 
 def circles(graph: Graph) -> list[str]:
-    """Sets of nodes that all lead to each other, one line each."""
+    """Return the cycles (strongly connected components), one line each."""
     reach = {node: reachable(graph, node) for node in graph}
     found = {
         frozenset(other for other in reach[node] if node in reach[other])
@@ -116,7 +117,7 @@ def circles(graph: Graph) -> list[str]:
 
 
 def floors(graph: Graph) -> dict[str, int]:
-    """The length of the longest way down from each node; a way round a circle has no length."""
+    """Return the length of the longest path from each node. Edges inside a cycle do not count."""
     reach = {node: reachable(graph, node) for node in graph}
 
     @cache
@@ -127,13 +128,13 @@ def floors(graph: Graph) -> dict[str, int]:
 
 
 def report(house: House) -> tuple[list[str], int]:
-    """Lines about one package, and the number of its faults."""
+    """Return the report lines of one package, and its number of forbidden imports and cycles."""
     rooms = house.rooms()
     when = Counter(found.when for found in house.imports)
     faults = {
-        "back arrows": house.back_arrows(),
-        "circles of rooms": circles(rooms),
-        "circles of modules": circles(house.modules()),
+        "forbidden imports": house.back_arrows(),
+        "cycles of rooms": circles(rooms),
+        "cycles of modules": circles(house.modules()),
     }
     count = max(floors(rooms).values()) + 1
     lines = [f"{house.container or 'the packages'}: {len(rooms)} rooms on {count} floors"]
@@ -148,9 +149,9 @@ def report(house: House) -> tuple[list[str], int]:
 
 
 def main() -> int:
-    """Print the floors; the exit code."""
+    """Print the report of each package and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.partition(":")[0])
-    parser.add_argument("--root", type=Path, default=ROOT, help="the folder of pyproject.toml")
+    parser.add_argument("--root", type=Path, default=ROOT, help="folder of pyproject.toml")
     reports = [report(house) for house in houses(parser.parse_args().root)]
     print("\n\n".join("\n".join(lines) for lines, _ in reports))
     return int(any(faults for _, faults in reports))

@@ -1,4 +1,4 @@
-"""The project's modules and what each imports, read from the source and never executed."""
+"""The project's modules and their imports, read from the source without executing it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class When(Enum):
 
     LOADED = "when the module is loaded"
     LOCAL = "in a function"
-    TYPES = "for types alone"
+    TYPES = "for types only"
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,13 @@ class Module:
 
     @property
     def package(self) -> str:
-        """What a relative import with one dot starts from."""
+        """The package that a relative import with one dot refers to."""
         return self.name if self.path.name == "__init__.py" else self.name.rpartition(".")[0]
 
 
 @dataclass(frozen=True)
 class Import:
-    """One module of the project imports another."""
+    """An import of one module of the project by another."""
 
     source: str
     target: str
@@ -45,7 +45,7 @@ class Import:
 
 
 def modules(root: Path = ROOT, packages: tuple[str, ...] = PACKAGES) -> dict[str, Module]:
-    """The modules of some packages by their dotted names, without the templates of `edgeproof new`."""
+    """Read the modules of some packages, by dotted name. The templates of `edgeproof new` are left out."""
     paths = (path for package in packages for path in sorted((root / package).rglob("*.py")))
     found = [_read(root, path) for path in paths if "templates" not in path.parts]
     return {module.name: module for module in found}
@@ -58,7 +58,7 @@ def _read(root: Path, path: Path) -> Module:
 
 
 def imports(module: Module, known: dict[str, Module]) -> Iterator[Import]:
-    """The imports of known modules, each statement's targets once."""
+    """Yield the imports of known modules. A module that a statement names twice is yielded once."""
     for node, when in _import_nodes(module.tree, When.LOADED):
         for target in dict.fromkeys(_targets(node, module, known)):
             if target != module.name:
@@ -93,7 +93,7 @@ def _targets(node: ast.Import | ast.ImportFrom, module: Module, known: dict[str,
 
 
 def imported_from(node: ast.ImportFrom, module: Module) -> str:
-    """The absolute name of what `from ... import` names, whose dots go up from the module's package."""
+    """Return the absolute name of the module in `from ... import`; leading dots are resolved."""
     if not node.level:
         return node.module or ""
     parts = module.package.split(".")
@@ -101,7 +101,7 @@ def imported_from(node: ast.ImportFrom, module: Module) -> str:
 
 
 def nearest(name: str, known: dict[str, Module]) -> str:
-    """The longest leading part of a dotted name that is a module, or nothing."""
+    """Return the longest leading part of a dotted name that is a known module; empty if there is none."""
     while name and name not in known:
         name = name.rpartition(".")[0]
     return name

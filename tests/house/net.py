@@ -1,12 +1,13 @@
-"""A net under the whole program: runs it through its command line alone, and tells what became different.
+"""Regression check of the whole program: run its command line and report every difference.
 
-    python tests/house/net.py record FILE     what the commands give now
-    python tests/house/net.py compare FILE    run them again; exit code 1 where something differs
+    python tests/house/net.py record FILE     run the commands and record their results
+    python tests/house/net.py compare FILE    run the commands again; exit code 1 if a result differs
 
-`--only CASE` (repeatable) runs some. The cases stand in `net_cases/cases.toml`. Everything runs in a
-temporary folder, with empty caches and on one thread. Nothing of the program is imported, so that its
-modules may move. What hangs on measured time is left out: of a measurement the form is kept, and the values
-that no clock decides. Record and compare on one machine: another CPU rounds otherwise.
+`net_cases/cases.toml` lists the cases; `--only CASE` (repeatable) runs some of them. Everything runs in a
+temporary folder, with empty caches and on one thread. This script does not import the program, so modules
+may move between record and compare. Values that depend on measured time are not recorded: of a measurement
+it keeps the keys and the values that do not depend on time. Record and compare on the same machine, because
+other CPUs round differently.
 """
 
 from __future__ import annotations
@@ -36,12 +37,14 @@ ROOT = Path(__file__).resolve().parents[2]
 CASES = Path(__file__).resolve().parent / "net_cases"
 SAMPLES = ROOT / "tests" / "data"
 TIMEOUT_S = 1800
-# Keys whose values hang on the clock, the machine or the place; that they are there is kept all the same.
+# Keys whose values depend on the clock, the host or the folder. Their presence is recorded, their values
+# are not.
 VOLATILE = re.compile(
     r"(_ns|_utc|seconds|peak_rss_bytes|\.key|\.cost|latency\w*|throughput\w*|time_ratio\.\w+|"
     r"load_1min|steal_ticks|libraries\..*|host\..*)(\[\])?$"
 )
-# What comes and goes with chance: bounds that want enough samples, a repeat, warnings of slowness.
+# Keys that are present or absent by chance: bounds that need enough samples, a repeat, warnings about
+# speed.
 FLEETING = re.compile(
     r"(^|\.)(bounds|repeat|warnings|reasons|memory|switches|details|criteria\.looks)([.\[]|$)"
 )
@@ -53,7 +56,7 @@ Found = dict[str, Any]
 
 @dataclass(frozen=True)
 class Step:
-    """One command, and what is kept of it; `net_cases/cases.toml` says what each field means."""
+    """One command and the parts of its result to record; `net_cases/cases.toml` explains each field."""
 
     name: str
     run: str
@@ -71,14 +74,14 @@ class Step:
 
 @dataclass(frozen=True)
 class Case:
-    """A row of commands in a folder of its own."""
+    """A sequence of commands in its own folder."""
 
     name: str
     steps: tuple[Step, ...]
 
 
 def read_cases(path: Path) -> list[Case]:
-    """The table of all cases."""
+    """Read all cases."""
     content = tomllib.loads(path.read_text(encoding="utf-8"))
     return [
         Case(case["name"], tuple(Step(**_with_tuples(step)) for step in case["step"]))
@@ -91,7 +94,7 @@ def _with_tuples(step: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """Of every command: one thread, caches that are empty at first, no colors, lines of one length."""
+    """Environment of every command: one thread, empty caches at first, no colours, a fixed line length."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("EDGEPROOF_", "PYTHON"))}
     return kept | {
         "PYTHONPATH": str(ROOT),
@@ -105,7 +108,7 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 def run_case(case: Case, inputs: Path, parent: Path) -> Found:
-    """Run a case's commands one after another, in a copy of the inputs."""
+    """Run the commands of a case one after another in a copy of the inputs."""
     folder = parent / case.name.replace(" ", "-")
     shutil.copytree(inputs, folder)
     found: Found = {}
@@ -118,7 +121,7 @@ def run_case(case: Case, inputs: Path, parent: Path) -> Found:
 
 
 def run_step(step: Step, folder: Path) -> Found:
-    """Run one command and keep of it what was asked for."""
+    """Run one command and return the parts of its result that the step asks for."""
     done = subprocess.run(
         [sys.executable, "-m", step.module, *shlex.split(step.run)],
         cwd=folder,
@@ -150,7 +153,7 @@ def run_step(step: Step, folder: Path) -> Found:
 
 
 def matches(folder: Path, patterns: Sequence[str]) -> list[Path]:
-    """Files by patterns; where one finds none, a path of no file, whose hash is "missing"."""
+    """Find files by patterns. A pattern without a match becomes a path whose hash is "missing"."""
     found = []
     for pattern in patterns:
         some = [path for path in sorted(folder.glob(pattern)) if path.is_file()]
@@ -159,12 +162,12 @@ def matches(folder: Path, patterns: Sequence[str]) -> list[Path]:
 
 
 def text_of(path: Path) -> str:
-    """The text of a file; none where a command did not write it, which is a difference and no end."""
+    """Read a file. A file that a command did not write reads as empty, which shows as a difference."""
     return path.read_text(encoding="utf-8") if path.exists() else ""
 
 
 def content_hash(path: Path) -> str:
-    """A hash of a file; of arrays and JSON their content, not how it is packed or spaced."""
+    """Hash a file. Of an .npz file it hashes the arrays, not the archive, which holds timestamps."""
     if not path.exists():
         return "missing"
     digest = hashlib.sha256()
@@ -174,7 +177,7 @@ def content_hash(path: Path) -> str:
                 array = arrays[name]
                 digest.update(f"{name} {array.dtype.str} {array.shape} ".encode())
                 digest.update(np.ascontiguousarray(array).tobytes())
-    elif path.name == "entry.json":  # metrics, which the command's own JSON holds too
+    elif path.name == "entry.json":  # metrics that the JSON output of the command also has
         return "there"
     else:
         digest.update(path.read_bytes())
@@ -182,7 +185,7 @@ def content_hash(path: Path) -> str:
 
 
 def cached_files(folder: Path) -> Found:
-    """Hashes of what the last build kept of each of its steps."""
+    """Hash the files in the build cache, for each step of the last build."""
     found: Found = {}
     for line in text_of(folder / ".edgeproof" / "builds.jsonl").splitlines():
         event = json.loads(line)
@@ -196,7 +199,7 @@ def cached_files(folder: Path) -> Found:
 
 
 def of_json(name: str, content: Any, values: bool | str, folder: Path) -> Found:
-    """The paths of all keys, and those values that are asked for and no clock decides."""
+    """Return the paths of all keys, and the requested values that do not depend on time."""
     always = values == "always"
     leaves = [(path, value) for path, value in flatten(content) if always or not FLEETING.search(path)]
     found: Found = {f"{name} keys": sorted({path for path, _ in leaves})}
@@ -212,7 +215,7 @@ def of_json(name: str, content: Any, values: bool | str, folder: Path) -> Found:
 
 
 def flatten(content: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """All leaves with the paths of their keys; places in lists are not told apart."""
+    """Yield all leaves with the paths of their keys. All entries of a list share one path."""
     if isinstance(content, dict) and content:
         for key, value in content.items():
             yield from flatten(value, f"{path}.{key}" if path else key)
@@ -226,7 +229,7 @@ def flatten(content: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def plain(text: str, folder: Path, *, numbers: bool) -> str:
-    """A text without folders and seconds; without `numbers`, no figure and no width of a column either."""
+    """Replace folders and seconds by placeholders; unless `numbers`, also all numbers and column widths."""
     text = text.replace(str(folder), "FOLDER").replace(str(ROOT), "ROOT")
     text = re.sub(r"/tmp/[\w./-]*", "TEMPORARY", text)
     text = re.sub(r"\b[\d.]+ s\b", "# s", text)
@@ -237,7 +240,7 @@ def plain(text: str, folder: Path, *, numbers: bool) -> str:
 
 
 def told(text: str) -> list[str]:
-    """Of progress: what was done and what was warned of; not the counting, and not who was slow."""
+    """Keep the progress lines that report work or warnings; drop counters and warnings about speed."""
     return [
         line
         for line in text.splitlines()
@@ -246,7 +249,7 @@ def told(text: str) -> list[str]:
 
 
 def make_inputs(folder: Path) -> Path:
-    """What a user brings: recipes, code, checkpoints, models, samples, and files of earlier versions."""
+    """Create the input folder: recipes, code, checkpoints, models, samples, files of earlier versions."""
     shutil.copytree(CASES, folder, ignore=shutil.ignore_patterns("__pycache__", "cases.toml"))
     subprocess.run([sys.executable, "inputs.py"], cwd=folder, env=environment(folder), check=True)
     if SAMPLES.is_dir():
@@ -257,7 +260,7 @@ def make_inputs(folder: Path) -> Path:
 
 
 def run_all(only: Sequence[str], jobs: int) -> Found:
-    """Run all cases, or those that are named, some at a time."""
+    """Run all cases, or only the named ones; `jobs` of them at the same time."""
     cases = [case for case in read_cases(CASES / "cases.toml") if not only or case.name in only]
     found: Found = {}
     with tempfile.TemporaryDirectory(prefix="net-") as name, ThreadPoolExecutor(jobs) as pool:
@@ -269,24 +272,26 @@ def run_all(only: Sequence[str], jobs: int) -> Found:
 
 
 def differences(before: Found, after: Found) -> Iterator[str]:
-    """A line for each key whose value differs, or that is on one side only."""
+    """Yield a text for each key whose value differs or that only one side has."""
     for key in sorted(before.keys() | after.keys()):
         old, new = before.get(key, "absent"), after.get(key, "absent")
         if old == new:
             continue
         if isinstance(old, list) and isinstance(new, list) and key.endswith(" keys"):
-            yield f"{key}: gone {sorted(set(old) - set(new))}, new {sorted(set(new) - set(old))}"
+            yield f"{key}: removed {sorted(set(old) - set(new))}, added {sorted(set(new) - set(old))}"
         else:
             yield f"{key}:\n  before {json.dumps(old)}\n  after  {json.dumps(new)}"
 
 
 def main() -> int:
-    """Record or compare."""
+    """Record the results, or compare them with recorded ones."""
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("action", choices=["record", "compare"])
     parser.add_argument("file", type=Path)
-    parser.add_argument("--only", action="append", default=[], metavar="CASE", help="repeatable")
-    parser.add_argument("--jobs", type=int, default=2, help="cases that run at a time")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="CASE", help="case to run; repeatable"
+    )
+    parser.add_argument("--jobs", type=int, default=2, help="number of cases to run at the same time")
     asked = parser.parse_args()
     found = run_all(asked.only, asked.jobs)
     if asked.action == "record":

@@ -1,7 +1,7 @@
-"""Words and phrases that stop a reader, counted: `python -m tests.house.plain_words`.
+"""Count words and phrases that make a text hard to read: `python -m tests.house.plain_words`.
 
-The list holds words that were overused here in place of the standard term. Each comes with what to write
-instead. Searched are the lines of all tracked files that a person reads.
+`TELLS` lists words that this project used in place of the standard term, each with its replacement. The
+script searches all tracked files that a person reads.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from pathlib import Path
 from tests.house.modules import ROOT
 
 SUFFIXES = {".py", ".md", ".toml", ".j2", ".json", ".yml", ".yaml"}
-# This file lists the words, its test writes them, and licences are not ours to edit.
+# These files contain the words on purpose.
 LEFT_OUT = {"tests/house/plain_words.py", "tests/house/test_plain_words.py"}
 
 _COMPARATIVE = r"(?:longer|more|less|fewer|better|worse|other|matter|further|need|way|doubt|\w+er than)\b"
-# A sentence begins at the start of a docstring, comment, list entry, table cell or line of text, or after a
-# full stop. One that ends in a question mark is a question.
+# A sentence starts at the beginning of a docstring, comment, list entry, table cell or line of text, or
+# after a full stop. A sentence that ends with a question mark is a question and may start with "What".
 _START = r"(?:\"\"\"|#:? |[.:;] |\| |^[-*] |^)"
 TELLS: dict[str, tuple[re.Pattern[str], str]] = {
     "is no X": (
@@ -39,7 +39,7 @@ TELLS: dict[str, tuple[re.Pattern[str], str]] = {
 
 @dataclass(frozen=True, order=True)
 class Find:
-    """One place that has one of the words."""
+    """A place that has one of the words."""
 
     path: str
     line: int
@@ -48,7 +48,7 @@ class Find:
 
 
 def finds(texts: Iterable[tuple[str, str]]) -> Iterator[Find]:
-    """The places in files that have one of the words.
+    """Find the places that have one of the words.
 
     Args:
         texts: path and content of each file.
@@ -62,7 +62,7 @@ def finds(texts: Iterable[tuple[str, str]]) -> Iterator[Find]:
 
 
 def tracked_texts(root: Path = ROOT, commit: str | None = None) -> Iterator[tuple[str, str]]:
-    """Path and content of each tracked file that a person reads; of an earlier commit if one is named."""
+    """Yield path and content of each tracked file that a person reads, of `commit` if it is given."""
     listing = ["ls-tree", "-r", "--name-only", "-z", commit] if commit else ["ls-files", "-z"]
     for path in _git(root, *listing).split("\0"):
         if Path(path).suffix in SUFFIXES and path not in LEFT_OUT:
@@ -79,12 +79,16 @@ def _git(root: Path, *arguments: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print each place, or the counts alone; fail above `--max`."""
+    """Print each place, or only the counts; return 1 if a count exceeds `--max`."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--max", type=int, help="fail if one of the words is found more often")
-    parser.add_argument("--commit", help="search this commit in place of the working tree")
-    parser.add_argument("--under", default="", help="only files whose path begins so")
-    parser.add_argument("--counts", action="store_true", help="print only how often each is found")
+    parser.add_argument("--max", type=int, help="fail if one of the words occurs more often than this")
+    parser.add_argument("--commit", help="search this commit instead of the working tree")
+    parser.add_argument(
+        "--under",
+        default="",
+        help="search only files whose path starts with this; separate several with commas",
+    )
+    parser.add_argument("--counts", action="store_true", help="print only the counts")
     options = parser.parse_args(arguments)
     found = [
         find

@@ -1,9 +1,9 @@
-"""Private names of the project that its tests use: `python -m tests.house.private_names`.
+"""Find private names of the project that tests use: `python -m tests.house.private_names`.
 
-A test that reaches into a module breaks with every change of how it works. Where there is no other way, a
-comment on the same line or the line before says why. Found are imports of private names, attributes,
-`monkeypatch.setattr(thing, "_name")` and its kin, and dotted names in strings. Names that no file of the
-project defines, or that the test file itself defines, are not looked at.
+A test that uses private names breaks when the implementation changes. If a test cannot avoid a private
+name, a comment on the same line or the line before must give the reason. The script finds imports of
+private names, attributes, calls like `monkeypatch.setattr(thing, "_name")`, and dotted names in strings. It
+ignores names that no file of the project defines and names that the test file itself defines.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ BY_NAME = {"setattr", "getattr", "delattr", "hasattr", "object"}
 
 @dataclass(frozen=True, order=True)
 class Use:
-    """A private name of the project in a test."""
+    """A use of a private name of the project in a test."""
 
     path: str
     line: int
@@ -35,17 +35,17 @@ class Use:
 
 
 def is_private(name: str) -> bool:
-    """Whether a name is for its own module alone."""
+    """Return whether a name is private to its module."""
     return name.startswith("_") and not name.startswith("__") and name != "_"
 
 
 def private_names(root: Path = ROOT) -> set[str]:
-    """All private names that the project's files define: functions, classes, variables, attributes."""
+    """Collect the private functions, classes, variables and attributes that the project defines."""
     return {name for module in modules(root).values() for name in defined(module.tree)}
 
 
 def defined(tree: ast.Module) -> Iterator[str]:
-    """The private names that a file defines."""
+    """Yield the private names that a file defines."""
     for node in ast.walk(tree):
         match node:
             case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
@@ -61,7 +61,7 @@ def defined(tree: ast.Module) -> Iterator[str]:
 
 
 def uses(path: Path, private: set[str], root: Path = ROOT) -> list[Use]:
-    """The uses in one file of tests that no comment explains."""
+    """Find the uses in one test file that no comment explains."""
     text = path.read_text(encoding="utf-8")
     tree = ast.parse(text)
     ours = private - set(defined(tree))
@@ -76,7 +76,7 @@ def uses(path: Path, private: set[str], root: Path = ROOT) -> list[Use]:
 
 
 def commented(text: str) -> set[int]:
-    """The lines with a comment that is meant for a person."""
+    """Return the lines that have a comment, without directives to tools (`noqa`, `type:`)."""
     tokens = tokenize.generate_tokens(io.StringIO(text).readline)
     return {
         token.start[0]
@@ -86,7 +86,7 @@ def commented(text: str) -> set[int]:
 
 
 def _named(tree: ast.Module) -> Iterator[tuple[ast.stmt, ast.expr | ast.stmt, str]]:
-    """Every private name that is used, at its expression and the innermost statement around that."""
+    """Yield the innermost statement, the expression and the name of each use of a private name."""
     libraries = set(_libraries(tree))
     for statement in ast.walk(tree):
         if isinstance(statement, ast.ImportFrom):
@@ -100,7 +100,7 @@ def _named(tree: ast.Module) -> Iterator[tuple[ast.stmt, ast.expr | ast.stmt, st
 
 
 def _libraries(tree: ast.Module) -> Iterator[str]:
-    """The names of modules that are not the project's."""
+    """Yield the names under which a file imports modules from outside the project."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
@@ -109,7 +109,7 @@ def _libraries(tree: ast.Module) -> Iterator[str]:
 
 
 def _expressions(statement: ast.stmt) -> Iterator[ast.expr]:
-    """The expressions of a statement, without those of the statements in it."""
+    """Yield the expressions of a statement, without those of nested statements."""
     waiting: list[ast.AST] = [statement]
     while waiting:
         for child in ast.iter_child_nodes(waiting.pop()):
@@ -135,9 +135,9 @@ def _names(node: ast.expr, libraries: set[str]) -> Iterator[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the uses; the exit code."""
+    """Print the uses and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.partition(":")[0])
-    parser.add_argument("--max", type=int, default=0, help="uses above which the exit code is 1")
+    parser.add_argument("--max", type=int, default=0, help="fail (exit code 1) above this many uses")
     limit = parser.parse_args(arguments).max
     private = private_names()
     found = [use for path in sorted((ROOT / "tests").rglob("*.py")) for use in uses(path, private)]

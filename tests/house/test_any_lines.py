@@ -1,4 +1,4 @@
-"""How much of the source is typed `Any`, and that the script finds it."""
+"""Few lines use the type `Any`, and `any_lines` finds them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_every_exception_is_needed():
 
 @pytest.fixture
 def lines_of(tmp_path):
-    """The lines that are found in the text of one module; another imports `Goods` from it."""
+    """Find the lines in the text of one module; a second module imports `Goods` from it."""
 
     def find(text):
         folder = tmp_path / "shop"
@@ -56,14 +56,14 @@ def lines_of(tmp_path):
         "class A(Base[Any]): ...",
     ],
 )
-def test_a_type_counts_wherever_it_stands(lines_of, text):
+def test_any_counts_in_every_kind_of_type(lines_of, text):
     (line,) = lines_of(text)
     assert line.names_any
     assert not line.mapping
 
 
 @pytest.mark.parametrize("text", ["from typing import Any", "x = 'Any'  # Any", "def f():\n    '''Any.'''"])
-def test_words_do_not_count(lines_of, text):
+def test_imports_strings_and_comments_do_not_count(lines_of, text):
     assert lines_of(text) == []
 
 
@@ -86,10 +86,10 @@ def test_words_do_not_count(lines_of, text):
         ("Goods = dict[str, int]", []),
     ],
 )
-def test_mappings_cross_where_other_modules_meet_them(lines_of, text, scopes):
+def test_a_mapping_crosses_a_boundary_if_other_modules_can_see_it(lines_of, text, scopes):
     assert [line.scope for line in lines_of(text) if line.crosses] == scopes
 
 
-def test_an_exception_covers_what_lies_in_it():
+def test_an_exception_covers_all_names_inside_it():
     assert within("shop.till.f", ["shop.till"]) == "shop.till"
     assert within("shop.tills", ["shop.till"]) is None

@@ -1,4 +1,4 @@
-"""docs/architecture.md names every room, in the contracts' order, and no path that does not exist."""
+"""docs/architecture.md lists every room in the order of the contracts, and every path in it exists."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROW = re.compile(r"^\| `(\w+(?:/|\.py))` \| (.*?) \|(?: (.*?) \|)?$", re.MULTILI
 
 
 def table_of(package):
-    """The rows of a package's table: room, what lives there, files to start with."""
+    """Return the rows of a package's table: room, content, files to start with."""
     page = PAGES[0].read_text()
     _, _, rest = page.partition(f"| `{package}/` | what lives there | to start with |\n")
     return ROW.findall(rest.partition("\n\n")[0])
@@ -42,7 +42,7 @@ def test_the_table_has_every_room_in_order(package):
             assert (ROOT / package / room / file).exists(), f"{package}/{room}{file}"
 
 
-def test_names_are_in_the_files_that_are_said_to_hold_them():
+def test_the_files_that_the_page_names_for_a_function_have_it():
     found = NAME_IN.findall(PAGES[0].read_text())
     assert found
     assert [(name, file) for name, file in found if name not in (ROOT / file).read_text()] == []

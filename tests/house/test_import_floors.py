@@ -1,4 +1,4 @@
-"""The layout: imports go down from room to room, and none goes in a circle."""
+"""Rooms import only rooms below them, and no imports form a cycle."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PYPROJECT = """
 
 
 def run(root):
-    """The script's exit code and the lines it prints."""
+    """Run the script; return its exit code and the lines that it prints."""
     command = [sys.executable, "-m", "tests.house.import_floors", "--root", root]
     ran = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert not ran.stderr
@@ -32,7 +32,7 @@ def run(root):
 
 @pytest.fixture
 def shop(tmp_path):
-    """A project with four rooms; takes the text of some modules."""
+    """Create a project with four rooms and the given texts of modules."""
 
     def make(**texts):
         (tmp_path / "pyproject.toml").write_text(dedent(PYPROJECT))
@@ -47,13 +47,13 @@ def shop(tmp_path):
     return make
 
 
-def test_this_project_has_neither_back_arrows_nor_circles():
+def test_this_project_has_no_forbidden_imports_and_no_cycles():
     code, lines = run(ROOT)
     assert code == 0
-    assert {line for line in lines if line.startswith(("back", "circles"))} == {
-        "back arrows: 0",
-        "circles of rooms: 0",
-        "circles of modules: 0",
+    assert {line for line in lines if line.startswith(("forbidden", "cycles"))} == {
+        "forbidden imports: 0",
+        "cycles of rooms: 0",
+        "cycles of modules: 0",
     }
     assert [line.partition(":")[0] for line in lines if " rooms on " in line] == [
         "the packages",
@@ -84,29 +84,29 @@ def test_rooms_have_floors(shop):
         "try:\n    import shop.till.sell\nexcept ImportError:\n    pass",
     ],
 )
-def test_an_import_of_a_room_above_is_a_back_arrow(shop, text):
+def test_an_import_of_a_room_above_is_forbidden(shop, text):
     code, lines = run(shop(till__sell="", store__box=text))
     assert code == 1
-    at = lines.index("back arrows: 1")
+    at = lines.index("forbidden imports: 1")
     assert lines[at + 1].startswith("shop.store.box:")
     assert lines[at + 1].endswith(" -> shop.till.sell")
 
 
-def test_an_import_of_a_room_beside_is_a_back_arrow(shop):
+def test_an_import_of_a_room_at_the_same_position_is_forbidden(shop):
     code, lines = run(shop(shelf__goods="from shop.rack import hook", rack__hook=""))
     assert code == 1
-    assert "back arrows: 1" in lines
+    assert "forbidden imports: 1" in lines
 
 
-def test_a_circle_through_a_local_import_is_found(shop):
+def test_a_cycle_through_an_import_in_a_function_is_found(shop):
     code, lines = run(
         shop(store__box="import shop.store.lid", store__lid="def f():\n    from . import box")
     )
     assert code == 1
-    assert lines[lines.index("circles of modules: 1") + 1] == "shop.store.box shop.store.lid"
+    assert lines[lines.index("cycles of modules: 1") + 1] == "shop.store.box shop.store.lid"
 
 
-def test_imports_are_told_apart_by_when_they_happen(shop):
+def test_each_import_is_marked_as_loaded_local_or_for_types(shop):
     text = """
         import shop.store
         from typing import TYPE_CHECKING
@@ -120,7 +120,7 @@ def test_imports_are_told_apart_by_when_they_happen(shop):
     assert found == [("shop.store", "LOADED"), ("shop.rack", "TYPES"), ("shop.shelf", "LOCAL")]
 
 
-def test_circles_and_floors_of_a_graph():
+def test_cycles_and_floors_of_a_graph():
     graph = {"a": {"b"}, "b": {"c", "d"}, "c": {"b"}, "d": set()}
     assert circles(graph) == ["b c"]
     assert floors(graph) == {"a": 2, "b": 1, "c": 0, "d": 0}

@@ -1,4 +1,4 @@
-"""Tests use the project as others do: a private name needs a comment that says why."""
+"""Tests use the public names of the project; a private name needs a comment with the reason."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from tests.house.private_names import main, uses
 MAX_UNEXPLAINED = 0
 
 
-def test_tests_use_private_names_only_where_a_comment_says_why(capsys):
+def test_tests_use_private_names_only_with_a_comment_that_gives_the_reason(capsys):
     assert main(["--max", str(MAX_UNEXPLAINED)]) == 0, capsys.readouterr().out
 
 
 @pytest.fixture
 def found(tmp_path):
-    """The private names `_a` and `_b` of the project that a text uses without a comment."""
+    """Find the uses of the project's private names `_a` and `_b` in a text that have no comment."""
 
     def find(text):
         path = tmp_path / "test_shop.py"
@@ -54,11 +54,11 @@ def test_a_use_is_found(found, text):
         "# why\nassert shop.sells(\n    shop._a\n)",
     ],
 )
-def test_a_comment_explains_the_line_or_the_next(found, text):
+def test_a_comment_explains_its_line_and_the_next(found, text):
     assert found(text) == []
 
 
-def test_a_directive_and_a_comment_further_up_explain_nothing(found):
+def test_a_directive_or_a_comment_two_lines_above_explains_nothing(found):
     assert found("shop._a()  # noqa: SLF001\n# why\nshop._b()\nshop._b()") == [(1, "_a"), (4, "_b")]
 
 
@@ -74,5 +74,5 @@ def test_a_directive_and_a_comment_further_up_explain_nothing(found):
         "_, b = 1, 2",
     ],
 )
-def test_names_of_libraries_and_of_the_test_itself_are_free(found, text):
+def test_private_names_of_libraries_and_of_the_test_itself_are_allowed(found, text):
     assert found(text) == []

@@ -1,4 +1,4 @@
-"""Functions stay short enough to be read at once."""
+"""No function is longer than `MAX_FUNCTION` lines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Write what a user brings beside recipes: checkpoints, a program, models and samples."""
+"""Write the inputs of the cases that are not recipes: checkpoints, a program, models and samples."""
 
 import sys
 
@@ -15,7 +15,7 @@ torch.set_num_threads(1)
 
 
 def onnx_model(nodes, constants, shape, classes, feed="x"):
-    """A model from an input to class scores `y`."""
+    """Build a model with one input and the class scores `y` as output."""
     graph = helper.make_graph(
         nodes,
         "small",
@@ -27,7 +27,7 @@ def onnx_model(nodes, constants, shape, classes, feed="x"):
 
 
 def write_checkpoints():
-    """Weights of a student and of a wider teacher."""
+    """Write the weights of a student and of a wider teacher, and a `.pt2` program."""
     save_file(dict(nets.Plain().state_dict()), "weights.safetensors")
     torch.save(nets.Plain(width=12).state_dict(), "teacher.pth")
     program = torch.export.export(nets.Twice().eval(), (torch.zeros(4, 1, 12, 12),))
@@ -35,7 +35,7 @@ def write_checkpoints():
 
 
 def write_models():
-    """One product, a stack of them whose weights lie in a file beside, convolutions; and samples."""
+    """Write models of one MatMul, of two with external weights, and of convolutions; and their samples."""
     generator = np.random.default_rng(5)
 
     def normal(*shape):

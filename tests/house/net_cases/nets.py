@@ -1,11 +1,11 @@
-"""Tiny networks of the net: a plain one, one as phones run it, and a transformer."""
+"""Tiny networks for the cases: convolutional, MobileNet-like, a single layer, and a transformer."""
 
 import torch
 from torch import nn
 
 
 class Block(nn.Module):
-    """Two convolutions beside a shortcut."""
+    """Residual block of two convolutions."""
 
     def __init__(self, width):
         super().__init__()
@@ -20,7 +20,7 @@ class Block(nn.Module):
 
 
 class Plain(nn.Module):
-    """Pictures [N, C, H, W] -> logits: convolutions, norms and two shortcuts."""
+    """Pictures [N, C, H, W] -> logits: convolutions, norms and two residual blocks."""
 
     def __init__(self, classes=3, width=8, channels=1):
         super().__init__()
@@ -37,7 +37,7 @@ class Plain(nn.Module):
 
 
 class Mobile(nn.Module):
-    """Pictures [N, 3, H, W] -> logits: a stem of stride 2, depthwise convolutions, bent activations."""
+    """Pictures [N, 3, H, W] -> logits: a stem of stride 2, a depthwise convolution, hard swish, ReLU6."""
 
     def __init__(self, classes=3, width=16):
         super().__init__()
@@ -49,7 +49,7 @@ class Mobile(nn.Module):
         self.norm2 = nn.BatchNorm2d(width)
         self.last = nn.Conv2d(width, 2 * width, 1)
         self.head = nn.Linear(2 * width, classes)
-        with torch.no_grad():  # channels of very different sizes, which equalizing makes alike
+        with torch.no_grad():  # channels of very different ranges, which `equalize` makes similar
             self.norm1.weight.copy_(torch.logspace(-1.5, 1.0, width))
 
     def forward(self, image):
@@ -61,7 +61,7 @@ class Mobile(nn.Module):
 
 
 class Twice(nn.Module):
-    """Pictures [N, 1, H, W] -> logits: two convolutions without a norm, for repairs of the weights."""
+    """Pictures [N, 1, H, W] -> logits: two convolutions without a norm, so repairs change their weights."""
 
     def __init__(self, classes=3, width=16):
         super().__init__()
@@ -80,7 +80,7 @@ class Twice(nn.Module):
 
 
 class Line(nn.Module):
-    """Pictures [N, 1, H, W] -> logits: one layer, so that there is one alone to leave in float."""
+    """Pictures [N, 1, H, W] -> logits: one layer, the only candidate for float fallback."""
 
     def __init__(self, classes=3, size=12):
         super().__init__()
@@ -102,7 +102,7 @@ class Encoder(nn.Module):
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.head = nn.Linear(width, classes)
-        with torch.no_grad():  # outliers in some channels, which smoothing takes down
+        with torch.no_grad():  # outliers in some channels, which `smooth` reduces
             self.norm2.weight[::8] = 40.0
             self.up.weight[:, ::8] /= 40.0
 

@@ -1,4 +1,4 @@
-"""Small data that tiny networks can tell apart; the same in every run."""
+"""Small deterministic data sets that tiny networks can classify."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from exporter import Split, Splits
 
 
 def draw(count, generator, channels, size, classes):
-    """Bright pictures, upright stripes and level stripes, in noise."""
+    """Draw bright pictures, vertical stripes and horizontal stripes, with noise."""
     labels = np.arange(count) % classes
     images = generator.normal(0.0, 0.3, (count, channels, size, size)).astype(np.float32)
     stripes = np.float32([1, -1] * (size // 2))
@@ -17,18 +17,18 @@ def draw(count, generator, channels, size, classes):
 
 
 def load(*, train=60, calibration=40, evaluation=60, channels=1, size=12, classes=3, seed=0):
-    """Pictures."""
+    """Return pictures in three splits."""
     generator = np.random.default_rng(seed)
     return Splits(*(draw(n, generator, channels, size, classes) for n in (train, calibration, evaluation)))
 
 
 def crops(count=30, channels=1, size=12):
-    """Pictures without labels."""
+    """Return pictures without labels."""
     return {"image": draw(count, np.random.default_rng(9), channels, size, 3).inputs["image"]}
 
 
 def bright(*, train=60, calibration=40, evaluation=60, size=12, classes=3, seed=0):
-    """Pictures in the range of bytes, which the graph takes as bytes."""
+    """Return normalised pictures whose pixels are whole bytes, for a graph that takes uint8 input."""
 
     def scaled(split):
         pixels = np.clip(np.rint(split.inputs["image"] * 40 + 128), 0, 255)
@@ -40,7 +40,7 @@ def bright(*, train=60, calibration=40, evaluation=60, size=12, classes=3, seed=
 
 
 def sentences(train=60, calibration=40, evaluation=60, length=8):
-    """Random tokens of which some tell the class; every second sentence is half as long."""
+    """Return random tokens whose first two give the class. Every second sentence is half as long."""
 
     def some(count, seed):
         ids = np.random.default_rng(seed).integers(3, 50, (count, length))
