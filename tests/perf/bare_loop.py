@@ -1,13 +1,15 @@
-"""Whether `bench` measures what a loop written by hand does, and memory as others read it; some minutes.
+"""Check `bench` against a plain timing loop and an external memory reading; run by hand, some minutes.
 
     python tests/perf/bare_loop.py MODEL.onnx [--pairs 20]
 
-- p50: a fresh process of `bench` and a fresh process with a bare loop, pinned to the same core, one thread,
-  one feed, take turns of as many inferences, so that a slow minute of the machine meets both. The ratio of
-  their p50 is that of the pair; printed are the Hodges-Lehmann estimate and the exact signed-rank bounds at
-  99 %. One after the other instead, pairs differed by up to 60 % on a shared machine.
-- Peak memory: what the measured process says of itself, against what this process reads of it from outside
-  (VmHWM in /proc/PID/status). Beside it, the same of the bare process, which imports less.
+- p50: a pair is a fresh process of `bench` and a fresh process with a bare loop, on the same core, with one
+  thread and one feed. The two take turns with the same number of inferences, so a slow minute of the
+  machine affects both. The score of a pair is the ratio of their p50. The script prints the Hodges-Lehmann
+  estimate and the exact signed-rank bounds at 99 %. Without turns, one process after the other, pairs
+  differed by up to 60 % on a shared machine.
+- Peak memory: the value that the measured process reports about itself, against the value that this script
+  reads from /proc/PID/status (VmHWM). For comparison it also prints the peak memory of the bare process,
+  which imports fewer libraries.
 """
 
 from __future__ import annotations
@@ -53,12 +55,12 @@ for line in sys.stdin:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure all pairs and print the results."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--pairs", type=int, default=20)
+    parser.add_argument("model", type=Path, help="ONNX model to time")
+    parser.add_argument("--pairs", type=int, default=20, help="number of pairs of processes")
     arguments = parser.parse_args()
     core = max(os.sched_getaffinity(0))
     feeds = write_feeds(arguments.model)
@@ -72,17 +74,17 @@ def main() -> None:
         print(f"{index + 1}: {ours / 1e6:.3f} ms by bench, {theirs / 1e6:.3f} ms bare", flush=True)
     found = signed_rank_interval(scores, ALPHA)
     low, middle, high = (math.exp(x) for x in (found.lower, found.estimate, found.upper))
-    print(f"p50 by bench is {middle:.4f} x that of the bare loop (99 %: {low:.4f} ... {high:.4f})")
+    print(f"p50 by bench: {middle:.4f} x the p50 of the bare loop (99 %: {low:.4f} ... {high:.4f})")
     gap = max(abs(a - b) for a, b in zip(inside, outside, strict=True))
     print(
-        f"peak memory: {np.median(inside) / 2**20:.2f} MiB by bench; from outside at most "
-        f"{gap / 2**20:.3f} MiB away"
+        f"peak memory: {np.median(inside) / 2**20:.2f} MiB by bench; largest difference from the external "
+        f"reading {gap / 2**20:.3f} MiB"
     )
-    print(f"bare processes: {np.median(barely) / 2**20:.2f} MiB")
+    print(f"peak memory of the bare process: {np.median(barely) / 2**20:.2f} MiB")
 
 
 def write_feeds(model: Path) -> Path:
-    """One synthetic feed, in a file."""
+    """Write one synthetic feed to a file."""
     from bench.core.arrays import write_npz
     from bench.inputs.session import open_session, signature_of
     from bench.measuring.worker import synthetic_feeds
@@ -96,7 +98,13 @@ def write_feeds(model: Path) -> Path:
 def pair(
     model: Path, feeds: Path, core: int, first: int
 ) -> tuple[tuple[float, float], tuple[int, int, int]]:
-    """The p50 of both in ns; our peak memory by itself and as read from outside, and the bare one's."""
+    """Measure one pair.
+
+    Returns:
+        The p50 of `bench` and of the bare loop, in ns; and three peaks of memory in bytes: of `bench` by
+        its own reading, of `bench` by the external reading, and of the bare process by the external
+        reading.
+    """
     command = [sys.executable, "-c", BARE, str(model), str(feeds), str(core)]
     with (
         WorkerProcess() as worker,
@@ -120,7 +128,7 @@ def pair(
 
 
 def loop(bare: subprocess.Popen[str], untimed: int, count: int) -> list[int]:
-    """One turn of the bare loop, in ns."""
+    """Run one turn of the bare loop and return its times in ns."""
     assert bare.stdin is not None
     assert bare.stdout is not None
     bare.stdin.write(f"{untimed} {count}\n")
@@ -129,7 +137,7 @@ def loop(bare: subprocess.Popen[str], untimed: int, count: int) -> list[int]:
 
 
 def peak_bytes(pid: int) -> int:
-    """The peak of a process's resident memory, as the system tells others."""
+    """Read the peak resident memory of a process from /proc."""
     status = Path(f"/proc/{pid}/status").read_text()
     return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
 

@@ -1,11 +1,11 @@
-"""Calibration against ONNX Runtime's `quantize_static`, whole processes; by hand, some minutes.
+"""Compare time and memory of calibration with ONNX Runtime's `quantize_static`; run by hand, some minutes.
 
     python tests/perf/calibration.py [--images 128] [--side 224] [--methods percentile entropy]
 
-EfficientNet-Lite0 with its ImageNet weights on the digits, scaled up. Each run is a fresh process whose
-wall time is that of quantizing alone, and whose peak memory is its own, samples and libraries included; the
-two tools take turns. Then: our peak memory at 64 and at 1,024 images, and the time of a chain of 200 and of
-1,600 nodes.
+The model is EfficientNet-Lite0 with its ImageNet weights; the images are the digits, scaled up. Each run is
+a fresh process. Its wall time covers the quantization only; its peak memory includes samples and libraries.
+The two tools take turns. The script also prints edgeproof's peak memory for 64 and for 1,024 images, and
+its time for a chain of 200 and of 1,600 nodes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ REPEATS = 2
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run all comparisons and print the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=128)
     parser.add_argument("--side", type=int, default=224)
@@ -51,7 +51,7 @@ def main() -> None:
             )
             for n in (64, 1024)
         )
-        print(f"peak memory, 1024 against 64 images: {(many - few) / 2**20:+.1f} MiB")
+        print(f"peak memory for 1024 images against 64: {(many - few) / 2**20:+.1f} MiB")
         short, long = (
             min(run("ours", *chain(folder, n), "percentile")["seconds"] for _ in range(REPEATS))
             for n in (200, 1600)
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def report(title: str, ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> None:
-    """One line with the best of each; the spread in brackets."""
+    """Print the best run of each tool, and the times of all runs in brackets."""
     first, second = (min(r["seconds"] for r in runs) for runs in (ours, theirs))
     memory, other = (min(r["peak"] for r in runs) for runs in (ours, theirs))
     spread = [round(r["seconds"], 1) for r in (*ours, *theirs)]
@@ -72,7 +72,7 @@ def report(title: str, ours: list[dict[str, float]], theirs: list[dict[str, floa
 
 
 def digits(folder: Path, count: int, side: int) -> Path:
-    """Calibration samples as an .npz."""
+    """Write calibration samples as .npz and return the path."""
     sys.path.insert(0, str(ROOT))
     from models.digits import load
 
@@ -86,9 +86,10 @@ def digits(folder: Path, count: int, side: int) -> Path:
 
 
 def chain(folder: Path, count: int) -> tuple[Path, Path]:
-    """A chain of small 1x1 convolutions, and samples for it."""
+    """Write a model that is a chain of small 1x1 convolutions, and its samples; return both paths."""
     generator = np.random.default_rng(0)
-    weights = [np.linalg.qr(generator.standard_normal((8, 8)))[0] for _ in range(count)]  # keep the norm
+    # Orthogonal weights keep the norm of the activations constant along the chain.
+    weights = [np.linalg.qr(generator.standard_normal((8, 8)))[0] for _ in range(count)]
     weights = [weight.astype(np.float32).reshape(8, 8, 1, 1) for weight in weights]
     nodes = [
         helper.make_node("Conv", [f"t{i}", f"w{i}"], [f"t{i + 1}"], name=f"conv{i}") for i in range(count)
@@ -107,7 +108,7 @@ def chain(folder: Path, count: int) -> tuple[Path, Path]:
 
 
 def run(tool: str, *arguments: object) -> dict[str, float]:
-    """Run one of the functions below in a fresh process."""
+    """Run `child_TOOL` in a fresh process and return its figures."""
     line = [sys.executable, __file__, "--child", tool, *map(str, arguments)]
     done = subprocess.run(line, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=ROOT)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
@@ -115,7 +116,7 @@ def run(tool: str, *arguments: object) -> dict[str, float]:
 
 
 def child_export(path: str, side: str) -> dict[str, float]:
-    """The float model."""
+    """Export the float model."""
     sys.path.insert(0, str(ROOT))
     from exporter import package_file
     from exporter.onnx_export.export import export
@@ -133,7 +134,7 @@ def child_export(path: str, side: str) -> dict[str, float]:
 
 
 def child_ours(model: str, data: str, method: str) -> dict[str, float]:
-    """`edgeproof quantize`."""
+    """Quantize with edgeproof; return seconds and peak memory in bytes."""
     from bench.measuring.worker import memory_bytes
     from exporter.pipeline.quantize_file import quantize_file
 
@@ -145,7 +146,7 @@ def child_ours(model: str, data: str, method: str) -> dict[str, float]:
 
 
 def child_theirs(model: str, data: str, method: str) -> dict[str, float]:
-    """`quantize_static`, with a reader that holds the samples in memory as ours does."""
+    """Quantize with `quantize_static`, whose reader holds the samples in memory as edgeproof does."""
     from onnxruntime.quantization import (
         CalibrationDataReader,
         CalibrationMethod,
@@ -160,13 +161,13 @@ def child_theirs(model: str, data: str, method: str) -> dict[str, float]:
     count = len(next(iter(samples.values())))
 
     class Reader(CalibrationDataReader):
-        """One sample at a time."""
+        """Returns one sample at a time."""
 
         def __init__(self) -> None:
             self.index = 0
 
         def get_next(self):
-            """The next feeds."""
+            """Return the next feeds, or None at the end."""
             self.index += 1
             if self.index > count:
                 return None

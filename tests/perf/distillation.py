@@ -1,9 +1,10 @@
-"""What distillation gives back of what pruning took; by hand, a quarter of an hour.
+"""Measure how much of the accuracy lost to pruning distillation recovers; run by hand, 15 minutes.
 
     python tests/perf/distillation.py --pictures FOLDER [--sparsity 0.9] [--epochs 3] [--seeds 3]
 
-For each seed: EfficientNet-Lite0 fine-tuned from ImageNet weights; pruned; and healed twice for the same
-number of epochs, by plain fine-tuning and by distillation from its dense self.
+For each seed, EfficientNet-Lite0 is fine-tuned from ImageNet weights and pruned. The pruned network is then
+trained twice for the same number of epochs: by fine-tuning alone and by distillation from the dense
+network.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ HEALING = {"batch_size": 32, "learning_rate": 1e-3}
 
 
 def main() -> None:
-    """Train and print."""
+    """Train all networks and print the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pictures", type=Path, required=True)
     parser.add_argument("--sparsity", type=float, default=0.9)
@@ -78,13 +79,13 @@ def main() -> None:
             flush=True,
         )
     whole, broken, tuned, taught = np.array(rows).T
-    print(f"given back: fine-tuning {np.mean((tuned - broken) / (whole - broken)):.1%}, ", end="")
-    print(f"distillation {np.mean((taught - broken) / (whole - broken)):.1%} of what pruning took")
+    print(f"recovered: fine-tuning {np.mean((tuned - broken) / (whole - broken)):.1%}, ", end="")
+    print(f"distillation {np.mean((taught - broken) / (whole - broken)):.1%} of the lost accuracy")
     gain = mean_interval(taught - tuned, 0.025)
     left = np.mean(whole - tuned)
     print(
         f"distillation beyond fine-tuning: {gain.estimate:+.2%} ({gain.lower:+.2%} … {gain.upper:+.2%}), "
-        f"{gain.estimate / left:.0%} of the {left:.2%} that fine-tuning left open"
+        f"{gain.estimate / left:.0%} of the {left:.2%} that fine-tuning did not recover"
     )
 
 

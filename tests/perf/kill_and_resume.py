@@ -1,9 +1,10 @@
-"""Kill a build with SIGKILL at random instants, rerun it, compare bytes; by hand, a few minutes.
+"""Kill a build with SIGKILL at random times, rerun it and compare the bytes; run by hand, a few minutes.
 
     python tests/perf/kill_and_resume.py [--kills 20] [--seed 0]
 
-Each trial starts from an empty cache, kills the build at a random instant between its start and the time
-that a whole build takes, then runs it to the end. Prints one line a trial; exits 1 on any difference.
+Each trial starts with an empty cache. It kills the build at a random time within the duration of a whole
+build, then runs it to the end. The script prints one line per trial; the exit code is 1 if any result
+differs.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pathlib import Path
 
 
 def main() -> int:
-    """Run all trials."""
+    """Run all trials and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
@@ -45,9 +46,9 @@ def main() -> int:
             left = [*cache.rglob(".tmp-*"), *out.parent.glob(".tmp-*")]
             same = found == expected and not left
             different += not same
-            outcome = "same bytes" if same else f"DIFFERENT: {found[:12]}, left {left}"
+            outcome = "same bytes" if same else f"DIFFERENT: {found[:12]}, temporary files left: {left}"
             print(
-                f"trial {trial:2}: killed at {instant:5.1f} s, {len(halves)} half-written, {outcome}",
+                f"trial {trial:2}: killed at {instant:5.1f} s, {len(halves)} temporary files, {outcome}",
                 flush=True,
             )
         print(f"{arguments.kills - different} of {arguments.kills} ended with the same bytes")
@@ -55,12 +56,12 @@ def main() -> int:
 
 
 def command(recipe: Path, out: Path) -> list[str]:
-    """The build; the gate's verdict on a busy machine is no matter here."""
+    """Return the command line of the build."""
     return [sys.executable, "-m", "exporter", "build", str(recipe), "--out", str(out)]
 
 
 def build(recipe: Path, cache: Path, out: Path) -> str:
-    """Build to the end and give the hash of the model."""
+    """Build to the end and return the hash of the model. The verdict of the gate does not matter."""
     done = subprocess.run(
         command(recipe, out),
         env={**os.environ, "EDGEPROOF_CACHE": str(cache)},
@@ -73,7 +74,7 @@ def build(recipe: Path, cache: Path, out: Path) -> str:
 
 
 def kill_build(recipe: Path, cache: Path, out: Path, instant: float) -> None:
-    """Start a build and kill it, with all that it started, after `instant` seconds."""
+    """Start a build; after `instant` seconds, kill it and all its child processes."""
     process = subprocess.Popen(
         command(recipe, out),
         env={**os.environ, "EDGEPROOF_CACHE": str(cache)},

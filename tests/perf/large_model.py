@@ -1,9 +1,10 @@
-"""A model of more than 2 GB, from the export to a measurement; by hand, some minutes and 2.5 GB of disk.
+"""Export, quantize and measure a model above 2 GB; run by hand, some minutes and 2.5 GB of disk space.
 
     python tests/perf/large_model.py [--layers 34] [--limit 8]
 
-Every step is a process of its own whose peak memory is printed; one that grows beyond the limit, in GiB, is
-ended. The network is a chain of products of 4,096 by 4,096 random weights, 64 MiB each, with norms between.
+Every command runs in its own process, whose peak memory is printed. A process that exceeds `--limit`, in
+GiB, is killed. The network is a chain of linear layers with 4,096 by 4,096 random weights, 64 MiB each, and
+layer norms between them.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ EDGEPROOF = ("-c", "from exporter.cli import main; main()")
 
 
 def main() -> None:
-    """Run all steps and print."""
+    """Run all commands and print their time and memory."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--layers", type=int, default=34)
     parser.add_argument("--limit", type=float, default=8.0)
@@ -52,7 +53,7 @@ def main() -> None:
 
 
 def export_chain(path: Path, layers: int) -> None:
-    """Export a chain of wide products."""
+    """Export a chain of linear layers and layer norms."""
     import torch
     from torch import nn
 
@@ -68,7 +69,7 @@ def export_chain(path: Path, layers: int) -> None:
 
 
 def run(step: str, command: tuple[str, ...], limit_bytes: int) -> None:
-    """Run a step and print its time, its peak memory (of all its processes) and last words."""
+    """Run a command; print its time, the peak memory of all its processes, and its last 24 lines."""
     start, peak = time.monotonic(), 0
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(
@@ -88,7 +89,7 @@ def run(step: str, command: tuple[str, ...], limit_bytes: int) -> None:
 
 
 def family(pid: int) -> list[int]:
-    """A process and those it started, however far down."""
+    """Return the ids of a process and all its descendants."""
     try:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     except OSError:
@@ -97,7 +98,7 @@ def family(pid: int) -> list[int]:
 
 
 def resident_bytes(pid: int) -> int:
-    """Memory of its own, files that are only mapped left out: those can be dropped at any time."""
+    """Return the private memory of a process. Mapped files do not count, as the system can drop them."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:

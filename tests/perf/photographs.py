@@ -1,13 +1,14 @@
-"""Photographs that Debian packages ship, by whether ImageNet has a class for what they show.
+"""Photographs from Debian packages, grouped by whether ImageNet has a class for their subject.
 
     apt-get download gcompris-qt-data opencv-doc darknet
     for package in *.deb; do dpkg -x $package DIR; done
     python tests/perf/efficientnet.py --photographs DIR
 
-What each photograph shows was written down by eye, before any network was run on it: `photographs.tsv`
-says `class` where the 1,000 classes have one for it, `near` where they have a related one, and else `none`.
-So it can be told apart whether an int8 network errs on what it is made for, or orders guesses another way
-where there is no right answer. No cut-outs, drawings or textures, and nothing of `natural_images.py`.
+A person wrote down the subject of each photograph in `photographs.tsv` before any network ran on it. The
+column `fit` is `class` if the 1,000 classes include the subject, `near` if they include a related one, and
+`none` otherwise. This separates errors of an int8 network on known subjects from a different order of
+guesses where no class is right. There are no cut-outs, drawings or textures, and no pictures of
+`natural_images.py`.
 """
 
 from __future__ import annotations
@@ -25,19 +26,19 @@ FITS = ("class", "near", "none")
 CROPS = 10
 _RESOURCES = "gcompris-qt/rcc"
 _MAGIC, _DIRECTORY, _COMPRESSED = b"qres", 2, 1 | 4
-_NODE_BYTES = 22  # since version 2 of the format, which put a time behind each node
+_NODE_BYTES = 22  # since version 2 of the format, which added a timestamp to each node
 
 
 def load(folder: Path, size: int = 224) -> dict[str, Images]:
-    """Ten squares of every photograph, by how ImageNet's classes fit; the first of ten is its whole middle.
+    """Return ten squares of every photograph, by fit. The first of the ten is the largest centred square.
 
     Args:
-        folder: where the packages were unpacked.
-        size: of the squares, in pixels.
+        folder: folder with the unpacked packages.
+        size: side of the squares in pixels.
 
     Raises:
-        FileNotFoundError: a photograph is not there.
-        ValueError: an archive is not what the package of Debian 12 holds.
+        FileNotFoundError: a photograph does not exist.
+        ValueError: an archive does not have the format of the packages of Debian 12.
     """
     share = folder / "usr" / "share"
     with INDEX.open(newline="") as file:
@@ -57,11 +58,11 @@ def load(folder: Path, size: int = 224) -> dict[str, Images]:
 
 
 def _members(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Files below `resource/` that a Qt resource archive (`rcc --binary`) stores as they are."""
+    """Yield the uncompressed files below `resource/` in a Qt resource archive (`rcc --binary`)."""
     content = path.read_bytes()
     magic, version, tree, data, names = struct.unpack(">4s4I", content[:20])
     if magic != _MAGIC or version < 2:
-        raise ValueError(f"{path} is no Qt resource archive of version 2 or 3")
+        raise ValueError(f"{path} is not a Qt resource archive of version 2 or 3")
     waiting = [(0, "")]
     while waiting:
         index, parent = waiting.pop()

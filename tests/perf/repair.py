@@ -1,9 +1,9 @@
-"""What each accuracy repair buys on EfficientNet-Lite0 with ImageNet weights, on pictures of its own.
+"""Measure the gain of each accuracy repair on EfficientNet-Lite0 with ImageNet weights.
 
-Run by hand: `python tests/perf/repair.py`. Crops of some pictures that installed packages ship calibrate
-and repair; crops of other pictures judge. It prints SQNR of the logits and agreement with float, with one
-weight scale per channel and, deliberately hard, with one per tensor. `pip install scikit-image` adds
-pictures.
+Run by hand: `python tests/perf/repair.py`. The pictures come from installed packages; `pip install
+scikit-image` adds some. Crops of half of the pictures serve for calibration and repair, crops of the other
+half for evaluation. The script prints the SQNR of the logits and the agreement with float, with one weight
+scale per channel and, as a harder case, with one per tensor.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ RECIPES = (
 
 
 def main() -> None:
-    """Print the table."""
+    """Quantize with each list of repairs and print the table."""
     sys.path.insert(0, str(ROOT))
     from bench.core.progress import SILENT
     from bench.metrics.parity import parity
@@ -57,7 +57,7 @@ def main() -> None:
 
     pictures = [path for package in PICTURES for path in found(package)]
     fitting, judging = crops(pictures[::2], 128, 0), crops(pictures[1::2], 256, 1)
-    print(f"{len(pictures)} pictures: 128 crops of {len(pictures[::2])} to fit, 256 of the others to judge")
+    print(f"{len(pictures)} pictures: 128 crops of {len(pictures[::2])} to repair, 256 of the rest to test")
     target = find_target("auto")
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "float.onnx"
@@ -88,7 +88,7 @@ def main() -> None:
 
 
 def found(package: str) -> list[Path]:
-    """The pictures of a package that are there."""
+    """Return the pictures of a package that are installed."""
     spec = find_spec(package)
     if spec is None or spec.origin is None:
         return []
@@ -96,7 +96,7 @@ def found(package: str) -> list[Path]:
 
 
 def crops(pictures: list[Path], count: int, seed: int) -> np.ndarray:
-    """Square crops of random size and place, normalised as in training: [count, 3, 224, 224]."""
+    """Draw square crops of random size and position, normalised as in training: [count, 3, 224, 224]."""
     generator = np.random.default_rng(seed)
     mean, deviation = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     result = np.empty((count, 3, SIDE, SIDE), np.float32)

@@ -1,20 +1,21 @@
-"""What latency-driven pruning is worth: a target met, and less time at equal accuracy. By hand, for hours.
+"""Compare pruning by measured time with pruning by other costs; run by hand, several hours.
 
     python tests/perf/shrink.py FOLDER [--out WORK] [--ratio 0.5] [--epochs 6] [--against uniform] [--quick]
 
-FOLDER holds pictures as `tests/perf/pictures.py` says. EfficientNet-Lite0 is fine-tuned from ImageNet
-weights, then shrunk and healed by its dense self, always with the same training:
+FOLDER has pictures in the layout that `tests/perf/pictures.py` describes. EfficientNet-Lite0 is fine-tuned
+from ImageNet weights, then shrunk and trained by distillation from the dense network. All variants use the
+same training.
 
-1. With channels and blocks chosen by measured time, to `--ratio` of the dense int8 model's time. What the
-   finished int8 model takes is measured against the dense one anew: it must lie within 5 % of the target.
-2. With channels alone, chosen by multiply-adds, as pruning is mostly published; with equal shares of all
-   channels; and with channels and blocks as above, but paid for in multiply-adds. Their targets are moved,
-   over at most `--trials` trainings each, until the int8 models are as accurate as the first one to 0.3
-   points on the evaluation pictures. Then `compare` judges, with no slowdown allowed: PASS is "measurably
-   faster".
+1. Channels and blocks are chosen by measured time. The target is `--ratio` of the dense int8 model's time.
+   The finished int8 model is then timed against the dense one and must be within 5 % of the target.
+2. The alternatives are: channels alone, chosen by multiply-adds, as in most published methods; equal shares
+   of all channels; and channels and blocks, chosen by multiply-adds. The script adjusts the target of each
+   alternative, with at most `--trials` trainings, until its int8 model is as accurate as the first one,
+   within 0.3 points on the evaluation pictures. Then `compare` judges the times with a latency budget of
+   zero: PASS means "measurably faster".
 
-Every finished training stays in WORK, and one that was cut short goes on from its last checkpoint: start
-the script again with the same arguments.
+WORK keeps every finished training. To continue an interrupted training from its last checkpoint, start the
+script again with the same arguments.
 """
 
 from __future__ import annotations
@@ -64,12 +65,12 @@ QUICK = {
 
 @dataclass(frozen=True)
 class Way:
-    """A way to choose what goes.
+    """A way to choose the channels and blocks to remove.
 
     Attributes:
-        name: what it is called here.
-        allocation: what is paid in.
-        depth: how many blocks may go.
+        name: name in the output and in folder names.
+        allocation: `allocation` of the `shrink` stage, the cost to save.
+        depth: number of blocks that may be removed.
     """
 
     name: str
@@ -78,7 +79,7 @@ class Way:
 
 
 class Work:
-    """The trainings: each in a folder of its own, which appears when it is finished."""
+    """The trainings, each in its own folder. `record.json` marks a finished one."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments, self.folder = arguments, arguments.out
@@ -93,14 +94,14 @@ class Work:
         self._keep_arguments()
 
     def dense(self) -> dict:
-        """The fine-tuned network."""
+        """Return the record of the fine-tuned network."""
         config = FineTuneConfig(kind="finetune", epochs=self.arguments.dense_epochs, **self._training())
         return self._finished(
             "dense", lambda context: finetune(self._pretrained(), config, self.data, context)
         )
 
     def ways(self) -> tuple[Way, ...]:
-        """The one by time, and those that it is held against."""
+        """Return the way by measured time, then the alternatives to compare it with."""
         depth = self.arguments.depth
         others = (Way("macs-channels", "macs", 0), Way("uniform", "uniform", 0), Way("macs", "macs", depth))
         return Way("latency", "latency", depth), *(
@@ -108,7 +109,7 @@ class Work:
         )
 
     def shrunk(self, way: Way, ratio: float) -> dict:
-        """The network at a share of the dense one's time, and healed."""
+        """Return the record of a network that was shrunk to a share of the dense one's time and trained."""
         config = ShrinkConfig(
             kind="shrink",
             target=ShrinkTarget(latency_ratio=ratio),
@@ -124,7 +125,7 @@ class Work:
         return self._finished(name, lambda context: shrink(self._load("dense"), config, self.data, context))
 
     def finished(self, way: Way) -> dict[float, dict]:
-        """The trainings of a way that the folder holds, by the share of time that they were asked for."""
+        """Return the records of a way's finished trainings, by their target ratio."""
         paths = self.folder.glob(f"{way.name}-[0-9]*/{RECORD}")
         records = [json.loads(path.read_text()) for path in paths]
         return {float(record["name"].removeprefix(f"{way.name}-")): record for record in records}
@@ -133,7 +134,7 @@ class Work:
         return {"batch_size": self.arguments.batch_size, "learning_rate": self.arguments.learning_rate}
 
     def _keep_arguments(self) -> None:
-        """Refuse to mix trainings of different arguments in one folder."""
+        """Refuse a folder with trainings that used different arguments."""
         kept = {
             name: value
             for name, value in vars(self.arguments).items()
@@ -141,7 +142,7 @@ class Work:
         }
         path = self.folder / "arguments.json"
         if path.is_file() and json.loads(path.read_text()) != kept:
-            raise SystemExit(f"{self.folder} holds trainings of other arguments; choose another --out")
+            raise SystemExit(f"{self.folder} has trainings that used other arguments; choose another --out")
         write_json(path, kept)
 
     def _pretrained(self) -> Network:
@@ -151,7 +152,7 @@ class Work:
         return load_network(efficientnet_lite0(self.classes), self.folder / name)
 
     def _finished(self, name: str, train) -> dict:
-        """What became of a training: read from its folder, or done now."""
+        """Return the record of a training; run the training if its folder has no record."""
         folder = self.folder / name
         if not (folder / RECORD).is_file():
             folder.mkdir(exist_ok=True)
@@ -202,15 +203,15 @@ class Work:
 
 
 class Lines:
-    """Progress as lines: one whenever a tenth of a task is done."""
+    """Progress as lines, one for each tenth of a task."""
 
     @contextmanager
     def task(self, description: str, total: int):
-        """Begin a piece of work."""
+        """Begin a task."""
         yield _Tenths(description, total)
 
     def say(self, line: str) -> None:
-        """One line."""
+        """Print a line."""
         print(f"  {line}", flush=True)
 
 
@@ -225,7 +226,7 @@ class _Tenths:
 
 
 def main() -> None:
-    """Train, judge and print."""
+    """Train all networks, compare them and print the results."""
     arguments = parse()
     work = Work(arguments)
     way, *others = work.ways()
@@ -237,7 +238,7 @@ def main() -> None:
         f"({bounds(metric)}): {miss:+.1%}, {'met' if abs(miss) <= TOLERANCE else 'MISSED'}"
     )
     for way in others:
-        # What cannot drop blocks will have to keep much more of the time.
+        # Without removing blocks, equal accuracy needs a much larger share of the time.
         start = arguments.ratio if way.depth else (1 + arguments.ratio) / 2
         other = as_accurate(work, way, first["int8"], start, arguments.trials)
         if other is None:
@@ -254,11 +255,11 @@ def main() -> None:
 
 
 def as_accurate(work: Work, way: Way, wanted: float, ratio: float, trials: int) -> dict | None:
-    """The training of another way whose int8 accuracy comes nearest to what is wanted.
+    """Find the training of a way whose int8 accuracy is nearest to `wanted`.
 
-    Accuracy rises with the share of time that is left: the target is moved by an eighth until it is
-    passed, then by the line between the nearest on either side. Trainings that the folder holds from
-    before count as tried, but not against `trials`.
+    Accuracy rises with the target ratio. The ratio changes by an eighth until accuracies on both sides of
+    `wanted` are known; then it is interpolated between the nearest two. Trainings that the folder already
+    has are used too, but do not count as trials.
     """
     found = work.finished(way)
     for trial in range(trials + 1):
@@ -270,19 +271,19 @@ def as_accurate(work: Work, way: Way, wanted: float, ratio: float, trials: int) 
             break
         try:
             found[ratio] = work.shrunk(way, ratio)
-        except StageError as error:  # no widths lie near the target
+        except StageError as error:  # no combination of widths is near the target
             print(f"{way.name}-{ratio:.4f}: {error}", flush=True)
             break
     return nearest
 
 
 def equal(accuracy: float, wanted: float) -> bool:
-    """Whether two shares of the same pictures are equal to 0.3 points, this bound included."""
+    """Return whether two accuracies differ by at most 0.3 points."""
     return round(abs(accuracy - wanted), 9) <= EQUAL
 
 
 def next_ratio(found: dict[float, dict], wanted: float) -> float:
-    """The share of time to try after those found."""
+    """Return the next target ratio to try."""
     under = max((r for r, record in found.items() if record["int8"] < wanted), default=None)
     over = min((r for r, record in found.items() if record["int8"] >= wanted), default=None)
     if over is None:
@@ -295,7 +296,7 @@ def next_ratio(found: dict[float, dict], wanted: float) -> float:
 
 
 def judged(work: Work, baseline: dict, candidate: dict, *, pairs: int) -> dict:
-    """The metrics of `compare`, with no slowdown allowed."""
+    """Compare two models with a latency budget of zero and return the metrics."""
     judgement = compare(
         Path(baseline["model"]),
         Path(candidate["model"]),
@@ -308,35 +309,43 @@ def judged(work: Work, baseline: dict, candidate: dict, *, pairs: int) -> dict:
 
 
 def bounds(metric) -> str:
-    """Both ends of the interval."""
+    """Format both bounds of a metric."""
     return " … ".join("?" if end is None else f"{end:.3f}" for end in (metric.lower, metric.upper))
 
 
 def parse() -> argparse.Namespace:
-    """The arguments; `--quick` replaces the defaults."""
+    """Parse the arguments; `--quick` replaces the defaults."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--out", type=Path, default=Path("shrink-work"))
     parser.add_argument("--size", type=int, default=128, help="side of the pictures")
-    parser.add_argument("--train", type=int, default=10_000, help="training pictures")
-    parser.add_argument("--evaluation", type=int, default=10_000, help="evaluation pictures at most")
-    parser.add_argument("--dense-epochs", type=int, default=8)
-    parser.add_argument("--epochs", type=int, default=6, help="after each round")
-    parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--depth", type=int, default=0, help="blocks that may go, but for equal shares")
-    parser.add_argument("--multiple", type=int, default=16, help="of which widths are whole multiples")
-    parser.add_argument("--ratio", type=float, default=0.5, help="share of the dense int8 time")
-    parser.add_argument("--trials", type=int, default=5, help="trainings of each other allocation at most")
+    parser.add_argument("--train", type=int, default=10_000, help="number of training pictures")
     parser.add_argument(
-        "--against", nargs="+", choices=OTHERS, default=OTHERS, help="which other allocations"
+        "--evaluation", type=int, default=10_000, help="maximum number of evaluation pictures"
+    )
+    parser.add_argument("--dense-epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=6, help="epochs after each round")
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument(
+        "--depth", type=int, default=0, help="blocks that may be removed, except with `uniform`"
+    )
+    parser.add_argument("--multiple", type=int, default=16, help="widths are multiples of this")
+    parser.add_argument(
+        "--ratio", type=float, default=0.5, help="target, as a share of the dense int8 time"
+    )
+    parser.add_argument(
+        "--trials", type=int, default=5, help="maximum number of trainings of each alternative"
+    )
+    parser.add_argument(
+        "--against", nargs="+", choices=OTHERS, default=OTHERS, help="alternatives to compare with"
     )
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--pairs", type=int, default=30, help="blocks of the last look of `compare`")
-    parser.add_argument("--quick", action="store_true", help="tiny: only to see that it works")
+    parser.add_argument("--pairs", type=int, default=30, help="maximum number of blocks of `compare`")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to test the script")
     given, _ = parser.parse_known_args()
     if given.quick:
         parser.set_defaults(**QUICK)

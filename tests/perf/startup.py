@@ -1,10 +1,10 @@
-"""How long the command takes to answer without working; by hand, under a minute, on a quiet machine.
+"""Measure the start-up time of the command; run by hand on an idle machine, under a minute.
 
     python tests/perf/startup.py [--processes 20]
 
-Prints, for each command line, the CPU seconds (user and system) of fresh processes that find all files in
-the page cache: the median, and the least and the most. Exits with 1 if `edgeproof --help` takes more than
-0.35 s in the median, or if one of the command lines loads a library that only works needs.
+For each command line, the script prints the CPU seconds (user and system) of fresh processes: median,
+minimum and maximum. All files are in the page cache. The exit code is 1 if the median of `edgeproof --help`
+exceeds 0.35 s, or if a command line loads torch, onnx or onnxruntime.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ WORKING = frozenset({"torch", "onnx", "onnxruntime"})
 
 
 def cpu_seconds(words: tuple[str, ...]) -> float:
-    """User and system time of one fresh process."""
+    """Return the user and system time of one fresh process."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, "-m", *words], cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -32,7 +32,7 @@ def cpu_seconds(words: tuple[str, ...]) -> float:
 
 
 def loaded(words: tuple[str, ...]) -> frozenset[str]:
-    """The top-level packages that a process imports."""
+    """Return the top-level packages that a process imports."""
     command = [sys.executable, "-X", "importtime", "-m", *words]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     names = (line.rpartition("|")[2].strip() for line in ran.stderr.splitlines())
@@ -40,9 +40,9 @@ def loaded(words: tuple[str, ...]) -> frozenset[str]:
 
 
 def main() -> int:
-    """Print the figures; the exit code."""
+    """Print the times and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.partition(";")[0])
-    parser.add_argument("--processes", type=int, default=20, help="of each command line")
+    parser.add_argument("--processes", type=int, default=20, help="processes per command line")
     count = parser.parse_args().processes
     faults = []
     for words in COMMAND_LINES:

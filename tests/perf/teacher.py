@@ -1,9 +1,10 @@
-"""What a teacher costs a training on the CPU, in PyTorch and as a graph; a minute.
+"""Compare the time of a distillation teacher in PyTorch and in ONNX Runtime; run by hand, a minute.
 
     python tests/perf/teacher.py [--size 128] [--batch 32] [--pairs 15]
 
-EfficientNet-Lite0 answers batches of noise in both forms by turns, in the layout that a training would take
-and on as many threads. Printed are the median times, and their ratio with exact signed-rank bounds at 99 %.
+EfficientNet-Lite0 runs on batches of noise in both forms, taking turns, with the memory layout and the
+number of threads of a training on the CPU. The script prints the median times, and their ratio with exact
+signed-rank bounds at 99 %.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ ALPHA = 0.01
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure all pairs and print the results."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -53,7 +54,7 @@ def main() -> None:
     plain, fast = np.median(times, axis=0)
     scores = [math.log(ours / theirs) for theirs, ours in times]
     found = signed_rank_interval(scores, ALPHA)
-    print(f"PyTorch {1e3 * plain:.0f} ms, graph {1e3 * fast:.0f} ms a batch of {arguments.batch}")
+    print(f"PyTorch {1e3 * plain:.0f} ms, graph {1e3 * fast:.0f} ms per batch of {arguments.batch}")
     ratio, low, high = map(math.exp, (found.estimate, found.lower, found.upper))
     print(f"ratio {ratio:.3f} ({low:.3f} … {high:.3f})")
 

@@ -1,10 +1,11 @@
-"""The figures of docs/techniques.md, as its Markdown tables; by hand, a quarter of an hour.
+"""Measure the figures of docs/techniques.md and print its tables; run by hand, 15 minutes.
 
     python tests/perf/techniques.py [--seeds 3] [--pairs 30] [SECTION ...]
 
-Each section runs recipes of models/simplenet/ once a seed, up to the int8 file, which ONNX Runtime judges
-on held-out digits. Finished stages are kept in the recipes' cache. `mistakes` bends the weights of the
-dense network in a few lines of torch. Accuracies are means over the seeds, with the least and the greatest.
+Each section builds recipes of models/simplenet/ once per seed, up to the int8 file. ONNX Runtime evaluates
+that file on held-out digits. The recipes' cache keeps finished stages. The section `mistakes` changes the
+weights of the dense network in a few lines of torch. Accuracies are means over the seeds, with the lowest
+and the highest.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parents[2]
 SIMPLENET = ROOT / "models" / "simplenet"
-# Recipe and overrides of each line of the table of prunings.
+# Recipe and overrides of each row of the table of pruning rules.
 PRUNINGS = (
     ("threshold", ()),
     ("threshold", ("stage.prune.target.threshold=1.5",)),
@@ -40,7 +41,7 @@ PRUNINGS = (
 
 @dataclass(frozen=True)
 class Built:
-    """A recipe that was run: metrics by stage, the folder of the last one, and what it was judged on."""
+    """The result of a build: metrics by stage, the output folder, and the evaluation split."""
 
     stages: dict[str, dict[str, Any]]
     folder: Path
@@ -49,14 +50,14 @@ class Built:
 
 @dataclass(frozen=True)
 class Bench:
-    """Where to build, and how much."""
+    """The folder to build in, the seeds, and the number of pairs of a comparison of times."""
 
     folder: Path
     seeds: range
     pairs: int
 
     def build(self, recipe: str, seed: int = 0, until: str = "quantize", *, overrides: Sequence[str] = ()):
-        """Run a recipe up to a step."""
+        """Build a recipe up to a step."""
         from exporter.pipeline.build import build
         from exporter.recipes import read_recipe
         from models.digits import load
@@ -68,11 +69,11 @@ class Bench:
         return Built(stages, out, load(**read_recipe(path, chosen).data.args).evaluation)
 
     def each(self, recipe: str, until: str = "quantize", *, overrides: Sequence[str] = ()) -> list[Built]:
-        """The same once a seed."""
+        """Build a recipe once per seed."""
         return [self.build(recipe, seed, until, overrides=overrides) for seed in self.seeds]
 
     def dense(self, seed: int) -> tuple[nn.Module, Any]:
-        """The network that most recipes begin with, and its held-out digits."""
+        """Return the dense network that most recipes start from, and its evaluation split."""
         from exporter import load_trained
         from models.simplenet import SimpleNet
 
@@ -81,7 +82,7 @@ class Bench:
 
 
 def main() -> None:
-    """Print the sections that were asked for."""
+    """Print the requested sections."""
     sys.path.insert(0, str(ROOT))
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=", ".join(SECTIONS))
@@ -96,7 +97,7 @@ def main() -> None:
 
 
 def fine_tuning(bench: Bench) -> None:
-    """Training on all digits; transfer from one half of the digits to the other, on 200 and on few."""
+    """Print the accuracy on all digits, and the gain of transfer to the digits 5 to 9."""
     dense = bench.each("techniques/int8", "finetune")
     print("all ten digits:", shown(b.stages["finetune"]["evaluation_accuracy"] for b in dense), "\n")
     tuned = [b.stages["finetune"] for b in bench.each("digits", "finetune")]
@@ -110,7 +111,7 @@ def fine_tuning(bench: Bench) -> None:
 
 
 def pruning(bench: Bench) -> None:
-    """What each rule leaves, at once, after training, and in int8."""
+    """Print the accuracy of each pruning rule: directly after pruning, after training, and in int8."""
     header("recipe", "zeros", "accuracy when cut", "accuracy trained", "in int8")
     for more in ((), ("stage.finetune.epochs=32",)):
         dense = bench.each("techniques/int8", overrides=more)
@@ -130,7 +131,7 @@ def pruning(bench: Bench) -> None:
 
 
 def zeros(bench: Bench) -> None:
-    """What zeros save in bytes, and what in time; and what fewer channels do."""
+    """Print the effect of zeros and of fewer channels on file size and time."""
     header("", "float", "compressed", "int8", "compressed")
     chosen = {
         "dense": "techniques/int8",
@@ -154,7 +155,7 @@ def zeros(bench: Bench) -> None:
 
 
 def shrinking(bench: Bench) -> None:
-    """What structured pruning cuts."""
+    """Print the widths, costs and accuracies after structured pruning."""
     header("seed", "widths", "multiply-adds", "parameters", "accuracy when cut", "accuracy trained")
     for seed in bench.seeds:
         metrics = bench.build("techniques/shrink", seed, "shrink").stages["shrink"]
@@ -168,7 +169,7 @@ def shrinking(bench: Bench) -> None:
 
 
 def bits(bench: Bench) -> None:
-    """Weights rounded to some bits; then what ONNX Runtime runs in 8 and in 4, and what `qat` adds."""
+    """Print the accuracy with weights rounded to few bits, then of the int8, 4-bit and `qat` files."""
     header("bits", "levels", "SQNR of the weights", "accuracy")
     for count in (8, 6, 5, 4, 3, 2):
         noise, found = [], []
@@ -191,7 +192,7 @@ def bits(bench: Bench) -> None:
 
 
 def distillation(bench: Bench) -> None:
-    """With the teacher and without it: the same weights, pictures, order and length."""
+    """Print the accuracy with and without the teacher; weights, pictures, order and epochs are the same."""
     plenty = ["data.args.train=2000", "data.args.calibration=300", "stage.distill.epochs=10"]
     header("pictures", "dense", "pruned", "labels alone", "with the teacher", "gain")
     for label, overrides in (("200", []), ("2,000", plenty)):
@@ -212,7 +213,7 @@ def distillation(bench: Bench) -> None:
 
 
 def combination(bench: Bench) -> None:
-    """The prefixes of the combined recipe."""
+    """Print the accuracy after each stage of the combined recipe."""
     built = bench.each("techniques/combined")
     header("after", "accuracy in float")
     for name in ("finetune", "prune", "distill", "qat"):
@@ -226,7 +227,7 @@ def combination(bench: Bench) -> None:
 
 
 def mistakes(bench: Bench) -> None:
-    """The wrong weights zeroed, and weights cast to bytes."""
+    """Print the effect of two mistakes: zeroing the largest weights, and casting weights to bytes."""
     from exporter.training.sparsity.masks import lowest_masks
 
     header("zeroed", "the smallest", "the largest")
@@ -265,12 +266,12 @@ SECTIONS: dict[str, Callable[[Bench], None]] = {
 
 
 def weights(module: nn.Module) -> list[nn.Parameter]:
-    """Of convolutions and linear layers, [out, in, ...]."""
+    """Return the weights of convolutions and linear layers, [out, in, ...]."""
     return [parameter for parameter in module.parameters() if parameter.ndim > 1]
 
 
 def bent(module: nn.Module, evaluation: Any, change: Callable[[Tensor], Tensor]) -> float:
-    """Accuracy of a network after a change of each of its weights."""
+    """Return the accuracy of a network after changing each of its weights."""
     from exporter.networks.network import accuracy
 
     module = copy.deepcopy(module)
@@ -281,7 +282,7 @@ def bent(module: nn.Module, evaluation: Any, change: Callable[[Tensor], Tensor])
 
 
 def rounded(weight: Tensor, bits: int) -> Tensor:
-    """Symmetric, a scale for each output channel."""
+    """Round symmetrically, with one scale per output channel."""
     limit = 2 ** (bits - 1) - 1
     scale = weight.abs().amax(dim=tuple(range(1, weight.ndim)), keepdim=True) / limit
     return torch.round(weight / scale) * scale
@@ -294,7 +295,7 @@ def decibels(before: np.ndarray, after: np.ndarray) -> float:
 
 
 def int8_accuracy(built: Built) -> float:
-    """What ONNX Runtime gets right with a build's int8 file."""
+    """Return the accuracy of a build's int8 file in ONNX Runtime."""
     from exporter.graphs.inference import run_model
 
     outputs = run_model(built.folder / "model.onnx", built.evaluation)
@@ -302,14 +303,14 @@ def int8_accuracy(built: Built) -> float:
 
 
 def sizes(path: Path) -> tuple[int, int]:
-    """Bytes as they are, and under zlib."""
+    """Return the size of a file in bytes, and its size compressed by zlib."""
     from exporter.training.sparsity.sizes import compressed_size
 
     return path.stat().st_size, compressed_size([path])
 
 
 def timed(baseline: Path, candidate: Path, pairs: int) -> list[str]:
-    """What `edgeproof compare` says of the time of two models."""
+    """Compare the times of two models: both p50, their ratio with its bounds, and the number of blocks."""
     from bench.judging.gate import GateOptions, compare
 
     judged = compare(baseline, candidate, options=GateOptions(pairs=pairs, any_order=True))
@@ -319,7 +320,7 @@ def timed(baseline: Path, candidate: Path, pairs: int) -> list[str]:
 
 
 def gained(ours: Sequence[float], theirs: Sequence[float]) -> str:
-    """Mean difference of pairs in points, with the 95 % interval of Student's t."""
+    """Format the mean difference of pairs in points, with its 95 % interval of Student's t."""
     from exporter.training.stages.seed_interval import mean_interval
 
     found = mean_interval([100 * (a - b) for a, b in zip(ours, theirs, strict=True)], 0.025)
@@ -340,7 +341,7 @@ def row(*cells: str) -> None:
 
 
 def shown(values: Iterable[float]) -> str:
-    """Mean, least and greatest in percent."""
+    """Format the mean, the lowest and the highest value in percent."""
     found = [100 * value for value in values]
     return f"{np.mean(found):.1f} % ({min(found):.1f} … {max(found):.1f})"
 

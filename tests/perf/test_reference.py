@@ -1,7 +1,7 @@
-"""The figures of the README, measured again: `make perf`, by hand, on a machine with nothing else to do.
+"""Measure the figures of the README again: `make perf`, by hand, on an idle machine.
 
-They judge the reference artifact, which `make demo` builds (a built one is taken from the cache). Float and
-int8 take turns in fresh processes; each ratio comes with its bounds.
+The tests measure the reference artifact, which `make demo` builds; finished steps come from the cache.
+Float and int8 take turns in fresh processes; each ratio comes with its bounds.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MIN_SPEEDUP = 1.7
 
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The reference artifact."""
+    """Build the reference artifact."""
     out = tmp_path_factory.mktemp("reference") / "artifact"
     run = subprocess.run(
         [sys.executable, "-m", "exporter", "build", str(RECIPE), "--out", str(out), "--json"],
