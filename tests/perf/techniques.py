@@ -101,18 +101,18 @@ def fine_tuning(bench: Bench) -> None:
     dense = bench.each("techniques/int8", "finetune")
     print("all ten digits:", shown(b.stages["finetune"]["evaluation_accuracy"] for b in dense), "\n")
     tuned = [b.stages["finetune"] for b in bench.each("digits", "finetune")]
-    header("pictures", "transfer", "from scratch", "gain")
+    header("pictures of 5 to 9", "transfer", "from scratch", "gain in points")
     found = [[t["evaluation_accuracy"] for t in tuned]]
     found.append([t["from_scratch"]["evaluation_accuracy"] for t in tuned])
     for line in tuned[0]["few_shot"]:
         gain = gained(line["transfer"], line["from_scratch"])
-        row(f"{line['images']} a class", shown(line["transfer"]), shown(line["from_scratch"]), gain)
-    row("200", *map(shown, found), gained(*found))
+        row(f"{line['images']} per class", shown(line["transfer"]), shown(line["from_scratch"]), gain)
+    row("200 in all", *map(shown, found), gained(*found))
 
 
 def pruning(bench: Bench) -> None:
     """Print the accuracy of each pruning rule: directly after pruning, after training, and in int8."""
-    header("recipe", "zeros", "accuracy when cut", "accuracy trained", "in int8")
+    header("recipe", "zeros", "accuracy after pruning", "accuracy after training", "accuracy in int8")
     for more in ((), ("stage.finetune.epochs=32",)):
         dense = bench.each("techniques/int8", overrides=more)
         trained = shown(b.stages["finetune"]["evaluation_accuracy"] for b in dense)
@@ -147,16 +147,30 @@ def zeros(bench: Bench) -> None:
         ]
         row(label, *(kilobytes(size) for path in files[label] for size in sizes(path)))
     print()
-    header("against dense", "form", "p50 dense", "p50", "times the time (99 %)", "blocks")
+    header(
+        "baseline, candidate",
+        "precision",
+        "p50 of the baseline",
+        "p50 of the candidate",
+        "ratio of times (99 %)",
+        "blocks",
+    )
     for label in list(chosen)[2:]:
         for form, index in (("float", 0), ("int8", 1)):
-            row(label, form, *timed(files["dense"][index], files[label][index], bench.pairs))
-    row("int8", "against float", *timed(*files["dense"], bench.pairs))
+            row(f"dense, {label}", form, *timed(files["dense"][index], files[label][index], bench.pairs))
+    row("float, int8", "", *timed(*files["dense"], bench.pairs))
 
 
 def shrinking(bench: Bench) -> None:
     """Print the widths, costs and accuracies after structured pruning."""
-    header("seed", "widths", "multiply-adds", "parameters", "accuracy when cut", "accuracy trained")
+    header(
+        "seed",
+        "widths left",
+        "multiply-adds",
+        "parameters",
+        "accuracy after pruning",
+        "accuracy after training",
+    )
     for seed in bench.seeds:
         metrics = bench.build("techniques/shrink", seed, "shrink").stages["shrink"]
         row(
@@ -180,7 +194,7 @@ def bits(bench: Bench) -> None:
             noise.append(decibels(before, after))
         row(str(count), str(2**count - 1), f"{np.mean(noise):.1f} dB", shown(found))
     print()
-    header("recipe", "float", "quantized", "file")
+    header("recipe", "float", "quantized, in ONNX Runtime", "file")
     for recipe, overrides in (("int8", ()), ("int8", ("quantize.bits=4",)), ("qat", ())):
         built = bench.each(f"techniques/{recipe}", overrides=overrides)
         row(
@@ -194,7 +208,7 @@ def bits(bench: Bench) -> None:
 def distillation(bench: Bench) -> None:
     """Print the accuracy with and without the teacher; weights, pictures, order and epochs are the same."""
     plenty = ["data.args.train=2000", "data.args.calibration=300", "stage.distill.epochs=10"]
-    header("pictures", "dense", "pruned", "labels alone", "with the teacher", "gain")
+    header("pictures", "dense", "pruned", "labels alone", "with the teacher", "gain in points")
     for label, overrides in (("200", []), ("2,000", plenty)):
         taught, alone = (
             [
@@ -215,10 +229,10 @@ def distillation(bench: Bench) -> None:
 def combination(bench: Bench) -> None:
     """Print the accuracy after each stage of the combined recipe."""
     built = bench.each("techniques/combined")
-    header("after", "accuracy in float")
+    header("after", "accuracy")
     for name in ("finetune", "prune", "distill", "qat"):
         row(f"`{name}`", shown(b.stages[name]["evaluation_accuracy"] for b in built))
-    row("int8 file", shown(map(int8_accuracy, built)))
+    row("the int8 file, in ONNX Runtime", shown(map(int8_accuracy, built)))
     float_file = bench.build("techniques/combined", until="export").folder / "model.fp32.onnx"
     print(
         "\nfloat, int8:",
@@ -230,7 +244,7 @@ def mistakes(bench: Bench) -> None:
     """Print the effect of two mistakes: zeroing the largest weights, and casting weights to bytes."""
     from exporter.training.sparsity.masks import lowest_masks
 
-    header("zeroed", "the smallest", "the largest")
+    header("zeroed", "the smallest weights", "the largest weights")
     for share in (0.05, 0.1, 0.3, 0.5, 0.7, 0.9):
         found: dict[int, list[float]] = {1: [], -1: []}
         for module, evaluation in map(bench.dense, bench.seeds):
@@ -240,10 +254,10 @@ def mistakes(bench: Bench) -> None:
                 accuracies.append(bent(module, evaluation, lambda w, masks=masks: w * next(masks)))
         row(percent(share, 0), *map(shown, found.values()))
     print()
-    header("weights as bytes", "weights left", "accuracy")
+    header("", "weights other than zero", "accuracy")
     for label, cast in (
         ("`w.to(torch.int8)`", lambda w: w.to(torch.int8).float()),
-        ("`(w / scale).round()`", functools.partial(rounded, bits=8)),
+        ("`torch.round(w / scale)`, times `scale`", functools.partial(rounded, bits=8)),
     ):
         left, found_ = [], []
         for module, evaluation in map(bench.dense, bench.seeds):
