@@ -1,1 +1,1 @@
-"""What everything else in this package stands on: errors, files, arrays, statistics, policy, progress."""
+"""Shared foundations of this package: errors, files, arrays, statistics, policy, progress."""

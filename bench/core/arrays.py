@@ -1,8 +1,8 @@
 """Reading and writing `.npz` files from untrusted sources.
 
-`numpy.load` trusts what a file says of itself: a header may announce an array of petabytes, an entry
-may unpack to a thousand times its size, an object array runs code. Here every announced size is checked
-against the archive's own table, and the sum against a bound, before anything is allocated.
+`numpy.load` trusts the headers of a file: a header may announce an array of petabytes, an entry may unpack
+to a thousand times its size, and loading an object array runs code. This module checks every announced
+size against the archive's own table, and the sum of the sizes against a limit, before it allocates memory.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MAX_ENTRIES = 1024
 _PLAIN_KINDS = frozenset("biufUS")
 _SUFFIX = ".npy"
 _PIECE_BYTES = 2**20
-# What zipfile, its decompressors and numpy's header parser raise on damaged or hostile bytes.
+# Exceptions that zipfile, its decompressors and numpy's header parser raise on damaged or hostile bytes.
 _UNREADABLE = (
     zipfile.BadZipFile,
     zlib.error,
@@ -51,7 +51,7 @@ _UNREADABLE = (
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """What an array is, without its values; the dtype in the machine's own byte order."""
+    """Dtype (in the native byte order) and shape of an array, without its values."""
 
     dtype: DType
     shape: tuple[int, ...]
@@ -66,21 +66,21 @@ class _Header:
 
 @dataclass(frozen=True)
 class NpzRows:
-    """The arrays of an `.npz` that is read some rows at a time.
+    """An `.npz` archive whose arrays are read some rows at a time.
 
     Attributes:
         path: the archive.
-        specs: what its arrays are, by name.
+        specs: dtype and shape of each array, by name.
     """
 
     path: Path
     specs: Mapping[str, ArraySpec]
 
     def blocks(self, names: Sequence[str], rows: int) -> Iterator[dict[str, Array]]:
-        """Read arrays of one length together, `rows` rows at a time; the last block may be shorter.
+        """Read arrays of equal length together, `rows` rows at a time; the last block may be shorter.
 
-        Memory does not grow with the length, but for arrays in Fortran order, whose rows are scattered over
-        the file: those are read whole.
+        Memory use does not grow with the length, with one exception: an array in Fortran order is read
+        whole, because its rows are scattered over the file.
 
         Raises:
             DataError: the file is damaged.
@@ -90,7 +90,7 @@ class NpzRows:
             for name in names:
                 entry = archive.NameToInfo.get(name + _SUFFIX)
                 if entry is None:
-                    raise DataError(self.path, f"has no array {name!r}", "write it again")
+                    raise DataError(self.path, f"has no array {name!r}", "write the file again")
                 stream = streams.enter_context(archive.open(entry))
                 header = _read_header(self.path, name, stream, entry.file_size)
                 sources.append(_rows_of(self.path, name, stream, header, rows))
@@ -99,14 +99,14 @@ class NpzRows:
 
 
 def open_rows(path: Path, *, max_bytes: int = MAX_UNPACKED_BYTES) -> NpzRows:
-    """Look at an `.npz` without reading its arrays.
+    """Read the array headers of an `.npz`, without the arrays.
 
     Args:
         path: the archive.
-        max_bytes: the most that the arrays may take once unpacked, were they read whole.
+        max_bytes: limit for the size of all arrays together when they are unpacked.
 
     Raises:
-        DataError: the file is missing, damaged, too large, or holds objects.
+        DataError: the file is missing, damaged, too large, or contains objects.
     """
     specs = {}
     with _archive(path) as archive:
@@ -122,14 +122,14 @@ def open_rows(path: Path, *, max_bytes: int = MAX_UNPACKED_BYTES) -> NpzRows:
 
 @contextmanager
 def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
-    """Open an archive; what its bytes may provoke while it is open becomes a `DataError`."""
+    """Open an archive; while it is open, turn every error that damaged bytes cause into a `DataError`."""
     if not path.is_file():
         raise DataError(path, "there is no such file", "check the path")
     try:
         with zipfile.ZipFile(path) as archive:
             yield archive
     except _UNREADABLE as error:
-        raise DataError(path, f"is no readable .npz ({error})", "write it again") from error
+        raise DataError(path, f"is not a readable .npz ({error})", "write the file again") from error
 
 
 def _rows_of(path: Path, name: str, stream: IO[bytes], header: _Header, rows: int) -> Iterator[Array]:
@@ -145,21 +145,21 @@ def _rows_of(path: Path, name: str, stream: IO[bytes], header: _Header, rows: in
 def read_npz(
     path: Path, *, rows: int | None = None, spread: bool = False, max_bytes: int = MAX_UNPACKED_BYTES
 ) -> dict[str, Array]:
-    """Read all arrays of an `.npz`, or some `rows` along axis 0 of each.
+    """Read all arrays of an `.npz`, or `rows` rows of each along axis 0.
 
     Args:
         path: the archive.
-        rows: how many rows to read. `None` reads everything.
-        spread: read them at equal distances from the whole length instead of from its start, where the
-            rest is never unpacked.
-        max_bytes: the most that the arrays may take once read.
+        rows: number of rows to read; `None` reads everything.
+        spread: read rows at equal distances over the whole length instead of the first rows. Reading only
+            the first rows does not unpack the others.
+        max_bytes: limit for the size of the arrays that are read, together.
 
     Raises:
-        DataError: the file is missing, damaged, too large, or holds objects.
+        DataError: the file is missing, damaged, too large, or contains objects.
     """
     with _archive(path) as archive:
         entries = archive.infolist()
-        # Rows from all over the file cost the time of unpacking all that lies before them.
+        # To reach rows all over the file, everything before them is unpacked, which takes time.
         bound = max_bytes if rows is None else MAX_UNPACKED_BYTES if spread else None
         _check_entries(path, entries, bound)
         arrays = {}
@@ -175,39 +175,49 @@ def read_npz(
 
 
 def write_npz(path: Path, arrays: Mapping[str, Array]) -> None:
-    """Write arrays to a compressed `.npz`; the same arrays always give the same bytes."""
+    """Write arrays to a compressed `.npz`; the same arrays always result in the same bytes."""
     with atomic_file(path) as temporary, temporary.open("wb") as stream:
         np.savez_compressed(stream, allow_pickle=False, **arrays)
 
 
 def _check_entries(path: Path, entries: list[zipfile.ZipInfo], max_bytes: int | None) -> None:
     if not entries:
-        raise DataError(path, "holds no arrays", "write it with numpy.savez")
+        raise DataError(path, "contains no arrays", "write the file with numpy.savez")
     if len(entries) > MAX_ENTRIES:
-        raise DataError(path, f"holds {len(entries)} arrays", f"keep it to {MAX_ENTRIES}")
+        raise DataError(path, f"contains {len(entries)} arrays", f"store at most {MAX_ENTRIES}")
     others = [e.filename for e in entries if not e.filename.endswith(_SUFFIX)]
     if others:
-        raise DataError(path, f"holds {others[0]!r}, no array", "write it with numpy.savez")
+        raise DataError(
+            path, f"contains {others[0]!r}, which is not an array", "write the file with numpy.savez"
+        )
     total = sum(entry.file_size for entry in entries)
     if max_bytes is not None and total > max_bytes:
         raise DataError(path, f"unpacks to {total} bytes, more than {max_bytes}", "split the data set")
 
 
 def _read_header(path: Path, name: str, stream: IO[bytes], file_size: int) -> _Header:
-    """What an entry says of itself, once it is known to be no lie about its size."""
+    """Read the header of an entry, and check the size that it announces."""
     version = np.lib.format.read_magic(stream)
     if version == (1, 0):
         shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(stream)
     elif version == (2, 0):
         shape, fortran_order, dtype = np.lib.format.read_array_header_2_0(stream)
     else:
-        raise DataError(path, f"array {name!r} has format {version}", "write it with numpy.savez")
+        raise DataError(
+            path,
+            f"array {name!r} has .npy version {version}; versions (1, 0) and (2, 0) are supported",
+            "write the file with numpy.savez",
+        )
     if dtype.kind not in _PLAIN_KINDS:
-        raise DataError(path, f"array {name!r} has dtype {dtype}, which is refused", "store plain numbers")
+        raise DataError(
+            path, f"array {name!r} has dtype {dtype}, which is not supported", "store numbers or strings"
+        )
     if any(size < 0 for size in shape):
-        raise DataError(path, f"array {name!r} has shape {list(shape)}", "write the file again")
+        raise DataError(
+            path, f"array {name!r} has a negative size: shape {list(shape)}", "write the file again"
+        )
     if math.prod(shape) * dtype.itemsize > file_size:
-        raise DataError(path, f"array {name!r} is shorter than its header says", "write the file again")
+        raise DataError(path, f"array {name!r} is shorter than its header states", "write the file again")
     return _Header(dtype, shape, fortran_order)
 
 
@@ -243,14 +253,15 @@ def _read_array(
 
 
 def _spread(count: int, rows: int) -> list[int]:
-    """Places of at most `rows` rows of `count`, the first of each equal share."""
+    """Indices of at most `rows` of `count` rows: the first row of each of `rows` equal parts."""
     return [index * count // rows for index in range(rows)] if rows < count else list(range(count))
 
 
 def _read_values(path: Path, name: str, stream: IO[bytes], dtype: DType, shape: tuple[int, ...]) -> Array:
-    """The next values of a stream, in the machine's own byte order."""
+    """Read the next values of a stream, and convert them to the native byte order."""
     count = math.prod(shape)
-    # zipfile collects what it unpacks in pieces before it joins them; small ones keep that from doubling.
+    # zipfile collects the unpacked pieces of one read and then joins them, which needs memory twice. Reads
+    # of small pieces keep that overhead small.
     content = np.empty(count * dtype.itemsize, np.uint8)
     view, filled = content.data, 0
     while filled < len(view) and (got := stream.readinto(view[filled : filled + _PIECE_BYTES])):  # type: ignore[attr-defined]
@@ -258,6 +269,6 @@ def _read_values(path: Path, name: str, stream: IO[bytes], dtype: DType, shape: 
     if filled != len(view):
         raise DataError(path, f"array {name!r} is truncated", "write the file again")
     values: Array = np.frombuffer(content, dtype=dtype, count=count)
-    if not dtype.isnative:  # ONNX Runtime reads the bytes of a foreign order as if they were its own
+    if not dtype.isnative:  # ONNX Runtime ignores the byte order, and would read wrong numbers
         values = values.astype(dtype.newbyteorder("="))
     return values.reshape(shape)

@@ -1,7 +1,7 @@
-"""Running a command line to its end: whatever happens becomes a line, an exit code and, if asked, JSON.
+"""Run a command line; every way to end results in one line, an exit code and, with `--json`, an object.
 
-The options `--debug` (show the traceback of what ended the command) and `--json` hold for every command,
-wherever they stand.
+The options `--debug` (show the traceback of the exception that ended the command) and `--json` apply to
+every command, at any position of the command line.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from bench.core.streams import Output, steady_streams, write_out
 
 EXIT_INTERRUPTED: Final = 130
 DEBUG, JSON = "--debug", "--json"
-_INTERRUPTED = "finished work is kept, run again to go on"
-# Typer has no public name for the base class of all that is wrong with a command line.
+_INTERRUPTED = "finished work is kept, run the command again to continue"
+# Base class of all errors in a command line; Typer has no public name for it.
 _WRONG_COMMAND_LINE: type[Exception] = typer.BadParameter.__mro__[2]
 
 
 @dataclass(frozen=True)
 class _Line:
-    """A command line without `--debug`."""
+    """The arguments of a command line without `--debug`, and whether `--debug` and `--json` were given."""
 
     arguments: list[str]
     debug: bool
@@ -38,7 +38,7 @@ class _Line:
 
 
 def run(application: typer.Typer) -> None:
-    """Run the command line of this process and exit: what ended it is told in one line.
+    """Run the command line of this process and exit; report an error in one line.
 
     Raises:
         SystemExit: with the exit code.
@@ -56,13 +56,13 @@ def run(application: typer.Typer) -> None:
             code = _interrupted(line, output)
         except _WRONG_COMMAND_LINE as error:
             code = _wrong(error, line, output)
-        except BaseException as error:  # noqa: BLE001 (an end in an unknown way must not look like a verdict)
+        except BaseException as error:  # noqa: BLE001 (an unknown exception must not look like a verdict)
             code = _stopped(error, line, output)
     raise SystemExit(code or 0)
 
 
 def _check_system() -> None:
-    """Stop before the first thing that only Linux has: /proc, affinity of cores, memory of a process."""
+    """Raise an error on other systems than Linux: they lack /proc, core affinity and memory figures."""
     if sys.platform != "linux":
         raise HostError("operating system", f"{sys.platform} is not supported", "run edgeproof on Linux")
 
@@ -81,7 +81,7 @@ def _interrupted(line: _Line, output: Output) -> int:
 
 
 def _wrong(error: Exception, line: _Line, output: Output) -> int:
-    """A command line that makes no sense: Typer shows how to write it."""
+    """End on a wrong command line; Typer shows the usage of the command."""
     from typer.rich_utils import rich_format_error
 
     found: Any = error
@@ -92,7 +92,7 @@ def _wrong(error: Exception, line: _Line, output: Output) -> int:
 
 
 def _stopped(error: BaseException, line: _Line, output: Output) -> int:
-    # Typer ends itself where it meets a broken pipe or the end of standard input.
+    # Typer turns a broken pipe and the end of standard input into its own exceptions.
     hidden = isinstance(error, SystemExit | typer.Abort) and isinstance(
         error.__context__, BrokenPipeError | EOFError
     )
@@ -104,8 +104,8 @@ def _stopped(error: BaseException, line: _Line, output: Output) -> int:
 
 
 def _tell(told: Ending, line: _Line, output: Output) -> int:
-    """Give a program its one object, unless it has one already, and return the exit code."""
+    """Print the JSON object if one is wanted and none was printed, and return the exit code."""
     if line.as_json and not output.used:
-        with contextlib.suppress(StorageError):  # the line on standard error is all that can be done
+        with contextlib.suppress(StorageError):  # standard error already has the line
             write_out(json.dumps(told.as_json(), indent=2) + "\n")
     return told.exit_code

@@ -1,4 +1,4 @@
-"""How progress looks: bars with time left on a terminal, plain lines elsewhere."""
+"""Display of progress: bars with the remaining time on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ PLAIN_INTERVAL_S = 10.0
 
 
 class BarProgress:
-    """Bars with the share done and the time left, for a person at a terminal."""
+    """Bars with the finished share and the remaining time, for a person at a terminal."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
 
     @contextmanager
     def task(self, description: str, total: int) -> Iterator[Task]:
-        """Show a bar until the piece of work ends."""
+        """Show a bar until the task ends."""
         from rich import progress
 
         columns = (
@@ -40,7 +40,7 @@ class BarProgress:
             yield _Bar(bars, bars.add_task(description, total=total, note=""))
 
     def say(self, line: str) -> None:
-        """One line above the bars."""
+        """Print one line above the bars."""
         self._console.print(line, highlight=False, markup=False)
 
 
@@ -54,21 +54,21 @@ class _Bar:
 
 
 class PlainProgress:
-    """A line at the start, now and then, and at the end: what a log file can hold."""
+    """Lines for a log file: at the start, at the end, and at most every `PLAIN_INTERVAL_S` between."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
 
     @contextmanager
     def task(self, description: str, total: int) -> Iterator[Task]:
-        """Print lines until the piece of work ends."""
+        """Print lines until the task ends."""
         line = _Line(self, description, total)
         self.say(f"{description}: 0/{total}")
         yield line
         line.finish()
 
     def say(self, line: str) -> None:
-        """One line."""
+        """Print one line."""
         self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -79,7 +79,7 @@ class _Line:
         self._start = self._spoken = time.monotonic()
 
     def advance(self, count: int = 1, note: str = "") -> None:
-        """Count, and speak if it is time."""
+        """Add to the count, and print a line if the last one is old enough."""
         self._done += count
         self._note = note
         now = time.monotonic()
@@ -89,7 +89,7 @@ class _Line:
             self._say(f"about {left:.0f} s left")
 
     def finish(self) -> None:
-        """Say how long it took."""
+        """Print the last line, with the time that the task took."""
         self._say(f"{time.monotonic() - self._start:.1f} s")
 
     def _say(self, suffix: str) -> None:
@@ -98,5 +98,5 @@ class _Line:
 
 
 def progress_for(console: Console) -> Progress:
-    """Bars if someone watches, lines if not."""
+    """Return bars for a terminal, plain lines for everything else."""
     return BarProgress(console) if console.is_terminal else PlainProgress(console)

@@ -1,20 +1,20 @@
-"""Everything that edgeproof raises on purpose.
+"""The errors that edgeproof raises on purpose.
 
     EdgeproofError                 exit code 2
     ├── UsageError                 a command or a public function was called wrongly
-    ├── DataError                  feeds or labels that cannot be used
-    ├── ModelError                 an .onnx that cannot be loaded or run here
-    ├── ArtifactError              an artifact folder that is incomplete or was altered
-    ├── ResultError                a result file that cannot be read
-    ├── PolicyError                budgets that contradict themselves
+    ├── DataError                  feeds or labels cannot be used
+    ├── ModelError                 an .onnx cannot be loaded or run on this host
+    ├── ArtifactError              an artifact folder is incomplete or was changed
+    ├── ResultError                a result file cannot be read
+    ├── PolicyError                a policy has unknown keys or impossible budgets
     ├── StorageError               the disk is full or not writable
-    ├── HostError                  the host lacks memory, processes, open files, or a library that loads
+    ├── HostError                  too little memory, too few processes or files, or a library does not load
     ├── MissingExtraError          an optional dependency is not installed
-    ├── MeasurementError           exit code 4: a worker process died, hung or made no sense
+    ├── MeasurementError           exit code 4: a worker process died, hung or sent an invalid reply
     └── (exporter.errors)          recipes, checkpoints, stages, exports
 
-What is raised without a purpose is a fault of the program: `bench.core.faults`, exit code 70.
-Every message is one line of three parts: where, what is wrong, what to do about it.
+Every other exception is a bug in edgeproof: `bench.core.faults`, exit code 70.
+Every message is one line of three parts: place, cause, fix.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ EXIT_INVALID = 4
 
 
 class EdgeproofError(Exception):
-    """Base of all errors that a user can fix.
+    """Base class of all errors that a user can fix.
 
     Args:
         place: the file, the key, the layer or the option that is wrong.
-        cause: what is wrong with it.
-        fix: what to do about it.
+        cause: what is wrong with the place.
+        fix: what the user can do about it.
     """
 
     exit_code = EXIT_BAD_INPUT
 
     def __init__(self, place: object, cause: str, fix: str) -> None:
-        # A place keeps its spaces, as paths have them; a line break in a key or a file name goes.
+        # Spaces stay because paths may contain several; a line break in a key or file name becomes a space.
         self.place = " ".join(str(place).splitlines())
         self.cause, self.fix = one_line(cause), one_line(fix)
         super().__init__(f"{self.place}: {self.cause}; {self.fix}")
@@ -57,7 +57,7 @@ class ModelError(EdgeproofError):
 
 
 class ArtifactError(EdgeproofError):
-    """An artifact folder that is incomplete or was altered."""
+    """An artifact folder that is incomplete or was changed."""
 
 
 class ResultError(EdgeproofError):
@@ -73,7 +73,7 @@ class StorageError(EdgeproofError):
 
 
 class HostError(EdgeproofError):
-    """The host lacks what the program needs: memory, processes, open files, or a library that loads."""
+    """The host lacks memory, processes or open files, or a library does not load."""
 
 
 class MissingExtraError(EdgeproofError):
@@ -92,12 +92,12 @@ class MissingExtraError(EdgeproofError):
 
 
 class MeasurementError(EdgeproofError):
-    """A worker process died, hung, or answered what makes no sense: nothing was measured."""
+    """A worker process died, hung, or sent an invalid reply: nothing was measured."""
 
     exit_code = EXIT_INVALID
 
 
 def one_line(text: str, limit: int = 600) -> str:
-    """`text` on one line of at most `limit` characters, for messages that quote a library's words."""
+    """Return `text` on one line of at most `limit` characters, for messages that quote a library."""
     joined = " ".join(text.split())
     return joined if len(joined) <= limit else joined[: limit - 1] + "…"

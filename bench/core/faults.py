@@ -1,8 +1,8 @@
-"""How a command ends that an exception stopped: one line, one JSON object, one exit code.
+"""The report of an exception that ends a command: one line, one JSON object, one exit code.
 
-The errors of `bench.core.errors` speak for themselves. Of all other exceptions, those that the surroundings
-cause (a full disk, no memory, no rights, a broken installation) become such errors here. What is left is
-a fault of the program, whoever caused it.
+The errors of `bench.core.errors` already have place, cause and fix. This module converts exceptions that
+the environment causes (a full disk, no memory, missing permissions, a broken installation) into such
+errors. Every other exception counts as a bug in edgeproof.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
 EXIT_FAULT: Final = 70  # EX_SOFTWARE of sysexits.h
 _OWN_PACKAGES = ("bench", "exporter")
 _ROOT = Path(__file__).resolve().parents[2]
-_REPORT = "this is a fault of the program: report it with what --debug shows"
+_REPORT = "this is a bug in edgeproof: report it with the output of --debug"
 _TOO_MANY = {errno.EMFILE, errno.ENFILE, errno.EAGAIN}
-# Libraries write with code of their own, and raise errors of their own when the disk is full.
+# Some libraries write files with their own code, and raise their own exceptions when the disk is full.
 _FULL_DISK_WORDS = tuple(os.strerror(number) for number in FULL_DISK)
 
 
 class WorkerFault(Exception):  # noqa: N818 (a fault is not an error that a user can fix)
-    """A worker process met an unforeseen exception.
+    """An unexpected exception ended a worker process.
 
     Args:
-        place: where in the program.
-        cause: the exception's type and words.
-        trace: its traceback in the worker.
+        place: file and line in edgeproof.
+        cause: type and message of the exception.
+        trace: traceback of the exception in the worker.
     """
 
     def __init__(self, place: str, cause: str, trace: str) -> None:
@@ -49,11 +49,11 @@ class WorkerFault(Exception):  # noqa: N818 (a fault is not an error that a user
 
 @dataclass(frozen=True)
 class Ending:
-    """What to say of an exception that ended a command, and the exit code.
+    """The report of an exception that ended a command, and the exit code.
 
     Attributes:
-        kind: the name of the exception's class.
-        place, cause, fix: where, what is wrong, what to do about it.
+        kind: name of the exception's class.
+        place, cause, fix: the parts of the message, as in `EdgeproofError`.
     """
 
     kind: str
@@ -63,17 +63,17 @@ class Ending:
     exit_code: int
 
     def line(self) -> str:
-        """One line for a person."""
+        """Return the report as one line for a person."""
         return f"error: {self.place}: {self.cause}; {self.fix}"
 
     def as_json(self) -> Json:
-        """The same for a program."""
+        """Return the report as an object for a program."""
         told: Json = {"kind": self.kind, "place": self.place, "cause": self.cause, "fix": self.fix}
         return {"error": told, "exit_code": self.exit_code}
 
 
 def ending(error: BaseException) -> Ending:
-    """How a command ends that `error` stopped."""
+    """Return the report of the exception that ended a command."""
     known = foreseen(error)
     if known is not None:
         return Ending(type(known).__name__, known.place, known.cause, known.fix, known.exit_code)
@@ -83,34 +83,32 @@ def ending(error: BaseException) -> Ending:
 
 
 def foreseen(error: BaseException) -> EdgeproofError | None:
-    """What a user can do something about, as an error that says so; None for a fault of the program."""
+    """Return `error` as an error that a user can fix; None if it is a bug in edgeproof."""
     if isinstance(error, EdgeproofError):
         return error
     if isinstance(error, MemoryError):
-        return HostError(
-            "memory", _with_words("there is too little", error), "free some, or take less data"
-        )
+        return HostError("memory", _with_words("is not sufficient", error), "free some, or use less data")
     if isinstance(error, ImportError):
         return _broken_library(error)
     if isinstance(error, OSError):
         return _refused(error)
     if any(words in _words(error) for words in _FULL_DISK_WORDS):
         return StorageError(
-            "disk", f"is full ({one_line(_words(error), 200)})", "free some space, run again"
+            "disk", f"is full ({one_line(_words(error), 200)})", "free some space and run again"
         )
     return None
 
 
 def place_of(error: BaseException) -> str:
-    """File and line of the innermost frame in this program."""
+    """Return file and line of the innermost frame in edgeproof."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [(name, frame.lineno) for frame in frames if (name := _inside(frame.filename))]
     return f"{own[-1][0]}, line {own[-1][1]}" if own else "edgeproof"
 
 
 def cause_of(error: BaseException) -> str:
-    """The type of an exception and its words, and where it was raised if that was in other code."""
-    cause = _with_words(f"met {type(error).__name__}", error)
+    """Return type and message of an exception; add where it was raised if that is outside edgeproof."""
+    cause = _with_words(f"raised {type(error).__name__}", error)
     frames = traceback.extract_tb(error.__traceback__)
     if frames and not _inside(frames[-1].filename):
         cause += f" in {Path(frames[-1].filename).name}, line {frames[-1].lineno}"
@@ -118,7 +116,7 @@ def cause_of(error: BaseException) -> str:
 
 
 def _inside(filename: str) -> str:
-    """A file of this program, such as `bench/measuring/worker.py`; nothing of others."""
+    """Return the path of a file of edgeproof, such as `bench/measuring/worker.py`; "" for other files."""
     path = Path(filename)
     if not path.is_relative_to(_ROOT):
         return ""
@@ -134,7 +132,7 @@ def _with_words(cause: str, error: BaseException) -> str:
 def _words(error: BaseException) -> str:
     try:
         return str(error)
-    except Exception:  # noqa: BLE001 (an exception of others may not even be able to say what it is)
+    except Exception:  # noqa: BLE001 (a third-party exception may fail to convert itself to text)
         return ""
 
 
@@ -143,12 +141,12 @@ def _broken_library(error: ImportError) -> EdgeproofError | None:
     if not library or library in _OWN_PACKAGES:
         return None
     return HostError(
-        library, _with_words("cannot be imported", error), "install it again, as constraints.txt has it"
+        library, _with_words("cannot be imported", error), "install the version that constraints.txt names"
     )
 
 
 def _raised_in(error: BaseException) -> str:
-    """The module that raised an exception."""
+    """Return the name of the module that raised an exception."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -156,7 +154,7 @@ def _raised_in(error: BaseException) -> str:
 
 
 def _refused(error: OSError) -> EdgeproofError | None:
-    """What the system refused, if that is the fault of the surroundings."""
+    """Convert an error of the operating system; None if the environment is not its cause."""
     named = error.filename if error.filename is not None else error.filename2
     place = os.fsdecode(named) if isinstance(named, str | bytes | os.PathLike) else ""
     words = one_line(error.strerror or _words(error))
@@ -164,25 +162,27 @@ def _refused(error: OSError) -> EdgeproofError | None:
     if isinstance(error, FileNotFoundError) and not Path(place).is_absolute() and _has_no_folder():
         found = UsageError("working directory", "was removed", "change to a folder that exists")
     elif "temporary directory" in words:
-        found = StorageError("TMPDIR", words, "name a folder that can be written")
+        found = StorageError("TMPDIR", words, "set it to a writable folder")
     elif error.errno == errno.ENOMEM:
         found = HostError(
-            place or "memory", f"the system has none left ({words})", "free some and run again"
+            place or "memory", f"the system is out of memory ({words})", "free some and run again"
         )
     elif error.errno in _TOO_MANY:
-        found = HostError(place or "the system", f"allows no more ({words})", "raise the limit (ulimit -a)")
+        found = HostError(
+            place or "the system", f"a limit is reached ({words})", "raise the limit (ulimit -a)"
+        )
     elif error.errno in FULL_DISK:
         found = storage_error(place or "disk", error)
     elif place or error.errno == errno.EIO:
         found = StorageError(
-            place or "disk", f"cannot be used ({words})", "check the path, its rights and its disk"
+            place or "disk", f"cannot be used ({words})", "check the path, its permissions and its disk"
         )
     return found
 
 
 def _has_no_folder() -> bool:
     try:
-        os.getcwd()  # noqa: PTH109 (there is no path to speak of)
+        os.getcwd()  # noqa: PTH109 (the folder has no path any more)
     except OSError:
         return True
     return False

@@ -1,7 +1,7 @@
-"""Ctrl-C that cannot get lost.
+"""Handling of Ctrl-C that loses no interrupt.
 
-Python raises KeyboardInterrupt wherever it happens to be, and where that is a finalizer or a callback, it
-prints the exception and goes on. So the handler here also leaves a mark, which long loops look for.
+Python raises KeyboardInterrupt in the code that runs at that moment. In a finalizer or a callback, Python
+prints the exception and continues. The handler here therefore also sets a flag that long loops check.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _pressed = threading.Event()
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Mark every Ctrl-C within; does nothing outside the main thread, which alone gets signals."""
+    """Record every Ctrl-C in the block. Only the main thread receives signals; others do nothing here."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -31,7 +31,7 @@ def interruptible() -> Iterator[None]:
 
 
 def check_interrupt() -> None:
-    """Raise the KeyboardInterrupt that a finalizer or a callback swallowed, if there was one."""
+    """Raise KeyboardInterrupt if a finalizer or a callback swallowed that of an earlier Ctrl-C."""
     if _pressed.is_set():
         raise KeyboardInterrupt
 

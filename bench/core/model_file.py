@@ -1,8 +1,8 @@
-"""What an .onnx file says of itself, read without the onnx package and without loading its weights.
+"""Metadata and external-data locations of an .onnx file, without the onnx package and without its weights.
 
-An .onnx file is one protobuf message. Its fields are walked in place, and what is not looked for is
-skipped by its length, so that a file of gigabytes is read in milliseconds. Field numbers are those of
-onnx.proto (IR version 3 and later), the encoding is that of protobuf.dev, "Encoding".
+An .onnx file is one protobuf message. The reader walks over its fields in place and skips the other fields
+by their length, so a file of gigabytes is read in milliseconds. Field numbers are those of onnx.proto (IR
+version 3 and later), the encoding is that of protobuf.dev, "Encoding".
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bench.core.errors import ModelError
 
-# Message -> field -> the message that it holds; only the way to tensors, wherever a model may keep one.
+# Message -> field number -> message in that field. Listed are only the fields that lead to tensors.
 _MESSAGES = {
     "model": {7: "graph", 25: "function"},
     "graph": {1: "node", 5: "tensor", 15: "sparse"},
@@ -26,18 +26,18 @@ _MESSAGES = {
 _METADATA, _EXTERNAL_DATA = 14, 13
 _KEY, _VALUE = 1, 2
 _VARINT, _EIGHT_BYTES, _LENGTH, _FOUR_BYTES = 0, 1, 2, 5
-# protobuf itself refuses messages that lie deeper in each other.
+# protobuf itself refuses messages that are nested deeper.
 _MAX_DEPTH = 100
 _MAX_ENTRY_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class ModelFile:
-    """What a model says of itself.
+    """Metadata and external-data locations of a model.
 
     Attributes:
-        metadata: its `metadata_props`.
-        locations: the files that it names for its weights, as it names them, in order.
+        metadata: the model's `metadata_props`.
+        locations: the files that the model names for its weights, exactly as written there, in order.
     """
 
     metadata: dict[str, str]
@@ -48,9 +48,9 @@ NOTHING_SAID = ModelFile({}, ())
 
 
 def read_model_file(path: Path) -> ModelFile:
-    """Read what a model says of itself; nothing, where the file is absent or is not an ONNX model.
+    """Read a model's metadata and locations; both are empty if the file is absent or not an ONNX model.
 
-    Opening such a file with ONNX Runtime gives the reason.
+    The reason becomes known when ONNX Runtime opens the file.
     """
     try:
         with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
@@ -62,12 +62,12 @@ def read_model_file(path: Path) -> ModelFile:
 
 
 def external_data(model: Path) -> list[Path]:
-    """The files of weights that an .onnx names, as far as they are there.
+    """Return the files of weights that an .onnx names and that exist.
 
     Raises:
-        ModelError: it names one outside its own folder.
+        ModelError: the model names a file outside its own folder.
     """
-    # A store that keeps files by their hash links to a model and to its weights.
+    # In a store that names files by their hash, the model and its weights are links into another folder.
     folders = (model.parent.resolve(), model.resolve().parent)
     found = []
     for location in read_model_file(model).locations:
@@ -85,9 +85,9 @@ def external_data(model: Path) -> list[Path]:
 
 
 def _locations(content: mmap.mmap, start: int, end: int, message: str, depth: int = 0) -> Iterator[str]:
-    """The locations of external data of all tensors below a message."""
+    """Yield the external-data locations of all tensors in a message and in its nested messages."""
     if depth > _MAX_DEPTH:
-        raise ValueError("messages lie too deep in each other")
+        raise ValueError("messages are nested too deeply")
     if message == "tensor":
         for span in _fields(content, start, end, _EXTERNAL_DATA):
             key, value = _entry(content, *span)
@@ -107,15 +107,15 @@ def _fields(content: mmap.mmap, start: int, end: int, wanted: int) -> Iterator[t
 
 
 def _entry(content: mmap.mmap, start: int, end: int) -> tuple[str, str]:
-    """A StringStringEntryProto."""
+    """Read a StringStringEntryProto: its key and value."""
     if end - start > _MAX_ENTRY_BYTES:
-        raise ValueError("an entry of metadata is too long")
+        raise ValueError("a metadata entry is too long")
     parts = {number: content[first:last].decode() for number, first, last in _walk(content, start, end)}
     return parts.get(_KEY, ""), parts.get(_VALUE, "")
 
 
 def _walk(content: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """The fields of a message that have a length: number, first byte, byte after the last."""
+    """Yield number, first byte and byte after the last of each length-delimited field of a message."""
     position = start
     while position < end:
         tag, position = _varint(content, position, end)
@@ -131,13 +131,13 @@ def _walk(content: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, 
             yield tag >> 3, position, position + size
             position += size
         else:
-            raise ValueError(f"there is no kind {kind} of field")
+            raise ValueError(f"unknown wire type {kind}")
         if position > end:
-            raise ValueError("a field goes beyond its message")
+            raise ValueError("a field exceeds its message")
 
 
 def _varint(content: mmap.mmap, position: int, end: int) -> tuple[int, int]:
-    """A number in pieces of seven bits, the lowest first, and the byte after it."""
+    """Read a varint (groups of seven bits, the lowest first); return it and the position after it."""
     value = 0
     for shift in range(0, 70, 7):
         if position >= end:
@@ -147,4 +147,4 @@ def _varint(content: mmap.mmap, position: int, end: int) -> tuple[int, int]:
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
             return value, position
-    raise ValueError("a number has no end")
+    raise ValueError("a varint does not end")

@@ -15,18 +15,19 @@ from bench.core.schema import FrozenModel, explain_validation
 
 MAX_POLICY_BYTES = 1 << 20
 
-# Numbers of blocks at which the data are looked at. The error allowed is shared equally among the looks
-# (union bound), so that stopping early is free. The signed-rank test can reject at 0.01 / 4 from 9 on.
+# Numbers of blocks after which the data are evaluated. The looks share the allowed error equally (union
+# bound), so stopping early does not raise the error. From 9 blocks on, the signed-rank test can reject at
+# 0.01 / 4.
 LOOKS = (10, 15, 20, 30)
 
-# A relative budget x allows candidate <= baseline * (1 + x): 0.02 is "at most 2 % more", -0.4 is "at
-# least 40 % less". Below -0.99 nothing could pass; beyond +10 nothing could fail.
+# A relative budget x allows candidate <= baseline * (1 + x): 0.02 means "at most 2 % more", -0.4 means "at
+# least 40 % less". Below -0.99 no candidate could pass; above +10 none could fail.
 Relative = Annotated[float, Field(ge=-0.99, le=10.0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class Budgets(FrozenModel):
-    """Budgets against one other model. A metric whose budget is absent is reported, not judged."""
+    """Budgets against one other model. A metric without a budget is reported but not judged."""
 
     latency_p50: Relative | None = Field(None, description="Relative change of the median latency.")
     latency_p90: Relative | None = Field(None, description="Relative change of the 90th percentile.")
@@ -37,7 +38,7 @@ class Budgets(FrozenModel):
 
 
 class TwinBudgets(Budgets):
-    """Against the artifact's own float model: int8 has to earn its place."""
+    """Budgets against the artifact's own float model: int8 must not be slower or larger."""
 
     latency_p50: Relative | None = Field(0.0, description="Relative change of the median latency.")
     size: Relative | None = Field(0.0, description="Relative change of the file's size.")
@@ -45,7 +46,7 @@ class TwinBudgets(Budgets):
 
 
 class ReleaseBudgets(Budgets):
-    """Against an earlier release: no worse, within what a noisy machine can tell apart."""
+    """Budgets against an earlier release: not worse, within the resolution of a noisy host."""
 
     latency_p50: Relative | None = Field(0.02, description="Relative change of the median latency.")
     latency_p90: Relative | None = Field(0.10, description="Relative change of the 90th percentile.")
@@ -55,14 +56,14 @@ class ReleaseBudgets(Budgets):
 
 
 class Policy(FrozenModel):
-    """Everything that a gate judges by: the recipe's `[gate]`, or a file of its own."""
+    """All budgets of a gate: the recipe's `[gate]`, or a separate file."""
 
     min_accuracy: Share | None = Field(
         None,
-        description="The accuracy that the int8 model must reach, whatever the float one does.",
+        description="Lowest accuracy allowed for the int8 model, whatever accuracy the float model has.",
     )
     max_p99_ms: Annotated[float, Field(gt=0.0)] | None = Field(
-        None, description="The 99th percentile of latency that must be kept, in milliseconds."
+        None, description="Upper limit for the 99th percentile of latency, in milliseconds."
     )
     float_twin: TwinBudgets = Field(
         default_factory=TwinBudgets, description="Budgets against the artifact's own float model."
@@ -73,12 +74,14 @@ class Policy(FrozenModel):
 
 
 class Criteria(FrozenModel):
-    """What one verdict was judged by; kept beside the raw samples, so that it can be given again.
+    """The criteria of one verdict. The result keeps them, so the verdict can be computed again.
 
     Attributes:
-        budgets: one for each model but the last, the candidate, in order.
-        looks: after how many blocks the data are looked at; the error allowed is shared among them.
-        same: that baseline and candidate are the same file is meant: an A/A run.
+        budgets: budgets for each model except the last one, in order. The last model is the candidate.
+        min_accuracy: lowest accuracy allowed for the candidate.
+        max_p99_ms: upper limit for the candidate's 99th percentile of latency, in milliseconds.
+        looks: numbers of blocks after which the data are evaluated; the looks share the allowed error.
+        same: whether baseline and candidate may be the same file (an A/A run).
     """
 
     budgets: tuple[Budgets, ...]
@@ -89,22 +92,22 @@ class Criteria(FrozenModel):
 
 
 def repeat_looks(looks: Sequence[int], blocks: int) -> tuple[int, ...]:
-    """After how many blocks a repeat is looked at: as many as the FAIL took, then as the first one was."""
+    """Return the looks of a repeat: the number of blocks that led to the FAIL, then all later looks."""
     return (blocks, *(look for look in looks if look > blocks))
 
 
 def criteria(
     policy: Policy, budgets: Sequence[Budgets], *, pairs: int = LOOKS[-1], same: bool = False
 ) -> Criteria:
-    """What to judge by: a policy, the budgets of it that apply, and the number of pairs at the last look.
+    """Combine a policy, those of its budgets that apply, and the number of pairs at the last look.
 
     Raises:
-        PolicyError: fewer pairs than the first look needs.
+        PolicyError: there are fewer pairs than the first look needs.
     """
     if pairs < LOOKS[0]:
-        raise PolicyError("pairs", f"{pairs} allow no bound", f"take at least {LOOKS[0]}")
+        raise PolicyError("pairs", f"{pairs} is too few for a verdict", f"use at least {LOOKS[0]}")
     return Criteria(
-        # Subclasses differ in their defaults alone; what is kept are the values.
+        # The subclasses of Budgets differ only in their defaults, and only the values are kept.
         budgets=tuple(Budgets.model_validate(budget.model_dump()) for budget in budgets),
         min_accuracy=policy.min_accuracy,
         max_p99_ms=policy.max_p99_ms,
@@ -117,23 +120,26 @@ def read_policy(path: Path) -> Policy:
     """Read a policy from TOML.
 
     Raises:
-        PolicyError: the file is missing, is not TOML, or holds an unknown key or an impossible budget.
+        PolicyError: the file is missing, is not TOML, or has an unknown key or an impossible budget.
     """
     try:
         if path.stat().st_size > MAX_POLICY_BYTES:
-            raise PolicyError(path, "is larger than a policy can be", "check the path")
+            raise PolicyError(path, f"is larger than {MAX_POLICY_BYTES} bytes", "check the path")
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:  # also for numbers of thousands of digits
-        raise PolicyError(path, f"cannot be read ({error})", "mend the file") from error
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: also for thousands of digits
+        raise PolicyError(path, f"cannot be read ({error})", "correct the file") from error
     return policy_from(content, path)
 
 
 def policy_from(content: object, place: object) -> Policy:
-    """Validate a policy that was read from somewhere.
+    """Validate a policy that is already parsed.
 
     Args:
-        content: nested tables, as TOML or JSON give them.
-        place: what to name in an error.
+        content: nested tables, as a TOML or JSON parser returns them.
+        place: file or option that an error names.
+
+    Raises:
+        PolicyError: the content has an unknown key or an impossible budget.
     """
     try:
         return Policy.model_validate(content)
@@ -143,5 +149,5 @@ def policy_from(content: object, place: object) -> Policy:
 
 
 def log_budget(relative: float) -> float:
-    """A relative budget on the scale of log ratios, where +x and its undoing are symmetric."""
+    """Convert a relative budget to a log ratio. There, an increase and its reversal are symmetric."""
     return math.log1p(relative)

@@ -1,4 +1,4 @@
-"""How long work reports its progress; the command line decides how that looks."""
+"""Interface by which long work reports its progress; the command line decides how to display it."""
 
 from __future__ import annotations
 
@@ -7,36 +7,36 @@ from typing import Protocol
 
 
 class Task(Protocol):
-    """One piece of work with a known length."""
+    """A task with a known number of parts."""
 
     def advance(self, count: int = 1, note: str = "") -> None:
-        """Say that `count` more are done; `note` is a few words on the newest of them."""
+        """Report that `count` more parts are done; `note` describes the latest part in a few words."""
 
 
 class Progress(Protocol):
-    """Receives what a person waiting would like to know."""
+    """Receiver of progress reports and messages."""
 
     def task(self, description: str, total: int) -> AbstractContextManager[Task]:
-        """Begin a piece of work of `total` equal parts."""
+        """Begin a task of `total` equal parts."""
 
     def say(self, line: str) -> None:
-        """One line that stays on the screen."""
+        """Show one line that stays on the screen."""
 
 
 class _SilentTask:
     def advance(self, count: int = 1, note: str = "") -> None:
-        """Say nothing."""
+        """Show nothing."""
 
 
 class SilentProgress:
-    """For callers that do not wait, and for tests."""
+    """Progress that shows nothing: the default of the Python functions."""
 
     def task(self, description: str, total: int) -> AbstractContextManager[Task]:  # noqa: ARG002
-        """Begin a piece of work without showing it."""
+        """Begin a task without showing it."""
         return nullcontext(_SilentTask())
 
     def say(self, line: str) -> None:
-        """Say nothing."""
+        """Show nothing."""
 
 
 SILENT = SilentProgress()

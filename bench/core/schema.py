@@ -1,4 +1,4 @@
-"""How edgeproof reads structured files: strictly, and with one clear line when something is wrong."""
+"""Strict validation of structured files, with one clear line for the first error."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
     from pydantic_core import ErrorDetails
 
-# A JSON object, as the commands print it and files hold it.
+# A JSON object, as in the output of commands and in files.
 Json: TypeAlias = dict[str, JsonValue]
 THE_FILE = "the file"
 
 
 class FrozenModel(BaseModel):
-    """A value object read from a file: immutable, strictly typed, no unknown keys, no NaN."""
+    """Base class of objects read from a file: immutable, strictly typed, no unknown keys, no NaN."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 def explain_validation(error: ValidationError, model: type[BaseModel]) -> tuple[str, str, str]:
-    """Place, cause and fix of the first thing that pydantic found wrong.
+    """Return place, cause and fix of the first error that pydantic found.
 
-    Where a value may be of several forms, it is what is wrong with the form that it comes nearest to.
+    If a value may have several forms (a union of types), the error is that of the form that fits best.
     """
     found = _nearest(error.errors(include_url=False), model)
     parts = _follow(model, found["loc"])[0]
@@ -37,7 +37,7 @@ def explain_validation(error: ValidationError, model: type[BaseModel]) -> tuple[
     if kind == "extra_forbidden":
         holder = _follow(model, found["loc"][:-1])[2]
         known = sorted(_fields(holder)) if _is_model(holder) else []
-        return place, "unknown key", f"known here: {', '.join(known)}" if known else "remove it"
+        return place, "unknown key", f"use one of: {', '.join(known)}" if known else "remove it"
     if kind in {"missing", "union_tag_not_found"}:
         return place, "is missing", "add it"
     if kind == "union_tag_invalid":
@@ -45,11 +45,12 @@ def explain_validation(error: ValidationError, model: type[BaseModel]) -> tuple[
     message = found["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
     given = found["input"]
-    # A whole table says nothing: a rule about it names the keys, and a wrong type is told by the kind.
+    # The message does not quote a table or list. A rule about it names the keys; for a wrong type, the
+    # kind (table or list) is enough.
     whole = isinstance(given, Mapping | list | tuple)
     if whole and kind == "value_error":
         cause, _, fix = message.partition("; " if "; " in message else ": ")
-        return place, cause, fix or "change it"
+        return place, cause, fix or "correct it"
     if whole and given:
         return place, f"a {'table' if isinstance(given, Mapping) else 'list'} is refused", message
     text = repr(given)
@@ -57,7 +58,7 @@ def explain_validation(error: ValidationError, model: type[BaseModel]) -> tuple[
 
 
 def _nearest(errors: Sequence[ErrorDetails], model: type[BaseModel]) -> ErrorDetails:
-    """The first error; where it is about one of several forms, the first of the form with fewest errors."""
+    """Return the first error; for a union of forms, the first error of the form with the fewest errors."""
     forks = _follow(model, errors[0]["loc"])[1]
     if not forks:
         return errors[0]
@@ -69,7 +70,8 @@ def _nearest(errors: Sequence[ErrorDetails], model: type[BaseModel]) -> ErrorDet
             forms.setdefault(error["loc"][: last + 1], []).append(error)
 
     def distance(form: tuple[int | str, ...]) -> tuple[bool, int]:
-        # A list is not a string: that form was not meant. If none was, the deepest value is the wrong one.
+        # An error in the type of the whole value (a list for a string) means that the user did not intend
+        # this form. If that holds for every form, the most deeply nested value is the wrong one.
         first = forms[form][0]
         unlike = first["loc"] == form and first["type"].endswith("_type")
         return unlike, -len(form) if unlike else len(forms[form])
@@ -78,10 +80,13 @@ def _nearest(errors: Sequence[ErrorDetails], model: type[BaseModel]) -> ErrorDet
 
 
 def _follow(model: type[BaseModel], location: Sequence[int | str]) -> tuple[list[str], list[int], object]:
-    """A location in the file's own words, and the type that it leads to, if any is known.
+    """Translate a location of pydantic into the keys of the file.
 
-    Where a value may be of several forms, pydantic also names the form that it tried. Such names, of which
-    a file knows nothing, are left out; the numbers between tell where they are in `location`.
+    If a value may have several forms, pydantic adds the name of the form that it tried. Such names do not
+    occur in the file, so they are left out.
+
+    Returns:
+        The keys; the indices of the form names in `location`; the type at the location, or None.
     """
     parts: list[str] = []
     forks: list[int] = []
@@ -106,7 +111,7 @@ def _follow(model: type[BaseModel], location: Sequence[int | str]) -> tuple[list
 
 
 def _bare(annotation: object) -> tuple[object, str | None]:
-    """A type without `| None` and what is noted on it, but for the key that tells tables apart."""
+    """Return a type without `| None` and annotations, and the discriminator key if it has one."""
     tag = None
     while True:
         if get_origin(annotation) is Annotated:
@@ -119,14 +124,14 @@ def _bare(annotation: object) -> tuple[object, str | None]:
 
 
 def _forms(annotation: object) -> list[object]:
-    """What a union is made of; nothing of other types."""
+    """Return the members of a union except None; an empty list for other types."""
     if get_origin(annotation) not in {Union, UnionType}:
         return []
     return [form for form in get_args(annotation) if form is not NoneType]
 
 
 def _is_called(form: object, name: str) -> bool:
-    """Whether pydantic calls a part of a union so: by the class, or as in `tuple[str, ...]`."""
+    """Whether `name` is pydantic's name of a union member: the class name, or as in `tuple[str, ...]`."""
     form = _bare(form)[0]
     if get_origin(form) is None:
         return name == getattr(form, "__name__", None)
@@ -135,12 +140,12 @@ def _is_called(form: object, name: str) -> bool:
 
 
 def _tags(form: object, key: str) -> tuple[object, ...]:
-    """The values of `key` that choose a table among others."""
+    """Return the values of the discriminator `key` that select this table."""
     return get_args(form.model_fields[key].annotation) if _is_model(form) else ()
 
 
 def _fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
-    """The fields of a table, by their keys in the file."""
+    """Return the fields of a table by their keys in the file."""
     return {field.alias or name: field for name, field in model.model_fields.items()}
 
 

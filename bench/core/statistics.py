@@ -1,8 +1,9 @@
-"""The few statistics that verdicts rest on, exact where the samples are few.
+"""Statistical methods for the verdicts; exact for small samples.
 
-Nothing here assumes normal or independent iterations: one process (or one pair of processes) gives one
-score, and scores are compared by ranks. Timings of consecutive iterations share caches, clocks and
-neighbours; taken as independent they "prove" differences between identical files.
+No function assumes normally distributed or independent iterations: one process (or one pair of processes)
+yields one score, and scores are compared by ranks. Timings of consecutive iterations share caches, clock
+frequency and other load on the host. Treated as independent, they "prove" differences between identical
+files.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from bench.core.arrays import Array
 
 @dataclass(frozen=True)
 class Interval:
-    """A point estimate between two one-sided bounds; infinite where the samples allow no bound."""
+    """A point estimate with two one-sided bounds; a bound is infinite if the samples are too few for it."""
 
     estimate: float
     lower: float
@@ -30,13 +31,13 @@ class Interval:
 def signed_rank_interval(scores: Sequence[float], alpha: float) -> Interval:
     """Hodges-Lehmann estimate of the centre of symmetry, with one-sided (1 - alpha) bounds.
 
-    The estimate is the median of the n(n+1)/2 Walsh averages (x_i + x_j) / 2; the bounds are the order
-    statistics of the same averages that the exact null distribution of Wilcoxon's signed-rank statistic
-    selects (Hollander, Wolfe & Chicken, "Nonparametric Statistical Methods", 3rd ed., section 3.2-3.3).
+    The estimate is the median of the n(n+1)/2 Walsh averages (x_i + x_j) / 2. The bounds are order
+    statistics of the same averages, selected by the exact null distribution of Wilcoxon's signed-rank
+    statistic (Hollander, Wolfe & Chicken, "Nonparametric Statistical Methods", 3rd ed., section 3.2-3.3).
 
     Args:
         scores: one score per pair of processes, [n].
-        alpha: error allowed on each side.
+        alpha: allowed error on each side.
     """
     values = np.asarray(scores, dtype=np.float64)
     if not len(values):
@@ -50,8 +51,13 @@ def signed_rank_interval(scores: Sequence[float], alpha: float) -> Interval:
 def rank_sum_interval(candidate: Sequence[float], baseline: Sequence[float], alpha: float) -> Interval:
     """Hodges-Lehmann estimate of the shift candidate - baseline, with one-sided (1 - alpha) bounds.
 
-    The bounds are order statistics of all pairwise differences, chosen by the exact null distribution of
-    the Mann-Whitney statistic (ibid., section 4.2-4.3).
+    The bounds are order statistics of all pairwise differences, selected by the exact null distribution of
+    the Mann-Whitney statistic (Hollander, Wolfe & Chicken, section 4.2-4.3).
+
+    Args:
+        candidate: one score per process of the candidate, [m].
+        baseline: one score per process of the baseline, [n].
+        alpha: allowed error on each side.
     """
     first = np.asarray(candidate, dtype=np.float64)
     second = np.asarray(baseline, dtype=np.float64)
@@ -66,14 +72,14 @@ def tango_interval(only_baseline: int, only_candidate: int, count: int, alpha: f
     """Score interval for the difference of two paired proportions, candidate minus baseline.
 
     Tango, "Equivalence test and confidence interval for the difference in proportions for the paired
-    sample design", Statistics in Medicine 17 (1998). It holds its level where the Wald interval fails:
-    with few discordant samples, none included.
+    sample design", Statistics in Medicine 17 (1998). It keeps its confidence level with few or no
+    discordant samples; the Wald interval does not.
 
     Args:
-        only_baseline: samples that the baseline alone gets right.
-        only_candidate: samples that the candidate alone gets right.
-        count: all samples.
-        alpha: error allowed on each side.
+        only_baseline: number of samples that only the baseline predicts correctly.
+        only_candidate: number of samples that only the candidate predicts correctly.
+        count: number of all samples.
+        alpha: allowed error on each side.
     """
     if count <= 0 or min(only_baseline, only_candidate) < 0:
         raise ValueError("counts must be positive")
@@ -85,23 +91,30 @@ def tango_interval(only_baseline: int, only_candidate: int, count: int, alpha: f
     def score(difference: float) -> float:
         return _tango_score(only_candidate, only_baseline, count, difference)
 
-    # The score falls as the hypothesised difference grows; it is zero at the estimate.
+    # The score decreases as the hypothesised difference increases; it is zero at the estimate.
     lower = _bisect(lambda d: score(d) - critical, -1.0, estimate)
     upper = _bisect(lambda d: score(d) + critical, estimate, 1.0)
     return Interval(estimate, lower, upper)
 
 
 def mcnemar_p(only_baseline: int, only_candidate: int) -> float:
-    """Two-sided exact McNemar p: are the discordant samples split evenly? (binomial test)."""
+    """Two-sided p-value of the exact McNemar test.
+
+    It is a binomial test for an even split of the discordant samples.
+
+    Args:
+        only_baseline: number of samples that only the baseline predicts correctly.
+        only_candidate: number of samples that only the candidate predicts correctly.
+    """
     discordant = only_baseline + only_candidate
     tail = sum(math.comb(discordant, k) for k in range(min(only_baseline, only_candidate) + 1))
     return min(1.0, float(2 * tail / 2**discordant))
 
 
 def proportion_interval(successes: int, count: int, alpha: float) -> Interval:
-    """Clopper-Pearson interval of a proportion, each side with error at most alpha."""
+    """Clopper-Pearson interval of a proportion, with an error of at most alpha on each side."""
     if not 0 <= successes <= count or count == 0:
-        raise ValueError("successes must lie within the count")
+        raise ValueError("successes must be between 0 and the count, and the count positive")
     lower = (
         0.0
         if successes == 0
@@ -116,17 +129,18 @@ def proportion_interval(successes: int, count: int, alpha: float) -> Interval:
 
 
 def quantile_interval(groups: Sequence[Array], quantile: float, alpha: float) -> Interval:
-    """One-sided (1 - alpha) bounds of a percentile from samples that came in groups, one a process.
+    """One-sided (1 - alpha) bounds of a percentile, from samples in one group per process.
 
-    Order statistics of all samples bound the percentile where samples are independent (David & Nagaraja,
-    "Order Statistics", 3rd ed., section 7.1); those of one process are not. So the bounds are widened to
-    those of the groups' own percentiles, one value a process, by the sign test. No bound where either
-    has too few: 44 samples for p90 at 1 %, 459 for p99; 7 processes at 1 %, 5 at 5 %.
+    For independent samples, order statistics of all samples bound the percentile (David & Nagaraja, "Order
+    Statistics", 3rd ed., section 7.1). The samples of one process are not independent. The bounds are
+    therefore widened to those of the groups' own percentiles (one value per process), by the sign test. A
+    bound is infinite if samples or processes are too few. A bound needs 44 samples for p90 at 1 % and 459
+    for p99; it needs 7 processes at 1 % and 5 at 5 %.
 
     Args:
         groups: samples of each process, [processes][any].
-        quantile: between 0 and 1.
-        alpha: error allowed on each side.
+        quantile: the percentile as a fraction between 0 and 1.
+        alpha: allowed error on each side.
     """
     samples = np.sort(np.concatenate([np.asarray(group, dtype=np.float64) for group in groups]))
     own = np.sort([float(np.quantile(group, quantile)) for group in groups])
@@ -139,19 +153,19 @@ def quantile_interval(groups: Sequence[Array], quantile: float, alpha: float) ->
 
 
 def sample_size_share(floor: float, alpha: float) -> int:
-    """How many samples it takes before a share of `floor` can be shown at all: if all are hits.
+    """Smallest number of samples that can prove a share of at least `floor`, if all samples are hits.
 
-    With n hits of n the lower Clopper-Pearson bound is alpha**(1/n).
+    With n hits of n samples, the lower Clopper-Pearson bound is alpha**(1/n).
     """
     if floor >= 1.0:
-        raise ValueError("no number of samples shows a share of one")
+        raise ValueError("no number of samples proves a share of one")
     return 1 if floor <= 0.0 else math.ceil(math.log(alpha) / math.log(floor))
 
 
 def sample_size_difference(budget: float, alpha: float) -> int:
-    """How many samples it takes before a loss of `budget` can be excluded at all: if none is discordant.
+    """Smallest number of samples that can exclude a loss of `budget`, if no sample is discordant.
 
-    With no discordant sample Tango's bound is -z**2 / (n + z**2), whatever the models do.
+    Without discordant samples, Tango's bound is -z**2 / (n + z**2) for any accuracy of the models.
     """
     if budget <= 0.0:
         raise ValueError("no number of samples excludes every loss")
@@ -160,32 +174,32 @@ def sample_size_difference(budget: float, alpha: float) -> int:
 
 
 def planned_count(spread: float, margin: float, alpha: float, power: float = 0.8) -> int:
-    """How many scores of a given standard deviation place a bound `margin` away from their centre.
+    """Number of scores with standard deviation `spread` that place a bound at `margin` from the centre.
 
-    n = ((z_(1-alpha) + z_power) * spread / margin)**2, the normal approximation; it plans, and never
-    judges.
+    n = ((z_(1-alpha) + z_power) * spread / margin)**2, the normal approximation. It serves only to plan the
+    number of pairs, not to judge.
     """
     normal = NormalDist()
     return math.ceil(((normal.inv_cdf(1 - alpha) + normal.inv_cdf(power)) * spread / margin) ** 2)
 
 
 def robust_spread(scores: Sequence[float]) -> float:
-    """Standard deviation by the median absolute deviation, which a few wild scores leave alone."""
+    """Standard deviation from the median absolute deviation, which is robust against a few outliers."""
     values = np.asarray(scores, dtype=np.float64)
     return 1.4826 * float(np.median(np.abs(values - np.median(values))))
 
 
 def minimum_count(quantile: float, confidence: float = 0.99) -> int:
-    """How many samples a percentile needs before any of them is an upper bound for it.
+    """Smallest number of samples whose maximum is an upper bound of a percentile.
 
-    The largest of n samples lies above the quantile with probability 1 - quantile**n: 44 samples for
-    p90, 459 for p99 at 99 % confidence.
+    The largest of n samples is above the quantile with probability 1 - quantile**n: at 99 % confidence,
+    p90 needs 44 samples and p99 needs 459.
     """
     return math.ceil(math.log(1 - confidence) / math.log(quantile))
 
 
 def _order_bounds(ordered: Array, quantile: float, alpha: float) -> tuple[float, float]:
-    """Order statistics below and above a quantile, each with error at most alpha."""
+    """Order statistics that bound a quantile from below and above, each with an error of at most alpha."""
     n = len(ordered)
     upper = _smallest_above(n, quantile, alpha)
     lower = _smallest_above(n, 1 - quantile, alpha)
@@ -197,7 +211,10 @@ def _order_bounds(ordered: Array, quantile: float, alpha: float) -> tuple[float,
 
 @lru_cache(maxsize=1024)
 def _smallest_above(n: int, quantile: float, alpha: float) -> int | None:
-    """The smallest r with P(Bin(n, quantile) <= r - 1) >= 1 - alpha: the r-th of n bounds from above."""
+    """Smallest r with P(Bin(n, quantile) <= r - 1) >= 1 - alpha, or None if there is none.
+
+    The r-th smallest of n samples is then an upper bound of the quantile.
+    """
     k = np.arange(n)
     log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n + 1)))])
     log_ways = log_factorial[n] - log_factorial[k] - log_factorial[n - k]
@@ -214,10 +231,10 @@ def _interval_from_ordered(ordered: Array, skipped: int | None) -> Interval:
 
 
 def _largest_tail(null: Array, alpha: float) -> int | None:
-    """The largest k with P(statistic <= k) <= alpha under the null, or None where there is none.
+    """Largest k with P(statistic <= k) <= alpha under the null hypothesis, or None if there is none.
 
-    With D_(1) <= D_(2) <= ... the sorted averages or differences, the centre lies below D_(k+1) exactly
-    when the statistic, counted from below, is at most k.
+    Let D_(1) <= D_(2) <= ... be the sorted averages or differences. The centre is below D_(k+1) exactly
+    if the statistic, counted from below, is at most k.
     """
     below = int(np.searchsorted(np.cumsum(null), alpha * (1 + 1e-12), side="right"))
     return below - 1 if below else None
@@ -225,7 +242,10 @@ def _largest_tail(null: Array, alpha: float) -> int | None:
 
 @lru_cache(maxsize=256)
 def _signed_rank_null(n: int) -> Array:
-    """Probability of each value of the signed-rank statistic, 0 to n(n+1)/2: each rank counts or not."""
+    """Probability of each value of the signed-rank statistic, 0 to n(n+1)/2.
+
+    Under the null hypothesis, each rank is part of the sum with probability 1/2.
+    """
     null = np.zeros(n * (n + 1) // 2 + 1)
     null[0] = 1.0
     for rank in range(1, n + 1):
@@ -238,7 +258,7 @@ def _signed_rank_null(n: int) -> Array:
 def _rank_sum_null(m: int, n: int) -> Array:
     """Probability of each value of the Mann-Whitney statistic, 0 to m * n.
 
-    The counts are the coefficients of the Gaussian binomial, built factor by factor.
+    The counts are the coefficients of the Gaussian binomial, which is multiplied factor by factor.
     """
     size = m * n + 1
     counts = [1] + [0] * (size - 1)
@@ -251,7 +271,7 @@ def _rank_sum_null(m: int, n: int) -> Array:
 
 
 def _tango_score(gained: int, lost: int, count: int, difference: float) -> float:
-    """Tango's score statistic for `(gained - lost) / count` against a hypothesised `difference`."""
+    """Tango's score statistic of `(gained - lost) / count` against a hypothesised `difference`."""
     # The restricted maximum-likelihood estimate of the smaller discordant probability is the larger
     # root of a quadratic: Tango (1998), equation (5).
     a = 2.0 * count
@@ -266,7 +286,7 @@ def _tango_score(gained: int, lost: int, count: int, difference: float) -> float
 
 
 def _bisect(monotone: Callable[[float], float], low: float, high: float) -> float:
-    """A root of a monotone function on [low, high]; the nearer end where the sign never changes."""
+    """Root of a monotone function on [low, high]; without a change of sign, the end nearer to zero."""
     at_low, at_high = monotone(low), monotone(high)
     if (at_low > 0) == (at_high > 0):
         return low if abs(at_low) < abs(at_high) else high

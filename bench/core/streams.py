@@ -1,9 +1,8 @@
-"""Standard output and standard error that cannot crash a command.
+"""Standard output and standard error that do not crash a command.
 
-A reader may go away, a disk may fill up, an encoding may lack a character. Nobody needs progress, so that
-whatever goes wrong on standard error is forgotten. Standard output holds what was asked for: characters
-that its encoding lacks are replaced, a reader that went away is not told more, and a disk that takes no
-more is an error.
+A reader may close a pipe, a disk may be full, an encoding may lack a character. Standard error shows only
+progress and messages, so failed writes there are ignored. Standard output has the results: characters that
+its encoding lacks are replaced, output after a closed pipe is dropped, and a full disk is an error.
 """
 
 from __future__ import annotations
@@ -21,55 +20,61 @@ PLACE = "standard output"
 
 
 class Output:
-    """A text stream in the place of another, which it writes to at once.
+    """Replacement for a text stream; writes to that stream without buffering.
 
     Attributes:
-        used: whether anything was written.
+        used: whether any text was written.
     """
 
     def __init__(self, stream: TextIO, *, needed: bool, closed: bool = False) -> None:
-        """Write to `stream`; where that fails, raise an error if the output is `needed`."""
+        """Wrap `stream`.
+
+        Args:
+            stream: the stream to write to.
+            needed: whether a failed write raises an error; otherwise it is ignored.
+            closed: whether the stream was closed when the program started.
+        """
         self._stream, self._needed, self._closed = stream, needed, closed
         self.used = False
 
     def check_open(self) -> None:
-        """Refuse to work where nobody could see what comes of it.
+        """Refuse to work if the results could not be printed.
 
         Raises:
             UsageError: the stream was closed when the program started.
         """
         if self._closed:
-            raise UsageError(PLACE, "is closed", "send it to a file or to /dev/null")
+            raise UsageError(PLACE, "is closed", "redirect it to a file or to /dev/null")
 
     def write(self, text: str) -> int:
         """Write and flush.
 
         Raises:
-            StorageError: a needed output cannot be written.
+            StorageError: the stream is needed and cannot be written.
         """
         self.used = self.used or bool(text)
         try:
             self._stream.write(_encodable(text, self._stream))
             self._stream.flush()
-        except BrokenPipeError:  # the reader went away, as `head` does
+        except BrokenPipeError:  # the reader closed the pipe, as `head` does
             self._give_up()
         except (OSError, ValueError) as error:  # ValueError: the stream was closed
             self._give_up()
             if self._needed:
                 cause = getattr(error, "strerror", None) or str(error)
                 raise StorageError(
-                    PLACE, f"cannot be written ({cause})", "send it to a place that takes it"
+                    PLACE, f"cannot be written ({cause})", "redirect it to a writable file"
                 ) from error
         return len(text)
 
     def flush(self) -> None:
-        """Nothing waits to be flushed."""
+        """Do nothing: `write` flushes."""
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._stream, name)
 
     def _give_up(self) -> None:
-        """Let what is still in the stream's buffer go nowhere: Python flushes it when it ends."""
+        """Redirect the stream to the null device, because Python flushes its buffer at exit."""
         with contextlib.suppress(OSError, ValueError):
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, self._stream.fileno())
@@ -78,11 +83,11 @@ class Output:
 
 @contextlib.contextmanager
 def steady_streams() -> Iterator[Output]:
-    """Put an `Output` in the place of standard output, which it gives, and of standard error."""
+    """Replace standard output and standard error by an `Output`; yield that of standard output."""
     _fill_descriptors()
     before = sys.stdout, sys.stderr
     with Path(os.devnull).open("w", encoding="utf-8") as null:
-        # Python has None for a stream that was closed when it started.
+        # Python sets a stream to None if it was closed at the start.
         output = Output(before[0] or null, needed=True, closed=before[0] is None)
         sys.stdout = cast("TextIO", output)
         sys.stderr = cast("TextIO", Output(before[1] or null, needed=False))
@@ -93,17 +98,17 @@ def steady_streams() -> Iterator[Output]:
 
 
 def write_out(text: str) -> None:
-    """Write text on standard output, in whatever state it is.
+    """Write text to standard output, whether `steady_streams` replaced it or not.
 
     Raises:
-        StorageError: it cannot be written.
+        StorageError: standard output cannot be written.
     """
     stream = sys.stdout
     (stream if isinstance(stream, Output) else Output(stream, needed=True)).write(text)
 
 
 def _fill_descriptors() -> None:
-    """Open the null device in the place of closed standard streams; the next file would take it instead."""
+    """Open the null device for closed standard streams; otherwise the next file would take their number."""
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
@@ -112,7 +117,7 @@ def _fill_descriptors() -> None:
 
 
 def _encodable(text: str, stream: TextIO) -> str:
-    """`text` with `?` for each character that the stream's encoding lacks."""
+    """Return `text` with `?` for each character that the stream's encoding lacks."""
     encoding = stream.encoding or "utf-8"
     try:
         text.encode(encoding, stream.errors or "strict")

@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 
 def tool_version() -> str:
-    """The version of the installed package; "unknown" where it runs from its sources alone."""
+    """Return the version of the installed package; "unknown" if edgeproof runs from its sources alone."""
     try:
         return version("edgeproof")
     except PackageNotFoundError:

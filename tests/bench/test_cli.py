@@ -209,7 +209,7 @@ def test_a_result_does_not_replace_a_folder(command, workers, models, tmp_path):
     assert ran.code == 2
     assert (
         ran.err.splitlines()[-1]
-        == f"error: {tmp_path}: is there and is no regular file; choose another place"
+        == f"error: {tmp_path}: exists and is not a regular file; choose another place"
     )
 
 
@@ -228,9 +228,13 @@ def application(action):
 @pytest.mark.parametrize(
     ("error", "code", "words"),
     [
-        (ModelError("m.onnx", "is bad", "mend it"), 2, "error: m.onnx: is bad; mend it\n"),
+        (ModelError("m.onnx", "is bad", "fix it"), 2, "error: m.onnx: is bad; fix it\n"),
         (MeasurementError("worker", "died", "see"), 4, "error: worker: died; see\n"),
-        (KeyboardInterrupt(), EXIT_INTERRUPTED, "interrupted: finished work is kept, run again to go on\n"),
+        (
+            KeyboardInterrupt(),
+            EXIT_INTERRUPTED,
+            "interrupted: finished work is kept, run the command again to continue\n",
+        ),
     ],
 )
 def test_how_commands_end(monkeypatch, capsys, error, code, words):
@@ -370,6 +374,6 @@ def test_a_file_inside_an_artifact_does_not_open_it(command, workers, own_files)
     before = (folder / "golden.npz").read_bytes()
     for out in ("result.json", "deep/result.json"):
         ran = command("bench", folder / "model.onnx", "--blocks", 1, "--out", folder / out)
-        assert (ran.code, f"lies in the artifact {folder.resolve()}" in ran.err) == (2, True)
+        assert (ran.code, f"is inside the artifact {folder.resolve()}" in ran.err) == (2, True)
     assert (folder / "golden.npz").read_bytes() == before
     assert not (folder / "deep").exists()

@@ -150,7 +150,7 @@ def test_a_result_that_cannot_be_written_is_told_before_the_work(project, models
     ).replace("result.json", str(tmp_path))
     found = project(source)
     found.assert_outcomes(failed=1)
-    found.stdout.fnmatch_lines([f"edgeproof error: {tmp_path}: is there and is no regular file*"])
+    found.stdout.fnmatch_lines([f"edgeproof error: {tmp_path}: exists and is not a regular file*"])
 
 
 def test_a_fault_of_the_program_keeps_its_traceback(project, models, evaluation, pytester):

@@ -270,7 +270,7 @@ BAD_PROJECTS = {
     "no TOML": (lambda p: p.recipe.write_text("name = "), "is no TOML"),
     "unknown key": (
         lambda p: p.edit("recipe.toml", "epochs", "epoch"),
-        "recipe.toml: stage.0.finetune.epoch: unknown key; known here: batch_size",
+        "recipe.toml: stage.0.finetune.epoch: unknown key; use one of: batch_size",
     ),
     "wrong type": (
         lambda p: p.edit("recipe.toml", "epochs = 2", 'epochs = "two"'),

@@ -1,4 +1,4 @@
-"""How command lines end: in one line, one exit code and, with --json, one object."""
+"""Every command ends with at most one line, one exit code and, with --json, one object."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 @pytest.fixture
 def end(monkeypatch, capsys):
-    """Run a command that does `act`; gives its exit code, what it printed, and what it said."""
+    """A function that runs a command; returns exit code, standard output and standard error."""
 
     def ended(act, *arguments):
         app = typer.Typer()
@@ -44,7 +44,7 @@ def raising(error):
     return act
 
 
-def test_anything_but_linux_ends_in_one_line_before_the_command_starts(end, monkeypatch):
+def test_other_systems_than_linux_are_refused_before_the_command_starts(end, monkeypatch):
     started = []
     monkeypatch.setattr(sys, "platform", "darwin")
     code, out, err = end(lambda: started.append(True))
@@ -53,15 +53,15 @@ def test_anything_but_linux_ends_in_one_line_before_the_command_starts(end, monk
 
 
 ENDS = [
-    (ModelError("m.onnx", "is bad", "mend it"), 2, "error: m.onnx: is bad; mend it\n"),
+    (ModelError("m.onnx", "is bad", "fix it"), 2, "error: m.onnx: is bad; fix it\n"),
     (MeasurementError("worker", "died", "see"), 4, "error: worker: died; see\n"),
-    (KeyboardInterrupt(), 130, "interrupted: finished work is kept, run again to go on\n"),
+    (KeyboardInterrupt(), 130, "interrupted: finished work is kept, run the command again to continue\n"),
     (OSError(28, "No space left on device", "a"), 2, "error: a: the disk is full; free some space"),
-    (MemoryError(), 2, "error: memory: there is too little; free some"),
+    (MemoryError(), 2, "error: memory: is not sufficient; free some"),
     (ZeroDivisionError("by zero"), 70, "error: bench/core/command.py, line "),
     (RecursionError(), 70, "error: bench/core/command.py, line "),
     (BrokenPipeError(), 70, "error: bench/core/command.py, line "),
-    (EOFError(), 70, "error: edgeproof: met EOFError"),
+    (EOFError(), 70, "error: edgeproof: raised EOFError"),
     (SystemExit(0), 70, "error: bench/core/command.py, line "),
     (SystemExit(1), 70, "error: bench/core/command.py, line "),
 ]
@@ -76,7 +76,7 @@ def test_every_end_has_its_code_and_one_line(end, error, code, words):
 
 
 @pytest.mark.parametrize(("error", "code", "words"), ENDS)
-def test_a_program_gets_one_object_whatever_happens(end, error, code, words):
+def test_json_output_is_one_object_for_every_end(end, error, code, words):
     found, out, err = end(raising(error), "--json")
     content = json.loads(out)
     assert content.keys() == {"error", "exit_code"}
@@ -85,42 +85,42 @@ def test_a_program_gets_one_object_whatever_happens(end, error, code, words):
     assert err.lstrip("\n").startswith(words)
 
 
-def test_a_fault_names_the_exception(end):
+def test_a_bug_report_names_the_exception(end):
     code, _, err = end(raising(ZeroDivisionError("by zero")))
     assert code == EXIT_FAULT
-    assert "met ZeroDivisionError (by zero) in test_command.py, line " in err
-    assert err.endswith("this is a fault of the program: report it with what --debug shows\n")
+    assert "raised ZeroDivisionError (by zero) in test_command.py, line " in err
+    assert err.endswith("this is a bug in edgeproof: report it with the output of --debug\n")
 
 
 @pytest.mark.parametrize("arguments", [("--debug",), ("--count", "1", "--debug", "--json")])
-def test_the_traceback_is_shown_to_who_asks(end, arguments):
+def test_debug_shows_the_traceback(end, arguments):
     code, _, err = end(raising(ZeroDivisionError("by zero")), *arguments)
     assert code == EXIT_FAULT
     assert err.startswith("Traceback (most recent call last):\n")
     assert "ZeroDivisionError: by zero\nerror: " in err
 
 
-def test_what_follows_two_dashes_is_no_option(end):
+def test_arguments_after_two_dashes_are_not_options(end):
     code, out, err = end(raising(ZeroDivisionError), "--", "--debug", "--json")
     assert (code, out) == (2, "")
     assert "Traceback" not in err
 
 
-def test_an_object_that_was_printed_stays_the_only_one(end):
+def test_no_second_object_is_printed(end):
     def act():
         sys.stdout.write('{"verdict": "PASS"}\n')
-        raise ModelError("r.json", "cannot be written", "mend it")
+        raise ModelError("r.json", "cannot be written", "fix it")
 
     code, out, err = end(act, "--json")
     assert (code, json.loads(out)) == (2, {"verdict": "PASS"})
-    assert err == "error: r.json: cannot be written; mend it\n"
+    assert err == "error: r.json: cannot be written; fix it\n"
 
 
 @pytest.mark.parametrize(
     ("arguments", "place"),
     [(("--json", "--juggle"), "command line"), (("--json", "--count", "x"), "--count")],
 )
-def test_a_wrong_command_line_is_told_to_a_program_too(end, arguments, place):
+def test_a_wrong_command_line_is_reported_as_json_too(end, arguments, place):
     code, out, err = end(lambda: None, *arguments)
     content = json.loads(out)
     assert (code, content["exit_code"]) == (2, 2)
@@ -129,14 +129,14 @@ def test_a_wrong_command_line_is_told_to_a_program_too(end, arguments, place):
     assert "Usage: " in err
 
 
-def test_a_verdict_is_no_fault(end):
+def test_a_verdict_is_not_reported_as_a_bug(end):
     assert end(raising(typer.Exit(3))) == (3, "", "")
     assert end(lambda: None, "--json") == (0, "", "")
     assert end(raising(typer.Exit(EXIT_INTERRUPTED)))[0] == EXIT_INTERRUPTED
 
 
 def bench(tail, folder=ROOT, **environment):
-    """Run `python -m bench` through a shell, which redirects; gives its exit code, output and words."""
+    """Run `python -m bench` in a shell; return exit code, standard output and standard error."""
     line = f"exec {sys.executable} -m bench {tail}"
     variables = os.environ | {"PYTHONPATH": str(ROOT), **environment}
     done = subprocess.run(
@@ -145,7 +145,7 @@ def bench(tail, folder=ROOT, **environment):
     return done.returncode, done.stdout.decode("latin-1"), done.stderr.decode("latin-1")
 
 
-FULL = "error: standard output: cannot be written (No space left on device); send it"
+FULL = "error: standard output: cannot be written (No space left on device); redirect it"
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ FULL = "error: standard output: cannot be written (No space left on device); sen
     [
         ("--help >/dev/full", 2, FULL),
         ("bench --help >/dev/full", 2, FULL),
-        ("--help >&-", 2, "error: standard output: is closed; send it to a file or to /dev/null\n"),
+        ("--help >&-", 2, "error: standard output: is closed; redirect it to a file or to /dev/null\n"),
         ("--help >&- 2>&-", 2, ""),
         ("--help <&- 2>&-", 0, ""),
         ("bench none.onnx 2>/dev/full", 2, ""),
@@ -189,7 +189,7 @@ def test_encodings_that_lack_characters(tmp_path, encoding):
         "certify {}",
     ],
 )
-def test_names_that_no_file_can_have(arguments):
+def test_too_long_file_names_are_reported_in_one_line(arguments):
     code, out, err = bench(f"{arguments.replace('{}', 'x' * 300)} --json")
     content = json.loads(out)
     assert (code, content["error"]["place"]) == (2, "x" * 300)
@@ -197,7 +197,7 @@ def test_names_that_no_file_can_have(arguments):
     assert err.count("\n") == 1
 
 
-def test_a_working_folder_that_is_gone(tmp_path):
+def test_a_removed_working_folder_is_reported_in_one_line(tmp_path):
     script = f"cd {tmp_path} && mkdir gone && cd gone && rmdir ../gone && exec {sys.executable} -m bench"
     done = subprocess.run(
         ["/bin/sh", "-c", f"{script} bench none.onnx"],

@@ -1,4 +1,4 @@
-"""Progress for a terminal and for a log."""
+"""Progress on a terminal and in a log file."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def log():
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that a test turns by hand."""
+    """A clock that the test advances."""
     hand = SimpleNamespace(now=0.0)
     monkeypatch.setattr(console, "time", SimpleNamespace(monotonic=lambda: hand.now))
     return hand
 
 
-def test_a_log_gets_a_line_at_both_ends_and_now_and_then(clock):
+def test_a_log_has_lines_at_start_and_end_and_at_intervals(clock):
     target = log()
     with PlainProgress(target).task("latency", 4) as task:
         clock.now += PLAIN_INTERVAL_S
@@ -48,7 +48,7 @@ def test_a_log_gets_a_line_at_both_ends_and_now_and_then(clock):
     ]
 
 
-def test_a_terminal_gets_a_bar():
+def test_a_terminal_shows_a_bar():
     target = terminal()
     with BarProgress(target).task("latency", 2) as task:
         task.advance(2, note="model[int8].onnx")
@@ -59,19 +59,19 @@ def test_a_terminal_gets_a_bar():
 
 
 @pytest.mark.parametrize(("kind", "make"), [(BarProgress, terminal), (PlainProgress, log)])
-def test_the_console_decides(kind, make):
+def test_the_console_decides_between_bars_and_lines(kind, make):
     assert type(progress_for(make())) is kind
 
 
 @pytest.mark.parametrize("make", [terminal, log])
-def test_a_line_is_said_as_it_is(make):
+def test_a_line_is_printed_without_markup(make):
     target = make()
     progress_for(target).say("[bold]12 files[/] done")
     assert target.file.getvalue() == "[bold]12 files[/] done\n"
 
 
-def test_silence(capsys):
+def test_silent_progress_prints_nothing(capsys):
     with SILENT.task("latency", 2) as task:
-        task.advance(note="unheard")
-    SILENT.say("unheard")
+        task.advance(note="not shown")
+    SILENT.say("not shown")
     assert capsys.readouterr() == ("", "")

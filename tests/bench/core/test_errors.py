@@ -1,4 +1,4 @@
-"""Every error is one line, and survives the way from a worker to its parent."""
+"""Every error message is one line, and every error can be pickled in a worker process."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ PLAIN = [kind for kind in KINDS if kind is not MissingExtraError]
 
 @pytest.mark.parametrize("kind", PLAIN)
 def test_a_message_is_one_line_of_place_cause_and_fix(kind):
-    error = kind("my  file\n.onnx", "is\n  broken\tbadly", "mend\r\nit")
-    assert str(error) == "my  file .onnx: is broken badly; mend it"
+    error = kind("my  file\n.onnx", "is\n  broken\tbadly", "fix\r\nit")
+    assert str(error) == "my  file .onnx: is broken badly; fix it"
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_an_error_can_be_pickled(error):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_error_is_in_the_drawing(kind):
+def test_every_error_is_in_the_module_docstring(kind):
     assert kind.__name__ in errors.__doc__
     assert kind.exit_code == (4 if kind is MeasurementError else 2)
 

@@ -1,4 +1,4 @@
-"""What ends a command: an error that a user can fix, or a fault of the program."""
+"""Reports of exceptions that end a command: errors that a user can fix, and bugs in edgeproof."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def system_error(number, *names):
 
 
 def raised(error):
-    """The error with a traceback."""
+    """Raise the error and return it with its traceback."""
     with pytest.raises(type(error)) as caught:
         raise error
     return caught.value
@@ -29,7 +29,7 @@ def raised(error):
 @pytest.mark.parametrize(
     ("error", "kind", "line"),
     [
-        (ModelError("m.onnx", "is bad", "mend it"), ModelError, "m.onnx: is bad; mend it"),
+        (ModelError("m.onnx", "is bad", "fix it"), ModelError, "m.onnx: is bad; fix it"),
         (MeasurementError("worker", "died", "see"), MeasurementError, "worker: died; see"),
         (system_error(errno.ENOSPC), StorageError, "disk: the disk is full; free"),
         (system_error(errno.ENOSPC, "a.json"), StorageError, "a.json: the disk is full; free"),
@@ -41,21 +41,21 @@ def raised(error):
         (
             system_error(errno.ENOMEM),
             HostError,
-            "memory: the system has none left (Cannot allocate memory)",
+            "memory: the system is out of memory (Cannot allocate memory)",
         ),
-        (system_error(errno.EMFILE, "a"), HostError, "a: allows no more (Too many open files); raise"),
+        (system_error(errno.EMFILE, "a"), HostError, "a: a limit is reached (Too many open files); raise"),
         (
             FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/t']"),
             StorageError,
-            "TMPDIR: No usable temporary directory found in ['/t']; name a folder",
+            "TMPDIR: No usable temporary directory found in ['/t']; set it to a writable",
         ),
-        (MemoryError(), HostError, "memory: there is too little; free some"),
-        (MemoryError("9 GiB"), HostError, "memory: there is too little (9 GiB); free some"),
+        (MemoryError(), HostError, "memory: is not sufficient; free some"),
+        (MemoryError("9 GiB"), HostError, "memory: is not sufficient (9 GiB); free some"),
         (ImportError("no libx.so", name="numpy.core"), HostError, "numpy: cannot be imported (no libx.so)"),
         (RuntimeError("I/O error: No space left on device (os error 28)"), StorageError, "disk: is full ("),
     ],
 )
-def test_what_the_surroundings_cause_is_foreseen(error, kind, line):
+def test_errors_of_the_environment_can_be_fixed_by_the_user(error, kind, line):
     known = foreseen(error)
     assert type(known) is kind
     assert str(known).startswith(line)
@@ -63,7 +63,7 @@ def test_what_the_surroundings_cause_is_foreseen(error, kind, line):
     assert ending(error).exit_code == (4 if kind is MeasurementError else 2)
 
 
-def test_numpy_says_how_much_memory_it_wanted():
+def test_the_requested_memory_is_in_the_message():
     with pytest.raises(MemoryError) as caught:
         np.empty((2**50,), np.float64)
     assert "PiB" in ending(caught.value).cause
@@ -86,18 +86,18 @@ def test_a_removed_working_folder_is_named(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("error", "cause"),
     [
-        (ZeroDivisionError("by\nzero"), "met ZeroDivisionError (by zero)"),
-        (RecursionError("too deep"), "met RecursionError (too deep)"),
-        (system_error(errno.EINVAL), "met OSError ([Errno 22] Invalid argument)"),
+        (ZeroDivisionError("by\nzero"), "raised ZeroDivisionError (by zero)"),
+        (RecursionError("too deep"), "raised RecursionError (too deep)"),
+        (system_error(errno.EINVAL), "raised OSError ([Errno 22] Invalid argument)"),
         (
             ImportError("cannot import name 'x'", name="bench.core.files"),
-            "met ImportError (cannot import name",
+            "raised ImportError (cannot import name",
         ),
-        (SystemExit(0), "met SystemExit (0)"),
-        (KeyError(), "met KeyError"),
+        (SystemExit(0), "raised SystemExit (0)"),
+        (KeyError(), "raised KeyError"),
     ],
 )
-def test_the_rest_is_a_fault_of_the_program(error, cause):
+def test_other_exceptions_are_bugs(error, cause):
     error = raised(error)
     assert foreseen(error) is None
     told = ending(error)
@@ -107,7 +107,7 @@ def test_the_rest_is_a_fault_of_the_program(error, cause):
     assert "\n" not in told.line()
 
 
-def test_the_place_of_a_fault_is_where_it_happened_in_the_program():
+def test_the_place_of_a_bug_is_the_innermost_line_in_edgeproof():
     from bench.core.policy import log_budget
 
     with pytest.raises(TypeError) as caught:
@@ -117,36 +117,36 @@ def test_the_place_of_a_fault_is_where_it_happened_in_the_program():
     assert int(line) == traceback.extract_tb(caught.value.__traceback__)[-1].lineno
 
 
-def test_an_exception_that_cannot_speak_is_told_by_its_type():
+def test_an_exception_without_a_message_is_reported_by_its_type():
     class MuteError(Exception):
         def __str__(self):
             raise ValueError
 
-    assert ending(MuteError()).cause == "met MuteError"
+    assert ending(MuteError()).cause == "raised MuteError"
 
 
 def test_a_library_that_does_not_load_is_named_by_its_module():
     space = {"__name__": "onnxruntime.capi"}
     with pytest.raises(ImportError) as caught:
-        exec("raise ImportError('no lib.so')", space)  # as a module that fails to load does
+        exec("raise ImportError('no lib.so')", space)  # like a module that fails to load
     assert ending(caught.value).line() == (
-        "error: onnxruntime: cannot be imported (no lib.so); install it again, as constraints.txt has it"
+        "error: onnxruntime: cannot be imported (no lib.so); install the version that constraints.txt names"
     )
 
 
-def test_a_fault_of_a_worker_keeps_its_traceback():
-    fault = WorkerFault("bench/measuring/worker.py, line 1", "met KeyError ('x')", "Traceback: there")
+def test_a_bug_in_a_worker_keeps_its_traceback():
+    fault = WorkerFault("bench/measuring/worker.py, line 1", "raised KeyError ('x')", "Traceback: there")
     told = ending(fault)
     assert told.line() == (
-        "error: worker, bench/measuring/worker.py, line 1: met KeyError ('x'); "
-        "this is a fault of the program: report it with what --debug shows"
+        "error: worker, bench/measuring/worker.py, line 1: raised KeyError ('x'); "
+        "this is a bug in edgeproof: report it with the output of --debug"
     )
     assert told.exit_code == EXIT_FAULT
     assert "Traceback: there" in "".join(traceback.format_exception(pickle.loads(pickle.dumps(fault))))
 
 
-def test_a_program_is_told_the_same():
-    assert ending(ModelError("m.onnx", "is bad", "mend it")).as_json() == {
-        "error": {"kind": "ModelError", "place": "m.onnx", "cause": "is bad", "fix": "mend it"},
+def test_the_json_report_has_the_same_parts():
+    assert ending(ModelError("m.onnx", "is bad", "fix it")).as_json() == {
+        "error": {"kind": "ModelError", "place": "m.onnx", "cause": "is bad", "fix": "fix it"},
         "exit_code": 2,
     }

@@ -1,4 +1,4 @@
-"""Files are whole or absent, whatever happens while they are written."""
+"""Files are whole or absent, also after an error or a kill while they are written."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def fail_after_writing(path):
     raise KeyError
 
 
-def test_a_file_replaces_its_forerunner(tmp_path):
+def test_a_file_replaces_the_old_file(tmp_path):
     path = tmp_path / "deep" / "er" / "file.txt"
     write_text(path, "old")
     with atomic_file(path) as temporary:
@@ -79,7 +79,7 @@ def test_the_umask_decides_who_may_read(tmp_path, mask):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-def test_a_full_disk_has_a_name(tmp_path):
+def test_a_full_disk_is_reported(tmp_path):
     path = tmp_path / "file.txt"
     write_text(path, "old")
     with (
@@ -117,13 +117,13 @@ def test_a_place_that_cannot_be_written(tmp_path, monkeypatch, code):
         write_text(tmp_path / "file.txt", "new")
 
 
-def test_other_failures_keep_their_name(tmp_path):
+def test_other_errors_are_not_converted(tmp_path):
     with pytest.raises(FileNotFoundError), atomic_file(tmp_path / "file.txt"):
         (tmp_path / "none").read_bytes()
 
 
 @pytest.mark.parametrize("place", ["file.txt/below", "x" * 300, "folder"])
-def test_places_that_are_no_file(tmp_path, place):
+def test_places_that_cannot_hold_a_file(tmp_path, place):
     (tmp_path / "file.txt").write_text("old")
     (tmp_path / "folder").mkdir()
     with pytest.raises(StorageError):
@@ -134,12 +134,12 @@ def test_places_that_are_no_file(tmp_path, place):
 def test_a_device_is_not_replaced(tmp_path):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    with pytest.raises(StorageError, match="is there and is no regular file"):
+    with pytest.raises(StorageError, match="exists and is not a regular file"):
         write_text(pipe, "new")
     assert pipe.is_fifo()
 
 
-def test_a_folder_takes_the_place_of_its_forerunner(tmp_path):
+def test_a_folder_replaces_the_old_folder(tmp_path):
     path = tmp_path / "folder"
     for text in ("old", "new"):
         with atomic_directory(path) as staging:
@@ -163,18 +163,18 @@ def test_an_exception_leaves_the_old_folder(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["file", "link"])
-def test_a_folder_does_not_replace_what_is_none(tmp_path, kind):
+def test_a_folder_does_not_replace_a_file_or_a_link(tmp_path, kind):
     path, target = tmp_path / "taken", tmp_path / "target"
     target.mkdir()
     path.write_text("old") if kind == "file" else path.symlink_to(target)
-    with pytest.raises(StorageError, match="is there and is no folder"), atomic_directory(path):
+    with pytest.raises(StorageError, match="exists and is not a folder"), atomic_directory(path):
         pass
     assert path.is_symlink() if kind == "link" else path.read_text() == "old"
     assert leftovers(tmp_path) == []
 
 
 @pytest.mark.parametrize("writer", ["atomic_file", "atomic_directory"])
-def test_a_process_killed_while_writing_leaves_the_old(tmp_path, writer):
+def test_a_process_killed_while_writing_leaves_the_old_file(tmp_path, writer):
     path = tmp_path / "target"
     with getattr(files, writer)(path) as temporary:
         (temporary if writer == "atomic_file" else temporary / "file").write_text("old")
@@ -195,7 +195,7 @@ with {writer}(Path({str(path)!r})) as temporary:
     assert [entry.name for entry in tmp_path.iterdir()] == ["target"]
 
 
-def test_only_leftovers_are_swept(tmp_path):
+def test_only_temporary_files_are_removed(tmp_path):
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "kept").touch()
@@ -209,7 +209,7 @@ def test_only_leftovers_are_swept(tmp_path):
     assert (outside / "kept").exists()
 
 
-def test_leftovers_of_one_name_are_swept_alone(tmp_path):
+def test_only_the_temporary_files_of_one_name_are_removed(tmp_path):
     names = ("mine[1]", "mine1", "mine[1]-int8")
     mine, *others = (tmp_path / f"{TEMPORARY_PREFIX}{name}-12345678" for name in names)
     for entry in (mine, *others):
@@ -232,7 +232,7 @@ def test_folders_that_cannot_be_opened_are_not_flushed(tmp_path, monkeypatch):
     assert (tmp_path / "file.txt").read_text() == "new"
 
 
-def test_json_is_json(tmp_path):
+def test_written_json_is_valid(tmp_path):
     path = tmp_path / "file.json"
     write_json(path, {"b": 1, "a": "ü"})
     assert path.read_text(encoding="utf-8") == '{\n  "b": 1,\n  "a": "ü"\n}\n'
@@ -247,10 +247,10 @@ def test_a_hash_is_sha256(tmp_path):
     assert sha256_of(path) == hashlib.sha256(b"x" * 3_000_000).hexdigest()
 
 
-def test_a_target_is_tried_before_the_work(tmp_path):
+def test_an_output_is_checked_before_the_work(tmp_path):
     check_writable(tmp_path / "new" / "result.json")
     assert list((tmp_path / "new").iterdir()) == []
-    with pytest.raises(StorageError, match="no regular file"):
+    with pytest.raises(StorageError, match="not a regular file"):
         check_writable(tmp_path)
     (tmp_path / "file").touch()
     with pytest.raises(StorageError):
@@ -262,7 +262,7 @@ def test_a_target_is_tried_before_the_work(tmp_path):
 @pytest.mark.parametrize(
     "spelling", ["model.onnx", "./sub/../model.onnx", "link.onnx", "hard.onnx", "link/model.onnx"]
 )
-def test_an_output_that_is_an_input_is_refused_by_any_name(tmp_path, spelling):
+def test_an_output_that_is_an_input_is_refused_under_any_name(tmp_path, spelling):
     model = tmp_path / "model.onnx"
     model.write_bytes(b"weights")
     (tmp_path / "sub").mkdir()
@@ -278,7 +278,7 @@ def test_an_output_that_is_an_input_is_refused_by_any_name(tmp_path, spelling):
 
 
 def test_an_output_whose_weights_would_replace_those_of_an_input_is_refused(models, tmp_path):
-    """A large model is written as `b.onnx` and `b.onnx.data`; the input may have called its weights so."""
+    """A large model is written as `b.onnx` and `b.onnx.data`; the input may use `b.onnx.data` as well."""
     given = tmp_path / "a.onnx"
     onnx.save(
         onnx.load(models.dynamic),
@@ -298,7 +298,7 @@ def test_an_output_inside_a_folder_that_is_an_input_is_refused(tmp_path):
     (tmp_path / "artifact").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "artifact")
     for out in ("artifact/result.json", "link/deep/result.json"):
-        with pytest.raises(UsageError, match=r"lies in .*artifact, which is an input"):
+        with pytest.raises(UsageError, match=r"is inside .*artifact, which is an input"):
             check_writable(tmp_path / out, [tmp_path / "artifact"])
     check_writable(tmp_path / "result.json", [tmp_path / "artifact"])
 
@@ -307,7 +307,7 @@ LONGEST = 255
 
 
 @pytest.mark.parametrize("name", ["x" * LONGEST, "é" * (LONGEST // 2), "x." + "y" * (LONGEST - 2)])
-def test_a_name_may_be_as_long_as_any(tmp_path, name):
+def test_a_name_may_have_the_longest_length(tmp_path, name):
     path = tmp_path / name
     check_writable(path)
     write_text(path, "content")
@@ -319,7 +319,7 @@ def test_a_name_may_be_as_long_as_any(tmp_path, name):
     assert [entry.name for entry in tmp_path.iterdir()] == [name]
 
 
-def test_leftovers_of_long_names_are_told_apart(tmp_path):
+def test_temporary_files_of_long_names_differ(tmp_path):
     paths = [tmp_path / ("x" * (LONGEST - 1) + letter) for letter in "ab"]
     with atomic_directory(paths[0]) as first, atomic_directory(paths[1]) as second:
         remove_leftovers_of(paths[0])
@@ -328,14 +328,14 @@ def test_leftovers_of_long_names_are_told_apart(tmp_path):
 
 
 @pytest.mark.parametrize("write", [check_writable, lambda path: write_text(path, ""), enter_directory])
-def test_names_that_no_file_can_have(tmp_path, write):
+def test_impossible_file_names_are_refused(tmp_path, write):
     with pytest.raises(StorageError, match="File name too long"):
         write(tmp_path / ("x" * (LONGEST + 1)))
-    with pytest.raises(StorageError, match=r"a\\0b: holds a NUL character; choose another name"):
+    with pytest.raises(StorageError, match=r"a\\0b: contains a NUL character; choose another name"):
         write(tmp_path / "a\0b")
     assert not list(tmp_path.iterdir())
 
 
-def test_a_path_as_text_can_be_written():
+def test_a_path_as_text_is_valid_unicode():
     assert path_text(Path("a/é.onnx")) == "a/é.onnx"
     assert path_text(Path(os.fsdecode(b"a/\x80.onnx"))) == "a/\\udc80.onnx"

@@ -1,4 +1,4 @@
-"""Ctrl-C, also where Python itself would lose it."""
+"""Ctrl-C is handled, also in a finalizer, where Python itself would lose it."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from bench.core.interrupt import check_interrupt, interruptible
 def press():
     os.kill(os.getpid(), signal.SIGINT)
     for _ in range(1000):
-        pass  # a signal is handled between two instructions
+        pass  # Python handles a signal between two instructions
 
 
-def test_a_press_is_raised_at_once():
+def test_an_interrupt_is_raised_at_once():
     with pytest.raises(KeyboardInterrupt), interruptible():
         press()
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_press_that_a_finalizer_swallows_is_raised_at_the_next_check():
+def test_an_interrupt_that_a_finalizer_swallows_is_raised_at_the_next_check():
     class Finalizer:
         def __del__(self):
             press()
@@ -34,7 +34,7 @@ def test_a_press_that_a_finalizer_swallows_is_raised_at_the_next_check():
             check_interrupt()
 
 
-def test_nothing_is_left_behind():
+def test_handler_and_flag_are_reset():
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt), interruptible():
         press()
@@ -46,7 +46,7 @@ def test_nothing_is_left_behind():
 
 def test_other_threads_get_no_signals():
     seen = []
-    before = signal.getsignal(signal.SIGINT)  # which a shell's background job ignores
+    before = signal.getsignal(signal.SIGINT)  # a background job of a shell ignores SIGINT
 
     def act():
         with interruptible():

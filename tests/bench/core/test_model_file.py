@@ -1,4 +1,4 @@
-"""Reading what an .onnx says of itself, held against the onnx package."""
+"""Metadata and external data of an .onnx file, compared with the onnx package."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bench.core.model_file import NOTHING_SAID, external_data, read_model_file
 
 
 def elsewhere(name, location):
-    """A tensor whose content lies in another file."""
+    """A tensor whose content is in another file."""
     tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=[2])
     tensor.data_location = TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value=location)
@@ -27,7 +27,7 @@ def model_with(*initializers, nodes=(), functions=()):
     return helper.make_model(graph, functions=list(functions))
 
 
-def test_metadata_are_those_that_onnx_reads(models, tmp_path):
+def test_metadata_match_the_onnx_package(models, tmp_path):
     model = onnx.load(models.dynamic)
     helper.set_model_props(model, {"edgeproof.target": "arm64", "größe": "8 × 8", "empty": ""})
     path = tmp_path / "m.onnx"
@@ -91,7 +91,7 @@ def test_a_link_that_leads_outside_is_refused(tmp_path):
 
 
 @given(content=st.binary(max_size=200))
-def test_what_is_no_model_says_nothing_and_raises_nothing(tmp_path_factory, content):
+def test_random_bytes_raise_nothing(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "noise.onnx"
     path.write_bytes(content)
     read_model_file(path)
@@ -106,7 +106,7 @@ def test_a_truncated_model_raises_nothing(tmp_path_factory, models, cut):
 
 
 def field(number, content):
-    """A field of a message, as protobuf writes one that has a length."""
+    """A length-delimited field of a protobuf message."""
     size, pieces = len(content), []
     while size > 0x7F:
         pieces.append(size & 0x7F | 0x80)
@@ -114,19 +114,19 @@ def field(number, content):
     return bytes([number << 3 | 2, *pieces, size]) + content
 
 
-def test_messages_that_lie_too_deep_are_no_model(tmp_path):
+def test_too_deeply_nested_messages_are_not_read(tmp_path):
     metadata = field(14, field(1, b"key") + field(2, b"value"))
     path = tmp_path / "deep.onnx"
     for depth, found in ((10, {"key": "value"}), (400, {})):
         graph = b""
         for _ in range(depth):
-            graph = field(1, field(5, field(6, graph)))  # a node's attribute holds a graph
+            graph = field(1, field(5, field(6, graph)))  # the attribute of a node contains a graph
         path.write_bytes(field(7, graph) + metadata)
         assert read_model_file(path).metadata == found
 
 
 def test_a_store_of_links_is_read(tmp_path):
-    """Model and weights may be links into a folder of files by their hash."""
+    """Model and weights may be links into a folder that names files by their hash."""
     blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "main"
     blobs.mkdir()
     snapshot.mkdir(parents=True)
@@ -137,7 +137,7 @@ def test_a_store_of_links_is_read(tmp_path):
     assert external_data(snapshot / "m.onnx") == [snapshot / "w.bin"]
 
 
-def test_an_absent_and_an_empty_file_say_nothing(tmp_path):
+def test_an_absent_and_an_empty_file_have_no_metadata(tmp_path):
     assert read_model_file(tmp_path / "absent.onnx") == NOTHING_SAID
     (tmp_path / "empty.onnx").touch()
     assert read_model_file(tmp_path / "empty.onnx") == NOTHING_SAID

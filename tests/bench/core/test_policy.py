@@ -1,4 +1,4 @@
-"""Budgets from TOML, and every way to get them wrong."""
+"""Budgets from TOML, and the errors of wrong policies."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ def test_an_empty_policy_is_the_default(toml):
     [
         (
             "speed = 1",
-            "policy.toml: speed: unknown key; known here: baseline, float_twin, max_p99_ms, min_accuracy",
+            "policy.toml: speed: unknown key; use one of: baseline, float_twin, max_p99_ms, min_accuracy",
         ),
         ('"a\\nb" = 1', "policy.toml: a b: unknown key"),
         (
             "[baseline]\nlatency = 0.1",
-            "baseline.latency: unknown key; known here: accuracy, agreement, latency_p50, latency_p90",
+            "baseline.latency: unknown key; use one of: accuracy, agreement, latency_p50, latency_p90",
         ),
         ("min_accuracy = 1.5", "min_accuracy: 1.5 is refused; input should be less than or equal to 1"),
         ("max_p99_ms = 0", "max_p99_ms: 0 is refused; input should be greater than 0"),
@@ -69,21 +69,21 @@ def test_policies_that_are_refused(toml, text, words):
     assert "\n" not in str(caught.value)
 
 
-def test_a_policy_is_text(toml):
+def test_a_policy_that_is_not_text_is_refused(toml):
     path = toml("")
     path.write_bytes(b"\xff\xfe")
-    with pytest.raises(PolicyError, match=r"cannot be read .*utf-8.*; mend the file"):
+    with pytest.raises(PolicyError, match=r"cannot be read .*utf-8.*; correct the file"):
         read_policy(path)
 
 
-def test_a_missing_policy(tmp_path):
+def test_a_missing_policy_is_refused(tmp_path):
     with pytest.raises(PolicyError, match="No such file"):
         read_policy(tmp_path / "none.toml")
 
 
-def test_a_policy_beyond_all_measure(toml, monkeypatch):
+def test_a_too_large_policy_is_refused(toml, monkeypatch):
     monkeypatch.setattr(policy_module, "MAX_POLICY_BYTES", 3)
-    with pytest.raises(PolicyError, match="is larger than a policy can be"):
+    with pytest.raises(PolicyError, match="is larger than 3 bytes"):
         read_policy(toml("# nothing"))
 
 
@@ -94,14 +94,14 @@ def test_the_place_of_a_policy_is_named():
 
 @pytest.mark.parametrize("relative", [0.02, 0.0, -0.4, -0.99, 10.0])
 def test_budgets_are_symmetric_as_logarithms(relative):
-    undoing = 1 / (1 + relative) - 1
+    reversal = 1 / (1 + relative) - 1
     assert log_budget(relative) == pytest.approx(math.log(1 + relative))
-    assert log_budget(relative) == pytest.approx(-log_budget(undoing))
+    assert log_budget(relative) == pytest.approx(-log_budget(reversal))
 
 
 @pytest.mark.parametrize("text", ["min_accuracy = " + "1" * 5000, "a = " + "[" * 5000 + "]" * 5000])
-def test_toml_that_python_cannot_hold(tmp_path, text):
+def test_toml_beyond_the_limits_of_python_is_refused(tmp_path, text):
     path = tmp_path / "policy.toml"
     path.write_text(text)
-    with pytest.raises(PolicyError, match=r"policy\.toml: cannot be read \(.*; mend the file"):
+    with pytest.raises(PolicyError, match=r"policy\.toml: cannot be read \(.*; correct the file"):
         read_policy(path)

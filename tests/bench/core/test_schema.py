@@ -1,4 +1,4 @@
-"""What pydantic found wrong, in the words of the file."""
+"""Errors of pydantic, explained with the keys of the file."""
 
 from __future__ import annotations
 
@@ -32,28 +32,28 @@ LEAF = {"size": 1}
     ("content", "explained"),
     [
         ({}, ("leaf", "is missing", "add it")),
-        ({"leaf": {"size": 1, "x": 0}}, ("leaf.x", "unknown key", "known here: size")),
+        ({"leaf": {"size": 1, "x": 0}}, ("leaf.x", "unknown key", "use one of: size")),
         (
             {"leaf": LEAF, "x": 0},
-            ("x", "unknown key", "known here: either, leaf, leaves, maybe, old, table"),
+            ("x", "unknown key", "use one of: either, leaf, leaves, maybe, old, table"),
         ),
         (
             {"leaf": LEAF, "leaves": ({"size": 1, "x": 0},)},
-            ("leaves.0.x", "unknown key", "known here: size"),
+            ("leaves.0.x", "unknown key", "use one of: size"),
         ),
-        ({"leaf": LEAF, "maybe": {"size": 1, "x": 0}}, ("maybe.x", "unknown key", "known here: size")),
+        ({"leaf": LEAF, "maybe": {"size": 1, "x": 0}}, ("maybe.x", "unknown key", "use one of: size")),
         ({"leaf": LEAF, "old": {"x": 0}}, ("old.size", "is missing", "add it")),
         (
             {"leaf": LEAF, "old": {"size": 1, "x": 0}},
-            ("old.x", "unknown key", "known here: size"),
+            ("old.x", "unknown key", "use one of: size"),
         ),
-        ({"leaf": LEAF, "either": {"size": 1, "x": 0}}, ("either.x", "unknown key", "known here: size")),
+        ({"leaf": LEAF, "either": {"size": 1, "x": 0}}, ("either.x", "unknown key", "use one of: size")),
         (
             {"leaf": LEAF, "table": {"k": {"size": 1, "x": 0}}},
-            ("table.k.x", "unknown key", "known here: size"),
+            ("table.k.x", "unknown key", "use one of: size"),
         ),
         ({"leaf": {"size": "1"}}, ("leaf.size", "'1' is refused", "input should be a valid integer")),
-        ({"leaf": LEAF, "either": {"name": "a", "x": 0}}, ("either.x", "unknown key", "known here: name")),
+        ({"leaf": LEAF, "either": {"name": "a", "x": 0}}, ("either.x", "unknown key", "use one of: name")),
         (
             {"leaf": LEAF, "either": 3},
             ("either", "3 is refused", "input should be a valid dictionary or instance of Leaf"),
@@ -66,13 +66,13 @@ LEAF = {"size": 1}
         (3, ("the file", "3 is refused", "input should be a valid dictionary or instance of Tree")),
     ],
 )
-def test_the_first_thing_wrong_is_explained(content, explained):
+def test_the_first_error_is_explained(content, explained):
     with pytest.raises(ValidationError) as caught:
         Tree.model_validate(content)
     assert explain_validation(caught.value, Tree) == explained
 
 
-def test_what_was_given_is_shortened():
+def test_a_long_value_is_shortened():
     with pytest.raises(ValidationError) as caught:
         Leaf.model_validate({"size": "x" * 1000})
     _, cause, _ = explain_validation(caught.value, Leaf)

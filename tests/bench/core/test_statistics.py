@@ -1,4 +1,4 @@
-"""Statistics against scipy, against full enumeration, and against what they promise."""
+"""Statistics compared with scipy and with full enumeration, and checked for their error rates."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bench.core.statistics import (
     tango_interval,
 )
 
-# Multiples of an odd fraction of two: sums are exact, so that ties cannot come from rounding.
+# Sums of these values are exact in binary, so rounding cannot cause ties.
 VALUES = st.integers(-(2**20), 2**20).map(lambda n: n / 1024 + 1 / 4096)
 ALPHAS = st.sampled_from([0.0025, 0.01, 0.05, 0.1, 0.2])
 
@@ -43,7 +43,7 @@ def test_signed_rank_error_stays_below_alpha_over_all_sign_patterns(n, alpha):
         for signs in itertools.product((-1, 1), repeat=n)
     )
     assert wrong / 2**n <= alpha
-    # And it does reject as soon as so few samples can.
+    # The bound also rejects as soon as the number of samples allows it.
     exact = stats.wilcoxon(magnitudes, alternative="greater", method="exact").pvalue
     assert (wrong > 0) == (exact <= alpha)
 
@@ -55,13 +55,13 @@ def test_signed_rank_estimate_is_the_median_of_walsh_averages():
 
 
 @pytest.mark.parametrize(("n", "bounded"), [(8, False), (9, True)])
-def test_a_quarter_of_a_percent_takes_nine_pairs(n, bounded):
+def test_a_quarter_of_a_percent_needs_nine_pairs(n, bounded):
     interval = signed_rank_interval(list(range(1, n + 1)), 0.01 / 4)
     assert math.isfinite(interval.lower) is bounded
     assert math.isfinite(interval.upper) is bounded
 
 
-def test_one_wild_pair_moves_a_signed_rank_interval_little():
+def test_one_outlier_moves_a_signed_rank_interval_little():
     calm = [0.001 * k for k in range(-7, 8)]
     wild = signed_rank_interval([*calm[:-1], 0.55], 0.01)
     assert wild.upper <= max(calm)
@@ -95,7 +95,7 @@ def test_rank_sum_error_stays_below_alpha_over_all_orders(m, n, alpha):
 
 
 @given(st.lists(VALUES, min_size=2, max_size=12), st.lists(VALUES, min_size=2, max_size=12), VALUES)
-def test_rank_sum_follows_a_shift_and_turns_with_a_swap(first, second, shift):
+def test_rank_sum_follows_a_shift_and_changes_sign_with_a_swap(first, second, shift):
     plain = rank_sum_interval(first, second, 0.1)
     moved = rank_sum_interval([value + shift for value in first], second, 0.1)
     swapped = rank_sum_interval(second, first, 0.1)
@@ -107,14 +107,14 @@ def test_rank_sum_follows_a_shift_and_turns_with_a_swap(first, second, shift):
 
 
 @pytest.mark.parametrize("interval", [rank_sum_interval, signed_rank_interval])
-def test_no_samples_are_no_interval(interval):
+def test_an_interval_without_samples_is_refused(interval):
     arguments = ([], [1.0], 0.1) if interval is rank_sum_interval else ([], 0.1)
     with pytest.raises(ValueError, match="no s"):
         interval(*arguments)
 
 
 def brute_tango(lost, gained, count, alpha):
-    """Tango's interval by numerical likelihood and root finding, without his closed form."""
+    """Tango's interval by numerical likelihood and root finding, without the closed form."""
 
     def score(difference):
         def negative_log_likelihood(p_lost):
@@ -147,8 +147,8 @@ def test_tango_is_the_root_of_the_score(lost, gained, count, alpha):
     )
 
 
-def test_tango_without_discordant_samples_is_the_score_interval_of_nothing():
-    # With no discordance the score reduces to n d^2 = z^2 |d| (1 - |d|), whose root is z^2 / (n + z^2).
+def test_tango_without_discordant_samples_has_a_closed_form():
+    # Without discordant samples the score is n d^2 = z^2 |d| (1 - |d|), whose root is z^2 / (n + z^2).
     z_squared = stats.norm.ppf(0.95) ** 2
     interval = tango_interval(0, 0, 500, 0.05)
     assert interval.upper == pytest.approx(z_squared / (500 + z_squared), rel=1e-6)
@@ -172,7 +172,7 @@ def test_tango_contains_its_estimate_and_mirrors_under_a_swap(counts):
 
 
 @given(DISCORDANT)
-def test_tango_widens_as_the_error_allowed_shrinks(counts):
+def test_tango_is_wider_for_a_smaller_error(counts):
     loose, tight = tango_interval(*counts, 0.1), tango_interval(*counts, 0.01)
     assert tight.lower <= loose.lower
     assert tight.upper >= loose.upper
@@ -216,12 +216,12 @@ def test_proportion_interval_is_clopper_pearson(counts, alpha):
 
 @pytest.mark.parametrize(("successes", "count"), [(1, 0), (0, 0), (-1, 3), (4, 3)])
 def test_proportion_interval_refuses_impossible_counts(successes, count):
-    with pytest.raises(ValueError, match="within the count"):
+    with pytest.raises(ValueError, match="between 0 and the count"):
         proportion_interval(successes, count, 0.05)
 
 
 @pytest.mark.parametrize(("quantile", "count"), [(0.9, 44), (0.95, 90), (0.99, 459), (0.999, 4603)])
 def test_minimum_count_of_a_percentile(quantile, count):
     assert minimum_count(quantile) == count
-    # The largest of so many samples bounds the quantile at 99 %, of one less it does not.
+    # The largest of `count` samples bounds the quantile at 99 %; the largest of one sample less does not.
     assert 1 - quantile**count >= 0.99 > 1 - quantile ** (count - 1)

@@ -1,4 +1,4 @@
-"""Standard output and error that are full, closed, gone, or of an encoding that lacks characters."""
+"""Standard output and error that are full or closed, or whose encoding lacks characters."""
 
 from __future__ import annotations
 
@@ -33,26 +33,26 @@ def test_halves_of_surrogate_pairs_are_replaced():
     assert stream.buffer.getvalue() == b"a?b"
 
 
-def test_a_stream_with_a_way_of_its_own_keeps_it():
+def test_the_error_handler_of_a_stream_is_kept():
     stream = text_stream("ascii", "backslashreplace")
     Output(stream, needed=False).write("×")
     assert stream.buffer.getvalue() == b"\\xd7"
 
 
-def test_a_full_disk_is_told_once_and_leaves_nothing_behind():
+def test_a_full_disk_raises_one_error():
     with Path("/dev/full").open("w") as stream:
         output = Output(stream, needed=True)
         with pytest.raises(StorageError, match="standard output: cannot be written \\(No space left"):
             output.write("lost")
-        output.write("goes nowhere")  # and closing the stream raises nothing
+        output.write("dropped")  # closing the stream raises nothing either
 
 
-def test_what_nobody_needs_may_be_lost():
+def test_a_failed_write_to_an_unneeded_stream_is_ignored():
     with Path("/dev/full").open("w") as stream:
         assert Output(stream, needed=False).write("lost") == 4
 
 
-def test_a_closed_stream_is_an_error_only_where_it_is_needed():
+def test_a_closed_stream_is_an_error_only_if_it_is_needed():
     stream = text_stream("utf-8")
     stream.close()
     with pytest.raises(StorageError, match="cannot be written"):
@@ -60,7 +60,7 @@ def test_a_closed_stream_is_an_error_only_where_it_is_needed():
     Output(stream, needed=False).write("lost")
 
 
-def test_it_is_known_whether_something_was_written():
+def test_used_records_whether_text_was_written():
     output = Output(text_stream("utf-8"), needed=True)
     output.write("")
     assert not output.used
@@ -68,7 +68,7 @@ def test_it_is_known_whether_something_was_written():
     assert output.used
 
 
-def test_streams_are_as_before_in_the_end(capsys):
+def test_streams_are_restored_at_the_end(capsys):
     before = sys.stdout, sys.stderr
     with steady_streams() as output:
         assert sys.stdout is output
@@ -82,12 +82,12 @@ def test_a_standard_output_that_was_closed_is_refused(monkeypatch):
     monkeypatch.setattr(sys, "stdout", None)
     monkeypatch.setattr(sys, "stderr", None)
     with steady_streams() as output:
-        sys.stderr.write("nobody reads this\n")
-        with pytest.raises(UsageError, match="standard output: is closed; send it to"):
+        sys.stderr.write("dropped\n")
+        with pytest.raises(UsageError, match="standard output: is closed; redirect it to"):
             output.check_open()
 
 
-def test_closed_descriptors_are_filled(monkeypatch):
+def test_closed_descriptors_are_opened_on_the_null_device(monkeypatch):
     opened = []
 
     def fstat(descriptor):

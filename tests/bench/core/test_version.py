@@ -1,4 +1,4 @@
-"""The version, installed or not."""
+"""The version of an installed package, and without an installation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError
 from bench.core import version
 
 
-def test_a_tool_that_is_not_installed_has_no_version(monkeypatch):
+def test_the_version_is_unknown_without_an_installation(monkeypatch):
     def absent(_name):
         raise PackageNotFoundError
 

@@ -131,7 +131,7 @@ def test_what_is_optional_of_a_picture():
             {"schema_version": 7},
             "schema_version: 7 is refused; this version reads schemas 1 to 2; install a newer edgeproof",
         ),
-        ({"colour": "red"}, "colour: unknown key; known here: created_utc, edgeproof"),
+        ({"colour": "red"}, "colour: unknown key; use one of: created_utc, edgeproof"),
         ({"name": 3}, "name: 3 is refused; input should be a valid string"),
         ({"files": {"a": {"sha256": "x"}}}, "files.a.size_bytes: is missing; add it"),
         ({"task": ""}, "task: '' is refused; string should have at least 1 character"),
@@ -141,7 +141,7 @@ def test_what_is_optional_of_a_picture():
         ({"metrics": {"accuracy": {"value": 1.0}}}, "metrics.accuracy.direction: is missing"),
         (
             {"metrics": EVERYTHING["metrics"] | {"loss": EVERYTHING["metrics"]["accuracy"] | {"p": 1}}},
-            "metrics.loss.p: unknown key; known here: baseline, direction, samples, split, value",
+            "metrics.loss.p: unknown key; use one of: baseline, direction, samples, split, value",
         ),
         ({"signature": {"inputs": [TENSOR], "outputs": []}}, "signature.outputs: [] is refused"),
         (

@@ -480,7 +480,7 @@ def test_the_stated_number_of_samples_suffices(artifact, scripted, tmp_path, *, 
 
 
 def test_fewer_pairs_than_the_first_look_are_refused(two_files, scripted):
-    with pytest.raises(PolicyError, match="9 allow no bound; take at least 10"):
+    with pytest.raises(PolicyError, match="9 is too few for a verdict; use at least 10"):
         compare(*two_files, options=GateOptions(pairs=9), config=QUICK, workers=scripted())
 
 

@@ -57,11 +57,11 @@ def edit(path, change):
         ),
         (
             lambda c: c.update(surprise=1),
-            "surprise: unknown key; known here: blocks, certificate, criteria",
+            "surprise: unknown key; use one of: blocks, certificate, criteria",
         ),
         (
             lambda c: c["models"][1]["runs"][0].update(extra=1),
-            "models.1.runs.0.extra: unknown key; known here: first_run_ns, import_rss_bytes",
+            "models.1.runs.0.extra: unknown key; use one of: first_run_ns, import_rss_bytes",
         ),
         (lambda c: c.pop("host"), "host: is missing; add it"),
         (lambda c: c["models"][0].update(size_bytes="1"), "models.0.size_bytes: '1' is refused"),

@@ -410,7 +410,7 @@ def test_an_exception_in_a_stream_is_raised(models, watched, error):
                 "HostError",
                 "onnxruntime",
                 "cannot be imported (no libx.so)",
-                "install it again, as constraints.txt has it",
+                "install the version that constraints.txt names",
             ],
         ),
     ],
@@ -420,4 +420,4 @@ def test_an_expected_error_becomes_a_refusal(error, reply):
 
 
 def test_an_unexpected_exception_becomes_a_fault():
-    assert failure(KeyError("x")) == Fault("edgeproof", "met KeyError ('x')", "KeyError: 'x'\n")
+    assert failure(KeyError("x")) == Fault("edgeproof", "raised KeyError ('x')", "KeyError: 'x'\n")

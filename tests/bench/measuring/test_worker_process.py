@@ -133,7 +133,7 @@ def test_a_fault_in_a_worker_is_one_line_with_its_traceback(worker, models):
     with pytest.raises(WorkerFault) as caught:
         worker.ask(Burst(count=1, untimed=0))  # before the first run there are no samples
     told = ending(caught.value)
-    assert (told.exit_code, told.cause) == (70, "met ZeroDivisionError (integer modulo by zero)")
+    assert (told.exit_code, told.cause) == (70, "raised ZeroDivisionError (integer modulo by zero)")
     assert told.place.startswith("worker, bench/measuring/worker.py, line ")
     assert "Traceback (most recent call last)" in caught.value.trace
     assert worker.ask(Memory()).steady.rss_bytes > 2**20

@@ -89,22 +89,22 @@ def test_own_names_do_not_count_among_the_numbered(write):
 @pytest.mark.parametrize(
     ("extra", "key", "fix"),
     [
-        ("[quantise]\n", "quantise", "known here: bench, data, export, gate, model, name, quantize, seed"),
+        ("[quantise]\n", "quantise", "use one of: bench, data, export, gate, model, name, quantize, seed"),
         (
             "[export]\nop = 3\n",
             "export.op",
-            "known here: dynamic, min_sqnr_db, opset, postprocess, preprocess",
+            "use one of: dynamic, min_sqnr_db, opset, postprocess, preprocess",
         ),
         (
             "[gate.float_twin]\nspeed = 1.0\n",
             "gate.float_twin.speed",
-            "known here: accuracy, agreement, latency",
+            "use one of: accuracy, agreement, latency",
         ),
-        (FINETUNE + "epoch = 3\n", "stage.0.finetune.epoch", "known here: batch_size, class_weights, ema"),
+        (FINETUNE + "epoch = 3\n", "stage.0.finetune.epoch", "use one of: batch_size, class_weights, ema"),
         (
             '[[stage]]\nkind = "prune"\ntarget = { sparsity = 0.5, macs = 1 }\n',
             "stage.0.prune.target.macs",
-            "known here: pattern, sparsity, threshold",
+            "use one of: pattern, sparsity, threshold",
         ),
     ],
 )
@@ -158,8 +158,8 @@ def test_wrong_types_and_impossible_values(write, extra, key, given):
 @pytest.mark.parametrize(
     ("teacher", "told"),
     [
-        ('{ model = "t.onnx", foo = 1 }', "teacher.foo: unknown key; known here: model"),
-        ('["a", { model = "t.onnx", foo = 1 }]', "teacher.1.foo: unknown key; known here: model"),
+        ('{ model = "t.onnx", foo = 1 }', "teacher.foo: unknown key; use one of: model"),
+        ('["a", { model = "t.onnx", foo = 1 }]', "teacher.1.foo: unknown key; use one of: model"),
         ('{ factory = "a:b", args = {} }', "teacher.checkpoint: is missing; add it"),
         ('{ factory = "a b", checkpoint = "c" }', "teacher.factory: 'a b' is refused; string should match"),
         ("{}", "teacher.model: is missing; add it"),
@@ -186,7 +186,7 @@ def test_a_teacher_is_read_as_what_it_comes_nearest_to(write, teacher, told):
         ),
         (
             FINETUNE + "[export.preprocess]\nstd = [0.0]\n",
-            "export.preprocess.std: must be above 0; change it",
+            "export.preprocess.std: must be above 0; correct it",
         ),
         (
             FINETUNE + "name = ['a']\n",
@@ -382,7 +382,7 @@ def test_later_overrides_win(write):
         ("stage.prune.epochs=3", "there is no stage 'prune'; there are: finetune"),
         ("stage.1.epochs=3", "there is no stage '1'"),
         ("stage.².epochs=3", "there is no stage '²'"),
-        ("stage.finetune.epoch=3", "unknown key; known here: batch_size"),
+        ("stage.finetune.epoch=3", "unknown key; use one of: batch_size"),
         ("seed=many", "'many' is refused"),
         ("seed=" + "9" * 5000, "is refused"),
         ("seed=" + "[" * 20_000, "is refused"),

@@ -84,7 +84,7 @@ DEEP = "[" * 5000 + "]" * 5000
         ("{}", "the job: was written by another edgeproof; install the same version"),
         (damaged(format=2), "the job: was written by another edgeproof; install the same version"),
         (damaged(format=None), "the job: was written by another edgeproof; install the same version"),
-        (damaged(surplus=1), "the job: surplus: unknown key; known here: folder, "),
+        (damaged(surplus=1), "the job: surplus: unknown key; use one of: folder, "),
         (damaged(unfinished=None), "the job: unfinished: is missing; add it"),
         (damaged(port="80"), "the job: port: '80' is refused; input should be a valid integer"),
         (damaged(port=0), "the job: port: 0 is refused"),
