@@ -1,1 +1,1 @@
-"""What is measured: artifact, evaluation set, the session that runs it, the host that runs on."""
+"""Inputs of a measurement: artifact, evaluation set, ONNX Runtime session, and host."""

@@ -1,4 +1,4 @@
-"""Reading an artifact: the folder that passes from the workstation to the device."""
+"""Reading of an artifact: the folder that is copied from the workstation to the device."""
 
 from __future__ import annotations
 
@@ -26,9 +26,13 @@ EXPECTED_PREFIX = "expected."
 
 @dataclass(frozen=True)
 class Subject:
-    """What is to be measured: a model alone, or an artifact's model with what came along.
+    """A model to measure: a lone .onnx file, or the model of an artifact.
 
-    `target` is the kind of CPU that it was made for, None where nothing says so.
+    Attributes:
+        model: the .onnx file.
+        float_twin: the float baseline of an artifact; None for a lone file.
+        evaluation: the evaluation set, or None.
+        target: the kind of CPU that the model was made for; None if the model does not state it.
     """
 
     model: Path
@@ -38,27 +42,32 @@ class Subject:
 
     @property
     def place(self) -> Path:
-        """What a person calls it: the artifact's folder, or the file."""
+        """The path to show to a person: the artifact's folder, or the file."""
         return self.model if self.float_twin is None else self.model.parent
 
 
 def own_policy(path: Path) -> Policy:
-    """The budgets of the recipe that made an artifact; the default ones for a lone .onnx."""
+    """Return the budgets of the recipe that built an artifact; the default budgets for a lone .onnx.
+
+    Raises:
+        ArtifactError: the manifest cannot be read.
+        PolicyError: the budgets have an unknown key or an impossible value.
+    """
     if not path.is_dir():
         return Policy()
     return policy_from(read_manifest(path).recipe.get("gate", {}), path)
 
 
 def check_hashes(folder: Path) -> Manifest:
-    """Make sure that every file is what the manifest says, and that there is no other.
+    """Check that every file matches the manifest, and that there are no other files.
 
     Raises:
-        ArtifactError: a file is missing, was altered, or is not listed.
+        ArtifactError: a file is missing, was changed, or is not listed.
     """
     manifest = read_manifest(folder)
     for name in (MODEL, FLOAT_MODEL, GOLDEN):
         if name not in manifest.files:
-            raise ArtifactError(folder / MANIFEST, f"does not list {name}", "build it again")
+            raise ArtifactError(folder / MANIFEST, f"does not list {name}", "build the artifact again")
     if unlisted := unlisted_files(folder, manifest):
         raise ArtifactError(
             folder / unlisted[0],
@@ -77,22 +86,22 @@ def check_hashes(folder: Path) -> Manifest:
 
 
 def unlisted_files(folder: Path, manifest: Manifest) -> list[str]:
-    """Names of what lies in an artifact's folder and is not part of it, files and folders alike."""
+    """Return the names of files and folders in an artifact's folder that the manifest does not list."""
     known = {*manifest.files, MANIFEST}
     return sorted(entry.name for entry in folder.iterdir() if entry.name not in known)
 
 
 def subject(place: AnyPath, data: AnyPath | None = None) -> Subject:
-    """Resolve what a user named: an artifact folder (its hashes are checked) or an .onnx file.
+    """Return the model of an artifact folder (after a check of its hashes) or of an .onnx file.
 
     Args:
-        place: the folder or file.
-        data: an evaluation set that takes the place of the artifact's own.
+        place: the artifact folder or the .onnx file.
+        data: an evaluation set that replaces that of the artifact.
 
     Raises:
-        UsageError: there is no such file or folder.
-        ArtifactError: the folder is not a whole artifact.
-        ModelError: it says that it needs a newer ONNX Runtime than there is here.
+        UsageError: the file or folder does not exist.
+        ArtifactError: the folder is not a complete artifact.
+        ModelError: the model states that it needs a newer ONNX Runtime than the installed one.
     """
     path, evaluation = Path(place), None if data is None else Path(data)
     if path.is_dir():
@@ -107,17 +116,17 @@ def subject(place: AnyPath, data: AnyPath | None = None) -> Subject:
 
 
 def target_warnings(subjects: Iterable[Subject], host: HostFingerprint) -> tuple[str, ...]:
-    """A line for each model that was made for another kind of CPU; what is measured here misleads."""
+    """Return a warning for each model that was made for another kind of CPU than that of `host`."""
     return tuple(
         f"{subject.place} was made for {subject.target!r}, this CPU is {host_target(host)}: "
-        "its times and outputs here are not those of its target"
+        "its times and outputs here do not apply to its target"
         for subject in subjects
         if other_target(subject.target, host) is not None
     )
 
 
 def warn_of_targets(subjects: Iterable[Subject], progress: Progress) -> tuple[str, ...]:
-    """Say which models were made for another kind of CPU, and return what was said."""
+    """Show a warning for each model that was made for another kind of CPU, and return the warnings."""
     warnings = target_warnings(subjects, fingerprint())
     for warning in warnings:
         progress.say(f"warning: {warning}")

@@ -20,12 +20,12 @@ _MASK_BYTES = 2**20
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """Feeds and labels that belong together, sample by sample.
+    """Feeds with their labels, one row per sample.
 
     Attributes:
         feeds: input name -> array [N, ...].
-        labels: class indices [N], or None where the set has none.
-        ids: sample names [N], or None; flips are reported by them.
+        labels: class indices [N], or None if the set has no labels.
+        ids: sample names [N], or None. Reports name a flipped prediction by its sample name.
     """
 
     feeds: Mapping[str, Array]
@@ -40,11 +40,11 @@ class EvaluationSet:
 
 @dataclass(frozen=True)
 class SampleRows:
-    """The feeds of an evaluation set that stays in its file.
+    """The feeds of an evaluation set, read from the file in batches.
 
     Attributes:
-        feeds: what the array of each model input is.
-        count: the number of samples.
+        feeds: input name -> dtype and shape of its array.
+        count: number of samples.
     """
 
     feeds: Mapping[str, ArraySpec]
@@ -52,10 +52,10 @@ class SampleRows:
     _rows: NpzRows
 
     def batches(self, size: int) -> Iterator[dict[str, Array]]:
-        """Feeds of `size` samples each, the last of fewer, in memory that does not grow with their number.
+        """Yield feeds of `size` samples each; the last batch may be smaller. Memory use is constant.
 
         Raises:
-            DataError: the file is damaged, or a feed holds NaN or infinity.
+            DataError: the file is damaged, or a feed contains NaN or infinity.
         """
         for batch in self._rows.blocks(list(self.feeds), size):
             for name, array in batch.items():
@@ -64,7 +64,7 @@ class SampleRows:
 
 
 def open_samples(path: Path) -> SampleRows:
-    """Look at an evaluation set; labels are not read.
+    """Open an evaluation set to read its feeds in batches; the values of labels are not checked.
 
     Raises:
         DataError: the file cannot be used: no samples, unequal lengths, labels that are not classes.
@@ -76,7 +76,13 @@ def open_samples(path: Path) -> SampleRows:
 
 
 def read_evaluation(path: Path, *, rows: int | None = None, spread: bool = False) -> EvaluationSet:
-    """Read an evaluation set, or some `rows` samples: its first, or `spread` over all, which may be sorted.
+    """Read an evaluation set.
+
+    Args:
+        path: the .npz file.
+        rows: number of samples to read; None reads all.
+        spread: read samples at equal distances over the whole set, which may be sorted by class, instead of
+            the first ones.
 
     Raises:
         DataError: the file cannot be used: no samples, unequal lengths, NaN, labels that are not classes.
@@ -94,20 +100,24 @@ def read_evaluation(path: Path, *, rows: int | None = None, spread: bool = False
 
 
 def _check_arrays(path: Path, arrays: Mapping[str, Array | ArraySpec]) -> int:
-    """Make sure that arrays belong together, sample by sample; return the number of samples."""
+    """Check that all arrays have one row per sample; return the number of samples."""
     if not arrays.keys() - {LABELS, IDS}:
-        raise DataError(path, "holds labels but no feeds", "add one array per model input")
-    # Feeds first, as they are told of first in an error.
+        raise DataError(path, "contains no feeds", "add one array per model input")
+    # An error lists the feeds first.
     order = sorted(arrays, key=lambda name: (name == IDS, name == LABELS))
     lengths = {name: arrays[name].shape[0] if arrays[name].shape else 0 for name in order}
     if len(set(lengths.values())) != 1:
-        raise DataError(path, f"its arrays differ in length: {lengths}", "give one row per sample")
+        raise DataError(path, f"its arrays differ in length: {lengths}", "store one row per sample")
     count: int = next(iter(lengths.values()))
     if not count:
-        raise DataError(path, "holds no samples", "add some")
+        raise DataError(path, "contains no samples", "add at least one")
     for name in arrays.keys() - {LABELS, IDS}:
         if not math.prod(arrays[name].shape):
-            raise DataError(path, f"feed {name!r} has shape {list(arrays[name].shape)}", "give it values")
+            raise DataError(
+                path,
+                f"feed {name!r} is empty (shape {list(arrays[name].shape)})",
+                "store at least one value per sample",
+            )
     labels = arrays.get(LABELS)
     if labels is not None and (len(labels.shape) != 1 or labels.dtype.kind not in "iu"):
         raise _bad_labels(path, labels)
@@ -115,7 +125,7 @@ def _check_arrays(path: Path, arrays: Mapping[str, Array | ArraySpec]) -> int:
 
 
 def _check_finite(path: Path, name: str, array: Array) -> None:
-    """Look for NaN and infinity, some rows at a time: a mask of all takes a quarter of their memory."""
+    """Refuse NaN and infinity; check some rows at a time, because a mask of all rows needs much memory."""
     if array.dtype.kind != "f":
         return
     rows = max(1, _MASK_BYTES * len(array) // max(array.size, 1))
@@ -125,7 +135,7 @@ def _check_finite(path: Path, name: str, array: Array) -> None:
 
 
 def _check_text(path: Path, ids: Array) -> None:
-    """Look for ids that no text file can hold: halves of surrogate pairs, codes that are not characters."""
+    """Refuse ids that are not valid Unicode text: lone surrogates and codes beyond the last character."""
     if ids.dtype.kind != "U" or not ids.dtype.itemsize:
         return
     letters = np.ascontiguousarray(ids).view(np.uint32).reshape(len(ids), -1)
@@ -134,7 +144,7 @@ def _check_text(path: Path, ids: Array) -> None:
         row, column = np.argwhere(wrong)[0]
         raise DataError(
             path,
-            f"{IDS!r} row {row} holds the code {letters[row, column]:#x}, which is not a character",
+            f"{IDS!r} row {row} contains the code {letters[row, column]:#x}, which is not a character",
             "write the ids as Unicode text",
         )
 
@@ -143,15 +153,19 @@ def _bad_labels(path: Path, labels: Array | ArraySpec) -> DataError:
     return DataError(
         path,
         f"{LABELS!r} has dtype {labels.dtype} and shape {list(labels.shape)}",
-        "give one non-negative class index per sample",
+        "store one non-negative class index per sample, as integers of shape [N]",
     )
 
 
 def write_evaluation(path: Path, evaluation: EvaluationSet) -> None:
-    """Write what `read_evaluation` reads."""
+    """Write an evaluation set that `read_evaluation` can read.
+
+    Raises:
+        DataError: a model input has the reserved name `labels` or `ids`.
+    """
     for reserved in (LABELS, IDS):
         if reserved in evaluation.feeds:
-            raise DataError(path, f"a model input is called {reserved!r}", "rename the input")
+            raise DataError(path, f"a model input has the reserved name {reserved!r}", "rename the input")
     arrays = dict(evaluation.feeds)
     if evaluation.labels is not None:
         arrays[LABELS] = evaluation.labels
@@ -161,14 +175,15 @@ def write_evaluation(path: Path, evaluation: EvaluationSet) -> None:
 
 
 def predictions(outputs: Array) -> Array:
-    """The class of each sample, [N]: the index of its largest score, or the first of its classes.
+    """Return the predicted class of each sample, [N].
 
-    Scores are [N, classes] (or [N, ...], flattened per sample), classes [N] or [N, k], the likeliest first.
+    For scores of shape [N, classes] (or [N, ...], flattened per sample), it is the index of the largest
+    score. For class indices of shape [N] or [N, k] (most likely class first), it is the first index.
     """
     rows: Array = outputs.reshape(len(outputs), -1)
     return rows[:, 0] if are_classes(outputs) else rows.argmax(axis=1)
 
 
 def are_classes(outputs: Array) -> bool:
-    """Whether a graph ends in an argmax or a top-k, which give wide integers; quantized scores are not."""
+    """Whether outputs are class indices: argmax and top-k yield int32 or int64, quantized scores do not."""
     return outputs.dtype in {np.dtype(np.int32), np.dtype(np.int64)}

@@ -1,4 +1,4 @@
-"""The host's fingerprint: what must be equal before two measurements may be compared."""
+"""The host's fingerprint: two measurements are comparable only if their fingerprints are equal."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Final, Literal
 from bench.core.model_file import read_model_file
 from bench.core.schema import FrozenModel
 
-# The kinds of CPU that int8 models are made for; `portable` is right everywhere.
+# The kinds of CPU that int8 models are made for; a `portable` model gives correct results on every CPU.
 ConcreteTarget = Literal["x86-vnni", "x86-avx2", "arm64", "portable"]
 PORTABLE: Final = "portable"
-# Where an .onnx that edgeproof wrote says which of them it is for.
+# Key of the metadata in which an .onnx that edgeproof wrote states its kind of CPU.
 TARGET_KEY: Final = "edgeproof.target"
 
-# Flags that change which integer kernel ONNX Runtime picks.
+# CPU flags by which ONNX Runtime selects its integer kernel.
 _DECISIVE_FLAGS = (
     "avx2", "avx_vnni", "avx512f", "avx512_vnni", "amx_int8",
     "asimd", "asimddp", "i8mm", "sve",
@@ -24,7 +24,7 @@ _DECISIVE_FLAGS = (
 
 
 class HostFingerprint(FrozenModel):
-    """A CPU and the software that runs models on it. What cannot be read is None, never a guess."""
+    """A CPU and the software that runs models on it; a value that cannot be read is None."""
 
     machine: str
     system: str
@@ -56,12 +56,12 @@ def fingerprint() -> HostFingerprint:
 
 
 def has_vnni(host: HostFingerprint) -> bool:
-    """Whether 8-bit products are summed in 32 bits, so that U8S8 cannot saturate."""
+    """Whether the CPU sums 8-bit products in 32 bits, so U8S8 products cannot saturate."""
     return not {"avx512_vnni", "avx_vnni"}.isdisjoint(host.cpu_flags)
 
 
 def host_target(host: HostFingerprint) -> ConcreteTarget:
-    """The kind of CPU that a host has."""
+    """Return the kind of CPU of a host."""
     if host.machine in {"aarch64", "arm64"}:
         return "arm64"
     if host.machine in {"x86_64", "AMD64"}:
@@ -70,27 +70,27 @@ def host_target(host: HostFingerprint) -> ConcreteTarget:
 
 
 def stated_target(model: Path) -> str | None:
-    """The kind of CPU that an .onnx says it was made for; None where it says nothing."""
+    """Return the kind of CPU that an .onnx states it was made for; None if it states none."""
     return read_model_file(model).metadata.get(TARGET_KEY)
 
 
 def other_target(target: str | None, host: HostFingerprint) -> str | None:
-    """`target`, if it is another kind of CPU than this host's: what is measured here is not its own.
+    """Return `target` if it is another kind of CPU than that of `host`; times measured there do not apply.
 
-    None for a model that was made for no kind, for every kind, or for this one.
+    Return None if the model states no kind, or was made for every kind or for this one.
     """
     return None if target in (None, PORTABLE, host_target(host)) else target
 
 
 def available_cores() -> tuple[int, ...] | None:
-    """The cores that this process may run on, or None where the system does not tell."""
+    """Return the cores that this process may run on, or None if the system does not provide them."""
     if not hasattr(os, "sched_getaffinity"):
         return None
     return tuple(sorted(os.sched_getaffinity(0)))
 
 
 def cpu_info(root: Path = Path("/")) -> tuple[str | None, tuple[str, ...]]:
-    """Name of the CPU, and those of its flags that matter; `root` is where `proc` is found."""
+    """Return the CPU's name and those of its flags that select a kernel; `root` is the folder of `proc`."""
     try:
         text = (root / "proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -1,4 +1,4 @@
-"""The manifest of an artifact: what it is, where it comes from, and how to use it."""
+"""The manifest of an artifact: its content, its origin, and how to use it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from bench.inputs.session import Signature, TensorSpec
 
 MANIFEST = "manifest.json"
 
-# History of the format. A reader refuses a version it does not know.
-# 1 (0.1.0): flat folder, SHA-256 of every file but the manifest.
-# 2: the oldest ONNX Runtime that runs both models; the task, its labels and metrics; what each input takes
-#    and how raw data become that; licences. All may be absent.
+# History of the format. A reader refuses an unknown version.
+# 1 (0.1.0): flat folder, SHA-256 of every file except the manifest.
+# 2: adds the oldest ONNX Runtime that runs both models; the task, its labels and metrics; the signature and
+#    the preprocessing of each input; licences. All of them may be absent.
 SCHEMA_VERSION: Final = 2
 MAX_MANIFEST_BYTES = 64 * 2**20
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
@@ -32,14 +32,21 @@ Spreads: TypeAlias = Annotated[
 
 
 class FileEntry(FrozenModel):
-    """What a file of the artifact must be."""
+    """Expected SHA-256 and size of a file of the artifact."""
 
     sha256: str
     size_bytes: int
 
 
 class StageEntry(FrozenModel):
-    """One step of the build: what it was, the hash of all that went in, what it measured."""
+    """One step of the build.
+
+    Attributes:
+        name: name of the step.
+        kind: kind of the step.
+        key: hash of all inputs of the step.
+        metrics: figures that the step measured.
+    """
 
     name: str
     kind: str
@@ -51,8 +58,10 @@ class TensorEntry(FrozenModel):
     """One input or output of a model.
 
     Attributes:
-        dtype: numpy's name of the type, such as "float32".
-        shape: each axis is a size, the name of an open one, or None for an open axis without a name.
+        name: name of the input or output.
+        dtype: numpy's name of the type, for example "float32".
+        shape: one entry per axis: its size, the name of a dynamic axis, or None for a dynamic axis without
+            a name.
     """
 
     name: Name
@@ -61,19 +70,19 @@ class TensorEntry(FrozenModel):
 
     @classmethod
     def of(cls, spec: TensorSpec) -> Self:
-        """The entry of a session's input or output."""
+        """Build the entry of a session's input or output."""
         return cls(name=spec.name, dtype=spec.dtype, shape=spec.named_shape())
 
 
 class SignatureEntry(FrozenModel):
-    """What `model.onnx` takes and gives, in its own order."""
+    """Inputs and outputs of `model.onnx`, in the order of the model."""
 
     inputs: Annotated[tuple[TensorEntry, ...], Field(min_length=1, max_length=1024)]
     outputs: Annotated[tuple[TensorEntry, ...], Field(min_length=1, max_length=1024)]
 
     @classmethod
     def of(cls, signature: Signature) -> Self:
-        """The entry of a session's signature."""
+        """Build the entry of a session's signature."""
         return cls(
             inputs=tuple(TensorEntry.of(spec) for spec in signature.inputs),
             outputs=tuple(TensorEntry.of(spec) for spec in signature.outputs),
@@ -81,19 +90,20 @@ class SignatureEntry(FrozenModel):
 
 
 class ImageInput(FrozenModel):
-    """How pictures become an input: resize, crop or pad, then (byte - mean) / std.
+    """Conversion of pictures to an input: resize, crop or pad, then (byte - mean) / std.
 
     Attributes:
-        input: the model's input.
-        layout: the order of the input's axes.
-        mean, std: of bytes from 0 to 255; one number, or one per channel.
-        in_graph: whether the model computes (byte - mean) / std itself: then its input takes bytes.
-        channels: the order of the colours; None where the build did not know.
-        size: [height, width] in pixels; None where any size will do.
-        resize: how a picture of another shape gets that size: stretched, cropped in the middle, or padded.
-        shorter_side: pixels of the shorter side after resizing, before the crop.
-        interpolation: how pixels are computed while resizing.
-        fill: the byte to pad with.
+        input: name of the model's input.
+        layout: order of the input's axes.
+        mean, std: mean and standard deviation of bytes from 0 to 255; one number, or one per channel.
+        in_graph: whether the model computes (byte - mean) / std itself; its input then takes bytes.
+        channels: order of the colours; None if the build did not know it.
+        size: [height, width] in pixels; None if the model accepts any size.
+        resize: method to bring a picture of another shape to that size: stretch, crop in the middle, or
+            pad.
+        shorter_side: pixels of the shorter side after resizing and before the crop.
+        interpolation: method to compute pixels when resizing.
+        fill: value of the bytes to pad with.
     """
 
     kind: Literal["image"] = "image"
@@ -111,16 +121,16 @@ class ImageInput(FrozenModel):
 
 
 class TextInput(FrozenModel):
-    """How a text becomes an input.
+    """Conversion of a text to an input.
 
     Attributes:
-        input: the model's input.
-        content: what of the tokenizer's output it takes: token ids, the mask of attention, or the ids of
-            segments.
-        tokenizer: the file of the artifact that holds the tokenizer.
-        max_length: tokens at which a text is cut.
-        padding: to what length shorter texts are padded: the longest of a batch, or `max_length`.
-        pad_id: the token to pad with.
+        input: name of the model's input.
+        content: output of the tokenizer that the input takes: token ids, attention mask, or segment ids.
+        tokenizer: name of the artifact's file with the tokenizer.
+        max_length: number of tokens after which a text is truncated.
+        padding: length to which shorter texts are padded: that of the longest text in the batch, or
+            `max_length`.
+        pad_id: id of the padding token.
     """
 
     kind: Literal["text"] = "text"
@@ -133,18 +143,18 @@ class TextInput(FrozenModel):
 
 
 class AudioInput(FrozenModel):
-    """How sound becomes an input.
+    """Conversion of sound to an input.
 
     Attributes:
-        input: the model's input.
-        sample_rate_hz: what a recording is resampled to.
-        features: the waveform itself, or what is computed from it.
-        layout: which axis of the features comes first.
-        samples: the length of a recording; None where any length will do.
-        fft_samples, window_samples, hop_samples: of the short-time Fourier transform.
-        bins: features per frame: mel bands or coefficients.
-        low_hz, high_hz: the limits of the mel bands.
-        mean, std: (feature - mean) / std; one number, or one per bin.
+        input: name of the model's input.
+        sample_rate_hz: sampling rate to which a recording is resampled.
+        features: the waveform itself, or the features that are computed from it.
+        layout: the axis of the features that comes first.
+        samples: length of a recording in samples; None if the model accepts any length.
+        fft_samples, window_samples, hop_samples: sizes of the short-time Fourier transform.
+        bins: number of features per frame: mel bands or coefficients.
+        low_hz, high_hz: lower and upper frequency of the mel bands.
+        mean, std: constants of (feature - mean) / std; one number, or one per bin.
     """
 
     kind: Literal["audio"] = "audio"
@@ -164,13 +174,14 @@ class AudioInput(FrozenModel):
 
 
 class TableInput(FrozenModel):
-    """How rows of a table become an input.
+    """Conversion of the rows of a table to an input.
 
     Attributes:
-        input: the model's input.
-        columns: their names, in the order of the input's last axis.
-        categories: the values of columns that hold no numbers, in the order of their codes from 0.
-        mean, std: (value - mean) / std; one number, or one per column.
+        input: name of the model's input.
+        columns: names of the columns, in the order of the input's last axis.
+        categories: column name -> its possible values, for columns without numbers; the code of a value is
+            its index.
+        mean, std: constants of (value - mean) / std; one number, or one per column.
     """
 
     kind: Literal["table"] = "table"
@@ -187,14 +198,14 @@ RawInput: TypeAlias = Annotated[
 
 
 class MetricEntry(FrozenModel):
-    """What was measured of the model that ships, and of its baseline on the same samples.
+    """One metric of the shipped model, and of its float baseline on the same samples.
 
     Attributes:
-        value: of `model.onnx`.
-        baseline: of `model.fp32.onnx`; None where it was not measured.
-        direction: which values are better.
-        split: the samples that it was measured on.
-        samples: how many there were.
+        value: the metric of `model.onnx`.
+        baseline: the metric of `model.fp32.onnx`; None if it was not measured.
+        direction: whether higher or lower values are better.
+        split: name of the samples on which the metric was measured.
+        samples: number of these samples.
     """
 
     value: float
@@ -205,25 +216,29 @@ class MetricEntry(FrozenModel):
 
 
 class Manifest(FrozenModel):
-    """Provenance of an artifact, and what a user of its model has to know.
+    """Provenance of an artifact, and the information that a user of its model needs.
+
+    An attribute is None if the build did not know it, or if the schema of the file does not have it.
 
     Attributes:
-        target: the kind of CPU that the int8 model was made for.
-        verdict: what the gate of the build said.
-        files: file name -> size and hash; names are plain, the folder is flat.
-        stages: the steps that led here, in order; each key covers its parents'.
-        recipe: the recipe as it was built, defaults included.
-        libraries: versions of everything that shaped the model.
-        min_onnxruntime: the oldest ONNX Runtime that runs both models, such as "1.22".
-        task: the kind of task, such as "classification".
-        labels: the names of the classes, in the order of their indices.
-        preprocessing: how raw data become the inputs, one entry an input; inputs without one take values
-            as they are.
-        metrics: name -> what was measured.
+        schema_version: version of the format.
+        name: name of the artifact.
+        created_utc: time of the build.
+        edgeproof: version of edgeproof that built the artifact.
+        target: kind of CPU that the int8 model was made for.
+        verdict: verdict of the build's gate.
+        files: file name -> size and hash. The folder is flat, so names have no folders.
+        stages: steps of the build, in order. The key of a step covers the keys of its parents.
+        recipe: recipe of the build, with defaults.
+        libraries: versions of all libraries that influenced the model.
+        min_onnxruntime: the oldest ONNX Runtime that runs both models, for example "1.22".
+        task: kind of task, for example "classification".
+        labels: names of the classes, in the order of their indices.
+        preprocessing: conversion of raw data to inputs, one entry per input. An input without an entry
+            takes the raw values.
+        metrics: name of a metric -> its values.
         licences: file or package -> SPDX identifier, or the text of a licence.
-        signature: what the model takes and gives.
-
-    What the build did not know, and what an earlier schema did not tell, is None.
+        signature: inputs and outputs of the model.
     """
 
     schema_version: Literal[1, 2] = SCHEMA_VERSION
@@ -250,21 +265,26 @@ class Manifest(FrozenModel):
     def _inputs_are_known(self) -> Self:
         described = [entry.input for entry in self.preprocessing or ()]
         if len(set(described)) < len(described):
-            raise ValueError("preprocessing names an input twice; describe each once")
+            raise ValueError("preprocessing names an input twice; describe each input once")
         known = None if self.signature is None else {entry.name for entry in self.signature.inputs}
         if known is not None and (unknown := sorted({*described} - known)):
-            raise ValueError(f"preprocessing names {unknown[0]!r}, which is no input; see signature.inputs")
+            raise ValueError(
+                f"preprocessing names {unknown[0]!r}, which is not an input of the model; "
+                "use a name in signature.inputs"
+            )
         return self
 
     @model_validator(mode="after")
     def _tokenizers_are_listed(self) -> Self:
         for entry in self.preprocessing or ():
             if isinstance(entry, TextInput) and entry.tokenizer not in (None, *self.files):
-                raise ValueError(f"files does not list the tokenizer {entry.tokenizer!r}; build it again")
+                raise ValueError(
+                    f"files does not list the tokenizer {entry.tokenizer!r}; build the artifact again"
+                )
         return self
 
     def runtime(self) -> RuntimeVersion | None:
-        """The oldest ONNX Runtime that runs both models, or None."""
+        """Return the oldest ONNX Runtime that runs both models, or None if it is unknown."""
         return None if self.min_onnxruntime is None else RuntimeVersion.parse(self.min_onnxruntime)
 
 
@@ -272,12 +292,15 @@ def read_manifest(folder: Path) -> Manifest:
     """Read and validate the manifest of an artifact.
 
     Raises:
-        ArtifactError: it is missing, damaged, of an unknown schema, or names files outside the folder.
+        ArtifactError: the manifest is missing, damaged, of an unknown schema, or names files outside the
+            folder.
     """
     path = folder / MANIFEST
     try:
         if path.stat().st_size > MAX_MANIFEST_BYTES:
-            raise ArtifactError(path, "is larger than a manifest can be", "copy the artifact again")
+            raise ArtifactError(
+                path, f"is larger than {MAX_MANIFEST_BYTES} bytes", "copy the artifact again"
+            )
         content = path.read_bytes()
     except OSError as error:
         raise ArtifactError(
@@ -292,5 +315,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise ArtifactError(f"{path}: {place}", cause, fix) from error
     for name in manifest.files:
         if not _PLAIN_NAME.fullmatch(name):
-            raise ArtifactError(path, f"names the file {name!r}", "artifact files have plain names")
+            raise ArtifactError(
+                path, f"names the file {name!r}, which is not a plain name", "build the artifact again"
+            )
     return manifest

@@ -1,4 +1,4 @@
-"""Which versions of ONNX Runtime a model runs on."""
+"""Versions of ONNX Runtime that a model runs on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import NamedTuple, Self
 from bench.core.errors import ModelError
 from bench.core.model_file import read_model_file
 
-# Where an .onnx that edgeproof wrote says which version it needs, such as "1.28".
+# Key of the metadata in which an .onnx that edgeproof wrote states the version it needs, such as "1.28".
 METADATA_KEY = "edgeproof.min_onnxruntime"
 VERSION_PATTERN = r"\d{1,4}\.\d{1,4}"
 _VERSION = re.compile(rf"{VERSION_PATTERN}(?![\d])")
@@ -18,14 +18,14 @@ _REQUIREMENT = re.compile(rf"\s*>=\s*({VERSION_PATTERN})(?:\.\d{{1,4}})?\s*")
 
 
 class RuntimeVersion(NamedTuple):
-    """A version of ONNX Runtime. Patch releases add no operators, so that two numbers tell."""
+    """Major and minor version of ONNX Runtime. Patch releases add no operators, so two numbers suffice."""
 
     major: int
     minor: int
 
     @classmethod
     def parse(cls, text: str) -> Self | None:
-        """The version that a text begins with, or None."""
+        """Return the version at the start of a text, or None."""
         found = _VERSION.match(text)
         return None if found is None else cls(*(int(number) for number in found[0].split(".")))
 
@@ -33,15 +33,15 @@ class RuntimeVersion(NamedTuple):
         return f"{self.major}.{self.minor}"
 
 
-# The oldest one that edgeproof supports: that of `dependencies` in pyproject.toml.
+# The oldest version that edgeproof supports, as in `dependencies` of pyproject.toml.
 OLDEST = RuntimeVersion(1, 22)
 
 
 def required_version(requirement: str) -> RuntimeVersion:
-    """The version of a requirement such as `>=1.24`.
+    """Return the version of a requirement such as `>=1.24`.
 
     Raises:
-        ValueError: it is written otherwise, or names a version that edgeproof does not support.
+        ValueError: the requirement has another form, or names a version that edgeproof does not support.
     """
     found = _REQUIREMENT.fullmatch(requirement)
     if found is None:
@@ -56,27 +56,27 @@ def required_version(requirement: str) -> RuntimeVersion:
 
 
 def stated_version(model: Path) -> RuntimeVersion | None:
-    """The version that an .onnx file says it needs; None where it says nothing."""
+    """Return the version that an .onnx file states it needs; None if it states none."""
     return RuntimeVersion.parse(read_model_file(model).metadata.get(METADATA_KEY, ""))
 
 
 def check_runtime(place: Path, needed: RuntimeVersion | None, installed: str | None = None) -> None:
-    """Make sure that the ONNX Runtime of this host is new enough.
+    """Check that the installed ONNX Runtime is new enough for a model.
 
     Args:
         place: the model or artifact, for the error.
-        needed: what it says it needs, or None.
-        installed: the version here; by default that of the installed package.
+        needed: the version that the model states it needs, or None.
+        installed: the version of ONNX Runtime; by default that of the installed package.
 
     Raises:
-        ModelError: it is older.
+        ModelError: the installed version is older than the needed one.
     """
     installed = installed or version("onnxruntime")
     here = RuntimeVersion.parse(installed)
     if needed is not None and here is not None and here < needed:
         raise ModelError(
             place,
-            f"needs ONNX Runtime {needed}, this is {installed}",
-            f'upgrade, or rebuild for it (onnxruntime = ">={here}" in the recipe\'s [quantize], or '
-            f'quantize --onnxruntime ">={here}")',
+            f"needs ONNX Runtime {needed}, but {installed} is installed",
+            f"upgrade ONNX Runtime, or build the model for {here} "
+            f'(onnxruntime = ">={here}" in the recipe\'s [quantize], or quantize --onnxruntime ">={here}")',
         )

@@ -1,4 +1,4 @@
-"""Opening an .onnx with ONNX Runtime on the CPU, with errors that say what to do."""
+"""Open an .onnx with ONNX Runtime on the CPU, and check feeds; every error states a fix."""
 
 from __future__ import annotations
 
@@ -34,12 +34,13 @@ ERRORS_ONLY, _FATAL_ONLY = 3, 4  # ONNX Runtime's severity scale
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One input or output.
+    """One input or output of a model.
 
     Attributes:
-        dtype: numpy's name of the type, or ONNX Runtime's own where numpy has none.
-        shape: each axis is a size, or None where the model leaves it open.
-        axes: the names that the model gives to its open axes, by their number.
+        name: name of the input or output.
+        dtype: numpy's name of the type, or ONNX Runtime's name if numpy does not have the type.
+        shape: one entry per axis: its size, or None for a dynamic axis.
+        axes: index -> name, for the dynamic axes that have a name.
     """
 
     name: str
@@ -49,17 +50,17 @@ class TensorSpec:
 
     @property
     def is_numeric(self) -> bool:
-        """Whether it is a tensor of numbers that numpy has too; else `dtype` is ONNX Runtime's own name."""
+        """Whether it is a tensor of a numeric or boolean type that numpy has as well."""
         return self.dtype in _NUMPY_TYPES.values()
 
     def named_shape(self) -> tuple[int | str | None, ...]:
-        """The shape, with the names of open axes where they have any."""
+        """Return the shape, with the names of those dynamic axes that have one."""
         return tuple(self.axes.get(axis, size) for axis, size in enumerate(self.shape))
 
 
 @dataclass(frozen=True)
 class Signature:
-    """What a model takes and gives."""
+    """Inputs and outputs of a model."""
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
@@ -67,12 +68,13 @@ class Signature:
 
 @dataclass(frozen=True)
 class RuntimeOptions:
-    """The session options that change a measurement.
+    """The session options that influence a measurement.
 
     Attributes:
-        threads: intra-op threads.
-        arena: whether the memory arena is on.
-        exact_sums: no sum of int8 products saturates, on whatever CPU; for numbers, and not for times.
+        threads: number of intra-op threads.
+        arena: whether the memory arena is enabled.
+        exact_sums: whether sums of int8 products must not saturate on any CPU. This option is for correct
+            outputs, not for measuring times.
     """
 
     threads: int = 1
@@ -84,7 +86,7 @@ def open_session(path: Path, options: RuntimeOptions = RuntimeOptions()) -> onnx
     """Load a model on the CPU with all graph optimizations.
 
     Raises:
-        ModelError: the file is missing, damaged, or wants what this runtime lacks.
+        ModelError: the file is missing or damaged, or needs a feature that this ONNX Runtime lacks.
     """
     import onnxruntime
 
@@ -104,7 +106,7 @@ def open_session(path: Path, options: RuntimeOptions = RuntimeOptions()) -> onnx
 
     try:
         return exact_session(open_with, settings) if options.exact_sums else open_with(settings())
-    except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
+    except Exception as error:  # ONNX Runtime's exceptions have no common base class
         raise model_error(path, error) from error
 
 
@@ -112,25 +114,25 @@ def exact_session(
     open_with: Callable[[onnxruntime.SessionOptions], onnxruntime.InferenceSession],
     settings: Callable[[], onnxruntime.SessionOptions],
 ) -> onnxruntime.InferenceSession:
-    """A session in which no sum of int8 products saturates, and results are to the bit those of VNNI.
+    """Open a session in which no sum of int8 products saturates; outputs equal those of VNNI bit for bit.
 
-    x86 without VNNI adds products in 16 bits, which can overflow, but it has kernels for unsigned weights
-    that add in 32. ONNX Runtime does not load with those what shares weights between nodes (1.32). Such a
-    model runs in float between its roundings: with the same sums, which then fall to the other side of a
-    half now and then.
+    x86 without VNNI adds products in 16 bits, which can overflow. Its kernels for unsigned weights add in
+    32 bits, but ONNX Runtime (1.32) does not load a model with them if several nodes share weights. Such a
+    model runs in float between its quantization nodes. Its sums are the same, but a value close to a
+    rounding boundary is occasionally rounded to the other side.
 
     Args:
-        open_with: opens the model.
-        settings: makes the session's options, to which what is needed is added.
+        open_with: function that opens the model with the given options.
+        settings: function that creates the session's options; this function adds further entries.
     """
-    from bench.inputs.host import fingerprint, host_target  # not needed where time and memory are measured
+    from bench.inputs.host import fingerprint, host_target  # processes that measure need not import it
 
     chosen = settings()
     if host_target(fingerprint()) != "x86-avx2":
         return open_with(chosen)
     chosen.log_severity_level = _FATAL_ONLY
     chosen.add_session_config_entry("session.x64quantprecision", "1")
-    with suppress(Exception):  # what is the model's own fault, the next try says as well
+    with suppress(Exception):  # an error of the model itself is raised by the next attempt as well
         return open_with(chosen)
     chosen = settings()
     chosen.add_session_config_entry("session.disable_quant_qdq", "1")
@@ -138,7 +140,7 @@ def exact_session(
 
 
 def model_error(path: Path, error: Exception) -> ModelError:
-    """Translate ONNX Runtime's words for a model that does not load."""
+    """Convert ONNX Runtime's message about a model that does not load into a `ModelError`."""
     words = str(error)
     lowered = words.lower()
     if (newer := _too_new(words)) is not None:
@@ -150,23 +152,23 @@ def model_error(path: Path, error: Exception) -> ModelError:
             "put the data file back beside the model",
         )
     if "protobuf" in lowered or "modelproto" in lowered:
-        return ModelError(path, "is truncated or no ONNX model", "copy or export it again")
+        return ModelError(path, "is truncated or not an ONNX model", "copy or export it again")
     return ModelError(path, f"ONNX Runtime cannot load it ({words})", "export it again")
 
 
 def _too_new(words: str) -> tuple[str, str] | None:
-    """Cause and fix where ONNX Runtime says that it lacks what a model uses, or None."""
+    """Return cause and fix if ONNX Runtime lacks a feature of the model; None for other messages."""
     lowered = words.lower()
     if "opset" in lowered and ("under development" in lowered or "till opset" in lowered):
         opset = re.search(r"opset (\d+)", words, re.IGNORECASE)
         wanted = f"opset {opset.group(1)}" if opset else "an opset"
         return (
-            f"wants {wanted}, which this ONNX Runtime lacks",
+            f"needs {wanted}, which this ONNX Runtime does not support",
             "export with a lower opset or install a newer onnxruntime",
         )
     if kernel := re.search(r"Could not find an implementation for (\w+)\(\d+\)", words):
         return (
-            f"uses {kernel.group(1)} with types that this ONNX Runtime has no CPU kernel for",
+            f"uses {kernel.group(1)} with types for which this ONNX Runtime has no CPU kernel",
             "install a newer onnxruntime, or export it without that operator",
         )
     unknown = re.search(r"(\S+:\w+)\(-?\d+\) is not a registered function/op", words) or re.search(
@@ -175,7 +177,7 @@ def _too_new(words: str) -> tuple[str, str] | None:
     if unknown:
         return (
             f"uses the operator {unknown.group(1)}, which this ONNX Runtime does not know",
-            "export it with ONNX's own operators",
+            "export it with standard ONNX operators",
         )
     if "ir version" in lowered or "ir_version" in lowered:
         return (
@@ -186,7 +188,7 @@ def _too_new(words: str) -> tuple[str, str] | None:
 
 
 def signature_of(session: onnxruntime.InferenceSession) -> Signature:
-    """The names, types and shapes of a session's inputs and outputs."""
+    """Return the names, types and shapes of a session's inputs and outputs."""
     return Signature(
         tuple(_spec(node) for node in session.get_inputs()),
         tuple(_spec(node) for node in session.get_outputs()),
@@ -194,10 +196,10 @@ def signature_of(session: onnxruntime.InferenceSession) -> Signature:
 
 
 def check_feeds(place: object, signature: Signature, feeds: Mapping[str, Array | ArraySpec]) -> None:
-    """Make sure that `feeds` fit a model.
+    """Check that `feeds` fit a model.
 
     Raises:
-        DataError: a feed is missing, unknown, or of another type or shape.
+        DataError: a feed is missing, unknown, or has another dtype or shape than the model expects.
     """
     wanted = {spec.name: spec for spec in signature.inputs}
     if missing := sorted(wanted.keys() - feeds.keys()):
@@ -206,14 +208,14 @@ def check_feeds(place: object, signature: Signature, feeds: Mapping[str, Array |
         )
     if unknown := sorted(feeds.keys() - wanted.keys()):
         raise DataError(
-            place, f"{unknown[0]!r} is no input of the model", f"name the arrays {sorted(wanted)}"
+            place, f"{unknown[0]!r} is not an input of the model", f"name the arrays {sorted(wanted)}"
         )
     for name, spec in wanted.items():
         array = feeds[name]
         if array.dtype.name != spec.dtype:
-            raise DataError(place, f"feed {name!r} is {array.dtype}", f"the model wants {spec.dtype}")
+            raise DataError(place, f"feed {name!r} has dtype {array.dtype}", f"convert it to {spec.dtype}")
         fits = len(array.shape) == len(spec.shape) and all(
-            # Axis 0 counts samples: it is cut into batches that fit.
+            # Any size of axis 0 fits: it counts the samples and is split into batches.
             axis == 0 or want is None or got == want
             for axis, (got, want) in enumerate(zip(array.shape, spec.shape, strict=True))
         )
@@ -221,12 +223,12 @@ def check_feeds(place: object, signature: Signature, feeds: Mapping[str, Array |
             if not spec.shape:
                 raise DataError(
                     place,
-                    f"feed {name!r} has shape {list(array.shape)}; the model does not say what it wants",
-                    "export it with the shapes of its inputs",
+                    f"feed {name!r} has shape {list(array.shape)}, but the model states no shape for it",
+                    "export the model with the shapes of its inputs",
                 )
             shape = ["N" if axis == 0 else s or "any" for axis, s in enumerate(spec.shape)]
             raise DataError(
-                place, f"feed {name!r} has shape {list(array.shape)}", f"the model wants {shape}"
+                place, f"feed {name!r} has shape {list(array.shape)}", f"change its shape to {shape}"
             )
 
 

@@ -1,1 +1,1 @@
-"""Figures of merit of outputs, one a file, in numpy alone."""
+"""Metrics of model outputs, one per file, computed with numpy only."""

@@ -1,4 +1,4 @@
-"""Numerical agreement of two sets of outputs. Parity is about numbers; accuracy is about the task."""
+"""Numerical agreement of two sets of outputs. Parity compares numbers; accuracy compares with labels."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import numpy as np
 from bench.core.arrays import Array
 from bench.inputs.evaluation import are_classes, predictions
 
-# Reported for outputs that are equal to the last bit, whose true SQNR is infinite (and no JSON).
+# Reported for bitwise equal outputs. Their true SQNR is infinite, which JSON cannot represent.
 EXACT_SQNR_DB = 999.0
 
 
 @dataclass(frozen=True)
 class Parity:
-    """How near `other` comes to `reference`.
+    """Agreement of the outputs `other` with the outputs `reference`.
 
     Attributes:
         max_error: largest absolute difference, in units of the output.
-        sqnr_db: 20 log10(|x| / |x - y|), the higher the better; 999 stands for equality.
-        agreement: share of samples of equal predictions (`predictions`).
-        samples: how many samples were compared.
+        sqnr_db: 20 log10(|x| / |x - y|) in dB; higher is better, 999 means equality.
+        agreement: share of samples with equal predictions, as `predictions` returns them.
+        samples: number of compared samples.
     """
 
     max_error: float
@@ -33,7 +33,7 @@ class Parity:
 def parity(reference: Array, other: Array) -> Parity:
     """Compare outputs of shape [N, classes] (or [N, ...], flattened per sample).
 
-    Classes are not amounts: of them, only the predictions are compared.
+    Class indices are not quantities, so only the predictions of such outputs are compared.
     """
     if reference.shape != other.shape:
         raise ValueError(f"shapes differ: {list(reference.shape)} and {list(other.shape)}")
@@ -56,7 +56,7 @@ def sqnr_db(reference: Array, other: Array) -> float:
 
 
 def decibels(signal: float, noise: float) -> float:
-    """SQNR of two energies (sums of squares), 10 log10(signal / noise) in dB."""
+    """SQNR from the energies (sums of squares) of signal and noise, 10 log10(signal / noise) in dB."""
     if noise == 0.0:
         return EXACT_SQNR_DB
     return float(10 * np.log10(signal / noise)) if signal > 0.0 else -EXACT_SQNR_DB

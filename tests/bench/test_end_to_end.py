@@ -94,9 +94,10 @@ def test_a_model_that_fails_is_one_line(models, tmp_path):
     ran = bench_command("bench", models.dynamic, "--data", feeds, "--json")
     told = json.loads(ran.out)  # what reads the output gets one object, whatever happens
     assert (ran.code, told["exit_code"]) == (2, 2)
-    assert (told["error"]["place"], told["error"]["fix"]) == (str(feeds), "the model wants ['N', 4]")
+    assert (told["error"]["place"], told["error"]["fix"]) == (str(feeds), "change its shape to ['N', 4]")
     assert (
-        ran.err.splitlines()[-1] == f"error: {feeds}: feed 'x' has shape [2, 5]; the model wants ['N', 4]"
+        ran.err.splitlines()[-1]
+        == f"error: {feeds}: feed 'x' has shape [2, 5]; change its shape to ['N', 4]"
     )
     assert "Traceback" not in ran.err
 

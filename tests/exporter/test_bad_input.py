@@ -184,7 +184,7 @@ def test_models_that_are_refused(case, quantize, tmp_path):
 @pytest.mark.parametrize(
     ("samples", "line"),
     [
-        (X[:0], "data.npz: holds no samples; add some"),
+        (X[:0], "data.npz: contains no samples; add at least one"),
         (np.where(X > 2, np.nan, X), "data.npz: feed 'x' holds NaN or infinity; clean the data"),
         (np.where(X > 2, np.inf, X), "data.npz: feed 'x' holds NaN or infinity; clean the data"),
         (np.full_like(X, 0.5), "calibration: every value of every sample is 0.5; give samples"),
@@ -266,7 +266,7 @@ def test_an_index_beyond_the_table_is_blamed_on_the_samples(quantize):
 
 
 def test_integer_feeds_of_another_type(quantize):
-    with pytest.raises(DataError, match="feed 'x' is int32; the model wants int64"):
+    with pytest.raises(DataError, match="feed 'x' has dtype int32; convert it to int64"):
         quantize(embedding(), {"x": GENERATOR.integers(0, 20, (12, 7)).astype(np.int32)})
 
 

@@ -373,7 +373,7 @@ def test_bad_projects_are_refused_in_one_line(project, command, name):
         (["build", "recipe.toml", "--out", "."], "is a folder with other content"),
         (["build", "recipe.toml", "--out", "net.py"], "is a file"),
         (["inspect", "absent.onnx"], "absent.onnx: there is no such file or folder"),
-        (["inspect", "net.py"], "net.py: is truncated or no ONNX model"),
+        (["inspect", "net.py"], "net.py: is truncated or not an ONNX model"),
         (["inspect", "."], "manifest.json: cannot be read"),
         (["ablate", "recipe.toml", "--out", "/proc/x.json"], "/proc/x.json: cannot be written"),
         (["ablate", "recipe.toml", "--out", "net.py/x.json"], "net.py/x.json: cannot be written"),
@@ -393,7 +393,9 @@ def test_nobody_waits_for_a_recipe_that_is_not_there(command, tmp_path):
 def test_a_truncated_model_is_refused(built_once, command, tmp_path):
     content = (built_once.artifact / "model.onnx").read_bytes()
     (tmp_path / "half.onnx").write_bytes(content[: len(content) // 2])
-    check_refusal(command("inspect", tmp_path / "half.onnx"), "half.onnx: is truncated or no ONNX model")
+    check_refusal(
+        command("inspect", tmp_path / "half.onnx"), "half.onnx: is truncated or not an ONNX model"
+    )
 
 
 @pytest.mark.parametrize("name", ["inspect", "verify"])

@@ -97,6 +97,6 @@ def test_reference_artifacts_run_on_every_supported_runtime(make_device, tmp_pat
     for name in ("verify", "bench", "gate"):
         ran = devices[0].run(name, artifacts[1])
         assert ran.returncode == 2
-        needs = f"needs ONNX Runtime 9.9, this is {devices[0].version}; upgrade, or rebuild for it"
+        needs = f"needs ONNX Runtime 9.9, but {devices[0].version} is installed; upgrade ONNX Runtime"
         assert ran.stderr.startswith(f"error: {artifacts[1]}: {needs}")
         assert ran.stderr.count("\n") == 1

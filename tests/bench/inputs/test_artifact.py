@@ -1,4 +1,4 @@
-"""Artifacts: what the manifest says is what there is, and what it runs is what was built."""
+"""Artifacts: files match the manifest, and outputs match those of the build."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def test_a_whole_artifact_passes(artifact):
 def test_names_that_leave_the_folder_are_refused(artifact, name):
     files = artifact.describe()["files"]
     artifact.seal(files=files | {name: files["model.onnx"]})
-    with pytest.raises(ArtifactError, match="artifact files have plain names") as caught:
+    with pytest.raises(ArtifactError, match="which is not a plain name") as caught:
         check_hashes(artifact.folder)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "evaluation.npz"])
 @pytest.mark.parametrize("same_size", [True, False])
-def test_an_altered_file_is_found(artifact, name, same_size):
+def test_a_changed_file_is_found(artifact, name, same_size):
     path = artifact.folder / name
     content = path.read_bytes()
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]) if same_size else content + b"\0")
@@ -49,8 +49,8 @@ def test_a_missing_file_is_found(artifact):
 
 
 @pytest.mark.parametrize("name", ["model.fp32.onnx.data", "notes.txt", ".hidden", "folder"])
-def test_what_the_manifest_does_not_list_is_refused(artifact, name):
-    """Bytes laid beside the float model would count for its size, and so for the budget."""
+def test_files_that_the_manifest_does_not_list_are_refused(artifact, name):
+    """An extra file beside the float model would count for its size, and so change the budget of size."""
     stranger = artifact.folder / name
     if name == "folder":
         stranger.mkdir()
@@ -61,7 +61,7 @@ def test_what_the_manifest_does_not_list_is_refused(artifact, name):
             refuses(artifact.folder)
 
 
-def test_a_link_is_no_file_of_an_artifact(artifact, tmp_path):
+def test_a_link_in_an_artifact_is_refused(artifact, tmp_path):
     path = artifact.folder / "model.onnx"
     path.rename(tmp_path / "elsewhere.onnx")
     path.symlink_to(tmp_path / "elsewhere.onnx")
@@ -74,12 +74,12 @@ def test_both_models_must_be_listed(artifact, name):
     files = artifact.describe()["files"]
     del files[name]
     artifact.seal(files=files)
-    with pytest.raises(ArtifactError, match=f"does not list {name}; build it again"):
+    with pytest.raises(ArtifactError, match=f"does not list {name}; build the artifact again"):
         check_hashes(artifact.folder)
 
 
 @pytest.mark.parametrize("share_wrong", [1.0, 0.25])
-def test_other_outputs_than_the_build_saw_fail(artifact, share_wrong):
+def test_outputs_that_differ_from_those_of_the_build_fail(artifact, share_wrong):
     golden = artifact.folder / "golden.npz"
     feeds, expected = read_golden(golden)
     wrong = expected["y"].copy()
@@ -93,10 +93,10 @@ def test_other_outputs_than_the_build_saw_fail(artifact, share_wrong):
         self_test(artifact.folder)
 
 
-def test_another_class_fails_however_small_the_error(artifact):
+def test_a_changed_prediction_fails_even_if_the_error_is_small(artifact):
     golden = artifact.folder / "golden.npz"
     feeds, expected = read_golden(golden)
-    # A sample so faint that the noise of its wrong answer does not show.
+    # The sample has tiny values, so its wrong prediction hardly changes the SQNR.
     faint = np.array([[1e-6]] + [[1.0]] * 7, np.float32)
     flipped = np.array([[-1e-6]] + [[1.0]] * 7, np.float32)
     write_npz(golden, {"x": feeds["x"] * faint, "expected.y": expected["y"] * flipped})
@@ -148,7 +148,7 @@ def test_golden_outputs_must_be_finite(golden, bad):
         compare_golden(golden, {"y": scores, "z": scores})
 
 
-def test_an_artifact_brings_its_twin_and_its_data(artifact, models, evaluation):
+def test_an_artifact_includes_its_twin_and_its_data(artifact, models, evaluation):
     folder = artifact.folder
     own = Subject(folder / "model.onnx", folder / "model.fp32.onnx", folder / "evaluation.npz", "portable")
     assert subject(folder) == own
@@ -166,13 +166,13 @@ def test_data_that_the_manifest_does_not_list_are_not_used(artifact):
     assert subject(artifact.folder).evaluation is None
 
 
-def test_an_altered_artifact_is_no_subject(artifact):
+def test_a_changed_artifact_is_refused(artifact):
     (artifact.folder / "model.fp32.onnx").write_bytes(b"")
     with pytest.raises(ArtifactError, match="differs from the hash"):
         subject(artifact.folder)
 
 
-def test_a_subject_must_exist(tmp_path):
+def test_a_missing_model_is_refused(tmp_path):
     with pytest.raises(UsageError, match=r"none\.onnx: there is no such file or folder"):
         subject(tmp_path / "none.onnx")
 

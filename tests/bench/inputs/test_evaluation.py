@@ -1,4 +1,4 @@
-"""Labelled samples, and what is wrong with other people's."""
+"""Labelled samples, and the errors of bad files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def path(tmp_path):
 @pytest.mark.parametrize(
     ("labels", "ids"), [(None, None), (LABELS, None), (LABELS, np.array(list("abcdef")))]
 )
-def test_what_was_written_is_read(path, labels, ids):
+def test_a_written_set_is_read_back(path, labels, ids):
     write_evaluation(path, EvaluationSet({"x": FEEDS}, labels, ids))
     read = read_evaluation(path)
     assert read.count == 6
@@ -33,7 +33,7 @@ def test_what_was_written_is_read(path, labels, ids):
             np.testing.assert_array_equal(got, want)
 
 
-def test_the_first_rows_belong_together(path):
+def test_the_first_rows_of_all_arrays_are_read(path):
     write_evaluation(path, EvaluationSet({"x": FEEDS}, LABELS, None))
     read = read_evaluation(path, rows=4)
     assert read.count == 4
@@ -63,7 +63,7 @@ def test_a_last_value_that_is_not_finite_is_found(path, monkeypatch):
         read_evaluation(path)
 
 
-def test_samples_are_read_in_batches_as_often_as_wanted(path):
+def test_samples_can_be_read_in_batches_several_times(path):
     write_evaluation(path, EvaluationSet({"x": FEEDS, "z": FEEDS[:, 0]}, LABELS, np.array(list("abcdef"))))
     samples = open_samples(path)
     assert (samples.count, samples.feeds["x"].shape, samples.feeds["x"].dtype) == (6, (6, 2), np.float32)
@@ -77,14 +77,17 @@ def test_samples_are_read_in_batches_as_often_as_wanted(path):
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [
-        ({"labels": LABELS}, "holds labels but no feeds"),
+        ({"labels": LABELS}, "contains no feeds"),
         ({"x": FEEDS, "labels": LABELS[:5]}, "differ in length: {'x': 6, 'labels': 5}"),
         ({"x": FEEDS, "z": FEEDS[:2]}, "differ in length"),
         ({"x": FEEDS, "ids": np.array(["a"])}, "differ in length"),
         ({"x": FEEDS, "labels": np.array(3)}, "differ in length"),
-        ({"x": FEEDS[:0]}, "holds no samples"),
-        ({"x": np.float32(1)}, "holds no samples"),
-        ({"x": np.zeros((6, 0), np.float32)}, r"feed 'x' has shape \[6, 0\]; give it values"),
+        ({"x": FEEDS[:0]}, "contains no samples"),
+        ({"x": np.float32(1)}, "contains no samples"),
+        (
+            {"x": np.zeros((6, 0), np.float32)},
+            r"feed 'x' is empty \(shape \[6, 0\]\); store at least one value",
+        ),
         ({"x": FEEDS, "labels": LABELS - 1}, "'labels' has dtype int64"),
         ({"x": FEEDS, "labels": LABELS.astype(float)}, "'labels' has dtype float64"),
         ({"x": FEEDS, "labels": LABELS > 2}, "'labels' has dtype bool"),
@@ -95,14 +98,14 @@ def test_sets_that_cannot_be_used(path, arrays, words):
     write_npz(path, arrays)
     with pytest.raises(DataError, match=words.replace("{", r"\{")):
         read_evaluation(path)
-    if words != "'labels' has dtype int64":  # that of a negative one, which is not looked for
+    if words != "'labels' has dtype int64":  # the case of a negative label, which is not checked here
         with pytest.raises(DataError, match=words.replace("{", r"\{")):
             open_samples(path)
 
 
 @pytest.mark.parametrize("name", ["labels", "ids"])
-def test_an_input_cannot_bear_a_reserved_name(path, name):
-    with pytest.raises(DataError, match=f"a model input is called '{name}'; rename the input"):
+def test_an_input_must_not_have_a_reserved_name(path, name):
+    with pytest.raises(DataError, match=f"a model input has the reserved name '{name}'; rename the input"):
         write_evaluation(path, EvaluationSet({name: FEEDS}, None, None))
     assert not path.exists()
 
@@ -113,7 +116,7 @@ def test_ids_must_be_text(path, code):
     ids.view(np.uint32).reshape(6, -1)[2, 1] = code
     write_npz(path, {"x": FEEDS, "ids": ids})
     with pytest.raises(
-        DataError, match=f"'ids' row 2 holds the code {code:#x}, which is not a character; write"
+        DataError, match=f"'ids' row 2 contains the code {code:#x}, which is not a character; write"
     ):
         read_evaluation(path)
 

@@ -1,4 +1,4 @@
-"""Fingerprints of hosts that this one is not."""
+"""Fingerprints of this host and of simulated hosts."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ CPU part\t: 0xd0b
         (None, "i386", ()),
     ],
 )
-def test_cpus_are_told_apart(tmp_path, monkeypatch, text, model, flags):
+def test_cpu_name_and_flags_are_read(tmp_path, monkeypatch, text, model, flags):
     if text is not None:
         (tmp_path / "proc").mkdir()
         (tmp_path / "proc/cpuinfo").write_text(text)
@@ -56,7 +56,7 @@ def test_this_host_has_a_fingerprint():
     ("flags", "vnni"),
     [(("avx512_vnni",), True), (("avx2", "avx_vnni"), True), (("avx512f",), False), ((), False)],
 )
-def test_vnni(flags, vnni):
+def test_vnni_is_read_from_the_flags(flags, vnni):
     assert has_vnni(fingerprint().model_copy(update={"cpu_flags": flags})) is vnni
 
 
@@ -68,7 +68,7 @@ def test_memory_that_cannot_be_read(monkeypatch):
     assert fingerprint().memory_bytes is None
 
 
-def test_cores_in_order(monkeypatch):
+def test_available_cores_are_sorted(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {3, 0, 2}, raising=False)
     assert available_cores() == (0, 2, 3)
     monkeypatch.delattr(os, "sched_getaffinity")

@@ -1,4 +1,4 @@
-"""Manifests: what every schema told is read, and nothing else."""
+"""Manifests: every schema is read, and unknown or wrong values are refused."""
 
 from __future__ import annotations
 
@@ -82,14 +82,14 @@ EVERYTHING = {
 OPTIONAL = set(EVERYTHING) - {"schema_version"}
 
 
-def test_schema_1_tells_none_of_the_later_facts(artifact):
+def test_schema_1_has_none_of_the_later_attributes(artifact):
     manifest = read_manifest(artifact.folder)
     assert all(getattr(manifest, name) is None for name in OPTIONAL)
     kept = json.loads(manifest.model_dump_json())
     assert kept == artifact.describe() | dict.fromkeys(OPTIONAL)
 
 
-def test_schema_2_tells_all_of_them(artifact):
+def test_schema_2_has_all_attributes(artifact):
     artifact.seal(**EVERYTHING)
     manifest = check_hashes(artifact.folder)
     kept = json.loads(manifest.model_dump_json())
@@ -106,7 +106,7 @@ def test_every_kind_of_raw_data(artifact, entry):
     assert read_manifest(artifact.folder).preprocessing == (read,)
 
 
-def test_a_manifest_without_new_facts_is_written_and_read(artifact, tmp_path):
+def test_a_manifest_without_optional_attributes_is_written_and_read(artifact, tmp_path):
     manifest = Manifest.model_validate_json(json.dumps(artifact.describe() | {"schema_version": 2}))
     (tmp_path / "manifest.json").write_text(json.dumps(manifest.model_dump(mode="json")))
     assert read_manifest(tmp_path) == manifest
@@ -119,7 +119,7 @@ def test_a_signature_comes_from_a_session(models):
     assert SignatureEntry.of(signature_of(open_session(models.fixed))).inputs[0].shape == (2, 4)
 
 
-def test_what_is_optional_of_a_picture():
+def test_optional_attributes_of_a_picture():
     entry = ImageInput(input="x", layout="nhwc", mean=(0.0,), std=(255.0,))
     assert (entry.kind, entry.in_graph, entry.size) == ("image", False, None)
 
@@ -158,14 +158,17 @@ def test_what_is_optional_of_a_picture():
             {"preprocessing": [PICTURE | {"hop_samples": 1}]},
             "preprocessing.0.image.hop_samples: unknown key",
         ),
-        ({"preprocessing": [PICTURE, PICTURE]}, "preprocessing names an input twice; describe each once"),
+        (
+            {"preprocessing": [PICTURE, PICTURE]},
+            "preprocessing names an input twice; describe each input once",
+        ),
         (
             {"preprocessing": [PICTURE | {"input": "z"}], "signature": EVERYTHING["signature"]},
-            "preprocessing names 'z', which is no input; see signature.inputs",
+            "preprocessing names 'z', which is not an input of the model; use a name in signature.inputs",
         ),
         (
             {"preprocessing": [TEXT | {"tokenizer": "../secret"}]},
-            "files does not list the tokenizer '../secret'; build it again",
+            "files does not list the tokenizer '../secret'; build the artifact again",
         ),
     ],
 )
@@ -192,13 +195,13 @@ def test_a_damaged_manifest_is_refused(artifact, content):
         read_manifest(artifact.folder)
 
 
-def test_a_manifest_beyond_all_measure(artifact, monkeypatch):
+def test_a_too_large_manifest_is_refused(artifact, monkeypatch):
     monkeypatch.setattr(manifest_module, "MAX_MANIFEST_BYTES", 10)
-    with pytest.raises(ArtifactError, match="is larger than a manifest can be"):
+    with pytest.raises(ArtifactError, match="is larger than 10 bytes"):
         read_manifest(artifact.folder)
 
 
-def test_a_folder_without_a_manifest_is_no_artifact(tmp_path):
+def test_a_folder_without_a_manifest_is_refused(tmp_path):
     with pytest.raises(
         ArtifactError, match=r"manifest\.json: cannot be read .*; name an artifact folder or"
     ):

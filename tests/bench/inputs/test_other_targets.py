@@ -1,4 +1,4 @@
-"""A model that was made for another kind of CPU: this CPU's times neither pass nor fail it."""
+"""Models for another kind of CPU: the times on this CPU must not decide the verdict."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CONFIG = MeasureConfig(rounds=3)
 
 @pytest.fixture
 def workers(scripted):
-    """int8 runs in a fifth of float's time: PASS, wherever it may be judged."""
+    """Scripted workers in which int8 runs in a fifth of float's time, which passes if it is judged."""
     return scripted(
         predictions=dict.fromkeys(NAMES, RIGHT), labels=RIGHT, slowdown={"model.fp32.onnx": 5.0}
     )
@@ -47,7 +47,7 @@ def elsewhere(artifact):
 
 @pytest.fixture
 def lone(models, tmp_path):
-    """A file that says itself what it was made for."""
+    """An .onnx file whose metadata state its kind of CPU."""
     model = onnx.load(models.rounded)
     onnx.helper.set_model_props(model, {TARGET_KEY: OTHER})
     onnx.save(model, tmp_path / "made.onnx")
@@ -57,11 +57,11 @@ def lone(models, tmp_path):
 @pytest.mark.parametrize(
     ("target", "other"), [(None, False), ("portable", False), (HERE, False), (OTHER, True), ("z80", True)]
 )
-def test_what_another_kind_is(target, other):
+def test_other_target_compares_with_the_host(target, other):
     assert other_target(target, fingerprint()) == (target if other else None)
 
 
-def test_an_artifact_for_another_kind_is_inconclusive_and_says_why(elsewhere, workers):
+def test_an_artifact_for_another_kind_is_inconclusive_with_a_reason(elsewhere, workers):
     judgement = judge_release(elsewhere, policy=LENIENT, config=CONFIG, workers=workers)
     assert judgement.verdict is Verdict.INCONCLUSIVE
     assert judgement.reasons == (
@@ -73,7 +73,7 @@ def test_an_artifact_for_another_kind_is_inconclusive_and_says_why(elsewhere, wo
         assert (metric.ratio, metric.lower, metric.upper, metric.details) == (None, None, None, {})
         assert metric.not_measured_on == OTHER
         assert metric.verdict is (None if metric.budget is None else Verdict.INCONCLUSIVE)
-    # What holds on any CPU is judged as ever.
+    # Size and accuracy do not depend on the CPU, so they are judged.
     assert judgement.metrics["size"].ratio is not None
     assert judgement.metrics["accuracy"].verdict is Verdict.PASS
 
@@ -85,19 +85,19 @@ def test_the_same_artifact_passes_on_its_own_kind(artifact, workers):
     assert (judgement.verdict, judgement.reasons) == (Verdict.PASS, ())
 
 
-def test_no_time_is_spent_where_no_time_counts(elsewhere, workers):
+def test_only_one_block_is_measured_for_another_kind(elsewhere, workers):
     judgement = judge_release(elsewhere, policy=LENIENT, config=CONFIG, workers=workers)
     assert judgement.blocks == 1
 
 
-def test_what_is_exact_still_fails(elsewhere, workers):
+def test_a_failed_size_budget_still_fails(elsewhere, workers):
     policy = Policy.model_validate({"float_twin": {"accuracy": 0.2, "size": -0.99}})
     judgement = judge_release(elsewhere, policy=policy, config=CONFIG, workers=workers)
     assert judgement.verdict is Verdict.FAIL
 
 
-def test_no_budget_of_time_is_no_way_round(elsewhere, workers):
-    """Nothing at all was measured on the CPU that it ships to."""
+def test_a_policy_without_time_budgets_is_inconclusive_too(elsewhere, workers):
+    """No figure was measured on the kind of CPU that the artifact is for."""
     policy = Policy.model_validate({"float_twin": {"accuracy": 0.2, "latency_p50": None, "size": None}})
     judgement = judge_release(elsewhere, policy=policy, config=CONFIG, workers=workers)
     assert judgement.verdict is Verdict.INCONCLUSIVE
@@ -111,7 +111,7 @@ def test_an_absolute_latency_is_not_judged_either(elsewhere, workers):
     assert judgement.verdict is Verdict.INCONCLUSIVE
 
 
-def test_accuracy_is_that_of_exact_sums(elsewhere, workers):
+def test_accuracy_is_measured_with_exact_sums(elsewhere, workers):
     judge_release(elsewhere, policy=LENIENT, config=CONFIG, workers=workers)
     opened = [(model, request.exact_sums) for op, model, request in workers.requests if op == "open"]
     assert ("model.onnx", True) in opened
@@ -120,7 +120,7 @@ def test_accuracy_is_that_of_exact_sums(elsewhere, workers):
 
 
 @pytest.mark.parametrize("order", ["candidate", "baseline"])
-def test_a_lone_file_that_says_what_it_is_for_counts_too(lone, models, evaluation, workers, order):
+def test_a_lone_file_that_states_another_kind_is_inconclusive(lone, models, evaluation, workers, order):
     pair = (models.dynamic, lone) if order == "candidate" else (lone, models.dynamic)
     judgement = compare(
         *pair, data=evaluation, budgets=Budgets(latency_p50=0.5), config=CONFIG, workers=workers
@@ -130,7 +130,7 @@ def test_a_lone_file_that_says_what_it_is_for_counts_too(lone, models, evaluatio
     assert f"made.onnx was made for {OTHER}" in judgement.reasons[0]
 
 
-def test_a_result_says_so_wherever_it_is_judged_again(elsewhere, workers, tmp_path):
+def test_a_replayed_result_has_the_same_verdict_and_reasons(elsewhere, workers, tmp_path):
     judgement = judge_release(elsewhere, policy=LENIENT, config=CONFIG, workers=workers)
     write_result(tmp_path / "result.json", judgement.result)
     _, again = replay(tmp_path / "result.json")
@@ -138,7 +138,7 @@ def test_a_result_says_so_wherever_it_is_judged_again(elsewhere, workers, tmp_pa
     assert again.metrics == judgement.metrics
 
 
-def test_what_a_person_sees(elsewhere, workers):
+def test_the_tables_mark_rows_that_were_not_measured(elsewhere, workers):
     judgement = judge_release(elsewhere, policy=LENIENT, config=CONFIG, workers=workers)
     text = plain_text(judgement_view(judgement), width=140)
     lines = {line.split("  ")[0]: line for line in text.splitlines()}
@@ -149,7 +149,7 @@ def test_what_a_person_sees(elsewhere, workers):
     assert lines["latency_p50"].split()[-4:] == ["≤", "1.000", "×", "INCONCLUSIVE"]
 
 
-def test_bench_shows_this_cpus_figures_and_whose_they_are_not(lone, models, workers, command, monkeypatch):
+def test_bench_shows_figures_of_this_cpu_with_a_warning(lone, models, workers, command, monkeypatch):
     monkeypatch.setattr(measure, "measure", functools.partial(measure.measure, workers=workers))
     ran = command("bench", models.dynamic, lone, "--blocks", 1)
     assert ran.code == 0
@@ -164,10 +164,10 @@ def test_bench_shows_this_cpus_figures_and_whose_they_are_not(lone, models, work
     )
 
 
-def test_the_command_ends_with_three(elsewhere, workers, command, monkeypatch):
+def test_the_exit_code_of_gate_is_three(elsewhere, workers, command, monkeypatch):
     monkeypatch.setattr(gate, "gate", functools.partial(gate.gate, workers=workers))
     ran = command("gate", elsewhere, "--json", "--policy", elsewhere.parent / "policy.toml")
-    assert ran.code == 2  # there is no such policy
+    assert ran.code == 2  # the policy does not exist yet
     (elsewhere.parent / "policy.toml").write_text("float_twin = { accuracy = 0.2 }\n")
     ran = command("gate", elsewhere, "--json", "--policy", elsewhere.parent / "policy.toml")
     told = json.loads(ran.out)
@@ -176,7 +176,7 @@ def test_the_command_ends_with_three(elsewhere, workers, command, monkeypatch):
 
 
 @pytest.mark.parametrize("name", list(Format))
-def test_no_format_gives_its_times_to_another_tool(elsewhere, workers, name):
+def test_no_format_exports_times_of_another_kind(elsewhere, workers, name):
     judgement = judge_release(elsewhere, policy=LENIENT, config=CONFIG, workers=workers)
     text = convert(judgement.result, judgement, name)
     candidate = judgement.result.models[-1]
@@ -195,7 +195,7 @@ def test_no_format_gives_its_times_to_another_tool(elsewhere, workers, name):
 
 
 @pytest.mark.parametrize("target", ["[red]x\x1b[0m", "[red]x" * 10_000, "", "ä\n"])
-def test_a_kind_with_odd_letters_breaks_nothing(artifact, workers, target):
+def test_a_target_with_special_characters_is_shown_safely(artifact, workers, target):
     artifact.recipe["gate"] = {}
     artifact.seal(target=target)
     judgement = judge_release(artifact.folder, policy=LENIENT, config=CONFIG, workers=workers)

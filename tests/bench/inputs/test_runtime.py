@@ -1,4 +1,4 @@
-"""Models that need a newer ONNX Runtime than there is are refused in one line, everywhere."""
+"""Every command refuses a model that needs a newer ONNX Runtime, in one line."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from bench.inputs.runtime import (
 from bench.measuring.self_test import self_test
 
 ROOT = Path(bench.__file__).parent.parent
-REFUSAL = "needs ONNX Runtime 99.1, this is "
+REFUSAL = "needs ONNX Runtime 99.1, but "
 
 
-def test_the_oldest_is_that_of_the_package():
+def test_the_oldest_version_is_that_of_the_dependencies():
     content = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert f"onnxruntime>={OLDEST}" in content["project"]["dependencies"]
 
@@ -41,7 +41,7 @@ def test_the_oldest_is_that_of_the_package():
         ("x1.2", None),
     ],
 )
-def test_two_numbers_of_a_version_count(text, version):
+def test_major_and_minor_version_are_parsed(text, version):
     assert RuntimeVersion.parse(text) == version
 
 
@@ -76,18 +76,18 @@ def test_a_new_enough_runtime_passes(needed, installed):
     check_runtime(Path("m.onnx"), None if needed is None else RuntimeVersion(*needed), installed)
 
 
-def test_an_older_runtime_is_told_apart():
+def test_an_older_runtime_is_refused():
     with pytest.raises(ModelError) as caught:
         check_runtime(Path("m.onnx"), RuntimeVersion(1, 28), "1.24.4")
     assert str(caught.value).startswith(
-        "m.onnx: needs ONNX Runtime 1.28, this is 1.24.4; upgrade, or rebuild for it"
+        "m.onnx: needs ONNX Runtime 1.28, but 1.24.4 is installed; upgrade ONNX Runtime, or build"
     )
     assert ">=1.24" in caught.value.fix
 
 
 @pytest.fixture
 def newer(models, tmp_path):
-    """A model that says it needs a version that does not exist yet."""
+    """A model whose metadata require a version that does not exist yet."""
     model = onnx.load(models.rounded)
     onnx.helper.set_model_props(model, {METADATA_KEY: "99.1"})
     path = tmp_path / "newer.onnx"
@@ -100,33 +100,33 @@ def test_a_model_states_what_it_needs(newer, models):
     assert stated_version(models.rounded) is None
 
 
-def test_a_lone_model_that_needs_more_is_no_subject(newer):
+def test_a_lone_model_that_needs_a_newer_version_is_refused(newer):
     with pytest.raises(ModelError, match=REFUSAL):
         subject(newer)
 
 
-def test_an_artifact_that_needs_more_is_no_subject(artifact):
+def test_an_artifact_that_needs_a_newer_version_is_refused(artifact):
     artifact.seal(schema_version=2, min_onnxruntime="99.1")
     for refuses in (subject, self_test):
         with pytest.raises(ModelError, match=REFUSAL):
             refuses(artifact.folder)
 
 
-def test_an_artifact_that_needs_what_is_there_passes(artifact):
+def test_an_artifact_that_needs_an_installed_version_passes(artifact):
     artifact.seal(schema_version=2, min_onnxruntime=str(OLDEST))
     assert subject(artifact.folder).model.name == "model.onnx"
     assert self_test(artifact.folder).agreement == 1.0
 
 
 @pytest.mark.parametrize("stated", ["", "soon", "1.28; rm", "1", 1.28, ["1.28"]])
-def test_a_manifest_with_a_version_that_is_none_is_refused(artifact, stated):
+def test_a_manifest_with_a_malformed_version_is_refused(artifact, stated):
     artifact.seal(schema_version=2, min_onnxruntime=stated)
     with pytest.raises(ArtifactError, match="min_onnxruntime"):
         subject(artifact.folder)
 
 
 @pytest.mark.parametrize("name", ["bench", "compare", "gate", "verify", "certify"])
-def test_every_command_says_so_in_one_line(command, artifact, models, newer, name):
+def test_every_command_refuses_in_one_line(command, artifact, models, newer, name):
     artifact.seal(schema_version=2, min_onnxruntime="99.1")
     others = {"compare": [models.dynamic], "gate": [], "verify": []}.get(name, [])
     ran = command(name, *others, artifact.folder)

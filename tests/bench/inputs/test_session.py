@@ -41,8 +41,8 @@ def test_a_signature_names_types_and_shapes(models, name, dtype, shape):
     ("name", "cause", "fix"),
     [
         ("none", "there is no such file", "check the path"),
-        ("truncated", "is truncated or no ONNX model", "copy or export it again"),
-        ("opset_99", "wants opset 99, which this ONNX Runtime lacks", "export with a lower opset or"),
+        ("truncated", "is truncated or not an ONNX model", "copy or export it again"),
+        ("opset_99", "needs opset 99, which this ONNX Runtime does not", "export with a lower opset or"),
         ("ir_99", "its IR version is newer than this ONNX Runtime", "export with an older onnx or"),
         ("external", "its external data cannot be read", "put the data file back beside the model"),
     ],
@@ -59,7 +59,7 @@ def test_models_that_do_not_load(models, name, cause, fix):
 
 
 @pytest.mark.parametrize("content", [b"", b"hello world", b"\x00" * 100])
-def test_files_that_are_no_models(tmp_path, content):
+def test_files_that_are_not_models(tmp_path, content):
     path = tmp_path / "model.onnx"
     path.write_bytes(content)
     with pytest.raises(ModelError, match=r"model\.onnx: "):
@@ -69,13 +69,13 @@ def test_files_that_are_no_models(tmp_path, content):
 @pytest.mark.parametrize(
     ("words", "cause"),
     [
-        ("opset is under development", "wants an opset, which"),
+        ("opset is under development", "needs an opset, which"),
         ("No kernel\nfor Foo", "ONNX Runtime cannot load it (No kernel for Foo)"),
         ("Error No Op registered for Foo with domain_version of 18", "uses the operator Foo, which this"),
         ("Fatal error: my.ops:Foo(-1) is not a registered function/op", "uses the operator my.ops:Foo, "),
     ],
 )
-def test_other_words_of_the_runtime(words, cause):
+def test_other_messages_of_the_runtime(words, cause):
     assert model_error(Path("model.onnx"), RuntimeError(words)).cause.startswith(cause)
 
 
@@ -91,15 +91,15 @@ def test_feeds_that_fit_pass():
     ("changes", "line"),
     [
         ({"m": None}, "feeds.npz: lacks the model's input 'm'; name the arrays ['m', 'x']"),
-        ({"z": GOOD["x"]}, "feeds.npz: 'z' is no input of the model; name the arrays ['m', 'x']"),
-        ({"x": np.zeros((5, 4))}, "feeds.npz: feed 'x' is float64; the model wants float32"),
+        ({"z": GOOD["x"]}, "feeds.npz: 'z' is not an input of the model; name the arrays ['m', 'x']"),
+        ({"x": np.zeros((5, 4))}, "feeds.npz: feed 'x' has dtype float64; convert it to float32"),
         (
             {"x": np.zeros((5, 3), np.float32)},
-            "feeds.npz: feed 'x' has shape [5, 3]; the model wants ['N', 4]",
+            "feeds.npz: feed 'x' has shape [5, 3]; change its shape to ['N', 4]",
         ),
         (
             {"m": np.zeros(5, np.int64)},
-            "feeds.npz: feed 'm' has shape [5]; the model wants ['N', 'any']",
+            "feeds.npz: feed 'm' has shape [5]; change its shape to ['N', 'any']",
         ),
     ],
 )

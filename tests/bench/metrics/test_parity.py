@@ -1,4 +1,4 @@
-"""Numbers about numbers."""
+"""Numerical agreement of outputs: error, SQNR and equal predictions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bench.inputs.evaluation import predictions
 from bench.metrics.parity import EXACT_SQNR_DB, decibels, parity, sqnr_db
 
 
-def test_equal_outputs():
+def test_equal_outputs_have_no_error():
     scores = np.array([[1.0, 2.0], [3.0, 0.0]])
     outcome = parity(scores, scores)
     assert asdict(outcome) == {
@@ -22,7 +22,7 @@ def test_equal_outputs():
     }
 
 
-def test_outputs_that_differ():
+def test_different_outputs_are_measured():
     reference = np.array([[3.0, 0.0], [0.0, 4.0]])
     outcome = parity(reference, reference + np.array([[0.0, 0.0], [5.0, 0.0]]))
     assert outcome.max_error == 5.0
@@ -31,12 +31,12 @@ def test_outputs_that_differ():
 
 
 @pytest.mark.parametrize(("noise", "decibels"), [(0.1, 20.0), (0.001, 60.0), (10.0, -20.0)])
-def test_a_tenth_of_the_noise_is_twenty_decibels_more(noise, decibels):
+def test_a_tenth_of_the_noise_adds_twenty_decibels(noise, decibels):
     signal = np.ones((4, 3))
     assert sqnr_db(signal, signal + noise) == pytest.approx(decibels)
 
 
-def test_noise_without_a_signal():
+def test_sqnr_without_a_signal_is_a_finite_constant():
     assert sqnr_db(np.zeros(3), np.ones(3)) == -EXACT_SQNR_DB
     assert sqnr_db(np.zeros(3), np.zeros(3)) == EXACT_SQNR_DB
 
@@ -69,14 +69,14 @@ def test_predictions_of_scores_and_of_classes(outputs, expected):
     assert predictions(outputs).tolist() == expected
 
 
-def test_classes_are_equal_or_not():
+def test_only_the_first_of_several_classes_is_compared():
     first = np.array([[900, 1], [7, 3]])
-    same = parity(first, np.array([[900, 2], [7, 8]]))  # the second best may differ
+    same = parity(first, np.array([[900, 2], [7, 8]]))  # the second class may differ
     assert (same.agreement, same.sqnr_db) == (1.0, EXACT_SQNR_DB)
     assert parity(first, np.array([[901, 1], [7, 3]])).agreement == 0.5
 
 
-def test_silence_has_no_ratio():
+def test_decibels_without_noise_or_signal_are_constants():
     assert decibels(4.0, 0.0) == EXACT_SQNR_DB
     assert decibels(0.0, 4.0) == -EXACT_SQNR_DB
     assert decibels(100.0, 1.0) == pytest.approx(20.0)

@@ -282,7 +282,7 @@ def test_quantized_matrices_are_looked_through_for_saturation(save, to_int8):
 def test_files_that_are_no_model(save, content):
     path = conv_net(save)
     path.write_bytes(path.read_bytes()[:300] if content is None else content)
-    with pytest.raises(ModelError, match=r"model.onnx: is truncated or no ONNX model"):
+    with pytest.raises(ModelError, match=r"model.onnx: is truncated or not an ONNX model"):
         audit(path)
 
 

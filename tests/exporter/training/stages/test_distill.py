@@ -369,7 +369,7 @@ def test_onnx_teachers_that_do_not_fit(tiny, splits, context, onnx_teacher, tmp_
     assert "feed 'image' has shape [1, 3, 8, 8]" in caught.value.cause
     assert caught.value.fix == "choose a teacher of the same input size"
     two = replace(splits.train, inputs={**splits.train.inputs, "more": splits.train.inputs["image"]})
-    with pytest.raises(StageError, match="'more' is no input of the model"):
+    with pytest.raises(StageError, match="'more' is not an input of the model"):
         onnx_teacher(split=two)
     (tmp_path / "empty.onnx").write_bytes(b"")
     with pytest.raises(ModelError):
