@@ -1,17 +1,17 @@
-"""Measure, compare and gate ONNX models: numpy and ONNX Runtime are all it needs.
+"""Measure, compare and gate ONNX models, with numpy and ONNX Runtime and without PyTorch or onnx.
 
-What the commands do, these functions do:
+These functions do the same as the commands:
 
     measure, measure_scenario      run models in fresh processes: times, memory, size, accuracy
     compare, gate                  measure models in pairs, and judge one of them by budgets
     verify                         check an artifact's hashes and its outputs on this CPU
-    certify                        measure how often this host's gate is wrong
-    read_result, read_scenario     read what was measured
-    replay, convert, write_result  judge it again, give it to other tools, keep it
+    certify                        measure how often the gate is wrong on this host
+    read_result, read_scenario     read a result file
+    replay, convert, write_result  judge a result again, convert it for other tools, write it to a file
 
-They may be called from several threads at once, which then disturb each other's times. Importing this
-package loads none of its parts. It turns ONNX Runtime's telemetry off, for this process and those that it
-starts.
+Several threads may call them at once, but their measurements then disturb each other. Importing this
+package loads none of its modules. The import disables ONNX Runtime's telemetry for this process and its
+child processes.
 """
 
 import os
@@ -101,7 +101,7 @@ __all__ = [
     "write_result",
 ]
 
-# Where each name is defined; that module is imported when the name is first used.
+# The module that defines each name; it is imported at the first use of the name.
 _HOMES = {
     "bench.core.errors": (
         "ArtifactError",
@@ -142,14 +142,14 @@ _HOMES = {
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 # From 1.29 on, ONNX Runtime on Linux writes a device id and an event store into the home folder, looks up
-# a host on the network, and keeps a thread for it. It reads these variables while it is imported; what
-# `onnxruntime.disable_telemetry_events` does afterwards comes too late. So they are set before any module
-# of edgeproof can import it: every one of them imports this package first.
+# a host on the network, and starts a thread for telemetry. It reads these variables during its import; a
+# later call of `onnxruntime.disable_telemetry_events` has no effect on that. They are set here because
+# every module of edgeproof imports this package before it can import ONNX Runtime.
 TELEMETRY_OFF = {"ORT_DISABLE_TELEMETRY": "1", "ORT_TELEMETRY_DISABLED": "1"}
 os.environ.update(TELEMETRY_OFF)
 
 
-if not TYPE_CHECKING:  # a type checker would take any name for one of this package
+if not TYPE_CHECKING:  # with __getattr__, a type checker would accept any name of this package
 
     def __getattr__(name: str) -> object:
         if name == "__version__":

@@ -1,6 +1,6 @@
-"""The commands that need only the base install: `bench`, `compare`, `gate`, `show`, `verify`.
+"""The commands of the base installation: `bench`, `compare`, `gate`, `certify`, `show`, `verify`.
 
-`python -m bench` offers them alone, for a device; `edgeproof` adds those of the workstation.
+`python -m bench` offers only these, for a device; `edgeproof` adds the commands of the workstation.
 """
 
 from __future__ import annotations
@@ -36,20 +36,24 @@ app = typer.Typer(
 
 DataOption = Annotated[
     Path | None,
-    typer.Option("--data", help="Labelled .npz; an artifact brings its own.", show_default=False),
+    typer.Option(
+        "--data", help="Labelled samples (.npz); default: the artifact's own.", show_default=False
+    ),
 ]
-ThreadsOption = Annotated[int, typer.Option(min=1, max=1024, help="Threads of each session.")]
+ThreadsOption = Annotated[int, typer.Option(min=1, max=1024, help="Intra-op threads of ONNX Runtime.")]
 OutOption = Annotated[
-    Path | None, typer.Option("--out", help="Write the result with its raw samples here.")
+    Path | None, typer.Option("--out", help="Write the result with its raw samples to this file.")
 ]
-PairsOption = Annotated[int, typer.Option(min=10, max=1000, help="Pairs of processes at the last look.")]
+PairsOption = Annotated[int, typer.Option(min=10, max=1000, help="Largest number of pairs of processes.")]
 LimitOption = Annotated[
-    float | None, typer.Option("--time-limit", min=1, help="Seconds, those of a repeat included.")
+    float | None, typer.Option("--time-limit", min=1, help="Time limit in seconds, including a repeat.")
 ]
-SameOption = Annotated[bool, typer.Option("--same", help="Both may be the same file: an A/A run.")]
-OrderOption = Annotated[bool, typer.Option("--any-order", help="The baseline may be the younger build.")]
+SameOption = Annotated[bool, typer.Option("--same", help="Allow the same file twice (an A/A run).")]
+OrderOption = Annotated[
+    bool, typer.Option("--any-order", help="Allow a baseline that was built after the candidate.")
+]
 JsonOption = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object; progress goes to standard error.")
+    bool, typer.Option("--json", help="Print one JSON object; progress is printed on standard error.")
 ]
 
 
@@ -60,23 +64,23 @@ def bench(
     threads: ThreadsOption = 1,
     blocks: Annotated[
         int | None,
-        typer.Option(min=1, max=1000, help=f"Fresh processes per model; {DEFAULT_BLOCKS} unless told."),
+        typer.Option(min=1, max=1000, help=f"Fresh processes per model; default: {DEFAULT_BLOCKS}."),
     ] = None,
-    scenario: Annotated[Scenario, typer.Option(help="How the models are asked.")] = Scenario.SINGLE_STREAM,
+    scenario: Annotated[Scenario, typer.Option(help="Load pattern.")] = Scenario.SINGLE_STREAM,
     streams: Annotated[
-        int | None, typer.Option(min=1, max=1024, help="Concurrent streams; one a core unless told.")
+        int | None, typer.Option(min=1, max=1024, help="Concurrent streams; default: one per core.")
     ] = None,
     batches: Annotated[
-        str | None, typer.Option(help="Offline: sizes of batches, such as 1,4,16.", show_default=False)
+        str | None, typer.Option(help="Offline: batch sizes, for example 1,4,16.", show_default=False)
     ] = None,
     duration: Annotated[
-        float | None, typer.Option(min=0.1, max=86_400, help="Seconds of each load.", show_default=False)
+        float | None, typer.Option(min=0.1, max=86_400, help="Seconds per load.", show_default=False)
     ] = None,
-    arena: Annotated[bool, typer.Option(help="ONNX Runtime's memory arena.")] = True,
+    arena: Annotated[bool, typer.Option(help="Use ONNX Runtime's memory arena.")] = True,
     out: OutOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure latency, memory, size and accuracy of models, side by side."""
+    """Measure latency, memory, size and accuracy of one or more models."""
     from bench.measuring.measure import MeasureConfig, measure
     from bench.measuring.result import check_result_place, write_result
     from bench.measuring.scenario_run import ScenarioConfig, measure_scenario
@@ -139,7 +143,9 @@ def gate(
     baseline: Annotated[
         Path | None, typer.Option(help="An earlier release: artifact folder or .onnx.")
     ] = None,
-    policy: Annotated[Path | None, typer.Option(help="Budgets in TOML; else those of the recipe.")] = None,
+    policy: Annotated[
+        Path | None, typer.Option(help="TOML file of budgets; default: those of the recipe.")
+    ] = None,
     data: DataOption = None,
     threads: ThreadsOption = 1,
     pairs: PairsOption = 30,
@@ -149,7 +155,7 @@ def gate(
     out: OutOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Pass or fail a release: exit code 0 PASS, 1 FAIL, 3 INCONCLUSIVE, 4 INVALID."""
+    """Judge a release: exit code 0 PASS, 1 FAIL, 3 INCONCLUSIVE, 4 INVALID."""
     from bench.judging.gate import GateOptions
     from bench.judging.gate import gate as judge
     from bench.measuring.measure import MeasureConfig
@@ -172,15 +178,15 @@ def gate(
 
 @app.command()
 def certify(
-    model: Annotated[Path, typer.Argument(help="Artifact folder or .onnx to certify with.")],
+    model: Annotated[Path, typer.Argument(help="Artifact folder or .onnx to measure.")],
     data: DataOption = None,
     threads: ThreadsOption = 1,
-    blocks: Annotated[int, typer.Option(min=10, max=10_000, help="Pairs of every condition.")] = 30,
+    blocks: Annotated[int, typer.Option(min=10, max=10_000, help="Pairs of processes per condition.")] = 30,
     budget: Annotated[float, typer.Option(min=0.001, max=1.0, help="Relative budget to certify.")] = 0.02,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Forget the pairs of earlier days.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Discard the pairs of earlier days.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure how often the gate cries wolf on this host, and which slowdowns it catches."""
+    """Measure how often the gate fails an unchanged model on this host, and which slowdowns it detects."""
     from bench.judging.certificate import certificate_path
     from bench.judging.certify import CertifyOptions
     from bench.judging.certify import certify as measure_host
@@ -200,36 +206,34 @@ def certify(
     for label, share in certificate_rows(certificate):
         print_rich(f"{label:<44} FAIL in {share}")
     print_rich(certificate.line())
-    print_rich(f"kept in {certificate_path(certificate.host)}")
+    print_rich(f"stored in {certificate_path(certificate.host)}")
 
 
 @app.command()
 def show(
-    result: Annotated[Path, typer.Argument(help="A file that `--out` wrote.")],
+    result: Annotated[Path, typer.Argument(help="Result file that `--out` wrote.")],
     as_format: Annotated[
         Format | None,
-        typer.Option("--format", help="Give it in the format of another tool.", show_default=False),
+        typer.Option("--format", help="Print in the format of another tool.", show_default=False),
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Write that format here, not to standard output.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Write that format to this file.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Compute all figures and the verdict of a result anew; the exit code is that of the verdict."""
+    """Compute all figures and the verdict of a result again; exit with the code of the verdict."""
     from bench.core.files import check_writable, write_text
     from bench.judging.replay import replay
     from bench.measuring.scenario_result import holds_scenario, read_scenario
     from bench.views.formats import convert
 
     if out is not None and as_format is None:
-        raise UsageError("--out", "wants to know the format", "add --format")
+        raise UsageError("--out", "needs a format", "add --format")
     if as_json and as_format is not None and out is None:
-        raise UsageError("--json", "and --format both want standard output", "add --out")
+        raise UsageError("--json", "cannot share standard output with --format", "add --out")
     if out is not None:
         check_writable(out, [result])
     if holds_scenario(result):
         if as_format is not None:
-            raise UsageError("--format", "no other tool's format holds a scenario", "use --json")
+            raise UsageError("--format", "cannot convert the result of a scenario", "use --json")
         _show_scenario(read_scenario(result), as_json)
         return
     measured, judgement = replay(result)
@@ -254,7 +258,7 @@ def verify(
     artifact: Annotated[Path, typer.Argument(help="Artifact folder.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Check an artifact's hashes, and that this CPU gives the outputs that the build saw."""
+    """Check an artifact's hashes, and that its outputs on this CPU match those of the build."""
     from bench.measuring.self_test import verify as check
     from bench.views.tables import verification_json, verification_view
 
@@ -267,12 +271,12 @@ def verify(
 
 
 def print_json(value: object) -> None:
-    """Exactly one JSON object on standard output."""
+    """Print one JSON object on standard output. NaN raises a ValueError."""
     write_out(json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def print_rich(value: RenderableType) -> None:
-    """A rich renderable, or a line of plain text, on standard output."""
+    """Print a rich renderable, or a line of plain text, on standard output."""
     from rich.console import Console
 
     console = Console(highlight=False, soft_wrap=True)
@@ -282,7 +286,7 @@ def print_rich(value: RenderableType) -> None:
 
 
 def error_progress() -> Progress:
-    """Progress on standard error, bars or lines."""
+    """Return a progress display on standard error: bars on a terminal, otherwise lines."""
     from rich.console import Console
 
     from bench.core.console import progress_for
@@ -292,7 +296,7 @@ def error_progress() -> Progress:
 
 @contextmanager
 def _written_on_interrupt(out: Path | None) -> Iterator[None]:
-    """On Ctrl-C, write what was measured so far, marked so."""
+    """On Ctrl-C, write the measured part of the result, which is marked as incomplete."""
     from bench.measuring.measure import Interrupted
     from bench.measuring.result import write_result
 
@@ -315,7 +319,7 @@ def _report(judgement: Judgement, out: Path | None, as_json: bool) -> None:
 
 
 def show_then_write(show: Callable[[], None], out: Path | None, write: Callable[[Path], None]) -> None:
-    """Show what was found, then write it to `out`: where one fails, the other is done all the same."""
+    """Show a result, then write it to `out`, even if showing it fails."""
     try:
         show()
     finally:

@@ -1,4 +1,4 @@
-"""A pytest plugin: assert a gate's policy, and benchmark an .onnx through pytest-benchmark.
+"""A pytest plugin: assert the verdict of a gate, and benchmark an .onnx through pytest-benchmark.
 
     def test_release(edgeproof_gate):
         edgeproof_gate("artifacts/digits", baseline="releases/digits")
@@ -6,7 +6,7 @@
     def test_speed(edgeproof_benchmark):
         assert edgeproof_benchmark("artifacts/digits").accuracy() > 0.97
 
-pytest loads this module at every start (entry point `pytest11`), so it imports nothing of weight.
+pytest loads this module at every start (entry point `pytest11`), so it imports no heavy modules.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ WARMUP_ROUNDS = 20
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Offer `edgeproof_benchmark` on top of pytest-benchmark, or say that it is missing."""
+    """Register `edgeproof_benchmark`; without pytest-benchmark, the fixture fails with a message."""
     present = config.pluginmanager.hasplugin("benchmark")
     config.pluginmanager.register(_WithBenchmark() if present else _WithoutBenchmark())
 
 
 @pytest.fixture
 def edgeproof_gate(request: pytest.FixtureRequest) -> Callable[..., Judgement]:
-    """A function that measures a candidate and lets the test pass by the verdict PASS alone.
+    """Return a function that measures and judges a candidate; the test passes only with the verdict PASS.
 
     `edgeproof_gate(candidate, baseline=None, policy=None, *, data=None, threads=1, same=False, out=None,
-    inconclusive="fail")` measures what `edgeproof gate` does and returns the judgement. `policy` is a
-    path, a table of budgets as TOML gives it, or a `Policy`; without one, that of the artifact's recipe
-    counts. `same` lets candidate and baseline be one file, and `out` keeps the raw result for `edgeproof
-    show`. With `inconclusive="skip"` the test is skipped where the samples allow no verdict; INVALID
-    always fails. The message starts with the verdict, which is also recorded as the property
-    `edgeproof_verdict` of the test.
+    inconclusive="fail")` measures the same as `edgeproof gate` and returns the judgement. `policy` is a
+    path, a dictionary of budgets like the parsed TOML, or a `Policy`; the default is the policy of the
+    artifact's recipe. `same` allows the same file as candidate and baseline. `out` is a path where the raw
+    result is written for `edgeproof show`. With `inconclusive="skip"` the test is skipped if the verdict is
+    INCONCLUSIVE; INVALID always fails. The message starts with the verdict, which is also recorded as the
+    property `edgeproof_verdict` of the test.
     """
 
     def gate(
@@ -97,18 +97,21 @@ def edgeproof_gate(request: pytest.FixtureRequest) -> Callable[..., Judgement]:
 
 
 class _WithBenchmark:
-    """The fixture on top of `benchmark`, asked for by name as `--benchmark-only` and `-skip` want it."""
+    """The fixture if pytest-benchmark is active.
+
+    It requests `benchmark` by name, because `--benchmark-only` and `--benchmark-skip` look for that name.
+    """
 
     @pytest.fixture
     def edgeproof_benchmark(
         self, request: pytest.FixtureRequest, benchmark: BenchmarkFixture
     ) -> Callable[..., ModelResult]:
-        """A function that times a model in this process through `benchmark.pedantic`.
+        """Return a function that times a model in this process through `benchmark.pedantic`.
 
         `edgeproof_benchmark(model, *, data=None, threads=1, rounds=100)` takes an artifact folder or an
-        .onnx, runs one inference a round on the feeds in turn, and returns the model's result. Peak memory
-        and accuracy come from a process of its own, because this one holds pytest. All figures go into
-        `benchmark.extra_info`, by names that carry units; what is unknown is left out.
+        .onnx, runs one inference per round on the feeds in turn, and returns the model's result. A separate
+        process measures peak memory and accuracy, because this process includes pytest. All known figures
+        are added to `benchmark.extra_info`, under names with units.
         """
 
         def run(
@@ -133,27 +136,27 @@ class _WithBenchmark:
 
 
 class _WithoutBenchmark:
-    """The fixture where pytest-benchmark is not installed, or switched off."""
+    """The fixture if pytest-benchmark is not installed or disabled."""
 
     @pytest.fixture
     def edgeproof_benchmark(self) -> None:
-        """Fail with the line that fixes it."""
+        """Fail with the command that installs pytest-benchmark."""
         from bench.core.errors import MissingExtraError
 
         pytest.fail(str(MissingExtraError("pytest-benchmark", "pytest")), pytrace=False)
 
 
 def _measure_apart(chosen: Subject, threads: int) -> ModelResult:
-    """Memory and accuracy, as `edgeproof bench` measures them: in fresh processes."""
+    """Measure memory and accuracy in a fresh process, as `edgeproof bench` does."""
     from bench.measuring.measure import MeasureConfig, measure
 
-    # The times of the one short burst serve only where benchmarks are disabled.
+    # The times of this one short burst are used only if benchmarks are disabled.
     config = MeasureConfig(threads=threads, rounds=1)
     return measure(chosen.model, data=chosen.evaluation, blocks=1, config=config).models[0]
 
 
 def _times_ns(benchmark: BenchmarkFixture, chosen: Subject, threads: int, rounds: int) -> tuple[int, ...]:
-    """Time inferences in this process; empty where benchmarks are disabled."""
+    """Time inferences in this process, in ns; return nothing if benchmarks are disabled."""
     from itertools import cycle
 
     from bench.inputs.evaluation import read_evaluation
@@ -190,9 +193,13 @@ def _path(path: AnyPath | None) -> Path | None:
 
 @contextmanager
 def _readable_errors(request: pytest.FixtureRequest, verdict: str = "") -> Iterator[None]:
-    """What a user can fix is one line; where nothing was measured, the verdict is INVALID.
+    """Fail the test with one line for an error that the user can fix; a bug keeps its traceback.
 
-    A fault of the program keeps its traceback. `verdict` is what was judged before, and is told as well.
+    If nothing was measured, the recorded verdict is INVALID.
+
+    Args:
+        request: the request of the test.
+        verdict: message of an earlier verdict, which is shown before the error.
     """
     from bench.core.errors import EXIT_INVALID
     from bench.core.faults import foreseen

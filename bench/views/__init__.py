@@ -1,1 +1,1 @@
-"""How a person or another program sees results."""
+"""Display of results to people, and their conversion for other programs."""

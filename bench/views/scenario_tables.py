@@ -1,4 +1,4 @@
-"""Tables for people and JSON for machines, of what a scenario found."""
+"""Tables for people and JSON for programs, for the results of load scenarios."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 _HEADINGS = {
     Scenario.MULTI_STREAM: ("streams", "p50 (95 %)", "p90", "p99", "inferences /s"),
     Scenario.OFFLINE: ("batch", "p50 of a batch (95 %)", "p90", "p99", "samples /s"),
-    Scenario.SUSTAINED: ("part", "p50", "p90", "p99", "by first"),
+    Scenario.SUSTAINED: ("part", "p50", "p90", "p99", "p50 / first"),
 }
 
 
 def scenario_json(result: ScenarioResult) -> Json:
-    """What `bench --scenario ... --json` prints; times in ns, memory in bytes."""
+    """Return the output of `bench --scenario ... --json`; times in ns, memory in bytes."""
     return {
         "scenario": result.scenario.value,
         "stopped": result.stopped,
@@ -63,7 +63,7 @@ def _model_json(model: ScenarioModel, scenario: Scenario) -> Json:
 
 
 def scenario_view(result: ScenarioResult) -> list[RenderableType]:
-    """What `bench --scenario ...` and `show` print."""
+    """Return the parts that `bench --scenario ...` and `show` print."""
     from rich.markup import escape
 
     view: list[RenderableType] = []
@@ -80,7 +80,7 @@ def scenario_view(result: ScenarioResult) -> list[RenderableType]:
     if result.data.synthetic:
         view.append("feeds: synthetic (made from the input signature)")
     if result.stopped is not None:
-        view.append(f"not whole: {escape(result.stopped)}")
+        view.append(f"incomplete: {escape(result.stopped)}")
     return view
 
 
@@ -94,7 +94,7 @@ def _loads_table(model: ScenarioModel, scenario: Scenario) -> Table:
         text = milliseconds(latency.p50)
         if bounds is not None:
             text += f" ({bounds[0] / 1e6:.3f} … {bounds[1] / 1e6:.3f})"
-        mark = "  most" if load == best and len(rates) > 1 else ""
+        mark = "  highest" if load == best and len(rates) > 1 else ""
         table.add_row(
             str(load), text, milliseconds(latency.p90), milliseconds(latency.p99), f"{rate:.0f}{mark}"
         )
@@ -117,13 +117,13 @@ def _sustained(period: LoadPeriod) -> Iterable[RenderableType]:
     if frequencies := trace.get("frequency_khz"):
         yield f"clock: {min(frequencies) / 1e6:.2f} to {max(frequencies) / 1e6:.2f} GHz"
     if heat := trace.get("temperature_mc"):
-        yield f"heat: {heat[0] / 1000:.0f} °C at first, {max(heat) / 1000:.0f} °C at most"
+        yield f"temperature: {heat[0] / 1000:.0f} °C at the start, {max(heat) / 1000:.0f} °C at most"
     if throttled(period.states):
         yield "[bold red]the host throttled[/]"
 
 
 def _trace(states: Iterable[HostState]) -> dict[str, list[float]]:
-    """Readings of the host in order; what it does not tell is absent."""
+    """Return the readings of the host in order; a quantity that the host does not report is absent."""
     readings = [state.model_dump() for state in states]
     return {
         name: [reading[name] for reading in readings]

@@ -1,4 +1,4 @@
-"""Tables for people and JSON for machines. Shows verdicts; never makes one."""
+"""Tables for people and JSON for programs. This module shows verdicts and never decides one."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _ABSENT = "–"
 
 
 def model_json(model: ModelResult) -> Json:
-    """One entry of `bench --json`."""
+    """Return the entry of one model in `bench --json`; times in ns, memory in bytes."""
     return {
         "path": model.path,
         "sha256": model.sha256,
@@ -52,7 +52,7 @@ def model_json(model: ModelResult) -> Json:
 
 
 def result_json(result: Result) -> Json:
-    """What `bench --json` prints."""
+    """Return the output of `bench --json`."""
     return {
         "stopped": result.stopped,
         "models": [model_json(model) for model in result.models],
@@ -64,7 +64,7 @@ def result_json(result: Result) -> Json:
 
 
 def verification_json(verification: Verification) -> Json:
-    """What `verify --json` prints."""
+    """Return the output of `verify --json`."""
     return {
         "artifact": str(verification.artifact),
         "name": verification.manifest.name,
@@ -74,12 +74,12 @@ def verification_json(verification: Verification) -> Json:
 
 
 def metrics_json(metrics: Mapping[str, Metric]) -> Json:
-    """Metrics as `compare --json` and `gate --json` print them."""
+    """Return metrics in the form that `compare --json` and `gate --json` print."""
     return {name: metric.model_dump(mode="json") for name, metric in metrics.items()}
 
 
 def judgement_json(judgement: Judgement) -> Json:
-    """What `compare --json` and `gate --json` print."""
+    """Return the output of `compare --json` and `gate --json`."""
     return {
         "verdict": judgement.verdict.value,
         "reasons": list(judgement.reasons),
@@ -97,7 +97,7 @@ def judgement_json(judgement: Judgement) -> Json:
 
 
 def short_names(models: Sequence[Measured]) -> dict[str, Measured]:
-    """Models by as little of their paths as tells them apart, fit to be printed."""
+    """Return models by the shortest part of their paths that distinguishes them; names are printable."""
     paths = [Path(_printable(model.path)) for model in models]
     short = [path.name for path in paths]
     if len(set(short)) < len(short):
@@ -108,7 +108,7 @@ def short_names(models: Sequence[Measured]) -> dict[str, Measured]:
 
 
 def result_view(result: Result) -> list[RenderableType]:
-    """What `bench` shows of a result."""
+    """Return the parts that `bench` prints for a result."""
     from rich.text import Text
 
     view: list[RenderableType] = [figures_table(short_names(result.models), {})]
@@ -119,7 +119,7 @@ def result_view(result: Result) -> list[RenderableType]:
 
 
 def verification_view(verification: Verification) -> list[RenderableType]:
-    """What `verify` shows: that all is well, then what the manifest says of the model."""
+    """Return the lines that `verify` prints: the successful check, then facts of the manifest."""
     from rich.text import Text
 
     manifest, golden = verification.manifest, verification.golden
@@ -131,7 +131,7 @@ def verification_view(verification: Verification) -> list[RenderableType]:
 
 
 def manifest_lines(manifest: Manifest) -> list[str]:
-    """The task, what was measured, and what the model takes and gives; what is not known has no line."""
+    """Return the task, metrics, inputs and outputs of a manifest; unknown facts have no line."""
     lines = []
     if manifest.task is not None:
         classes = "" if manifest.labels is None else f", {len(manifest.labels)} classes"
@@ -143,8 +143,8 @@ def manifest_lines(manifest: Manifest) -> list[str]:
         for name, metric in (manifest.metrics or {}).items()
     ]
     if manifest.signature is not None:
-        for verb, tensors in (("takes", manifest.signature.inputs), ("gives", manifest.signature.outputs)):
-            lines += [f"{verb} {tensor.name}: {_tensor_text(tensor)}" for tensor in tensors]
+        for kind, tensors in (("input", manifest.signature.inputs), ("output", manifest.signature.outputs)):
+            lines += [f"{kind} {tensor.name}: {_tensor_text(tensor)}" for tensor in tensors]
     return [_printable(line) for line in lines]
 
 
@@ -154,7 +154,7 @@ def _tensor_text(tensor: TensorEntry) -> str:
 
 
 def judgement_view(judgement: Judgement) -> list[RenderableType]:
-    """What `compare` and `gate` show of a judgement."""
+    """Return the parts that `compare` and `gate` print for a judgement."""
     from rich.text import Text
 
     view: list[RenderableType] = []
@@ -171,7 +171,7 @@ def judgement_view(judgement: Judgement) -> list[RenderableType]:
 
 
 def plain_text(view: Sequence[RenderableType], width: int = 108) -> str:
-    """A view without colours, for where no terminal is."""
+    """Return a view as text without colours."""
     from io import StringIO
 
     from rich.console import Console
@@ -184,12 +184,12 @@ def plain_text(view: Sequence[RenderableType], width: int = 108) -> str:
 
 
 def figure_rows(models: Mapping[str, ModelResult], *, judged: bool = False) -> list[tuple[str, list[str]]]:
-    """Rows of the main table: a label, and one text for each model.
+    """Return the rows of the main table: a label, and one text for each model.
 
     Args:
         models: name -> result.
-        judged: whether the table belongs to a verdict. Times and memory of a model that was made for
-            another kind of CPU are not shown there: they are not what is judged.
+        judged: whether the table belongs to a verdict. Such a table hides times and memory of a model that
+            was made for another kind of CPU, because they are not judged.
     """
     columns = list(models.values())
     latencies = [model.latency() for model in columns]
@@ -216,7 +216,7 @@ def figure_rows(models: Mapping[str, ModelResult], *, judged: bool = False) -> l
 
 
 def not_measured_text(target: str | None) -> str:
-    """What stands in the place of a figure of another kind of CPU."""
+    """Return the text that replaces a figure of a model for another kind of CPU."""
     return _printable(f"not measured on {target}")
 
 
@@ -230,7 +230,7 @@ METRIC_OF_ROW = {
 
 
 def figures_table(models: Mapping[str, ModelResult], metrics: Mapping[str, Metric]) -> Table:
-    """The main table: one column a model, then how the last compares with the first."""
+    """Return the main table: one column per model, then the change from the first to the last model."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -248,7 +248,7 @@ def figures_table(models: Mapping[str, ModelResult], metrics: Mapping[str, Metri
 
 
 def verdict_table(metrics: Mapping[str, Metric]) -> Table:
-    """One row a metric: estimate, bounds, budget, verdict."""
+    """Return a table with one row per metric: estimate, bounds, budget, verdict."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -270,12 +270,12 @@ def verdict_table(metrics: Mapping[str, Metric]) -> Table:
 
 
 def styled_verdict(verdict: Verdict) -> str:
-    """The verdict in its colour, as rich markup."""
+    """Return the verdict in its colour, as rich markup."""
     return f"[{_STYLES[verdict]}]{verdict}[/]"
 
 
 def change_text(metric: Metric | None) -> str:
-    """`0.52 x` for ratios, `-0.20 points` for differences."""
+    """Return the estimate of a metric: `0.520 ×` for ratios, `-0.20 points` for differences."""
     if metric is None:
         return ""
     if metric.not_measured_on is not None:
@@ -288,7 +288,7 @@ def change_text(metric: Metric | None) -> str:
 
 
 def bounds_text(metric: Metric) -> str:
-    """The confidence bounds, on the scale of the estimate."""
+    """Return the confidence bounds, on the scale of the estimate."""
     if metric.value is not None:
         return f"{_value_text(metric, metric.lower)} … {_value_text(metric, metric.upper)}"
     if metric.ratio is None and metric.difference is None:
@@ -302,7 +302,7 @@ def bounds_text(metric: Metric) -> str:
 
 
 def budget_text(metric: Metric) -> str:
-    """The budget, on the scale of the estimate."""
+    """Return the budget, on the scale of the estimate."""
     if metric.budget is None:
         return _ABSENT
     unmeasured_ratio = metric.not_measured_on is not None and metric.unit is None
@@ -320,12 +320,12 @@ def _value_text(metric: Metric, value: float | None) -> str:
 
 
 def flip_lines(judgement: Judgement, most: int = 10) -> list[str]:
-    """The first samples whose prediction changed, one line each."""
+    """Return lines for the first `most` samples whose prediction changed, and a count of the others."""
     if not judgement.flips:
         return []
     lines = [f"flips: {len(judgement.flips)}"] + [
         f"  {flip.sample}: {flip.baseline} -> {flip.candidate}"
-        + ("" if flip.label is None else f" (is {flip.label})")
+        + ("" if flip.label is None else f" (label {flip.label})")
         for flip in judgement.flips[:most]
     ]
     left = len(judgement.flips) - most
@@ -333,7 +333,7 @@ def flip_lines(judgement: Judgement, most: int = 10) -> list[str]:
 
 
 def certificate_rows(certificate: Certificate) -> list[tuple[str, str]]:
-    """What `certify` prints: a condition, and how often the gate fails it."""
+    """Return the rows that `certify` prints: a condition, and the share of runs that the gate fails."""
     rows = []
     for condition in certificate.conditions:
         label = condition.kind if not condition.asked else f"{condition.kind} by {condition.asked:.1%}"
@@ -354,7 +354,7 @@ def certificate_rows(certificate: Certificate) -> list[tuple[str, str]]:
 
 
 def milliseconds(nanoseconds: float | None) -> str:
-    """Nanoseconds as milliseconds with three digits that mean something."""
+    """Return nanoseconds as milliseconds: three decimals below 10 ms, otherwise one."""
     if nanoseconds is None:
         return _ABSENT
     value = nanoseconds / 1e6
@@ -362,15 +362,15 @@ def milliseconds(nanoseconds: float | None) -> str:
 
 
 def mebibytes(count: int | None) -> str:
-    """Bytes as MiB."""
+    """Return bytes as MiB."""
     return _ABSENT if count is None else f"{count / 2**20:.2f} MiB"
 
 
 def percent(share: float | None) -> str:
-    """A share as percent."""
+    """Return a share as percent."""
     return _ABSENT if share is None else f"{share:.2%}"
 
 
 def _printable(text: str) -> str:
-    """A path or a message without what would move a terminal's cursor, or end a line."""
+    """Replace characters that would control a terminal or end a line in a path or a message."""
     return "".join(letter if letter.isprintable() else "\ufffd" for letter in text).strip()

@@ -1,4 +1,4 @@
-"""Tiny real models, artifacts made of them, and workers that follow a script instead of a clock."""
+"""Tiny real models, artifacts built of them, and workers that return scripted times."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from bench.measuring.protocol import (
 )
 from bench.measuring.result import ModelResult, Run
 
-# A shared machine may stall any example: no deadline; the same examples every time.
+# A shared machine may delay any example, so there is no deadline. Examples are the same in every run.
 settings.register_profile("steady", deadline=None, derandomize=True)
 settings.load_profile("steady")
 
 SAMPLES, FEATURES, CLASSES = 40, 4, 3
 WRONG_LABELS = 4
 WEIGHT = np.random.default_rng(7).standard_normal((FEATURES, CLASSES)).astype(np.float32)
-# Full-scale enough in 8 bits to tell the classes apart, and not the same numbers.
+# These weights predict the same classes as WEIGHT, but with other scores.
 ROUNDED_WEIGHT = np.round(WEIGHT, 1)
 
 
@@ -62,7 +62,7 @@ def linear(weight=WEIGHT, batch="N", opset=17):
 
 
 def heavy(layers=24, width=384):
-    """The same classes after many large products: slower and larger than `linear` beyond any doubt."""
+    """A model with the predictions of `linear`, but with many large products: clearly slower and larger."""
     wide = np.zeros((FEATURES, width), np.float32)
     wide[:, :FEATURES] = np.eye(FEATURES)
     narrow = np.zeros((width, CLASSES), np.float32)
@@ -79,7 +79,7 @@ def heavy(layers=24, width=384):
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory):
-    """Paths of models, good and bad; tests read them and leave them as they are."""
+    """Paths of good and bad models; tests only read them."""
     folder = tmp_path_factory.mktemp("models")
     cast = [
         helper.make_node("Cast", ["x"], ["f"], to=TensorProto.FLOAT),
@@ -125,7 +125,7 @@ def models(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def samples():
-    """Feeds [40, 4] and labels [40], of which the float model gets all but four right."""
+    """Feeds [40, 4] and labels [40], all but four of which the float model predicts correctly."""
     feeds = np.random.default_rng(3).standard_normal((SAMPLES, FEATURES)).astype(np.float32)
     labels = (feeds @ WEIGHT).argmax(axis=1)
     labels[:WRONG_LABELS] = (labels[:WRONG_LABELS] + 1) % CLASSES
@@ -141,7 +141,7 @@ def evaluation(tmp_path_factory, samples):
 
 
 class ArtifactFolder:
-    """An artifact whose manifest can be written anew, honestly or not."""
+    """An artifact whose manifest can be written again, with true or false content."""
 
     def __init__(self, folder: Path, recipe: dict[str, object]) -> None:
         self.folder, self.recipe = folder, recipe
@@ -170,13 +170,13 @@ class ArtifactFolder:
         }
 
     def seal(self, **changes: object) -> None:
-        """Write a manifest that fits the files, save for `changes`."""
+        """Write a manifest that matches the files, except for `changes`."""
         (self.folder / "manifest.json").write_text(json.dumps(self.describe() | changes))
 
 
 @pytest.fixture
 def artifact(tmp_path, models, samples, evaluation):
-    """A whole artifact: a candidate, its float twin, labelled data and golden outputs."""
+    """A complete artifact: a candidate, its float twin, labelled data and golden outputs."""
     folder = tmp_path / "artifact"
     folder.mkdir()
     (folder / "model.onnx").write_bytes(models.rounded.read_bytes())
@@ -213,7 +213,7 @@ def make_model(runs, *, path="a.onnx", size=1000, predictions=None, labels=None)
 
 @pytest.fixture(scope="session")
 def factory():
-    """Makers of results: `factory.run(...)`, `factory.model(...)`."""
+    """Functions that build results: `factory.run(...)`, `factory.model(...)`."""
     return SimpleNamespace(run=make_run, model=make_model)
 
 
@@ -224,18 +224,19 @@ def use(mebibytes):
 
 @dataclass
 class ScriptedWorkers:
-    """Takes the place of `bench.measuring.worker_process.worker_group`: times are drawn, never measured.
+    """Replacement for `bench.measuring.worker_process.worker_group`, with random instead of measured times.
 
     Attributes:
-        typical_ns: an undisturbed inference.
-        slowdown: file name -> factor on its times.
-        noise: spread of every inference, log-normal.
-        disturbed: share of processes that are half as fast throughout, as on a shared machine.
-        rss: file name -> peak memory; None where the host does not tell.
-        predictions, labels, ids: what it replies to `Predict`, by file name.
-        sqnr_db: file name -> how near its timed outputs come to those of `Predict`.
-        fails: number of a request, counted from 0 -> what it raises.
-        events: in which order requests were begun and finished apart, as those to open a model are.
+        typical_ns: time of an undisturbed inference.
+        slowdown: file name -> factor on the times of that model.
+        noise: standard deviation of the logarithm of each time, which is log-normal.
+        disturbed: share of processes whose times are all 1.5 times as long, as on a shared machine.
+        rss: file name -> peak memory; None if the host does not report it.
+        predictions: file name -> predictions in the reply to `Predict`.
+        labels, ids: labels and ids in the reply to `Predict`.
+        sqnr_db: file name -> SQNR of the timed outputs against those of `Predict`.
+        fails: number of a request, counted from 0 -> exception that it raises.
+        events: order of `begin` and `finish`, for requests such as `Open` that are not awaited at once.
     """
 
     seed: int = 0
@@ -265,12 +266,12 @@ class ScriptedWorkers:
             self.closed += count
 
     def asked(self, op):
-        """All requests of one kind, in order."""
+        """Return all requests of one kind, in order."""
         return [request for kind, _, request in self.requests if kind == op]
 
     @property
     def counts(self):
-        """How often each kind of request was made."""
+        """Number of requests of each kind."""
         return Counter(kind for kind, _, _ in self.requests)
 
 
@@ -335,19 +336,19 @@ class _ScriptedWorker:
 
 @pytest.fixture(scope="session")
 def scripted():
-    """The class of scripted workers; an instance goes where `workers=` is taken."""
+    """The class of scripted workers; pass an instance as `workers=`."""
     return ScriptedWorkers
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
-    """Certificates are read from, and written to, a folder of the test's own."""
+    """Read and write certificates in a temporary folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture
 def command(monkeypatch, capsys):
-    """Run `python -m bench ...` in this process: exit code, standard output, standard error."""
+    """A function that runs `python -m bench ...` in this process; returns `code`, `out` and `err`."""
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["bench", *map(str, arguments)])

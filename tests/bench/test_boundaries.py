@@ -1,4 +1,4 @@
-"""What a device needs: numpy and ONNX Runtime, and none of the workstation's libraries."""
+"""A device needs numpy and ONNX Runtime, and none of the workstation's libraries."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROOT = Path(bench.__file__).parent.parent
 
 
 def imported(statement):
-    """The modules that a fresh interpreter has loaded after a statement."""
+    """Return the modules that a fresh interpreter has loaded after a statement."""
     script = f"import json, sys\n{statement}\nprint(json.dumps(sorted(sys.modules)))"
     ran = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
@@ -41,6 +41,6 @@ def test_the_measured_process_loads_little():
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "bench").glob("[!_]*.py")))
-def test_every_module_says_what_it_is_for(name):
+def test_every_module_has_a_docstring(name):
     module = __import__(f"bench.{name}", fromlist=["__doc__"])
     assert module.__doc__.strip()

@@ -1,4 +1,4 @@
-"""The command line over scripted workers: exit codes, what goes where, what is written."""
+"""The command line with scripted workers: exit codes, output streams, written files."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ METRIC_KEYS = {
     "not_measured_on",
 }
 RIGHT = [0] * 40
-# Forty samples resolve no less.
+# Forty samples cannot resolve a smaller loss.
 LENIENT = {"float_twin": {"accuracy": 0.2}, "baseline": {"accuracy": 0.2}}
 NAMES = ("model.onnx", "model.fp32.onnx", "dynamic.onnx", "rounded.onnx")
 
 
 @pytest.fixture
 def workers(scripted, monkeypatch):
-    """Let all commands measure with scripted workers, the artifact's int8 model at half the time."""
+    """Scripted workers for all commands; the artifact's int8 model takes half of float's time."""
     script = scripted(
         predictions=dict.fromkeys(NAMES, RIGHT), labels=RIGHT, slowdown={"model.fp32.onnx": 2.0}
     )
@@ -87,7 +87,7 @@ def test_bench_takes_data(command, workers, models, evaluation):
 
 
 @pytest.mark.parametrize("name", ["bench", "gate", "compare"])
-def test_another_kind_of_cpu_is_warned_of(command, workers, artifact, name):
+def test_a_model_for_another_kind_of_cpu_causes_a_warning(command, workers, artifact, name):
     artifact.recipe["gate"] = LENIENT
     artifact.seal(target="z80")
     arguments = [name, artifact.folder, *([artifact.folder] if name == "compare" else [])]
@@ -105,7 +105,7 @@ def test_compare_prints_one_object(command, workers, models, evaluation, tmp_pat
     out = tmp_path / "result.json"
     ran = command("compare", models.dynamic, models.rounded, "--data", evaluation, "--json", "--out", out)
     content = json.loads(ran.out)
-    # Forty samples are too few to tell a point of accuracy.
+    # Forty samples are too few to resolve a loss of one point of accuracy.
     assert (ran.code, content["verdict"]) == (3, "INCONCLUSIVE")
     assert set(content["metrics"]) == {
         "latency_p50",
@@ -148,7 +148,7 @@ def test_a_gate_judges_by_the_recipe(command, workers, artifact):
     assert metrics["min_accuracy"]["verdict"] == "PASS"
 
 
-def test_a_policy_takes_the_place_of_the_recipe(command, workers, artifact, tmp_path):
+def test_a_policy_replaces_that_of_the_recipe(command, workers, artifact, tmp_path):
     policy = tmp_path / "policy.toml"
     policy.write_text("[float_twin]\naccuracy = 0.3\nlatency_p50 = -0.6\n")
     ran = command("gate", artifact.folder, "--policy", policy, "--json")
@@ -168,7 +168,7 @@ def test_a_gate_shows_both_judgements(command, workers, artifact, models):
     assert head == ["dynamic.onnx", "model.fp32.onnx", "model.onnx", "change"]
 
 
-def test_a_recipe_with_a_broken_gate_is_named(command, workers, artifact):
+def test_a_wrong_key_in_the_gate_of_a_recipe_is_reported(command, workers, artifact):
     artifact.recipe["gate"] = {"speed": 1}
     artifact.seal()
     ran = command("gate", artifact.folder)
@@ -185,7 +185,7 @@ def test_a_recipe_with_a_broken_gate_is_named(command, workers, artifact):
         (("gate", "none", "--policy", "none.toml"), "error: none.toml: cannot be read ("),
     ],
 )
-def test_what_is_not_there_is_one_line(command, arguments, line):
+def test_a_missing_path_is_reported_in_one_line(command, arguments, line):
     ran = command(*arguments)
     assert (ran.code, ran.out) == (2, "")
     assert ran.err.startswith(line)
@@ -213,7 +213,7 @@ def test_a_result_does_not_replace_a_folder(command, workers, models, tmp_path):
     )
 
 
-def test_paths_are_no_markup(command, workers, models, tmp_path):
+def test_paths_are_not_interpreted_as_markup(command, workers, models, tmp_path):
     path = tmp_path / "model[int8].onnx"
     path.write_bytes(models.dynamic.read_bytes())
     assert "model[int8].onnx" in command("bench", path, "--blocks", 1).out
@@ -237,7 +237,7 @@ def application(action):
         ),
     ],
 )
-def test_how_commands_end(monkeypatch, capsys, error, code, words):
+def test_exit_code_and_line_of_an_error(monkeypatch, capsys, error, code, words):
     def act():
         raise error
 
@@ -249,13 +249,13 @@ def test_how_commands_end(monkeypatch, capsys, error, code, words):
 
 
 @pytest.mark.parametrize("show", [cli.print_rich, cli.print_json])
-def test_a_reader_that_went_away_changes_nothing(monkeypatch, show):
+def test_a_closed_pipe_raises_nothing(monkeypatch, show):
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "w") as stream:
         monkeypatch.setattr(sys, "stdout", stream)
-        show("nobody reads this")
-        show("nor this")
+        show("dropped")
+        show("dropped too")
         monkeypatch.undo()
 
 
@@ -266,7 +266,7 @@ def test_json_has_no_nan():
 
 @pytest.fixture
 def own_files(artifact, models, evaluation, tmp_path):
-    """Files that a person owns, by the words that stand for them."""
+    """Input files of a user: placeholder in the arguments -> path."""
     files = {"ARTIFACT": artifact.folder, "RESULT": tmp_path / "result.json"}
     for name, source in (("MODEL", models.dynamic), ("OTHER", models.rounded), ("DATA", evaluation)):
         files[name] = tmp_path / source.name
@@ -316,10 +316,10 @@ def no_room(path, _content):
 
 @pytest.mark.parametrize("name", ["bench", "compare", "gate"])
 @pytest.mark.parametrize("options", [(), ("--json",)])
-def test_a_verdict_outlives_a_disk_that_fills_up(
+def test_a_verdict_is_shown_even_if_the_disk_is_full(
     command, workers, artifact, models, tmp_path, *, monkeypatch, name, options
 ):
-    """The result is shown whole, and once, before the file that cannot be written is told of."""
+    """The complete result is shown once, before the error of the file that cannot be written."""
     arguments = {
         "bench": (models.dynamic, "--blocks", 1),
         "compare": (models.dynamic, models.rounded),
@@ -338,7 +338,7 @@ def test_a_verdict_outlives_a_disk_that_fills_up(
         assert json.loads(ran.out).keys() == json.loads(expected.out).keys()
 
 
-def test_a_result_is_written_even_where_nobody_can_read_it(command, workers, models, tmp_path, monkeypatch):
+def test_a_result_is_written_even_if_standard_output_fails(command, workers, models, tmp_path, monkeypatch):
     out = tmp_path / "result.json"
     with Path("/dev/full").open("w") as full:
         monkeypatch.setattr(sys, "stdout", full)
@@ -349,7 +349,7 @@ def test_a_result_is_written_even_where_nobody_can_read_it(command, workers, mod
     assert len(read_result(out).models) == 1
 
 
-def test_names_that_are_no_utf8_reach_the_result(command, workers, models, evaluation, tmp_path):
+def test_names_that_are_not_utf8_are_kept_in_the_result(command, workers, models, evaluation, tmp_path):
     data, out = tmp_path / os.fsdecode(b"d\x80.npz"), tmp_path / "result.json"
     data.write_bytes(evaluation.read_bytes())
     ran = command("bench", models.dynamic, "--data", data, "--blocks", 1, "--out", out)
@@ -359,7 +359,7 @@ def test_names_that_are_no_utf8_reach_the_result(command, workers, models, evalu
 
 @pytest.mark.parametrize("name", ["bench", "compare", "gate"])
 def test_only_a_result_is_replaced_by_a_result(command, workers, own_files, name):
-    """A slip of the finger must not cost the source of a network."""
+    """A typing error in --out must not destroy another file."""
     source = own_files["MODEL"].with_name("network.py")
     source.write_text("class Network: ...\n")
     others = {"compare": [own_files["OTHER"]], "gate": ["--baseline", own_files["OTHER"]]}.get(name, [])
@@ -368,8 +368,8 @@ def test_only_a_result_is_replaced_by_a_result(command, workers, own_files, name
     assert source.read_text() == "class Network: ...\n"
 
 
-def test_a_file_inside_an_artifact_does_not_open_it(command, workers, own_files):
-    """The artifact itself is not named, only a file of it."""
+def test_an_output_inside_an_artifact_is_refused(command, workers, own_files):
+    """The command names a file of the artifact, not the artifact itself."""
     folder = own_files["ARTIFACT"]
     before = (folder / "golden.npz").read_bytes()
     for out in ("result.json", "deep/result.json"):

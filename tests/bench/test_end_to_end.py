@@ -1,4 +1,4 @@
-"""The commands as a user runs them: real processes, real models, nothing injected."""
+"""The commands as a user runs them, with real processes and real models."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def start(*arguments):
 
 
 def bench_command(*arguments):
-    """Run `python -m bench`: exit code, standard output, standard error."""
+    """Run `python -m bench`; return exit code, standard output and standard error."""
     process = start(*arguments)
     out, err = process.communicate(timeout=200)
     return SimpleNamespace(code=process.returncode, out=out, err=err)
@@ -43,7 +43,7 @@ def test_help_names_the_commands():
         assert name in ran.out
 
 
-def test_bench(models, evaluation, samples):
+def test_bench_measures_two_models(models, evaluation, samples):
     ran = bench_command(
         "bench", models.dynamic, models.heavy, "--data", evaluation, "--blocks", 2, "--json"
     )
@@ -57,7 +57,7 @@ def test_bench(models, evaluation, samples):
     assert "latency and memory: 2/2" in ran.err
 
 
-def test_compare_passes_a_model_that_is_lighter_beyond_doubt(models):
+def test_compare_passes_a_clearly_lighter_model(models):
     ran = bench_command("compare", models.heavy, models.dynamic, "--json")
     content = json.loads(ran.out)
     assert (ran.code, content["verdict"]) == (0, "PASS")
@@ -67,7 +67,7 @@ def test_compare_passes_a_model_that_is_lighter_beyond_doubt(models):
 
 
 @pytest.mark.parametrize("as_json", [True, False])
-def test_verify_passes_a_whole_artifact(artifact, as_json):
+def test_verify_passes_a_complete_artifact(artifact, as_json):
     ran = bench_command("verify", artifact.folder, *["--json"] * as_json)
     assert (ran.code, ran.err) == (0, "")
     if as_json:
@@ -78,7 +78,7 @@ def test_verify_passes_a_whole_artifact(artifact, as_json):
         assert ran.out.startswith(f"{artifact.folder}: 4 files match their hashes; 8 golden samples agree")
 
 
-def test_verify_finds_another_cpu(artifact):
+def test_verify_finds_other_outputs(artifact):
     golden = artifact.folder / "golden.npz"
     arrays = read_npz(golden)
     write_npz(golden, arrays | {"expected.y": arrays["expected.y"][:, ::-1]})
@@ -88,11 +88,11 @@ def test_verify_finds_another_cpu(artifact):
     assert "its outputs on this CPU differ from those at its build" in ran.err
 
 
-def test_a_model_that_fails_is_one_line(models, tmp_path):
+def test_feeds_that_do_not_fit_are_reported_in_one_line(models, tmp_path):
     feeds = tmp_path / "feeds.npz"
     write_npz(feeds, {"x": np.zeros((2, 5), np.float32)})
     ran = bench_command("bench", models.dynamic, "--data", feeds, "--json")
-    told = json.loads(ran.out)  # what reads the output gets one object, whatever happens
+    told = json.loads(ran.out)  # standard output has one object in every case
     assert (ran.code, told["exit_code"]) == (2, 2)
     assert (told["error"]["place"], told["error"]["fix"]) == (str(feeds), "change its shape to ['N', 4]")
     assert (
@@ -102,7 +102,7 @@ def test_a_model_that_fails_is_one_line(models, tmp_path):
     assert "Traceback" not in ran.err
 
 
-def test_an_interrupt_is_a_line_and_a_code(models):
+def test_an_interrupt_ends_with_one_line_and_its_exit_code(models):
     process = start("bench", models.dynamic, "--blocks", 1000)
     assert process.stderr.readline() == "latency and memory: 0/1000\n"
     os.kill(process.pid, signal.SIGINT)

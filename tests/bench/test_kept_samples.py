@@ -1,4 +1,4 @@
-"""Files of every schema that was ever written are still read, shown, verified and gated."""
+"""Files of every earlier schema can still be read, shown, verified and gated."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 KEPT = Path(__file__).parents[1] / "data"
 ARTIFACTS = ("artifact-1", "artifact-2")
-# Result -> the exit code of its verdict, and the verdict; None where nothing was judged.
+# Result -> the exit code of its verdict, and the verdict; None if the result was not judged.
 RESULTS = {
     "result-1.json": (0, None),
     "result-2.json": (0, "PASS"),
@@ -47,7 +47,7 @@ def test_a_result_is_shown(command, name):
 
 
 @pytest.mark.parametrize("name", RESULTS)
-def test_a_result_is_shown_in_words(command, name):
+def test_a_result_is_shown_as_a_table(command, name):
     ran = command("show", KEPT / name)
     assert ran.code == RESULTS[name][0]
     assert "100.00%" in ran.out
@@ -56,7 +56,7 @@ def test_a_result_is_shown_in_words(command, name):
 
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("name", ["result-2.json", "result-3.json"])
-def test_a_result_is_given_in_other_formats(command, name, form):
+def test_a_result_is_converted_to_other_formats(command, name, form):
     ran = command("show", KEPT / name, "--format", form)
     assert ran.code == 0, ran.err
     assert "model.onnx" in ran.out
@@ -73,7 +73,7 @@ def test_a_scenario_is_shown(command, scenario):
 
 @pytest.mark.parametrize("name", ARTIFACTS)
 def test_an_artifact_is_judged(command, name, tmp_path):
-    # Both models are the same file: that is said at once, and no time is measured.
+    # Both models are the same file: the command reports this at once and measures no times.
     out = tmp_path / "result.json"
     arguments = ("--baseline", KEPT / name, "--policy", KEPT / "policy.toml", "--out", out, "--json")
     ran = command("gate", KEPT / name, *arguments)
@@ -93,7 +93,7 @@ def test_an_artifact_is_judged(command, name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ARTIFACTS)
-def test_an_artifact_brings_its_own_budgets(command, name, tmp_path):
+def test_an_artifact_is_judged_by_its_own_budgets(command, name, tmp_path):
     out = tmp_path / "result.json"
     ran = command("gate", KEPT / name, "--baseline", KEPT / name, "--out", out)
     assert ran.code == 2
@@ -116,7 +116,7 @@ def test_a_certificate_is_read(command, tmp_path):
         return json.loads(out.read_text())["certificate"]
 
     assert "not measured" in line()
-    # It holds for the host that it was measured on: this one takes its place.
+    # A certificate is valid for its host only, so its host is replaced by this one.
     certificate = json.loads((KEPT / "certificate-1.json").read_text())
     certificate["host"] = json.loads(out.read_text())["host"]
     host = json.dumps(certificate["host"], separators=(",", ":"), ensure_ascii=False)
@@ -127,7 +127,7 @@ def test_a_certificate_is_read(command, tmp_path):
     assert "10 pairs of model.onnx, budget 50%): 0 FAIL in 2 runs with an unchanged model" in line()
 
 
-def test_no_sample_tells_where_it_was_made():
+def test_no_sample_contains_local_paths():
     for path in KEPT.rglob("*"):
         if path.is_file():
             content = path.read_bytes()

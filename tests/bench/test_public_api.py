@@ -1,4 +1,4 @@
-"""What users may import of `bench`: pinned, typed, light to import, with examples that run."""
+"""The public names of `bench`: fixed, typed, cheap to import, with examples that run."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ TYPES = [
 
 
 def test_the_public_names():
-    """A name that goes is a break: `docs/stability.md` says what comes first."""
+    """Removing a name breaks users; `docs/stability.md` describes the steps before that."""
     assert sorted(["__version__", *FUNCTIONS, *TYPES]) == bench.__all__
     assert set(bench.__all__) <= set(dir(bench))
     assert bench.__version__ == version("edgeproof")
@@ -82,7 +82,7 @@ def test_the_public_names():
         bench.mesure  # noqa: B018
 
 
-def test_type_checkers_see_what_runs():
+def test_names_for_type_checkers_match_those_at_run_time():
     blocks = [node for node in SOURCE.body if isinstance(node, ast.If)]
     (block,) = (node for node in blocks if ast.unparse(node.test) == "TYPE_CHECKING")
     imported = {
@@ -98,7 +98,7 @@ def test_type_checkers_see_what_runs():
         assert getattr(home, "__module__", module) == module
 
 
-def test_importing_loads_nothing():
+def test_importing_the_package_loads_no_modules():
     script = "import bench, sys; print(*sorted(sys.modules))"
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     loaded = ran.stdout.split()
@@ -119,12 +119,12 @@ def test_every_function_is_typed_and_has_an_example(name):
 
 
 @pytest.mark.parametrize("name", TYPES)
-def test_every_type_says_what_it_is(name):
+def test_every_type_has_a_docstring(name):
     assert inspect.getdoc(getattr(bench, name))
 
 
 @pytest.fixture
-def shelf(models, evaluation, artifact, tmp_path, monkeypatch):
+def working_folder(models, evaluation, artifact, tmp_path, monkeypatch):
     """A working folder with a model, an older one, labelled data and an artifact."""
     shutil.copyfile(models.dynamic, tmp_path / "model.onnx")
     shutil.copyfile(models.rounded, tmp_path / "older.onnx")
@@ -133,10 +133,10 @@ def shelf(models, evaluation, artifact, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("shelf")
+@pytest.mark.usefixtures("working_folder")
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_examples_run(name):
-    """With real processes."""
+    """The examples of the docstrings run with real processes."""
     (example,) = doctest.DocTestFinder(recurse=False).find(getattr(bench, name), name, globs={})
     said = []
     failed, ran = doctest.DocTestRunner().run(example, out=said.append)
@@ -145,7 +145,7 @@ def test_examples_run(name):
 
 
 def test_two_threads_measure_at_once(models, evaluation, samples):
-    """Each gets its own figures; a wrong call in a third thread disturbs neither."""
+    """Each thread gets its own figures; a wrong call in a third thread disturbs neither."""
     together = threading.Barrier(3)
 
     def measured(model):
@@ -168,7 +168,7 @@ def test_two_threads_measure_at_once(models, evaluation, samples):
 
 
 def test_two_threads_judge_at_once(models, scripted, tmp_path):
-    """A gate and a replay give what they give alone."""
+    """Gate and replay in two threads return the same verdicts as in one."""
     config = bench.MeasureConfig(rounds=3)
     files = [tmp_path / "one.json", tmp_path / "two.json"]
     together = threading.Barrier(2)

@@ -1,4 +1,4 @@
-"""The plugin as a user's CI runs it: pytest in a process of its own, real models, real workers."""
+"""The plugin as a user's CI runs it: pytest in a separate process, real models, real workers."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ pytest_plugins = ["pytester"]
 
 @pytest.fixture
 def project(pytester, request, monkeypatch):
-    """A folder with a test; `project(source, *options)` runs pytest there."""
-    # By this pytest-benchmark knows a worker of pytest-xdist, in which it measures nothing.
+    """A function that runs pytest on a test file: `project(source, *options)`."""
+    # With this variable set, pytest-benchmark assumes a worker of pytest-xdist and measures nothing.
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
     installed = request.config.pluginmanager.hasplugin("edgeproof")
 
@@ -36,7 +36,7 @@ def test_speed(edgeproof_benchmark):
 
 
 @pytest.mark.slow
-def test_a_release_that_holds_passes(project, models, evaluation, pytester):
+def test_a_good_release_passes(project, models, evaluation, pytester):
     policy = {
         "baseline": {
             "latency_p50": 10.0,
@@ -56,7 +56,7 @@ def test_a_release_that_holds_passes(project, models, evaluation, pytester):
 
 
 @pytest.mark.slow
-def test_a_release_that_does_not_fails_readably(project, models, evaluation):
+def test_a_bad_release_fails_with_a_readable_message(project, models, evaluation):
     rest = dict.fromkeys(("latency_p50", "latency_p90", "peak_rss"))
     policy = {"baseline": {"size": 0.02, "accuracy": 0.99, **rest}}
     source = GATE.format(
@@ -77,7 +77,7 @@ def test_a_release_that_does_not_fails_readably(project, models, evaluation):
         ("none.toml", "none.toml: cannot be read"),
     ],
 )
-def test_bad_policies_are_one_line(project, models, evaluation, policy, words):
+def test_a_bad_policy_is_reported_in_one_line(project, models, evaluation, policy, words):
     source = GATE.format(
         candidate=str(models.dynamic), baseline=str(models.dynamic), policy=policy, data=str(evaluation)
     )
@@ -109,7 +109,7 @@ def test_disabled_benchmarks_still_check_the_model(project, models, evaluation):
     project(source, "--benchmark-disable").assert_outcomes(passed=1)
 
 
-def test_without_pytest_benchmark_the_line_that_mends_it(project, models, evaluation):
+def test_without_pytest_benchmark_the_message_has_the_command_to_install_it(project, models, evaluation):
     source = BENCHMARK.format(model=str(models.dynamic), data=str(evaluation))
     found = project(source, "-p", "no:benchmark")
     found.assert_outcomes(errors=1)
@@ -118,7 +118,7 @@ def test_without_pytest_benchmark_the_line_that_mends_it(project, models, evalua
 
 
 @pytest.mark.slow
-def test_a_verdict_is_told_where_the_result_cannot_be_written(project, models, evaluation, pytester):
+def test_a_verdict_is_shown_if_the_result_cannot_be_written(project, models, evaluation, pytester):
     conftest = """
 import errno, os, pytest
 from bench.core import files
@@ -144,7 +144,7 @@ def full_disk(monkeypatch):
     assert '<property name="edgeproof_verdict" value="FAIL"' in (pytester.path / "junit.xml").read_text()
 
 
-def test_a_result_that_cannot_be_written_is_told_before_the_work(project, models, evaluation, tmp_path):
+def test_a_wrong_output_path_is_reported_before_the_work(project, models, evaluation, tmp_path):
     source = GATE.format(
         candidate=str(models.dynamic), baseline=str(models.dynamic), policy=None, data=str(evaluation)
     ).replace("result.json", str(tmp_path))
@@ -153,7 +153,7 @@ def test_a_result_that_cannot_be_written_is_told_before_the_work(project, models
     found.stdout.fnmatch_lines([f"edgeproof error: {tmp_path}: exists and is not a regular file*"])
 
 
-def test_a_fault_of_the_program_keeps_its_traceback(project, models, evaluation, pytester):
+def test_a_bug_keeps_its_traceback(project, models, evaluation, pytester):
     conftest = """
 import pytest
 from bench.judging import gate

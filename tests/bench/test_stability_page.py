@@ -1,4 +1,4 @@
-"""`docs/stability.md` tells the schemas that this version writes and reads."""
+"""`docs/stability.md` lists the schemas that this version writes and reads."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def reads(versions):
         ("certificate", Certificate),
     ],
 )
-def test_the_page_tells_every_schema(row, model):
+def test_the_page_lists_every_schema(row, model):
     (line,) = (line for line in PAGE.splitlines() if line.startswith(f"| {row}"))
     field = model.model_fields["schema_version"]
     assert line.endswith(f"| {field.default} | {reads(get_args(field.annotation))} |")
 
 
-def test_the_page_tells_every_verdict_and_its_exit_code():
+def test_the_page_lists_every_verdict_and_its_exit_code():
     codes = PAGE[PAGE.index("**Exit codes**") :].partition(".\n")[0]
     for verdict in Verdict:
         assert f"{verdict.exit_code} {'done or ' * (verdict is Verdict.PASS)}{verdict}" in codes

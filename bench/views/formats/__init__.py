@@ -1,7 +1,7 @@
-"""Results in the formats that other tools read, one file a format.
+"""Conversion of results to the formats of other tools, one module per format.
 
-Every format is a pure function of a result and its judgement. Names carry units, what is unknown is left
-out, and what came from a path or a file is escaped as the format wants it.
+Every format is a pure function of a result and its judgement. Names include units, unknown figures are
+omitted, and text from paths or files is escaped according to the format.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["Format", "convert"]
 
 
 class Format(enum.StrEnum):
-    """The formats, by the names of the tools that read them."""
+    """The formats, named after the tools that read them."""
 
     BENCHER = "bencher"
     CUSTOM_SMALLER_IS_BETTER = "customSmallerIsBetter"
@@ -28,15 +28,15 @@ class Format(enum.StrEnum):
 
 
 def convert(result: Result, judgement: Judgement | None, target: Format) -> str:
-    """A result as the text of a file of another format.
+    """Convert a result to the text of a file in another format.
 
     Args:
-        result: what was measured.
-        judgement: the judgement of the same result, or None where nothing was judged.
+        result: the result of a measurement.
+        judgement: the judgement of the same result, or None if it was not judged.
         target: the format.
 
     Raises:
-        UsageError: the format needs a verdict or figures, and there are none.
+        UsageError: the format needs a verdict or figures, and the result has none.
 
     Example:
         >>> import bench
@@ -64,5 +64,5 @@ def convert(result: Result, judgement: Judgement | None, target: Format) -> str:
         Format.PYTEST_BENCHMARK: pytest_benchmark.render,
     }[target]
     if target not in (Format.JUNIT, Format.MARKDOWN) and not all(model.runs for model in result.models):
-        raise UsageError(target.value, "the result holds no figures", "measure again")
+        raise UsageError(target.value, "the result contains no figures", "measure again")
     return render(result, judgement)

@@ -1,8 +1,8 @@
 """Bencher Metric Format: `{benchmark: {measure: {value, lower_value?, upper_value?}}}`.
 
-https://bencher.dev/docs/reference/bencher-metric-format: a benchmark is a model, named in at most 1024
-characters; a measure is a slug of at most 64. The candidate also gets its judged ratios and differences,
-whose bounds are those of the verdict.
+https://bencher.dev/docs/reference/bencher-metric-format: a benchmark is a model, whose name has at most
+1024 characters; a measure is a slug of at most 64. The candidate also has its judged ratios and
+differences, with the bounds of the verdict.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Measures = dict[str, dict[str, float]]
 
 
 def render(result: Result, judgement: Judgement | None) -> str:
-    """The result as Bencher's `json` adapter reads it."""
+    """Convert a result to the format that Bencher's `json` adapter reads."""
     benchmarks: dict[str, Measures] = {}
     for name, model in short_names(result.models).items():
         figures = flat_figures(model)
@@ -39,10 +39,10 @@ def _judged(metrics: Mapping[str, Metric], other: str) -> Measures:
     for name, metric in metrics.items():
         kinds = {"ratio": metric.ratio, "difference": metric.difference}
         kind, value = next((item for item in kinds.items() if item[1] is not None), ("", None))
-        if value is None:  # absolute figures are among those of the model
+        if value is None:  # absolute figures are already in the figures of the model
             continue
         bounds = {"value": value, "lower_value": metric.lower, "upper_value": metric.upper}
-        # A floor is not a comparison: it is the distance from what the policy wants.
+        # min_accuracy does not compare models: its difference is the distance to the required accuracy.
         against = "floor" if name == "min_accuracy" else other
         known = {key: bound for key, bound in bounds.items() if bound is not None}
         measures[_slug(f"{name}-{kind}-to-{against}")] = known

@@ -1,7 +1,7 @@
 """`customSmallerIsBetter` of github-action-benchmark: `[{name, unit, value, range?, extra?}]`.
 
-https://github.com/benchmark-action/github-action-benchmark: every value is better when smaller, so that
-accuracy is given as the share of errors and throughput not at all.
+https://github.com/benchmark-action/github-action-benchmark: smaller values must be better, so accuracy
+becomes the share of errors and throughput is omitted.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _UNITS = {
 
 
 def render(result: Result, judgement: Judgement | None) -> str:
-    """The result as the action reads it; the verdict goes along as `extra`."""
+    """Convert a result to the format that the action reads; `extra` includes the verdict."""
     verdict = "" if judgement is None else f", {judgement.verdict}"
     entries: list[Json] = []
     for name, model in short_names(result.models).items():
@@ -48,5 +48,5 @@ def _entries(model: ModelResult) -> list[Json]:
         entries.append({"name": "error_share", "unit": "share", "value": 1 - figures["accuracy"]})
     medians = [float(np.median(run.samples_ns())) for run in model.runs]
     if len(medians) > 1:
-        entries[0]["range"] = f"{min(medians):.0f} … {max(medians):.0f} from process to process"
+        entries[0]["range"] = f"{min(medians):.0f} … {max(medians):.0f} between processes"
     return entries

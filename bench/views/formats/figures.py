@@ -1,4 +1,4 @@
-"""What all formats share: a model's figures under names that carry their units."""
+"""Functions that all formats use: the figures of a model, under names with units, and JSON text."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from bench.measuring.result import ModelResult
 
 
 def flat_figures(model: ModelResult) -> dict[str, float | int]:
-    """The figures of a model; what the host or the data do not tell is left out, never zero.
+    """Return the figures of a model; unknown figures are omitted, never zero.
 
-    `accuracy` is a share of 1. Times and memory of a model that was made for another kind of CPU are left
-    out: a tool that keeps them would take them for those of its own.
+    `accuracy` is a share between 0 and 1. Times and memory of a model that was made for another kind of CPU
+    are omitted, because another tool would store them as times of the target CPU.
     """
     latency = model.latency()
     of_this_cpu: dict[str, float | int | None] = {
@@ -31,5 +31,5 @@ def flat_figures(model: ModelResult) -> dict[str, float | int]:
 
 
 def json_text(value: object) -> str:
-    """A value as the text of a JSON file. NaN is refused: it is not JSON."""
+    """Return a value as the text of a JSON file. NaN raises a ValueError: JSON has none."""
     return json.dumps(value, indent=1, allow_nan=False) + "\n"

@@ -1,8 +1,8 @@
-"""JUnit XML for a CI server: one test case a metric, and one for the joint verdict.
+"""JUnit XML for a CI server: one test case per metric, and one for the joint verdict.
 
-FAIL is a failure and INVALID an error. A metric that is INCONCLUSIVE is skipped, but the joint verdict is
-then a failure of that type: what is not proven must not come out green. Elements and attributes are those
-of the schema of Ant's JUnit tasks, which is the strictest of those in use.
+FAIL is a failure and INVALID an error. An INCONCLUSIVE metric is skipped, but an INCONCLUSIVE joint verdict
+is a failure of that type, because an unproven release must not look successful. Elements and attributes
+follow the schema of Ant's JUnit tasks, the strictest schema in use.
 """
 
 from __future__ import annotations
@@ -25,13 +25,15 @@ from bench.views.tables import (
 
 
 def render(result: Result, judgement: Judgement | None) -> str:
-    """The judgement as one test suite.
+    """Convert a judgement to one test suite.
 
     Raises:
-        UsageError: the result was not judged, and a suite without cases would look like a success.
+        UsageError: the result was not judged; a suite without cases would look like a success.
     """
     if judgement is None:
-        raise UsageError("junit", "the result holds no verdict", "give one of `compare` or `gate`")
+        raise UsageError(
+            "junit", "the result contains no verdict", "convert a result of `compare` or `gate`"
+        )
     started, ended = _moment(result.started_utc), _moment(result.ended_utc)
     seconds = f"{max((ended - started).total_seconds(), 0):.3f}"
     candidate = list(short_names(result.models))[-1]
@@ -112,7 +114,7 @@ def _moment(text: str) -> datetime:
 
 
 def _xml(text: str) -> str:
-    """Text without the characters that XML 1.0 has no way to write; the writer escapes the rest."""
+    """Replace the characters that XML 1.0 cannot represent; the XML writer escapes the others."""
     return "".join(
         letter
         if letter in "\t\n\r"

@@ -1,6 +1,6 @@
-"""Markdown for a comment on a pull request: the tables that a person sees, and the reasons.
+"""Markdown for a comment on a pull request: the tables of the command line, and the reasons.
 
-Names and reasons stand in code spans, where GitHub knows no markup, no HTML, no links and no mentions.
+Names and reasons are in code spans, in which GitHub interprets no markup, HTML, links or mentions.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from bench.views.tables import (
 
 
 def render(result: Result, judgement: Judgement | None) -> str:
-    """The result as GitHub-flavoured Markdown."""
+    """Convert a result to GitHub-flavoured Markdown."""
     metrics = {} if judgement is None else judgement.metrics
     measured = all(model.runs for model in result.models)
     parts = [_figures(result, metrics)] if measured else []
@@ -40,7 +40,7 @@ def render(result: Result, judgement: Judgement | None) -> str:
     if result.data.synthetic:
         parts.append("Feeds: synthetic, made from the input signature; no accuracy.")
     host, settings = result.host, result.settings
-    facts = [f"{len(result.models[0].runs)} processes a model", f"{settings.threads} threads"]
+    facts = [f"{len(result.models[0].runs)} processes per model", f"{settings.threads} threads"]
     facts += [code(host.cpu_model)] if host.cpu_model else []
     facts += [f"ONNX Runtime {code(host.onnxruntime)}", f"edgeproof {code(result.tool_version)}"]
     parts.append(f"<sub>{', '.join(facts)}</sub>")
@@ -48,10 +48,11 @@ def render(result: Result, judgement: Judgement | None) -> str:
 
 
 def code(text: str) -> str:
-    """A code span that holds `text` whatever it is, in a table too.
+    """Return a code span with any `text`, which is safe in a table as well.
 
-    The fence is longer than any run of backticks inside (CommonMark 0.31, section 6.1); a bar would end
-    the cell of a table even in a span (GitHub Flavored Markdown, section 4.10).
+    The fence is longer than any run of backticks in the text (CommonMark 0.31, section 6.1). A bar is
+    escaped, because it ends the cell of a table even in a code span (GitHub Flavored Markdown, section
+    4.10).
     """
     plain = one_line(text).replace("|", "\\|") or " "
     runs = [len(run) for run in re.findall("`+", plain)]

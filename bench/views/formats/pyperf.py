@@ -1,7 +1,7 @@
-"""pyperf's JSON, version 1.0: processes and their warm-ups kept apart, seconds and bytes.
+"""pyperf's JSON, version 1.0: one run per process with separate warmups, in seconds and bytes.
 
 https://pyperf.readthedocs.io/en/latest/api.html: `pyperf show`, `stats`, `hist` and `compare_to` read it.
-Each model gives a benchmark of its times, one of its size, and one of its peak memory, a value a process.
+Each model has three benchmarks: its latency, its size, and its peak memory with one value per process.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FORMAT_VERSION = "1.0"
 
 
 def render(result: Result, judgement: Judgement | None) -> str:
-    """The result as `pyperf.BenchmarkSuite.load` reads it."""
+    """Convert a result to the format that `pyperf.BenchmarkSuite.load` reads."""
     benchmarks: list[Json] = []
     for name, model in short_names(result.models).items():
         benchmarks += _benchmarks(name, model)
@@ -46,7 +46,7 @@ def render(result: Result, judgement: Judgement | None) -> str:
 
 def _benchmarks(name: str, model: ModelResult) -> list[Json]:
     size = _benchmark(f"{name} size", "byte", [{"values": [model.size_bytes]}])
-    if model.made_for is not None:  # times and memory here are not its own
+    if model.made_for is not None:  # times and memory on this CPU do not apply to the model's target
         return [size]
     memory = [run.peak_rss_bytes for run in model.runs if run.peak_rss_bytes is not None]
     benchmarks = [_benchmark(f"{name} latency", "second", [_run(run) for run in model.runs]), size]
@@ -61,7 +61,7 @@ def _benchmark(name: str, unit: str, runs: Sequence[Json]) -> Json:
 
 
 def _run(run: Run) -> Json:
-    # One inference a value: pyperf's loop count is 1 throughout.
+    # Each value is the time of one inference, so pyperf's loop count is always 1.
     return {
         "warmups": [[1, nanoseconds / 1e9] for nanoseconds in run.warmup_ns],
         "values": [int(nanoseconds) / 1e9 for nanoseconds in run.samples_ns()],
@@ -69,6 +69,6 @@ def _run(run: Run) -> Json:
 
 
 def _known(item: tuple[str, JsonValue]) -> tuple[str, JsonValue]:
-    """Spaces alone between words: pyperf refuses line breaks and empty texts."""
+    """Join the words of a text with single spaces, because pyperf refuses line breaks."""
     name, value = item
     return name, " ".join(value.split()) if isinstance(value, str) else value

@@ -1,8 +1,9 @@
-"""pytest-benchmark's JSON: one benchmark a model, in seconds; percentiles go into `extra_info`.
+"""pytest-benchmark's JSON: one benchmark per model, in seconds; percentiles are in `extra_info`.
 
 https://pytest-benchmark.readthedocs.io: `pytest-benchmark compare FILE`, `--benchmark-compare=FILE` and
-github-action-benchmark's `pytest` tool read it. The statistics are pytest-benchmark's own, of all samples
-pooled; whoever compares two such files by them compares iterations as if they were independent.
+github-action-benchmark's `pytest` tool read it. The statistics are those of pytest-benchmark over all
+samples together. A comparison of two such files by them treats iterations as independent, which they are
+not.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from bench.views.tables import metrics_json, short_names
 
 
 def render(result: Result, judgement: Judgement | None) -> str:
-    """The result as pytest-benchmark would have saved it."""
+    """Convert a result to the format that pytest-benchmark saves."""
     models = list(short_names(result.models).items())
     verdicts: list[Json] = [{} for _ in models]
     if judgement is not None:
@@ -70,7 +71,7 @@ def _benchmark(name: str, model: ModelResult, result: Result, verdict: Json) -> 
 
 
 def pooled_statistics(seconds: Sequence[float]) -> Json:
-    """The statistics of `pytest_benchmark.stats.Stats`, by the same definitions."""
+    """Compute the statistics of `pytest_benchmark.stats.Stats` by the same definitions."""
     ordered = sorted(seconds)
     mean, total = statistics.mean(seconds), sum(seconds)
     spread = statistics.stdev(seconds) if len(seconds) > 1 else 0
@@ -101,7 +102,7 @@ def pooled_statistics(seconds: Sequence[float]) -> Json:
 
 
 def _quartile(ordered: Sequence[float]) -> float:
-    """The lower quartile: of an even number the median of the lower half, else by method 3.
+    """Return the lower quartile: the median of the lower half for an even count, otherwise by method 3.
 
     https://en.wikipedia.org/wiki/Quartile#Computing_methods
     """

@@ -118,8 +118,8 @@ def test_a_contradictory_result_is_refused_in_one_line(judged, command, change, 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--out", "x"), "--out: wants to know the format"),
-        (("--format", "junit", "--json"), "--json: and --format both want standard output"),
+        (("--out", "x"), "--out: needs a format"),
+        (("--format", "junit", "--json"), "--json: cannot share standard output with --format"),
     ],
 )
 def test_options_that_do_not_go_together(judged, command, options, words):

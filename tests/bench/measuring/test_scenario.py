@@ -166,7 +166,7 @@ def test_ctrl_c_keeps_the_processes_that_were_finished(models, scripted, tmp_pat
     result = caught.value.result
     assert (result.stopped, len(result.models[0].processes)) == ("interrupted", 0)
     write_result(tmp_path / "part.json", result)
-    assert "not whole: interrupted" in plain_text(scenario_view(read_scenario(tmp_path / "part.json")))
+    assert "incomplete: interrupted" in plain_text(scenario_view(read_scenario(tmp_path / "part.json")))
 
 
 def test_a_result_without_measurements_must_say_why(models_of, tmp_path):

@@ -1,4 +1,4 @@
-"""Every format as the tool that reads it reads it: pyperf's loader, pytest-benchmark's compare, JUnit."""
+"""Every format, checked with the tool that reads it: pyperf, pytest-benchmark, a JUnit parser."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ HOSTILE = 'a"b<c>&|`$(x)` \u0007 ＠all.onnx'
 
 @pytest.fixture
 def judge(tmp_path, models, scripted, evaluation):
-    """Measure two models by script and judge them: `judge(slowdown, name=..., **budgets)`."""
+    """A function that judges two models with scripted times: `judge(slowdown, name=..., **budgets)`."""
 
     def run(slowdown=1.0, name="new.onnx", **budgets):
         paths = tmp_path / "old.onnx", tmp_path / name
@@ -55,7 +55,7 @@ def judge(tmp_path, models, scripted, evaluation):
 
 @pytest.fixture
 def written(tmp_path):
-    """Convert a judgement's result and write it: the path."""
+    """A function that converts a judgement's result and writes it; returns the path."""
 
     def write(judgement, target, name="converted"):
         path = tmp_path / name
@@ -83,7 +83,7 @@ def test_pyperf_loads_every_process_and_its_warmups(judge, written):
     assert latency.get_metadata()["edgeproof_verdict"] == "PASS"
 
 
-def test_pyperf_compares_two_of_them(judge, written):
+def test_pyperf_compares_two_results(judge, written):
     before, after = (
         written(judge(slowdown, name="model.onnx"), Format.PYPERF, f"{slowdown}.json")
         for slowdown in (1.0, 1.5)
@@ -97,7 +97,7 @@ def test_pyperf_compares_two_of_them(judge, written):
     assert re.search(r"model.onnx latency: Mean .*: 1\.\d\dx slower", run.stdout)
 
 
-def test_pytest_benchmark_compares_it(judge, written):
+def test_pytest_benchmark_compares_the_models_of_a_result(judge, written):
     path = written(judge(1.5), Format.PYTEST_BENCHMARK, "result.json")
     run = subprocess.run(
         [sys.executable, "-m", "pytest_benchmark", "compare", str(path)],
@@ -140,7 +140,7 @@ def test_the_statistics_are_those_of_pytest_benchmark(count):
         (1.02, Verdict.INCONCLUSIVE, (1, 0, 1)),
     ],
 )
-def test_junit_says_what_the_verdict_says(judge, written, slowdown, verdict, counts):
+def test_junit_reports_the_verdict(judge, written, slowdown, verdict, counts):
     judgement = judge(slowdown)
     assert judgement.verdict is verdict
     path = written(judgement, Format.JUNIT, "junit.xml")
@@ -169,8 +169,8 @@ def test_an_invalid_metric_is_an_error(judge, written):
     assert ET.fromstring(text).find(".//testcase[@name='latency_p50']/error") is not None
 
 
-def test_without_a_verdict_there_is_no_junit(judge):
-    with pytest.raises(UsageError, match="junit: the result holds no verdict"):
+def test_junit_needs_a_verdict(judge):
+    with pytest.raises(UsageError, match="junit: the result contains no verdict"):
         convert(judge().result, None, Format.JUNIT)
 
 
@@ -213,7 +213,7 @@ def test_markdown_for_a_pull_request(judge, written):
 
 
 @pytest.mark.parametrize("text", ["plain", "a|b", "``", "`a", "@all <b>x</b>", "", "line\nbreak"])
-def test_code_spans_hold_anything_in_one_cell(text):
+def test_a_code_span_with_any_text_stays_in_one_cell(text):
     span = code(text)
     assert "\n" not in span
     fence = re.match("`+", span).group()
@@ -223,7 +223,7 @@ def test_code_spans_hold_anything_in_one_cell(text):
 
 
 @pytest.mark.parametrize("target", list(Format))
-def test_hostile_names_break_no_format(judge, written, target):
+def test_hostile_names_are_escaped_in_every_format(judge, written, target):
     path = written(judge(name=HOSTILE), target)
     text = path.read_text(encoding="utf-8")
     if target is Format.JUNIT:
@@ -237,13 +237,13 @@ def test_hostile_names_break_no_format(judge, written, target):
 
 
 @pytest.mark.parametrize("target", [t for t in Format if t is not Format.JUNIT])
-def test_what_was_not_judged_is_given_without_verdict(judge, target):
+def test_an_unjudged_result_is_converted_without_a_verdict(judge, target):
     text = convert(judge().result, None, target)
     assert text.endswith("\n")
     assert "PASS" not in text
 
 
-def test_what_a_host_does_not_tell_is_left_out(factory, judge):
+def test_unknown_figures_are_omitted(factory, judge):
     result = judge().result
     silent = [factory.model([factory.run(rss=None)], path=f"{n}.onnx") for n in "ab"]
     text = convert(

@@ -1,4 +1,4 @@
-"""Tables for people, JSON for machines."""
+"""Tables for people, JSON for programs."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def lines(renderable):
     return console.file.getvalue().splitlines()
 
 
-def test_the_main_table_has_a_column_a_model(factory):
+def test_the_main_table_has_one_column_per_model(factory):
     models = {"old[int8].onnx": factory.model([factory.run()]), "new.onnx": factory.model([factory.run()])}
     head, *rows = lines(figures_table(models, {"latency_p50": RATIO}))
     assert head.split() == ["old[int8].onnx", "new.onnx", "change"]
@@ -108,12 +108,12 @@ def test_the_main_table_has_a_column_a_model(factory):
     assert by_label["samples"] == ["12", "12"]
 
 
-def test_without_metrics_nothing_is_compared(factory):
+def test_without_metrics_there_is_no_column_of_changes(factory):
     head, *_ = lines(figures_table({"a.onnx": factory.model([factory.run()])}, {}))
     assert head.split() == ["a.onnx"]
 
 
-def test_the_verdict_table_has_a_row_a_metric():
+def test_the_verdict_table_has_one_row_per_metric():
     rows = lines(verdict_table({"latency_p50": RATIO, "size": UNJUDGED}))
     assert rows[0].split() == ["metric", "estimate", "bounds", "budget", "verdict"]
     assert rows[1].split()[0] == "latency_p50"
@@ -137,7 +137,7 @@ def judgement(models, scripted):
     )
 
 
-def test_judgements_are_json(judgement):
+def test_a_judgement_as_json(judgement):
     content = json.loads(json.dumps(judgement_json(judgement), allow_nan=False))
     assert content["verdict"] == "PASS"
     assert content["blocks"] == 10
@@ -149,7 +149,7 @@ def test_judgements_are_json(judgement):
     assert content["float_twin"] == {}
 
 
-def test_results_are_json(judgement):
+def test_a_result_as_json(judgement):
     content = json.loads(json.dumps(result_json(judgement.result), allow_nan=False))
     assert set(content) == {"models", "host", "settings", "data", "stopped", "warnings"}
     assert content["models"] == [model_json(model) for model in judgement.result.models]
@@ -179,7 +179,7 @@ def test_plain_text_has_neither_colours_nor_trailing_space():
     ]
 
 
-def test_what_a_manifest_tells(artifact):
+def test_lines_of_a_manifest(artifact):
     tensor = {"dtype": "float32", "shape": ["N", None, 4]}
     metric = {"value": 0.9, "direction": "higher", "split": "evaluation", "samples": 40}
     artifact.seal(
@@ -192,8 +192,8 @@ def test_what_a_manifest_tells(artifact):
         "task: classification, 2 classes",
         "accuracy: 0.9 (float 0.9123), higher is better; 40 samples of evaluation",
         "recall\ufffd: 0.9, higher is better; 40 samples of evaluation",
-        "takes x: float32 [N, ?, 4]",
-        "gives y: float32 [N, ?, 4]",
+        "input x: float32 [N, ?, 4]",
+        "output y: float32 [N, ?, 4]",
     ]
     artifact.seal(task="detection")
     assert manifest_lines(read_manifest(artifact.folder)) == ["task: detection"]
@@ -201,7 +201,7 @@ def test_what_a_manifest_tells(artifact):
     assert manifest_lines(read_manifest(artifact.folder)) == []
 
 
-def test_a_verification_is_shown_with_what_the_manifest_tells(artifact):
+def test_a_verification_is_shown_with_the_lines_of_the_manifest(artifact):
     artifact.seal(task="[red]classification")
     golden = Parity(max_error=0.0, sqnr_db=60.0, agreement=1.0, samples=8)
     found = Verification(artifact.folder, read_manifest(artifact.folder), golden)
