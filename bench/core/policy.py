@@ -38,7 +38,7 @@ class Budgets(FrozenModel):
 
 
 class TwinBudgets(Budgets):
-    """Budgets against the artifact's own float model: int8 must not be slower or larger."""
+    """Budgets against the artifact's own float model. By default, int8 must not be slower or larger."""
 
     latency_p50: Relative | None = Field(0.0, description="Relative change of the median latency.")
     size: Relative | None = Field(0.0, description="Relative change of the file's size.")
@@ -46,7 +46,7 @@ class TwinBudgets(Budgets):
 
 
 class ReleaseBudgets(Budgets):
-    """Budgets against an earlier release: not worse, within the resolution of a noisy host."""
+    """Budgets against an earlier release. The defaults allow what a noisy host cannot resolve."""
 
     latency_p50: Relative | None = Field(0.02, description="Relative change of the median latency.")
     latency_p90: Relative | None = Field(0.10, description="Relative change of the 90th percentile.")

@@ -125,7 +125,7 @@ def _check_arrays(path: Path, arrays: Mapping[str, Array | ArraySpec]) -> int:
 
 
 def _check_finite(path: Path, name: str, array: Array) -> None:
-    """Refuse NaN and infinity; check some rows at a time, because a mask of all rows needs much memory."""
+    """Refuse NaN and infinity, some rows at a time: a mask of all rows takes a quarter of their memory."""
     if array.dtype.kind != "f":
         return
     rows = max(1, _MASK_BYTES * len(array) // max(array.size, 1))
