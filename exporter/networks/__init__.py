@@ -1,1 +1,1 @@
-"""A PyTorch network on its way through the stages: weights, masks, shrink plan, memory layout."""
+"""The PyTorch network that passes through the stages: weights, masks, shrink plan, memory layout."""

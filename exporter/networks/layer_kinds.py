@@ -1,4 +1,4 @@
-"""PyTorch's layers by kind: the base classes that they share have no public name."""
+"""Kinds of PyTorch layers as type aliases, because their common base classes have no public name."""
 
 from __future__ import annotations
 

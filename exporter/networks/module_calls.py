@@ -1,4 +1,4 @@
-"""Seeing what a network's parts are given and give."""
+"""Observe the calls of a network's submodules, with their arguments and outputs."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class ModuleCall:
     """One call of a submodule.
 
     Attributes:
-        name: of the submodule.
+        name: name of the submodule.
         module: the submodule.
         args: its positional arguments.
-        kwargs: its named arguments.
-        output: what it gave.
+        kwargs: its keyword arguments.
+        output: the value that it returned.
     """
 
     name: str
@@ -33,7 +33,7 @@ class ModuleCall:
 def observe_calls(
     module: nn.Module, inputs: Mapping[str, Tensor], observe: Callable[[ModuleCall], None]
 ) -> None:
-    """Run a network once, without gradients, and show `observe` every call of a submodule."""
+    """Run a network once without gradients, and pass every call of a submodule to `observe`."""
 
     def hook(name: str) -> Callable[..., None]:
         return lambda child, args, kwargs, output: observe(ModuleCall(name, child, args, kwargs, output))
@@ -52,5 +52,5 @@ def observe_calls(
 
 
 def has_weights(module: nn.Module) -> bool:
-    """Whether a module has parameters of its own."""
+    """Whether a module itself has parameters, not counting its submodules."""
     return any(True for _ in module.parameters(recurse=False))

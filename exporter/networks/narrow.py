@@ -1,4 +1,4 @@
-"""Taking channels from one layer."""
+"""Remove channels from one layer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from exporter.networks.layer_kinds import BatchNorm, InstanceNorm
 from exporter.networks.shrink_plan import Kept, KeptChannels
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-# Layers that have one set of channels, along the last axis of all they hold: what counts them.
+# Layers with the same channels as inputs and outputs, along the last axis of all their tensors, and the
+# attribute that holds the number of channels.
 _COUNTS: tuple[tuple[type[nn.Module] | UnionType, str], ...] = (
     (BatchNorm, "num_features"),
     (InstanceNorm, "num_features"),
@@ -22,11 +23,11 @@ _COUNTS: tuple[tuple[type[nn.Module] | UnionType, str], ...] = (
     (nn.PReLU, "num_parameters"),
     (nn.Embedding, "embedding_dim"),
 )
-OTHER_NETWORK = "check that plan and factory belong together"
+OTHER_NETWORK = "check that the plan was written for this network"
 
 
 def channels(layer: nn.Module, side: str) -> int | None:
-    """How many channels the `inputs` or `outputs` of a layer are; None where `narrow` does not know it."""
+    """Number of channels of a layer's `inputs` or `outputs`; None if `narrow` cannot narrow the layer."""
     if is_parametrized(layer) or (isinstance(layer, nn.PReLU) and layer.num_parameters == 1):
         return None
     if isinstance(layer, _CONVOLUTIONS):
@@ -41,19 +42,20 @@ def channels(layer: nn.Module, side: str) -> int | None:
 
 
 def narrow(layer: nn.Module, name: str, kept: KeptChannels) -> None:
-    """Keep some channels of a layer, in place.
+    """Remove all channels of a layer except the kept ones, in place.
 
     Args:
-        layer: a convolution (of any groups), a linear layer, a norm, PReLU or an embedding.
-        name: for errors.
-        kept: ascending indices of what stays. What has one set of channels may be given it as either side.
+        layer: a convolution with any number of groups, a linear layer, a norm, PReLU or an embedding.
+        name: the layer's name in errors.
+        kept: ascending indices of the kept channels. For a layer with the same channels as inputs and
+            outputs, one side is enough.
 
     Raises:
-        PlanError: the layer has not as many channels, or is of another kind.
+        PlanError: the layer has fewer channels than the indices require, or is of another kind.
     """
     out_count, in_count = channels(layer, "outputs"), channels(layer, "inputs")
     if out_count is None or in_count is None:
-        raise PlanError(name, f"is a {type(layer).__name__}, which cannot be narrowed", "check the plan")
+        raise PlanError(name, f"is a {type(layer).__name__}, which cannot be narrowed", OTHER_NETWORK)
     if isinstance(layer, (*_CONVOLUTIONS, nn.Linear)):
         out, into = kept_index(kept.outputs, out_count, name), kept_index(kept.inputs, in_count, name)
         if isinstance(layer, nn.Linear):
@@ -65,28 +67,32 @@ def narrow(layer: nn.Module, name: str, kept: KeptChannels) -> None:
             layer.bias = parameter(layer.bias[out], layer.bias)
     else:
         if None not in (kept.outputs, kept.inputs) and kept.outputs != kept.inputs:
-            raise PlanError(name, "has one set of channels and is given two", "make them equal")
+            raise PlanError(
+                name,
+                "has the same channels as inputs and outputs, but the plan keeps different ones",
+                "list the same indices for both",
+            )
         chosen = kept.outputs if kept.inputs is None else kept.inputs
         _narrow_channelwise(layer, name, kept_index(chosen, out_count, name))
 
 
 def kept_index(kept: Kept | None, size: int, name: str) -> Tensor:
-    """What is kept of so many, as an index; None keeps all.
+    """The kept channels of an axis of `size` channels as an index tensor; None keeps all.
 
     Raises:
-        PlanError: there are not as many.
+        PlanError: an index is not below `size`.
     """
     if kept is None:
         return torch.arange(size)
     if kept[-1] >= size:
-        raise PlanError(name, f"has no channel {kept[-1]} among {size}", OTHER_NETWORK)
+        raise PlanError(name, f"has no channel {kept[-1]}, only {size} channels", OTHER_NETWORK)
     return torch.tensor(kept)
 
 
 def parameter(value: Tensor, old: Tensor) -> nn.Parameter:
-    """A parameter with memory of its own, in the memory layout of the one that it replaces."""
+    """A parameter with separate memory, in the memory layout of the parameter that it replaces."""
     value = value.detach().clone()
-    if old.ndim == 4 and not old.is_contiguous():  # a network in channels-last layout stays in it
+    if old.ndim == 4 and not old.is_contiguous():  # keep the channels-last layout of a network
         value = value.contiguous(memory_format=torch.channels_last)
     return nn.Parameter(value, requires_grad=old.requires_grad)
 
@@ -94,15 +100,17 @@ def parameter(value: Tensor, old: Tensor) -> nn.Parameter:
 def _narrow_convolution(
     layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, name: str, out: Tensor, into: Tensor
 ) -> None:
-    """Groups that keep nothing go; the others must keep equally many channels."""
+    """Narrow a convolution; groups without kept channels are removed, the others must keep equally many."""
     per_out, per_in = layer.out_channels // layer.groups, layer.in_channels // layer.groups
     out_counts = torch.bincount(out // per_out, minlength=layer.groups)
     in_counts = torch.bincount(into // per_in, minlength=layer.groups)
     alive = out_counts > 0
     if not torch.equal(alive, in_counts > 0) or not _even(out_counts[alive]) or not _even(in_counts[alive]):
-        raise PlanError(name, "would keep groups of unequal size", "keep as many channels in each")
+        raise PlanError(
+            name, "would keep groups of unequal size", "keep the same number of channels in each group"
+        )
     groups = int(alive.sum())
-    # For each output that stays, the inputs of its group that stay.
+    # For each kept output, the kept inputs of its group.
     columns = (into % per_in).view(groups, -1).repeat_interleave(len(out) // groups, dim=0)
     rows = torch.arange(len(out))[:, None]
     layer.weight = parameter(layer.weight[out][rows, columns], layer.weight)
@@ -113,9 +121,11 @@ def _narrow_channelwise(layer: nn.Module, name: str, index: Tensor) -> None:
     if isinstance(layer, nn.GroupNorm):
         per_group = layer.num_channels // layer.num_groups
         if not _even(torch.bincount(index // per_group, minlength=layer.num_groups)):
-            raise PlanError(name, "would keep groups of unequal size", "keep as many channels in each")
+            raise PlanError(
+                name, "would keep groups of unequal size", "keep the same number of channels in each group"
+            )
     for key, value in [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]:
-        if value.ndim:  # a norm's count of batches is no channel's
+        if value.ndim:  # scalars, for example a norm's number of batches, have no channels
             left = value.index_select(-1, index)
             setattr(layer, key, parameter(left, value) if isinstance(value, nn.Parameter) else left)
     for kind, count in _COUNTS:

@@ -1,4 +1,4 @@
-"""A network on its way through the stages: a module, the masks of its pruned weights, and its plan."""
+"""The network that passes through the stages: a module, the masks of its pruned weights, and its plan."""
 
 from __future__ import annotations
 
@@ -31,14 +31,15 @@ EVALUATION_BATCH = 64
 
 @dataclass(frozen=True)
 class Network:
-    """A module and what belongs to it.
+    """A module with its masks, trained qparams and plan.
 
     Attributes:
-        module: the network; stages train it in place and hand it on.
-        masks: parameter name -> bool tensor of its shape, False where the weight is pruned. Every
-            stage that changes weights calls `apply_masks` afterwards.
-        trained_qparams: what the quantizer takes as it is, because it was trained with the weights.
-        plan: how the module differs from what its factory builds; None where it does not.
+        module: the network; stages train it in place and pass it on.
+        masks: parameter name -> bool tensor of its shape, False for pruned weights. Every stage that
+            changes weights calls `apply_masks` afterwards.
+        trained_qparams: ranges and levels that were trained with the weights; the quantizer uses them
+            unchanged.
+        plan: the differences between the module and its factory's network; None if there are none.
     """
 
     module: nn.Module
@@ -56,11 +57,11 @@ class Network:
                 parameters[name].mul_(mask.to(parameters[name].device))
 
     def sparsity(self) -> float:
-        """Share of the parameters with a mask that are zero; 0 for a dense network."""
+        """Fraction of the parameters with a mask that are zero; 0 for a dense network."""
         return self.zero_counts().sparsity
 
     def zero_counts(self) -> Zeros:
-        """How many parameters are zero, of those with a mask and of all."""
+        """Counts of zero parameters, of parameters with a mask, and of all parameters."""
         return count_zeros(self.module, self.masks)
 
     def save(self, folder: Path) -> None:
@@ -68,7 +69,7 @@ class Network:
         state = {
             key: value.detach().contiguous().clone() for key, value in self.module.state_dict().items()
         }
-        # As bytes: safetensors' own writing reports a full disk as an error of its own.
+        # Written as bytes: safetensors' `save_file` reports a full disk as an error of another type.
         (folder / WEIGHTS).write_bytes(save(state))
         if self.masks:
             masks = {name: mask.contiguous() for name, mask in self.masks.items()}
@@ -78,7 +79,7 @@ class Network:
         self.save_trained_qparams(folder)
 
     def save_trained_qparams(self, folder: Path) -> None:
-        """Write the trained qparams alone, if there are any: they go with the exported model."""
+        """Write only the trained qparams, if there are any; they are stored beside the exported model."""
         ranges = {
             f"{_RANGE}{name}": torch.tensor([r.lowest, r.highest])
             for name, r in self.trained_qparams.ranges.items()
@@ -91,7 +92,7 @@ class Network:
 
 
 def load_network(module: nn.Module, folder: Path) -> Network:
-    """Fill `module`, fresh from its factory, with what `Network.save` wrote."""
+    """Load the files that `Network.save` wrote into `module`, which its factory just built."""
     plan = read_plan(folder / PLAN) if (folder / PLAN).is_file() else None
     if plan is not None:
         rebuild(module, plan)
@@ -101,7 +102,7 @@ def load_network(module: nn.Module, folder: Path) -> Network:
 
 
 def load_trained_qparams(folder: Path) -> TrainedQparams:
-    """What `Network.save_trained_qparams` wrote, if anything."""
+    """The trained qparams that `Network.save_trained_qparams` wrote; empty if there is no file."""
     path = folder / TRAINED_QPARAMS
     values = dict(sorted(load_file(path).items())) if path.is_file() else {}
     return TrainedQparams(
@@ -113,7 +114,7 @@ def load_trained_qparams(folder: Path) -> TrainedQparams:
 def call(module: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
     """Run a network on named inputs.
 
-    They are passed by name where `forward` has parameters of these names, else in their order.
+    Inputs are passed by name if `forward` has parameters of these names, otherwise in their order.
     """
     output = module(**inputs) if takes_names(module, inputs) else module(*inputs.values())
     if not isinstance(output, Tensor):
@@ -132,8 +133,8 @@ def takes_names(module: nn.Module, names: Mapping[str, object]) -> bool:
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode; afterwards each part is in the mode it was in."""
-    # Not by `eval` and `train` alone: a part that was frozen in evaluation mode must stay so afterwards.
+    """Set evaluation mode while the context is open, and restore the mode of each submodule afterwards."""
+    # `train` would change all submodules, but frozen ones that were in evaluation mode must return to it.
     modes = {child: child.training for child in module.modules()}
     module.eval()
     try:
@@ -163,24 +164,25 @@ def predict(module: nn.Module, split: Split, batch_size: int = EVALUATION_BATCH)
 
 
 def accuracy(module: nn.Module, split: Split) -> float:
-    """Share of samples whose largest output is the label's."""
+    """Fraction of samples whose largest output is that of the label."""
     return float((predict(module, split).argmax(axis=1) == split.labels).mean())
 
 
 @contextmanager
 def deterministic(seed: int, name: str, device: torch.device | None = None) -> Iterator[torch.Generator]:
-    """Make everything random inside depend on `seed` and `name` alone, and leave no trace outside.
+    """Make all random numbers inside the context depend only on `seed` and `name`.
 
-    `device` is a further one beside the CPU; a GPU may still sum in another order.
+    The state of the random generators outside does not change. `device` is a device to include besides the
+    CPU; a GPU may still sum in another order.
 
-    Yields a generator for draws of the caller's own.
+    Yields a generator for the caller's own random numbers.
     """
     number = int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:4], "big")
     before = torch.are_deterministic_algorithms_enabled()
     others = [device] if device is not None and device.type == "cuda" else []
     with torch.random.fork_rng(devices=others):
         torch.manual_seed(number)
-        # Some of CUDA's kernels have no such form: a training on a GPU goes on with a warning.
+        # Some CUDA kernels have no deterministic form: training on a GPU then continues with a warning.
         torch.use_deterministic_algorithms(True, warn_only=bool(others))
         try:
             yield torch.Generator().manual_seed(number)
@@ -189,5 +191,5 @@ def deterministic(seed: int, name: str, device: torch.device | None = None) -> I
 
 
 def matches(name: str, prefixes: tuple[str, ...]) -> bool:
-    """Whether a dotted name is one of `prefixes` or lies below one."""
+    """Whether a dotted name is one of `prefixes` or is below one of them."""
     return any(name == prefix or name.startswith(f"{prefix}.") for prefix in prefixes)

@@ -1,4 +1,4 @@
-"""Giving a network the shape that a plan describes."""
+"""Apply a plan to a network: narrow its layers and drop its blocks."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ _INPUT_SCALE = "edgeproof_input_scale"
 
 
 def rebuild(module: nn.Module, plan: Plan | Path | str) -> nn.Module:
-    """Give a network that a factory just built the shape that a plan describes.
+    """Give a network, as its factory builds it, the shape that a plan describes.
 
         network = rebuild(my_factory(), "plan.json")
         network.load_state_dict(safetensors.torch.load_file("weights.safetensors"))
 
     Args:
-        module: the network, changed in place. The channels that are left keep their weights.
-        plan: or the file that holds it.
+        module: the network, changed in place. The remaining channels keep their weights.
+        plan: the plan, or the path of its file.
 
     Returns:
         The same module.
 
     Raises:
-        PlanError: the plan is damaged, or belongs to another network, which is then of no more use.
+        PlanError: the plan is damaged, or belongs to another network. The module may then be partly changed
+            and must not be used.
     """
     if not isinstance(plan, Plan):
         plan = read_plan(Path(plan))
@@ -47,9 +48,10 @@ def rebuild(module: nn.Module, plan: Plan | Path | str) -> nn.Module:
 
 
 def scale_inputs(module: nn.Module, resolution: tuple[int, int]) -> None:
-    """Let a network scale its pictures [N, C, H, W] before it looks at them; the newest call counts.
+    """Add a hook to a network that scales pictures [N, C, H, W] to a resolution before the network runs.
 
-    Its inputs stay those of the wider network: the same feeds, teachers and evaluation sets fit.
+    The input size of the network does not change, so the same feeds, teachers and evaluation sets still
+    fit. Another call replaces the resolution.
     """
     scale: _Scale | None = getattr(module, _INPUT_SCALE, None)
     if scale is not None:
@@ -62,10 +64,11 @@ def scale_inputs(module: nn.Module, resolution: tuple[int, int]) -> None:
 
 @dataclass
 class _Scale:
-    """A hook that is an attribute of its network too, so that it can be found and copied.
+    """The hook that scales pictures. It is also an attribute of its network, so it can be found and copied.
 
-    A whole ratio averages, which aliases nothing; any other interpolates linearly. To halve, both are the
-    same to the bit, and ONNX Runtime interpolates in 0.36 of the time that it averages in (128 to 64 px).
+    An integer ratio averages pixels, which avoids aliasing; other ratios interpolate linearly. For a ratio
+    of 2, both give bit-identical results, and interpolation is used: in ONNX Runtime it takes 0.36 of the
+    time of averaging (128 to 64 px).
     """
 
     resolution: tuple[int, int]
@@ -88,18 +91,18 @@ class _Scale:
 
 
 class PassedOn(nn.Identity):
-    """What is left of a dropped block: it gives back the first of what it is given."""
+    """Replacement for a dropped block: returns its first argument."""
 
     def forward(self, input: Tensor, *_others: object, **_named: object) -> Tensor:  # noqa: A002
-        """[...] -> the same tensor; masks and the like are not looked at."""
+        """[...] -> the same tensor; other arguments, for example masks, are ignored."""
         return input
 
 
 def _drop(module: nn.Module, name: str) -> None:
-    """Turn a submodule into one that passes its input on.
+    """Turn a submodule into one that returns its input.
 
-    The object itself is changed: a network may hold it in several places, also in plain lists, and may call
-    it by any of them.
+    The object itself is changed, because a network may hold it in several places, including plain lists,
+    and may call it from any of them.
     """
     if not name:
         raise PlanError("dropped", "would drop the network itself", "name a block inside it")
@@ -109,7 +112,7 @@ def _drop(module: nn.Module, name: str) -> None:
         block.__class__ = PassedOn
     except TypeError as error:
         raise PlanError(
-            name, f"is a {type(block).__name__}, which cannot be dropped", "leave it in"
+            name, f"is a {type(block).__name__}, which cannot be dropped", "remove it from dropped"
         ) from error
     vars(block).clear()
     vars(block).update(vars(left))
@@ -120,23 +123,25 @@ def _narrow_parameter(module: nn.Module, name: str, left: KeptParameter) -> None
     layer = _find(module, owner)
     value = dict(layer.named_parameters(recurse=False, remove_duplicate=False)).get(leaf)
     if value is None or left.axis >= value.ndim:
-        raise PlanError(name, "is no parameter with that axis", OTHER_NETWORK)
+        raise PlanError(name, f"is not a parameter with an axis {left.axis}", OTHER_NETWORK)
     index = kept_index(left.kept, value.shape[left.axis], name)
     setattr(layer, leaf, parameter(value.index_select(left.axis, index), value))
 
 
 def _set_attribute(module: nn.Module, name: str, value: int) -> None:
-    """Only a whole number may change, and only downwards: a plan must not reach anything else."""
+    """Lower an integer attribute; a plan must not be able to change anything else."""
     owner, _, leaf = name.rpartition(".")
     layer = _find(module, owner)
     old = vars(layer).get(leaf)
     if leaf.startswith("_") or type(old) is not int or not 1 <= value <= old:
-        raise PlanError(name, f"cannot become {value}", OTHER_NETWORK)
+        raise PlanError(
+            name, f"cannot be set to {value}: a plan can only lower positive integers", OTHER_NETWORK
+        )
     setattr(layer, leaf, value)
 
 
 def _find(module: nn.Module, name: str) -> nn.Module:
     found: nn.Module | None = dict(module.named_modules(remove_duplicate=False)).get(name)
     if found is None:
-        raise PlanError(name, "is no module of the network", OTHER_NETWORK)
+        raise PlanError(name, "is not a module of the network", OTHER_NETWORK)
     return found

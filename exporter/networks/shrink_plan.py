@@ -1,8 +1,8 @@
-"""The plan of a shrunk network: which channels, blocks and pixels are left of what its factory builds.
+"""The plan of a shrunk network: the channels, blocks and resolution that remain of the factory's network.
 
-A plan is JSON. Factory, plan and `state_dict` give the network back; no pickle is needed, and no library
-but torch. Indices always count the channels of the network as the factory builds it, so that a plan says
-all there is to say however many rounds led to it.
+A plan is JSON. The factory, the plan and the `state_dict` restore the network; this needs no pickle, and no
+library except torch. Indices always refer to the channels of the network that the factory builds. One plan
+is therefore complete, even if several rounds created it.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from exporter.errors import PlanError
 PLAN = "plan.json"
 MAX_PLAN_BYTES = 64 * 2**20
 MAX_SIDE = 8_192
-# History of the format. A reader refuses a version it does not know.
-# 1: kept indices of modules and bare parameters, dropped modules, whole attributes, resolution.
+# History of the format. A reader rejects an unknown version.
+# 1: kept indices of modules and of other parameters, dropped modules, integer attributes, resolution.
 PLAN_VERSION: Final = 1
 
 
 def _ascending(indices: tuple[int, ...]) -> tuple[int, ...]:
     if not indices or indices[0] < 0 or any(b <= a for a, b in pairwise(indices)):
-        raise ValueError("kept indices are not ascending numbers from 0")
+        raise ValueError("kept indices must be ascending integers from 0, and at least one")
     return indices
 
 
@@ -35,28 +35,30 @@ Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 
 
 class KeptChannels(FrozenModel):
-    """What is left of a module; None where a side keeps all of its channels."""
+    """The kept channels of a module; None for a side that keeps all its channels."""
 
     outputs: Kept | None = None
     inputs: Kept | None = None
 
 
 class KeptParameter(FrozenModel):
-    """What is left of a parameter that belongs to no layer, such as a position embedding."""
+    """The kept indices of a parameter that belongs to no layer, for example a position embedding."""
 
     axis: int = Field(ge=0, le=16)
     kept: Kept
 
 
 class Plan(FrozenModel):
-    """How a network differs from the one that its factory builds.
+    """The differences between a network and the one that its factory builds.
 
     Attributes:
-        modules: module name -> the channels that are left of it.
-        parameters: name -> what is left of a parameter that belongs to no layer.
-        attributes: dotted name -> new value of a whole number that forward reads, such as `num_heads`.
-        dropped: modules that pass their input on unchanged.
-        resolution: height and width that pictures are scaled to inside the network, or None.
+        version: version of the format.
+        modules: module name -> its kept channels.
+        parameters: name of a parameter that belongs to no layer -> its kept indices.
+        attributes: dotted name of an integer attribute that `forward` reads, for example `num_heads` -> its
+            new value.
+        dropped: names of modules that return their input unchanged.
+        resolution: height and width to which the network scales its pictures, or None.
     """
 
     version: Literal[1] = PLAN_VERSION
@@ -75,7 +77,9 @@ def read_plan(path: Path) -> Plan:
     """
     try:
         if path.stat().st_size > MAX_PLAN_BYTES:
-            raise PlanError(path, "is larger than a plan can be", "check the path")
+            raise PlanError(
+                path, f"is larger than {MAX_PLAN_BYTES} bytes, the limit for a plan", "check the path"
+            )
         content = path.read_bytes()
     except OSError as error:
         raise PlanError(path, f"cannot be read ({error.strerror})", "check the path") from error
@@ -87,7 +91,11 @@ def read_plan(path: Path) -> Plan:
 
 
 def compose(first: Plan | None, then: Plan) -> Plan:
-    """One plan for two: `then` counts what `first` left; the result counts as `first` does."""
+    """Combine two plans into one.
+
+    The indices of `then` refer to the network after `first`; those of the result refer to the same network
+    as those of `first`.
+    """
     if first is None:
         return then
     modules = dict(first.modules)

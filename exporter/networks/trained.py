@@ -1,4 +1,4 @@
-"""Getting a finished network back in a user's own code."""
+"""Load a finished network in a user's own code."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 
 def load_trained(module: nn.Module, folder: AnyPath) -> nn.Module:
-    """Give a network that its factory just built the shape and the weights that a build left.
+    """Give a network, as its factory builds it, the shape and the weights from a build.
 
     Args:
         module: the network, changed in place.
-        folder: what `edgeproof build RECIPE --until STAGE --out FOLDER` wrote: `weights.safetensors`, and
-            `plan.json` where the network was shrunk. No pickle is read.
+        folder: output folder of `edgeproof build RECIPE --until STAGE --out FOLDER`. It contains
+            `weights.safetensors`, and `plan.json` if the network was shrunk. No pickle is read.
 
     Returns:
         The same module.
@@ -45,5 +45,9 @@ def load_trained(module: nn.Module, folder: AnyPath) -> nn.Module:
     if plan.exists():
         rebuild(module, plan)
     if (head := load_into(module, state, weights).new_head) is not None:
-        raise CheckpointError(weights, f"its {head!r} has other classes", "check the factory's arguments")
+        raise CheckpointError(
+            weights,
+            f"its layer {head!r} has another number of classes than the network",
+            "correct the factory's arguments",
+        )
     return module

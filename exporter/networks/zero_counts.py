@@ -1,4 +1,4 @@
-"""How many parameters are zero, of how many."""
+"""Count the zero parameters of a network."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from exporter.results import Zeros
 
 
 def count_zeros(module: nn.Module, masks: Mapping[str, Tensor]) -> Zeros:
-    """Count what masks (parameter name -> bool, False where pruned) hold at zero."""
+    """Count the weights that masks (parameter name -> bool, False for pruned weights) set to zero."""
     zeros = sum(int((~mask).sum()) for mask in masks.values())
     eligible = sum(mask.numel() for mask in masks.values())
     parameters = sum(parameter.numel() for parameter in module.parameters())

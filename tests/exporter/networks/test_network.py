@@ -1,4 +1,4 @@
-"""Networks between stages: masks, files, calls, seeds."""
+"""Networks between stages: masks, files, calls, random seeds."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def masked(module, share=0.5):
     )
 
 
-def test_masks_zero_what_they_name_and_nothing_else(tiny):
+def test_masks_zero_only_the_weights_that_they_name(tiny):
     network, before = masked(tiny.net()), tiny.net().state_dict()
     network.apply_masks()
     for name, value in network.module.state_dict().items():
@@ -45,7 +45,7 @@ def test_sparsity_is_the_share_of_masked_weights(tiny):
 
 
 @pytest.mark.parametrize("dense", [True, False])
-def test_a_network_comes_back_from_its_folder(tiny, tmp_path, dense):
+def test_a_network_is_loaded_from_its_folder(tiny, tmp_path, dense):
     network = Network(tiny.net(seed=3)) if dense else masked(tiny.net(seed=3))
     network.save(tmp_path)
     loaded = load_network(tiny.net(), tmp_path)
@@ -64,7 +64,7 @@ def test_equal_networks_make_equal_files(tiny, tmp_path):
     assert all((tmp_path / "a" / f).read_bytes() == (tmp_path / "b" / f).read_bytes() for f in files)
 
 
-def test_shared_and_turned_weights_are_saved(tmp_path):
+def test_shared_and_strided_weights_are_saved(tmp_path):
     module = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     module[1].weight = module[0].weight
     module[0].bias.data = torch.arange(8.0)[::2]
@@ -89,7 +89,7 @@ class Many(nn.Module):
         return x, x
 
 
-def test_inputs_go_by_name_where_forward_has_them():
+def test_inputs_are_passed_by_name_if_forward_has_the_names():
     inputs = {"right": torch.ones(1, 2), "left": torch.zeros(1, 2)}
     assert takes_names(Two(), inputs)
     assert call(Two(), inputs).tolist() == [[-1, -1]]
@@ -97,12 +97,12 @@ def test_inputs_go_by_name_where_forward_has_them():
     assert call(Loose(), inputs).tolist() == [[1, 1]]
 
 
-def test_one_tensor_must_come_out():
+def test_forward_must_return_one_tensor():
     with pytest.raises(TypeError, match="forward returned a tuple, not one tensor of class scores"):
         call(Many(), {"x": torch.zeros(1)})
 
 
-def test_predictions_leave_the_network_as_it_was(tiny, splits):
+def test_predictions_do_not_change_the_network(tiny, splits):
     net = tiny.net().train()
     before = {name: value.clone() for name, value in net.state_dict().items()}
     outputs = predict(net, splits.evaluation, batch_size=50)
@@ -118,7 +118,7 @@ def test_accuracy_is_the_share_of_right_answers():
     assert accuracy(nn.Identity(), split) == 0.75
 
 
-def test_randomness_hangs_on_seed_and_name_alone():
+def test_random_numbers_depend_only_on_seed_and_name():
     def draw(seed, name, noise):
         torch.manual_seed(noise)
         with deterministic(seed, name) as generator:
@@ -129,7 +129,7 @@ def test_randomness_hangs_on_seed_and_name_alone():
 
 
 @pytest.mark.parametrize("already", [True, False])
-def test_no_trace_is_left_outside(already):
+def test_the_random_state_outside_does_not_change(already):
     torch.use_deterministic_algorithms(already)
     try:
         torch.manual_seed(9)
