@@ -1,1 +1,1 @@
-"""From PyTorch to ONNX."""
+"""Export of PyTorch networks to ONNX."""

@@ -1,4 +1,4 @@
-"""From a PyTorch module to one checked .onnx file."""
+"""Export a PyTorch module to one checked .onnx file."""
 
 from __future__ import annotations
 
@@ -28,36 +28,36 @@ from exporter.sources.splits import Split
 
 OUTPUT = "logits"
 BATCH = "batch"
-MIN_IR_VERSION = 8  # of opset 18, the lowest that a recipe can ask for
-# Sums in another order leave 100 dB and more; a graph that computes something else leaves far less.
+MIN_IR_VERSION = 8  # the IR version of opset 18, the lowest opset that a recipe can set
+# Least SQNR of two equal graphs. Another summation order gives 100 dB or more, a wrong graph far less.
 SAME_SQNR_DB = 60.0
-# Two samples: the exporter takes an axis of size one for a constant.
+# The exporter treats an axis of size one as a constant, so the example batch has two samples.
 _EXAMPLES = 2
-_MEANWHILE = "until then, all stages but shrink, qat and export work"
+_MEANWHILE = "until then, all stages except shrink, qat and export work"
 
 
 def export(
     module: nn.Module, sample: Split, path: Path, config: ExportConfig, metadata: Mapping[str, str]
 ) -> int:
-    """Write `module` as float ONNX: dynamic batch, BatchNorm folded, readable names, no traces.
+    """Write `module` as float ONNX: dynamic batch, BatchNorm folded, readable names, no exporter metadata.
 
     Args:
         module: the network.
-        sample: at least two samples, whose input names become those of the model.
+        sample: at least two samples; the model gets the names of their inputs.
         path: the file to write.
-        config: opset, further open axes, and what is done inside the graph before and after the network.
+        config: opset, dynamic axes besides the batch, and preprocessing and postprocessing in the graph.
         metadata: provenance for `metadata_props`.
 
     Returns:
         The number of nodes.
 
     Raises:
-        ExportError: with the operator or the line of code that cannot be exported.
-        DataError: the recipe opens axes that the data do not have.
+        ExportError: an operator or a line of code cannot be exported; the error names it.
+        DataError: the recipe sets a dynamic axis that the data do not have.
     """
     module.eval()
-    # A copy, with the strides that its shape has by rights: the exporter decides by strides, and a grey
-    # picture that was transposed keeps odd ones along its axis of size one.
+    # Copy the samples to get contiguous strides: the exporter makes decisions based on strides, and a
+    # transposed grey picture has unusual strides along its axis of size one.
     inputs = {
         name: torch.from_numpy(np.array(array[:_EXAMPLES], order="C"))
         for name, array in sample.inputs.items()
@@ -78,7 +78,7 @@ def export(
                 optimize=True,
                 verbose=False,
             )
-        except Exception as error:  # the exporter raises whatever its many parts do
+        except Exception as error:  # the exporter may raise any exception
             raise _export_error(error) from error
     assert program is not None
     model = program.model
@@ -96,11 +96,12 @@ def export(
 
 
 def export_program(source: Path, path: Path, opset: int) -> None:
-    """Write a `.pt2` program as float ONNX; inputs and open axes are those of the program.
+    """Write a `.pt2` program as float ONNX, with the inputs and dynamic axes of the program.
 
     Raises:
-        ModelError: it cannot be read, or may not be (`exporter.onnx_export.program`).
-        ExportError: with the operator that cannot be exported.
+        ModelError: the program cannot be read, or contains more than tensors and operators
+            (`exporter.onnx_export.program`).
+        ExportError: an operator cannot be exported; the error names it.
     """
     from exporter.onnx_export.program import read_program
 
@@ -110,7 +111,7 @@ def export_program(source: Path, path: Path, opset: int) -> None:
             exported = torch.onnx.export(
                 program, dynamo=True, opset_version=opset, external_data=False, optimize=True, verbose=False
             )
-        except Exception as error:  # the exporter raises whatever its many parts do
+        except Exception as error:  # the exporter may raise any exception
             raise _export_error(error) from error
     assert exported is not None
     _rewrite(exported.model)
@@ -125,10 +126,10 @@ def _rewrite(model: ir.Model) -> None:
 
 
 def check_opset(opset: int) -> None:
-    """Make sure that ONNX Runtime here knows an opset, by loading a model of one node.
+    """Check that the installed ONNX Runtime supports an opset, by loading a model of one node.
 
     Raises:
-        ExportError: it does not.
+        ExportError: ONNX Runtime does not support the opset.
     """
     import onnx
     import onnxruntime
@@ -146,37 +147,41 @@ def check_opset(opset: int) -> None:
         onnxruntime.InferenceSession(
             model.SerializeToString(), settings, providers=["CPUExecutionProvider"]
         )
-    except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
+    except Exception as error:  # ONNX Runtime's exceptions have no common base class
         raise ExportError(
             "export.opset",
-            f"ONNX Runtime {onnxruntime.__version__} does not know opset {opset}",
-            "lower it, or install a newer onnxruntime",
+            f"ONNX Runtime {onnxruntime.__version__} does not support opset {opset}",
+            "lower export.opset, or install a newer onnxruntime",
         ) from error
 
 
 def open_axes(sample: Split, config: ExportConfig) -> dict[str, dict[int, str]]:
-    """The axes of each input whose size the model leaves open, by name; equal names are equal sizes.
+    """The dynamic axes of each input: input name -> axis -> name of its size. Equal names are equal sizes.
 
     Raises:
-        DataError: the recipe opens an axis that the data do not have, or where they have a single element:
-            the exporter takes that for a constant.
+        DataError: an axis does not exist in the data, or has a single element, which the exporter treats as
+            a constant.
     """
     axes = {name: {0: BATCH} for name in sample.inputs}
     for name, opened in config.dynamic.items():
         place = f"export.dynamic.{name}"
         if name not in sample.inputs:
-            raise DataError(place, "the data have no such input", f"there are: {', '.join(sample.inputs)}")
+            raise DataError(
+                place, f"the data have no input {name!r}", f"choose one of: {', '.join(sample.inputs)}"
+            )
         shape = sample.inputs[name].shape
         for axis, size_name in opened.items():
             if int(axis) >= len(shape):
                 raise DataError(
-                    place, f"axis {axis} is beyond the data's {len(shape)} axes", "count from 0"
+                    place,
+                    f"axis {axis} does not exist, the data have {len(shape)} axes",
+                    "count the axes from 0",
                 )
             if shape[int(axis)] < _EXAMPLES:
                 raise DataError(
                     place,
                     f"the data have {shape[int(axis)]} element along axis {axis}",
-                    "give longer samples",
+                    f"provide samples with at least {_EXAMPLES} elements along this axis",
                 )
             axes[name][int(axis)] = size_name
     return axes
@@ -185,7 +190,7 @@ def open_axes(sample: Split, config: ExportConfig) -> dict[str, dict[int, str]]:
 def _arguments(
     module: nn.Module, inputs: Mapping[str, torch.Tensor], axes: Mapping[str, dict[int, str]]
 ) -> tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor] | None, dict[str, Any]]:
-    """How to call the network (as `network.call` does), and the open axes, nested likewise."""
+    """Arguments for the network as in `network.call`, and the dynamic axes in the same structure."""
     signature = inspect.signature(module.forward)
     try:
         if takes_names(module, inputs):
@@ -194,14 +199,14 @@ def _arguments(
     except TypeError as error:
         raise ExportError(
             "the network's forward",
-            f"takes {signature}, the data's inputs are {', '.join(inputs)} ({error})",
-            "give the data's inputs the names of its parameters",
+            f"has the parameters {signature}, but the data have the inputs {', '.join(inputs)} ({error})",
+            "name the data's inputs like the parameters",
         ) from error
     return tuple(inputs.values()), None, shapes
 
 
 def _export_error(error: BaseException) -> ExportError:
-    """Find the operator or the line that the exporter stumbled over, however deep it lies."""
+    """The error that names the operator or the line of code that the exporter failed on."""
     causes: list[BaseException] = []
     current: BaseException | None = error
     while current is not None and current not in causes:
@@ -214,13 +219,13 @@ def _export_error(error: BaseException) -> ExportError:
     if operator:
         return ExportError(
             f"operator {operator.group(1)}",
-            "has no counterpart in ONNX",
-            "replace it in the network's forward by operators that have one",
+            "has no equivalent in ONNX",
+            "replace it in the network's forward by operators that have an equivalent",
         )
     if "data-dependent" in text or "DataDependent" in text or "Dynamic control flow" in text:
         return ExportError(
             _users_line(causes),
-            "decides by the values of a tensor",
+            "branches on the values of a tensor",
             f"use torch.where or torch.cond instead of if; {_MEANWHILE}",
         )
     fixed = re.search(r"inferred a static shape of (\d+) for dimension inputs(\S+?)\.shape\[(\d+)\]", text)
@@ -228,19 +233,19 @@ def _export_error(error: BaseException) -> ExportError:
         size, name, axis = fixed.groups()
         return ExportError(
             f"axis {axis} of input {name}",
-            f"is open, but the network's forward works for a size of {size} only",
-            "mend the forward, or leave the axis out of export.dynamic",
+            f"is dynamic, but the network's forward only works for size {size}",
+            "change the forward, or remove the axis from export.dynamic",
         )
     deepest = str(causes[-1]).strip().splitlines()
     return ExportError(
         "export",
         f"torch.onnx cannot export the network ({type(causes[-1]).__name__}: {' '.join(deepest[:3])})",
-        f"try torch.export.export on it alone; {_MEANWHILE}",
+        f"run torch.export.export on the network to see the cause; {_MEANWHILE}",
     )
 
 
 def _users_line(causes: Iterable[BaseException]) -> str:
-    """The innermost line, neither of torch nor of this package, that one of the exceptions came through."""
+    """The innermost line in the exceptions' tracebacks that is neither in torch nor in this package."""
     foreign = (Path(torch.__file__).parent, Path(__file__).parents[1])
     line = "the network's forward"
     for cause in causes:

@@ -1,9 +1,9 @@
-"""Reading a `.pt2` program (`torch.export.save`) that a stranger may have made.
+"""Read a `.pt2` program (`torch.export.save`) from an untrusted source.
 
-`torch.export.load` runs what a file tells it to: it unpickles weights and objects, loads compiled
-libraries, evaluates size expressions and guards as Python, and calls whatever function a node names. Here
-an archive may hold tensors and a graph of ATen operators, nothing else. What torch decodes is a copy of
-what was checked: its pickles are written here, of tensors, and it has no guards.
+`torch.export.load` can execute code from the file: it unpickles weights and objects, loads compiled
+libraries, evaluates size expressions and guards as Python, and calls any function that a node names. This
+module accepts only archives with tensors and a graph of ATen operators. torch then reads a checked copy:
+this module writes all its pickles, with tensors only, and the copy has no guards.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from exporter.onnx_export.torch_exporter import torch_exporter
 MAX_PROGRAM_BYTES = 8 * 2**30
 GRAPH = "models/model.json"
 _SAMPLE_INPUTS = "data/sample_inputs/model.pt"
-# What the writer of an archive adds itself.
+# Records that the archive writer adds itself.
 _ADDED = re.compile(r"byteorder|\.data/.*|\.format/.*")
 _RECORDS = re.compile(
     r"models/model\.json|data/sample_inputs/model\.pt|archive_format|archive_version|byteorder"
@@ -41,10 +41,10 @@ _OPERATORS = re.compile(
     r"|torch\.ops\.higher_order\.(cond|wrap_with_set_grad_enabled|wrap_with_autocast)"
     r"|torch\.(sym_\w+|_sym_\w+)"
     r"|math\.\w+"
-    # Not all of `operator`: its `call` and `attrgetter` would open every door again.
+    # Not the whole `operator` module: with its `call` and `attrgetter`, a graph could run any function.
     r"|_operator\.(add|sub|mul|floordiv|truediv|mod|pow|neg|eq|ne|lt|le|gt|ge|and_|or_|not_|getitem)"
 )
-# What sizes are computed with, as torch writes them.
+# Functions in size expressions, by the names that torch writes.
 _FUNCTIONS = frozenset(
     {
         "Symbol", "Integer", "Rational", "Float", "Add", "Mul", "Pow", "Max", "Min", "Mod", "Abs", "Eq",
@@ -66,12 +66,16 @@ def read_program(path: Path) -> ExportedProgram:
     """Read a program of ATen operators and tensors.
 
     Raises:
-        ModelError: it is missing, damaged, too large, or holds anything that could run code.
+        ModelError: the file is missing, damaged, too large, or contains anything that could run code.
     """
     if not path.is_file():
         raise ModelError(path, "there is no such file", "check the path")
     if path.stat().st_size > MAX_PROGRAM_BYTES:
-        raise ModelError(path, "is larger than a program can be", "give a smaller one")
+        raise ModelError(
+            path,
+            f"is larger than {MAX_PROGRAM_BYTES} bytes, the limit for a program",
+            "use a smaller program",
+        )
     try:
         with TemporaryDirectory(prefix="edgeproof-") as folder, torch_exporter():
             copy = Path(folder) / "checked.pt2"
@@ -81,11 +85,11 @@ def read_program(path: Path) -> ExportedProgram:
         raise
     except pickle.UnpicklingError as error:
         raise ModelError(
-            path, "holds a pickle of more than tensors", "save a plain torch.export program"
+            path, "contains a pickle with more than tensors", "save a plain torch.export program"
         ) from error
-    except Exception as error:  # torch's readers raise whatever their many parts do
+    except Exception as error:  # torch's readers may raise any exception
         raise ModelError(
-            path, f"is no readable .pt2 ({error})", "save it again with torch.export.save"
+            path, f"is not a readable .pt2 file ({error})", "save it again with torch.export.save"
         ) from error
 
 
@@ -108,14 +112,16 @@ def _check_names(path: Path, names: list[str]) -> None:
     for name in names:
         if not _RECORDS.fullmatch(name):
             raise ModelError(
-                path, f"holds {name!r}, neither a tensor nor a graph", "save a plain torch.export program"
+                path,
+                f"contains {name!r}, which is neither a tensor nor a graph",
+                "save a plain torch.export program",
             )
     if GRAPH not in names:
-        raise ModelError(path, "holds no program", "save it with torch.export.save")
+        raise ModelError(path, "contains no program", "save it with torch.export.save")
 
 
 def _pickled(archive: PT2ArchiveReader, names: list[str]) -> Iterator[str]:
-    """The weights and constants that torch would unpickle."""
+    """Names of the weights and constants that torch would unpickle."""
     for name in names:
         if name.endswith("_config.json"):
             folder = name.rpartition("/")[0]
@@ -125,10 +131,10 @@ def _pickled(archive: PT2ArchiveReader, names: list[str]) -> Iterator[str]:
 
 
 def _tensors_alone(content: bytes) -> bytes:
-    """A pickle of the tensors that another one holds.
+    """Pickle the tensors of another pickle again.
 
     Raises:
-        UnpicklingError: it holds more.
+        UnpicklingError: the pickle contains more than tensors.
     """
     stream = io.BytesIO()
     torch.save(torch.load(io.BytesIO(content), weights_only=True), stream)
@@ -136,7 +142,7 @@ def _tensors_alone(content: bytes) -> bytes:
 
 
 def _checked_graph(path: Path, content: bytes) -> bytes:
-    """The graph without its guards, which are Python text that would be run."""
+    """Check a graph, and remove its guards, which are Python text that torch would execute."""
     graph = json.loads(content)
     for place in _dicts(graph):
         if {"target", "inputs", "outputs"} <= place.keys() and not _OPERATORS.fullmatch(
@@ -144,18 +150,24 @@ def _checked_graph(path: Path, content: bytes) -> bytes:
         ):
             raise ModelError(
                 path,
-                f"calls {place['target']!r}, no operator of PyTorch's",
+                f"calls {place['target']!r}, which is not a PyTorch operator",
                 "export the network without it",
             )
         if {"as_operator", "as_custom_obj"} & place.keys():
-            raise ModelError(path, "hands on functions or objects", "export the network without them")
+            raise ModelError(
+                path, "passes functions or objects as arguments", "export the network without them"
+            )
         if "expr_str" in place and not _is_size(str(place["expr_str"])):
-            raise ModelError(path, f"computes a size by {place['expr_str']!r}", "export it again")
+            raise ModelError(
+                path,
+                f"computes a size with {place['expr_str']!r}, which is not plain arithmetic",
+                "save it again with torch.export.save",
+            )
     return json.dumps(graph | {"guards_code": []}).encode()
 
 
 def _dicts(value: Any) -> Iterator[dict[str, Any]]:
-    """All tables in nested JSON."""
+    """All objects in nested JSON."""
     if isinstance(value, dict):
         yield value
     for child in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
@@ -163,7 +175,7 @@ def _dicts(value: Any) -> Iterator[dict[str, Any]]:
 
 
 def _is_size(expression: str) -> bool:
-    """Whether a text is arithmetic on symbols, harmless to evaluate."""
+    """Whether an expression is arithmetic on symbols, which is safe to evaluate."""
     try:
         tree = ast.parse(expression, mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError):

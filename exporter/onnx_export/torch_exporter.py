@@ -1,7 +1,8 @@
-"""Running PyTorch's exporter: alone, because its state is the process's, and without what it tells.
+"""Run PyTorch's exporter in one thread at a time, because its state is global, and without its output.
 
-`torch.export` and `torch.onnx.export` have no switch for their remarks on themselves (torchvision is not
-installed, ...), and print whole graphs on standard error before they raise; the error says what matters.
+`torch.export` and `torch.onnx.export` have no option to turn off their remarks (for example, that
+torchvision is not installed), and print whole graphs to standard error before they raise. The exception is
+enough.
 """
 
 from __future__ import annotations
@@ -21,10 +22,13 @@ _LOGGERS = ("torch", "onnxscript", "onnx_ir")
 
 @contextmanager
 def torch_exporter() -> Iterator[None]:
-    """Run what is inside alone and quietly; what other threads write on standard error is shown."""
+    """Run the exporter inside the context in one thread at a time, without its output to standard error.
+
+    The output of other threads is still shown.
+    """
     with (
         one_at_a_time(),
-        rules_in_use,  # it simplifies too
+        rules_in_use,  # the exporter also applies the simplification rules
         _errors_only(),
         warnings_ignored(),
         redirect_stderr(_OfOtherThreads(sys.stderr)),
@@ -46,7 +50,7 @@ def _errors_only() -> Iterator[None]:
 
 
 class _OfOtherThreads:
-    """A text stream that swallows what the thread that made it writes, and passes on the rest."""
+    """A text stream that discards the output of the thread that created it, and passes on the rest."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream, self._thread = stream, threading.get_ident()

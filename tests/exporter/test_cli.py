@@ -338,7 +338,7 @@ BAD_PROJECTS = {
     ),
     "control flow": (
         lambda p: p.edit("net.py", "        return self.head(x)", CONTROL_FLOW),
-        "decides by the values of a tensor",
+        "branches on the values of a tensor",
     ),
 }
 CONTROL_FLOW = "        if x.sum() > 0:\n            x = x * 2\n        return self.head(x)"

@@ -1,4 +1,4 @@
-"""`.pt2` programs: what is read, and what could run code and is not."""
+"""`.pt2` programs: reading tensors and operators, and refusing everything that could run code."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from exporter.pipeline.quantize_file import quantize_file
 
 @pytest.fixture(scope="module")
 def saved(encoder, tmp_path_factory):
-    """The path of an encoder as a program of open batch and length."""
+    """The path of an encoder as a program with dynamic batch and length."""
     path = tmp_path_factory.mktemp("program") / "encoder.pt2"
     inputs = {name: torch.from_numpy(array) for name, array in encoder.draw(4, 9).inputs.items()}
     open_axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence", max=32)}
@@ -35,7 +35,10 @@ def saved(encoder, tmp_path_factory):
 
 @pytest.fixture
 def altered(saved, tmp_path):
-    """Write the program with some records changed or added: name inside -> function of the old bytes."""
+    """A function that writes the program with changed or added records.
+
+    Its argument maps the name of a record to a function (old bytes) -> new bytes.
+    """
 
     def write(changes):
         path = tmp_path / "altered.pt2"
@@ -61,7 +64,7 @@ def refusal(path):
     return caught.value
 
 
-def test_a_program_becomes_onnx_with_its_own_inputs_and_open_axes(encoder, saved, tmp_path):
+def test_a_program_is_exported_with_its_inputs_and_dynamic_axes(encoder, saved, tmp_path):
     path = tmp_path / "model.onnx"
     export_program(saved, path, 20)
     assert [value.name for value in onnx.load(path).graph.input] == ["input_ids", "attention_mask"]
@@ -83,7 +86,7 @@ def test_an_unchanged_copy_is_read(altered):
 
 
 class Bomb:
-    """Unpickling it makes a file."""
+    """An object whose unpickling creates a file."""
 
     def __init__(self, path):
         self.path = path
@@ -99,7 +102,7 @@ def torch_pickle(value):
 
 
 @pytest.mark.parametrize("record", ["data/constants/opaque_obj_0", "data/constants/custom_obj_0"])
-def test_objects_are_refused_unseen(altered, tmp_path, record):
+def test_objects_are_refused_without_unpickling(altered, tmp_path, record):
     trap = tmp_path / "trap"
     error = refusal(altered({record: lambda _: pickle.dumps(Bomb(trap))}))
     assert record in error.cause
@@ -114,7 +117,7 @@ def test_compiled_libraries_are_refused(altered):
 def test_sample_inputs_are_not_unpickled(altered, tmp_path):
     trap = tmp_path / "trap"
     error = refusal(altered({"data/sample_inputs/model.pt": lambda _: torch_pickle(Bomb(trap))}))
-    assert error.cause == "holds a pickle of more than tensors"
+    assert error.cause == "contains a pickle with more than tensors"
     assert not trap.exists()
 
 
@@ -141,9 +144,9 @@ def test_pickled_weights_are_not_unpickled(altered, tmp_path):
 @pytest.mark.parametrize(
     "target", ["torch.os.system", "_operator.call", "_operator.attrgetter", "os.system"]
 )
-def test_functions_that_are_no_operators_are_refused(altered, target):
+def test_functions_that_are_not_operators_are_refused(altered, target):
     error = refusal(altered(in_graph("torch.ops.aten.embedding.default", target)))
-    assert error.cause == f"calls {target!r}, no operator of PyTorch's"
+    assert error.cause == f"calls {target!r}, which is not a PyTorch operator"
 
 
 @pytest.mark.parametrize(
@@ -158,7 +161,7 @@ def test_functions_that_are_no_operators_are_refused(altered, target):
         "1+",
     ],
 )
-def test_sizes_that_are_no_arithmetic_are_refused(altered, expression):
+def test_sizes_that_are_not_arithmetic_are_refused(altered, expression):
     old = "Symbol('s"
 
     def change(content):
@@ -168,19 +171,20 @@ def test_sizes_that_are_no_arithmetic_are_refused(altered, expression):
         assert old in content.decode()
         return json.dumps(graph).encode()
 
-    assert refusal(altered({"models/model.json": change})).cause == f"computes a size by {expression!r}"
+    cause = refusal(altered({"models/model.json": change})).cause
+    assert cause == f"computes a size with {expression!r}, which is not plain arithmetic"
 
 
-def test_guards_are_thrown_away(altered):
+def test_guards_are_removed(altered):
     program = read_program(altered(in_graph("L['attention_mask'].size()[1] ==", "exec('1') ==")))
     assert program._guards_code == []
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"no archive at all"])
-def test_what_is_no_archive_is_said_to_be_none(tmp_path, content):
+def test_files_that_are_not_archives_are_refused(tmp_path, content):
     path = tmp_path / "model.pt2"
     path.write_bytes(content)
-    assert "is no readable .pt2" in refusal(path).cause
+    assert "is not a readable .pt2 file" in refusal(path).cause
 
 
 def test_a_missing_file(tmp_path):

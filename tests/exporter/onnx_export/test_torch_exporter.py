@@ -1,4 +1,4 @@
-"""PyTorch's exporter is silenced, and nobody else."""
+"""Only PyTorch's exporter is silenced, not other threads and loggers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from exporter.onnx_export.torch_exporter import torch_exporter
 NAMES = ("torch", "onnxscript", "onnx_ir")
 
 
-def test_other_threads_are_heard(capsys):
+def test_output_of_other_threads_is_shown(capsys):
     def speak():
         sys.stderr.write("of another thread\n")
 
@@ -27,7 +27,7 @@ def test_other_threads_are_heard(capsys):
     assert capsys.readouterr().err == "of another thread\nafterwards\n"
 
 
-def test_other_loggers_are_heard(caplog):
+def test_messages_of_other_loggers_are_shown(caplog):
     levels = [logging.getLogger(name).level for name in NAMES]
     with torch_exporter():
         for name in (*NAMES, "somebody"):

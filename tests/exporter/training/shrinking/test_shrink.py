@@ -447,8 +447,8 @@ def test_control_flow_that_hangs_on_values_is_named_with_what_still_works(shapes
 
     with pytest.raises(ExportError) as caught:
         shrink(Network(shapes.build(Dynamic)), settings(), data, context())
-    assert caught.value.cause == "decides by the values of a tensor"
-    assert "all stages but shrink, qat and export work" in caught.value.fix
+    assert caught.value.cause == "branches on the values of a tensor"
+    assert "all stages except shrink, qat and export work" in caught.value.fix
 
 
 def test_a_shrunk_network_comes_back_from_its_folder(run, shapes, data, tmp_path):

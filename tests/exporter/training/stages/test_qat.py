@@ -494,8 +494,8 @@ def test_a_computed_weight_cannot_be_traced(splits, context):
 def test_a_decision_by_values_leaves_the_other_stages(splits, context):
     with pytest.raises(ExportError) as caught:
         qat(Network(made(Branch)), settings(), splits, context("qat"))
-    assert caught.value.cause == "decides by the values of a tensor"
-    assert "all stages but shrink, qat and export work" in caught.value.fix
+    assert caught.value.cause == "branches on the values of a tensor"
+    assert "all stages except shrink, qat and export work" in caught.value.fix
 
 
 class Odd(nn.Module):
