@@ -1,1 +1,1 @@
-"""The stages in PyTorch and what they are made of."""
+"""The PyTorch stages of a recipe, and the training, pruning, distillation and QAT code that they use."""

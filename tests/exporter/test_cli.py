@@ -314,7 +314,7 @@ BAD_PROJECTS = {
     ),
     "data do not fit": (
         lambda p: p.edit("net.py", "nn.Conv2d(1,", "nn.Conv2d(3,"),
-        "model: the network does not take the data",
+        "model: the network does not run on inputs of shapes",
     ),
     "teacher missing": (
         lambda p: p.edit(
@@ -330,7 +330,7 @@ BAD_PROJECTS = {
         lambda p: p.edit(
             "recipe.toml", "epochs = 2", 'epochs = 2\nfreeze = ["stem", "norm", "body", "head"]'
         ),
-        "finetune.freeze: epoch 0 has nothing to learn",
+        "finetune.freeze: all weights are frozen in epoch 0",
     ),
     "unknown node": (
         lambda p: p.edit("recipe.toml", "samples = 16", 'samples = 16\nexclude = ["neck"]'),

@@ -1,1 +1,1 @@
-"""Learning from other networks: what teachers are, what is taken from them, and how it is weighed."""
+"""Knowledge distillation: teachers, feature transfer, and the losses between teachers and student."""

@@ -1,4 +1,4 @@
-"""Transfer of what lies inside a teacher: features through a learned projection, or where it looks."""
+"""Transfer of a teacher's inner features: by a learned projection, or by attention maps."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from exporter.training.loop import check_modules
 
 
 class Transfer(nn.Module):
-    """weight * distance between the newest outputs of one module of the student and one of the teacher.
+    """weight * distance between the latest outputs of a module of the student and one of the teacher.
 
-    kind "hint": the mean squared difference of the features, the student's by way of a linear layer over
-    channels that learns along (Romero et al., "FitNets", 2015, equation 3).
-    kind "attention": the squared distance of the maps of sum over channels |feature|^2, each of length one
-    (Zagoruyko & Komodakis, "Paying More Attention to Attention", 2017, equation 2 with p = 2), the mean
-    over samples.
+    kind "hint": the mean squared difference of the features; a linear layer over the channels, which is
+    trained too, first projects the student's features (Romero et al., "FitNets", 2015, equation 3).
+    kind "attention": the squared distance between the attention maps, mean over samples. An attention map
+    is the sum over channels of |feature|^2, scaled to length one (Zagoruyko & Komodakis, "Paying More
+    Attention to Attention", 2017, equation 2 with p = 2).
 
-    Features are [N, C, H, W], tokens [N, T, C], or vectors [N, C], which have no attention; pictures of two
-    sizes are averaged down to the smaller.
+    Features are pictures [N, C, H, W], tokens [N, T, C], or vectors [N, C]; vectors have no attention map.
+    Pictures of different sizes are averaged down to the smaller size.
     """
 
     def __init__(self, config: TransferConfig, student: Tensor, teacher: Tensor, place: str) -> None:
@@ -38,14 +38,18 @@ class Transfer(nn.Module):
         if student.ndim != teacher.ndim or student.ndim not in {2, 3, 4} or tokens:
             raise StageError(place, f"features of shapes {shapes} cannot be compared", "name other modules")
         if config.kind == "attention" and student.ndim == 2:
-            raise StageError(place, "vectors have no attention", 'use kind = "hint"')
+            raise StageError(
+                place,
+                f"attention maps need pictures or tokens, not vectors of shapes {shapes}",
+                'use kind = "hint"',
+            )
         axis = _channel_axis(student)
         self.projection: nn.Module = nn.Identity()
         if config.kind == "hint":
             self.projection = nn.Linear(student.shape[axis], teacher.shape[axis])
 
     def forward(self) -> Tensor:
-        """The distance of the two newest features."""
+        """The weighted distance between the two latest features."""
         assert self.student is not None
         assert self.teacher is not None
         ours, theirs = _same_size(self.student.float(), self.teacher.float())
@@ -57,11 +61,11 @@ class Transfer(nn.Module):
         return self.config.weight * difference.pow(2).sum(dim=1).mean()
 
     def keep_student(self, _module: nn.Module, _inputs: object, output: Tensor) -> None:
-        """Forward hook of the student's module."""
+        """Store the output of the student's module, as its forward hook."""
         self.student = output
 
     def keep_teacher(self, _module: nn.Module, _inputs: object, output: Tensor) -> None:
-        """Forward hook of the teacher's module."""
+        """Store the output of the teacher's module, as its forward hook."""
         self.teacher = output
 
 
@@ -73,17 +77,17 @@ def transfers(
     inputs: Mapping[str, Tensor],
     place: str,
 ) -> Iterator[list[Transfer]]:
-    """Transfers that listen to two networks, as long as the context lasts.
+    """Create transfers, with hooks on both networks while the context is open.
 
     Args:
-        configs: which modules, and how.
-        student: learns.
-        teacher: does not.
-        inputs: a small batch, to find the shapes.
-        place: what to name in errors.
+        configs: the modules to compare, and the kind and weight of each transfer.
+        student: the network to train.
+        teacher: the network that the student learns from.
+        inputs: a small batch, to find the shapes of the features.
+        place: the place that errors name.
 
     Raises:
-        StageError: there is no such module, or its outputs cannot be compared.
+        StageError: a module does not exist, or the outputs cannot be compared.
     """
     made, hooks = [], []
     try:
@@ -105,7 +109,7 @@ def transfers(
 
 
 def _output(network: nn.Module, name: str, inputs: Mapping[str, Tensor], place: str) -> Tensor:
-    """What a module inside a network gives for a batch."""
+    """The output of a module inside a network for a batch."""
     seen: list[object] = []
     hook = network.get_submodule(name).register_forward_hook(lambda _m, _i, output: seen.append(output))
     modes = {child: child.training for child in network.modules()}
@@ -118,7 +122,9 @@ def _output(network: nn.Module, name: str, inputs: Mapping[str, Tensor], place: 
             child.training = training
     newest = seen[-1] if seen else None
     if not isinstance(newest, Tensor):
-        raise StageError(place, f"module {name!r} gives no tensor", "name one whose output is a tensor")
+        raise StageError(
+            place, f"module {name!r} does not return a tensor", "name a module whose output is a tensor"
+        )
     return newest
 
 
@@ -134,5 +140,5 @@ def _same_size(ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _attention(feature: Tensor) -> Tensor:
-    """[N, places], of length one."""
+    """Attention maps [N, positions], each of length one."""
     return functional.normalize(feature.pow(2).sum(dim=_channel_axis(feature)).flatten(1), dim=1)

@@ -1,4 +1,4 @@
-"""Losses between the outputs of a student and those of its teachers."""
+"""Losses between the outputs of a student and the outputs of its teachers."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from exporter.training.distillation.features import Transfer
 class Distillation(nn.Module):
     """hard_weight * CE(student, labels) + (1 - hard_weight) * soft + the sum of all transfers.
 
-    `soft` is `hinton` or `decoupled`. Samples without a label count in `soft` and in transfers alone.
+    `soft` is `hinton` or `decoupled`. Samples without a label count only in `soft` and in the transfers.
 
     Args:
-        teachers: at least one; the soft targets are the mean of what they say.
-        config: of the stage.
-        transfers: of features; those of the first teacher.
+        teachers: at least one teacher; the soft targets are the mean of their predictions.
+        config: configuration of the stage.
+        transfers: feature transfers from the first teacher.
     """
 
     def __init__(
@@ -67,9 +67,9 @@ class Distillation(nn.Module):
 
 
 def soft_targets(given: Sequence[Tensor], temperature: float) -> Tensor:
-    """Log-probabilities [N, classes] of one teacher, or of the mean of several.
+    """Log-probabilities [N, classes] at a temperature, of one teacher or of the mean of several.
 
-    The mean is that of probabilities at the temperature (Hinton, Vinyals & Dean, 2015, section 1).
+    The mean is over probabilities at this temperature (Hinton, Vinyals & Dean, 2015, section 1).
     """
     logs = [functional.log_softmax(outputs / temperature, dim=1) for outputs in given]
     if len(logs) == 1:
@@ -78,14 +78,14 @@ def soft_targets(given: Sequence[Tensor], temperature: float) -> Tensor:
 
 
 def hinton(outputs: Tensor, targets: Tensor, temperature: float) -> Tensor:
-    """T^2 * KL(targets || student at T), the mean over samples.
+    """T^2 * KL(targets || student at T), mean over samples.
 
-    Hinton, Vinyals & Dean, "Distilling the Knowledge in a Neural Network" (2015). The gradients of the
-    softened term shrink with 1 / T^2; the factor keeps its balance with the labels' the same at every
+    Hinton, Vinyals & Dean, "Distilling the Knowledge in a Neural Network" (2015). The gradients of this
+    term shrink with 1 / T^2; the factor T^2 keeps its weight relative to the label loss the same at every
     temperature (section 2).
 
     Args:
-        outputs: of the student, [N, classes].
+        outputs: outputs of the student, [N, classes].
         targets: log-probabilities at T, [N, classes].
         temperature: T.
     """
@@ -102,16 +102,17 @@ def decoupled(
     target_weight: float,
     other_weight: float,
 ) -> Tensor:
-    """T^2 * (target_weight * TCKD + other_weight * NCKD), the mean over samples.
+    """T^2 * (target_weight * TCKD + other_weight * NCKD), mean over samples.
 
     Zhao et al., "Decoupled Knowledge Distillation" (2022), equation 7. TCKD compares the probability of the
-    labelled class against all others; NCKD compares the others among themselves, which `hinton` scales
-    down by how sure the teacher is. With weights 1 and (1 - the teacher's probability) the sum is `hinton`.
+    labelled class with that of all other classes together. NCKD compares the other classes with each other;
+    `hinton` scales this part down when the teacher is confident. With the weights 1 and (1 - the teacher's
+    probability of the labelled class) the sum is `hinton`.
 
     Args:
-        outputs: of the student, [N, classes]; at least three classes, or NCKD is zero.
+        outputs: outputs of the student, [N, classes]; NCKD is zero for fewer than three classes.
         targets: log-probabilities at T, [N, classes].
-        labels: int64 [N].
+        labels: class indices, int64 [N].
         temperature: T.
         target_weight: alpha.
         other_weight: beta.
@@ -122,7 +123,7 @@ def decoupled(
     rests = []
     for logs in (student, targets):
         own = logs.gather(1, rows)
-        # The log of what is left is taken over the others: 1 - p has no digits left where p is almost 1.
+        # Sum the other classes instead of computing 1 - p, which loses all digits if p is close to 1.
         others = logs.scatter(1, rows, -torch.inf)
         rest = torch.logsumexp(others, dim=1, keepdim=True)
         pairs.append(torch.cat([own, rest], dim=1))
@@ -134,7 +135,7 @@ def decoupled(
 
 
 def labelled_cross_entropy(outputs: Tensor, labels: Tensor) -> Tensor:
-    """Cross entropy over the samples that have a label; zero where none has."""
+    """Cross entropy over the samples that have a label; zero if no sample has one."""
     if labels.is_floating_point():
         return functional.cross_entropy(outputs, labels)
     count = (labels != UNLABELLED).sum()

@@ -1,4 +1,4 @@
-"""Teachers that ONNX Runtime runs: an .onnx file, or a network in PyTorch by way of its graph."""
+"""Teachers that run in ONNX Runtime: an .onnx file, or an exported PyTorch network."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ _CHECK_SAMPLES = 32
 
 
 class OnnxTeacher(nn.Module):
-    """Wraps a model so that `exporter.networks.network.call` can run it; its inputs are those of the data.
+    """An ONNX model as a module that `exporter.networks.network.call` can run on the data.
 
     Args:
-        path: of the model. What an export put before and after its network is left out; of several outputs
-            the first is taken.
-        sample: of the data, for names, types and shapes.
-        place: what to name in errors.
+        path: path of the model. Preprocessing and postprocessing that an export added around the network
+            are removed. If the model has several outputs, the first is used.
+        sample: a sample of the data, for names, types and shapes of the inputs.
+        place: the place that errors name.
 
     Raises:
-        ModelError: ONNX Runtime cannot load it.
-        StageError: it takes other inputs than the data have.
+        ModelError: ONNX Runtime cannot load the model.
+        StageError: the inputs of the model differ from the inputs in the data.
     """
 
     def __init__(self, path: Path, sample: Split, place: str) -> None:
@@ -43,12 +43,12 @@ class OnnxTeacher(nn.Module):
         model = network_alone(read_model(path))
         try:
             self._session = open_model(model, session_options(torch.get_num_threads()))
-        except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
+        except Exception as error:  # ONNX Runtime's exceptions have no common base class
             raise model_error(path, error) from error
         self._signature = signature_of(self._session)
         wanted = [spec.name for spec in self._signature.inputs]
         names = list(sample.inputs)
-        # Names are free where there is no doubt which input is meant.
+        # With the same number of inputs, the names may differ: the order then decides.
         self._names = names if set(names) == set(wanted) or len(names) != len(wanted) else wanted
         feeds = dict(zip(self._names, sample.inputs.values(), strict=True))
         try:
@@ -56,14 +56,14 @@ class OnnxTeacher(nn.Module):
         except DataError as error:
             raise StageError(
                 place,
-                f"the teacher does not take the student's data: {error.cause} where {error.fix}",
-                "choose a teacher of the same input size",
+                f"the teacher does not accept the student's data: {error.cause} ({error.fix})",
+                "choose a teacher with the same inputs",
             ) from error
         first = self._signature.inputs[0].shape[0]
         self._batch = first if isinstance(first, int) else None
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """The first output for inputs in the order of the data, on the device of the first."""
+        """The first output, for inputs in the order of the data, on the device of the first input."""
         arrays = [np.ascontiguousarray(tensor.detach().cpu().numpy()) for tensor in inputs]
         count = len(arrays[0])
         size = self._batch or count
@@ -77,17 +77,19 @@ class OnnxTeacher(nn.Module):
 
 
 def as_graph(teacher: nn.Module, split: Split, config: ExportConfig, place: str) -> nn.Module:
-    """The same teacher on ONNX Runtime, for a training on the CPU; itself, if it cannot be exported.
+    """The same teacher in ONNX Runtime, for training on the CPU.
 
-    A teacher is only ever asked, and of a training by distillation that is a third to a half: with norms
-    folded and operators fused the answer comes sooner (EfficientNet-Lite0 at 128 px, 32 pictures, two
-    threads of x86 with AVX2: in 0.26 of the time, by tests/perf/teacher.py).
+    Returns the teacher itself if it cannot be exported, or if the exported model computes other outputs.
+
+    The teacher only needs a forward pass, which takes a third to a half of the time of a distillation. With
+    folded norms and fused operators it is faster (EfficientNet-Lite0 at 128 px, 32 pictures, two threads of
+    x86 with AVX2: 0.26 of the time, measured by tests/perf/teacher.py).
 
     Args:
-        teacher: in evaluation mode.
-        split: of the data, at least two samples; both forms must say the same to the first few.
-        config: how the recipe exports; the teacher takes what networks take, whatever a device feeds.
-        place: what to name in errors.
+        teacher: the network in evaluation mode.
+        split: a split of the data with at least two samples; the first few check that both forms agree.
+        config: export settings of the recipe; preprocessing and postprocessing are not exported.
+        place: the place that errors name.
     """
     sample = split.first(_CHECK_SAMPLES)
     with tempfile.TemporaryDirectory(prefix="edgeproof-") as folder:

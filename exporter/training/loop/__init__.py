@@ -1,4 +1,4 @@
-"""Fitting weights: one loop for all stages that train. What differs between them is loss and hooks."""
+"""The training loop. All stages that train use it, with their own loss and hooks."""
 
 from __future__ import annotations
 

@@ -14,8 +14,8 @@ class Average:
 
         average <- decay_t * average + (1 - decay_t) * state,  decay_t = min(decay, (1 + t) / (10 + t))
 
-    The rising decay lets short trainings forget their start (as TensorFlow's
-    `ExponentialMovingAverage` with `num_updates`). Integers, such as counters, are copied.
+    The decay rises over time, so the start has little weight even in short trainings (like TensorFlow's
+    `ExponentialMovingAverage` with `num_updates`). Integer tensors, for example counters, are copied.
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
@@ -23,7 +23,7 @@ class Average:
         self.tensors = {name: value.detach().clone() for name, value in module.state_dict().items()}
 
     def update(self, step: int) -> None:
-        """Take in the network after step `step`, counted from 0."""
+        """Add the network's state after step `step`, counted from 0, to the average."""
         decay = min(self._decay, (1 + step) / (10 + step))
         with torch.no_grad():
             for name, value in self._module.state_dict().items():
@@ -34,7 +34,7 @@ class Average:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """The network has the averaged weights inside, and its own again afterwards."""
+        """Give the network the averaged weights while the context is open; restore its own afterwards."""
         own: dict[str, Tensor] = {n: v.detach().clone() for n, v in self._module.state_dict().items()}
         self._module.load_state_dict(self.tensors)
         try:

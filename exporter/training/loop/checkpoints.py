@@ -1,7 +1,8 @@
-"""Keeping a training while it runs, so that a killed one goes on instead of starting over.
+"""Checkpoints of a running training, so a killed training continues instead of starting over.
 
-A checkpoint is one safetensors file; what is not a tensor is JSON in its header. Nothing is pickled.
-One process goes on with the very numbers that it would have had; several draw new augmentation.
+A checkpoint is one safetensors file; values that are not tensors are JSON in its header. Nothing is
+pickled. A training with one process continues with exactly the same random numbers. With several processes,
+the augmentation draws new random numbers.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ INTERVAL_S = 60.0
 
 
 class Values(FrozenModel):
-    """What a checkpoint holds beside tensors; who writes it says what that is."""
+    """The values of a checkpoint that are not tensors; each writer defines its own subclass."""
 
     format: Literal[1] = FORMAT
 
@@ -42,12 +43,13 @@ class Saved(Generic[AnyValues]):
 
 
 class Checkpoints:
-    """Checkpoints of the trainings of one stage, a file each.
+    """Checkpoints of the trainings of one stage, one file for each training.
 
     Args:
-        folder: where they lie; made when the first is written.
-        interval_s: least time between two of a training. Writing takes a moment, losing a minute is cheap.
-        clock: seconds.
+        folder: folder of the files; the first write creates it.
+        interval_s: least time between two checkpoints of a training. Writing takes time, and repeating a
+            minute of training is cheap.
+        clock: returns the time in seconds.
     """
 
     def __init__(
@@ -57,11 +59,11 @@ class Checkpoints:
         self._last = clock()
 
     def due(self) -> bool:
-        """Whether it is time for the next one."""
+        """Whether the interval since the last checkpoint is over."""
         return self._clock() - self._last >= self._interval_s
 
     def write(self, name: str, saved: Saved[AnyValues]) -> None:
-        """Replace the checkpoint of a training; a kill leaves the old one or the new one."""
+        """Replace the checkpoint of a training atomically: a kill leaves the old or the new file."""
         from safetensors.torch import save
 
         header = {"edgeproof": json.dumps(saved.values.model_dump(mode="json"), allow_nan=False)}
@@ -70,7 +72,10 @@ class Checkpoints:
         self._last = self._clock()
 
     def read(self, name: str, kind: type[AnyValues]) -> Saved[AnyValues] | None:
-        """The checkpoint of a training, if there is a whole one of this format with values of a kind."""
+        """The checkpoint of a training, or None.
+
+        None means that the file is missing, damaged, of another format, or has values of another kind.
+        """
         from safetensors import SafetensorError, safe_open
 
         try:
@@ -81,7 +86,7 @@ class Checkpoints:
             return None
 
     def rescue(self, name: str, state: Mapping[str, Tensor]) -> Path:
-        """Keep weights of a training that went wrong, as a checkpoint that a recipe can name."""
+        """Save weights of a failed training as a checkpoint that a recipe can load."""
         from safetensors.torch import save
 
         path = self._path(f"{name}.last-good")
@@ -93,5 +98,5 @@ class Checkpoints:
 
 
 def _alone(tensor: Tensor) -> Tensor:
-    """A copy with memory of its own: safetensors refuses tensors that share theirs, as tied weights do."""
+    """A copy with separate memory: safetensors rejects tensors that share memory, as tied weights do."""
     return tensor.detach().cpu().contiguous().clone()

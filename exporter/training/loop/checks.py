@@ -1,4 +1,4 @@
-"""What must be true of network and data before anything is trained."""
+"""Checks of the network and the data before training."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from exporter.errors import StageError
 from exporter.networks.network import predict
 from exporter.sources.splits import UNLABELLED, Split, Splits, stratified_indices
 
-# A class with so many samples or fewer, or with so small a share of the largest class, gets a line.
+# A class gets a warning with at most FEW_SAMPLES samples, or less than SMALL_SHARE of the largest class.
 FEW_SAMPLES = 5
 SMALL_SHARE = 0.1
 
 
 def check_modules(module: nn.Module, names: tuple[str, ...], place: str) -> None:
-    """Make sure that a network has the modules that a recipe names.
+    """Check that a network has the modules that a recipe names.
 
     Raises:
-        StageError: with the first that it lacks, and some that it has.
+        StageError: a module does not exist; the message lists some modules that exist.
     """
     known = [name for name, _ in module.named_modules() if name]
     for name in names:
@@ -29,16 +29,26 @@ def check_modules(module: nn.Module, names: tuple[str, ...], place: str) -> None
 
 
 def hold_out(split: Split, share: float, seed: int, place: str) -> tuple[Split, Split]:
-    """Cut a stratified validation share from training data; samples without a label stay in training.
+    """Split training data into training and validation samples, stratified by class.
+
+    Samples without a label stay in the training part.
+
+    Args:
+        split: the training data.
+        share: fraction of the labelled samples for validation.
+        seed: seed of the random choice.
+        place: the place that errors name.
 
     Raises:
-        StageError: the data are too few to leave samples on both sides.
+        StageError: there are too few samples for both parts.
     """
     labelled = np.flatnonzero(split.labels != UNLABELLED)
     size = max(1, round(len(labelled) * share))
     if len(labelled) - size < 1:
         raise StageError(
-            place, f"{len(labelled)} training samples cannot spare a validation share", "give more data"
+            place,
+            f"{len(labelled)} labelled training samples are too few to hold out {size} for validation",
+            "provide more data, or lower validation",
         )
     sizes = {"validation": size, "training": len(labelled) - size}
     drawn = stratified_indices(split.labels[labelled], sizes, seed, place)
@@ -48,10 +58,11 @@ def hold_out(split: Split, share: float, seed: int, place: str) -> tuple[Split, 
 
 
 def check_classes(module: nn.Module, data: Splits, place: str) -> int:
-    """The number of classes that a network tells apart.
+    """The number of classes in a network's output.
 
     Raises:
-        StageError: its output is no [N, classes], or a label lies beyond.
+        StageError: the network does not run on the data, its output does not have the shape [N, classes],
+            or a label is out of range.
     """
     probe = data.train.first(2)
     try:
@@ -59,11 +70,15 @@ def check_classes(module: nn.Module, data: Splits, place: str) -> int:
     except Exception as error:  # a network may raise anything when fed the wrong shape
         shapes = {name: list(array.shape[1:]) for name, array in probe.inputs.items()}
         raise StageError(
-            place, f"the network does not take the data {shapes} ({error})", "make model and data fit"
+            place,
+            f"the network does not run on inputs of shapes {shapes} ({error})",
+            "change the model or the data so that the shapes match",
         ) from error
     if outputs.ndim != 2:
         raise StageError(
-            place, f"the network gives {list(outputs.shape)}", "return class scores of shape [N, classes]"
+            place,
+            f"the network's output has shape {list(outputs.shape)}",
+            "return class scores of shape [N, classes]",
         )
     classes = int(outputs.shape[1])
     for name, split in (("train", data.train), ("evaluation", data.evaluation)):
@@ -77,22 +92,22 @@ def check_classes(module: nn.Module, data: Splits, place: str) -> int:
 
 
 def class_notes(labels: Array, classes: int, validation: float, *, weighted: bool = False) -> list[str]:
-    """What a person should know of training data before trusting what is learnt from them.
+    """Warnings about training data from which a network cannot learn well.
 
     Args:
-        labels: of all training samples, [N].
-        classes: that the network tells apart.
-        validation: share of the samples that will choose the best epoch.
-        weighted: whether rare classes count as much as frequent ones already.
+        labels: labels of all training samples, [N].
+        classes: number of classes of the network.
+        validation: fraction of the samples that choose the best epoch.
+        weighted: whether class weights already balance rare and frequent classes.
 
     Returns:
-        Lines: classes without samples, with few, with far fewer than the largest; a validation share of
-        fewer samples than classes.
+        One line each for classes without samples, for classes with few samples or far fewer than the
+        largest class, and for a validation part with fewer samples than classes.
     """
     counts = np.bincount(labels, minlength=classes)
     notes = []
     if len(empty := np.flatnonzero(counts == 0)):
-        notes.append(f"{_classes(empty)} no training sample: nothing can be learnt of that")
+        notes.append(f"{_classes(empty)} no training samples: add some, or lower the number of classes")
     largest = int(counts.max())
     small = np.flatnonzero((counts > 0) & ((counts <= FEW_SAMPLES) | (counts < SMALL_SHARE * largest)))
     if len(small):
@@ -100,13 +115,13 @@ def class_notes(labels: Array, classes: int, validation: float, *, weighted: boo
         advice = ', or set class_weights = "balanced"' if uneven and not weighted else ""
         notes.append(
             f"{_classes(small)} few training samples ({_span(counts[small])}, the largest class has "
-            f"{largest}): give more{advice}"
+            f"{largest}): add more{advice}"
         )
     held_out = max(1, round(len(labels) * validation))
     if held_out < classes:
         notes.append(
-            f"{held_out} validation samples for {classes} classes say little of which epoch is best: "
-            "raise validation or give more data"
+            f"{held_out} validation samples for {classes} classes are too few to choose the best epoch: "
+            "raise validation or add data"
         )
     return notes
 

@@ -1,9 +1,10 @@
-"""Where the training loop runs: on this CPU, or through Lightning Fabric on whatever the recipe names.
+"""The hardware of the training loop: this CPU, or the hardware that the recipe names, by Lightning Fabric.
 
-Fabric and not Accelerate: devices, machines and precision are arguments of an object, so that two builds
-in one process may differ, where Accelerate keeps one state for the whole process; and no client of a model
-hub comes with it. It is an extra, imported only where it does something: one process on one CPU at 32 bit
-is what plain PyTorch is, and Fabric would add a second to every build there.
+Fabric is used instead of Accelerate for two reasons. Its devices, machines and precision are arguments of
+an object, so two builds in one process can use different ones, but Accelerate keeps one state for the whole
+process. Fabric also installs no client of a model hub. Fabric is an extra, and is imported only if it is
+needed: plain PyTorch is enough for one process on one CPU at 32 bit, and Fabric would add one second to
+every such build.
 """
 
 from __future__ import annotations
@@ -20,11 +21,14 @@ if TYPE_CHECKING:
 
 
 class Engine(Protocol):
-    """What the loop asks of the hardware. All processes of a training call the same methods in step."""
+    """Interface between the loop and the hardware.
+
+    All processes of a training call the same methods in the same order.
+    """
 
     @property
     def device(self) -> torch.device:
-        """Where this process keeps the network."""
+        """The device on which this process runs the network."""
 
     @property
     def world(self) -> int:
@@ -35,10 +39,10 @@ class Engine(Protocol):
         """The number of this process, from 0."""
 
     def autocast(self) -> AbstractContextManager[object]:
-        """The precision of forward and loss."""
+        """A context that sets the precision of the forward pass and the loss."""
 
     def backward(self, value: Tensor) -> None:
-        """Gradients of a loss."""
+        """Compute the gradients of a loss."""
 
     def average(self, tensors: Iterable[Tensor]) -> None:
         """Replace tensors by their means over all processes."""
@@ -55,26 +59,26 @@ class OneCpu:
     rank = 0
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Nothing."""
+        """A context that changes nothing."""
         return nullcontext()
 
     def backward(self, value: Tensor) -> None:
-        """PyTorch's own."""
+        """Compute gradients with PyTorch."""
         value.backward()  # type: ignore[no-untyped-call]
 
     def average(self, tensors: Iterable[Tensor]) -> None:
-        """The mean of one is itself."""
+        """Do nothing: the mean over one process is the tensor itself."""
 
     def spread(self, tensors: Iterable[Tensor]) -> None:
-        """There is none but process 0."""
+        """Do nothing: process 0 is the only process."""
 
 
 class FabricEngine:
-    """Any hardware that Lightning Fabric knows.
+    """Any hardware that Lightning Fabric supports.
 
-    Gradients are averaged as one flat tensor after the backward pass, not by DDP during it: DDP cannot
-    follow when other parameters learn from one epoch to the next, and the networks that this tool is for
-    weigh some megabytes, which a link between GPUs carries in about a millisecond.
+    Gradients are averaged as one flat tensor after the backward pass, not by DDP during it. DDP does not
+    support that the set of trained parameters changes between epochs. The networks of this tool have a few
+    megabytes, and a link between GPUs transfers them in about a millisecond.
     """
 
     def __init__(self, fabric: Fabric) -> None:
@@ -84,16 +88,16 @@ class FabricEngine:
         self.rank = fabric.global_rank
 
     def autocast(self) -> AbstractContextManager[object]:
-        """bf16 where the recipe says so."""
+        """A context with bf16 precision if the recipe sets it."""
         context: AbstractContextManager[object] = self._fabric.autocast()
         return context
 
     def backward(self, value: Tensor) -> None:
-        """By way of the precision that autocast chose."""
+        """Compute gradients with the precision that `autocast` set."""
         self._fabric.backward(value)
 
     def average(self, tensors: Iterable[Tensor]) -> None:
-        """One exchange for all."""
+        """Replace tensors by their means, with one exchange for all tensors."""
         tensors = list(tensors)
         if self.world == 1 or not tensors:
             return
@@ -101,7 +105,7 @@ class FabricEngine:
         _put(self._fabric.all_reduce(flat, reduce_op="mean"), tensors)
 
     def spread(self, tensors: Iterable[Tensor]) -> None:
-        """One exchange for each; rarely called."""
+        """Replace tensors by those of process 0, with one exchange for each; this is called rarely."""
         if self.world > 1:
             for tensor in tensors:
                 torch.distributed.broadcast(tensor.detach(), src=0)

@@ -32,8 +32,8 @@ from exporter.training.loop.rates import parameter_groups, schedule
 if TYPE_CHECKING:
     from exporter.sources.splits import Augment
 
-# (inputs of the batch, outputs of the network, labels) -> mean loss. Labels are int64 [N], or under mixup
-# float [N, classes]. A loss that is a module moves to the device, and its parameters learn too.
+# (inputs of the batch, outputs of the network, labels) -> mean loss. Labels are int64 [N], or float
+# [N, classes] with mixup. A loss that is a module is moved to the device, and its parameters are trained.
 Loss = Callable[[Mapping[str, Tensor], Tensor, Tensor], Tensor]
 
 
@@ -50,27 +50,27 @@ def fit(
     checkpoints: Checkpoints | None = None,
     engine: Engine = ONE_CPU,
 ) -> Trained:
-    """Train a network in place and leave it, on the CPU, with the weights of its best epoch.
+    """Train a network in place. Afterwards it is on the CPU and has the weights of its best epoch.
 
-    AdamW; `loop.rates` says how the learning rate runs, `loop.freezing` what
-    learns when. The best epoch is the one of highest accuracy on a stratified share cut from the training
-    data, among those that all hooks call settled; of equals, the latest.
+    The optimizer is AdamW. `loop.rates` defines the learning rate, and `loop.freezing` the trained
+    parameters of each epoch. The best epoch has the highest accuracy on validation samples held out from
+    the training data, among the epochs for which all hooks return `settled`; of equal epochs, the latest.
 
     Args:
-        network: its masks are applied after every step.
-        data: `train` is used, and `augment`.
-        config: all that a person may choose.
-        loss: what differs between stages.
-        seed: of everything random; with `name`, so that two trainings of one build differ.
-        name: of the training, for messages and checkpoints.
-        progress: told of every step.
-        hooks: called between steps, in their order.
-        checkpoints: where to keep the training from time to time, and to find one that was killed.
+        network: the network to train; its masks are applied after every step.
+        data: data with `train` and `augment`; the other splits are not used.
+        config: training settings of the recipe.
+        loss: loss function of the stage.
+        seed: seed of all random numbers, combined with `name`, so that two trainings of a build differ.
+        name: name of the training, for messages and checkpoints.
+        progress: receives an update for every step.
+        hooks: hooks to call between steps, in this order.
+        checkpoints: stores the training at intervals, and returns one that was killed; None stores nothing.
         engine: the hardware.
 
     Raises:
-        StageError: the loss or a weight is not a number, there is too little data to hold some out, a
-            frozen module does not exist, nothing is left to learn, or a batch is too small for a norm.
+        StageError: the loss or a weight is not a number, there are too few samples to hold some out, a
+            frozen module does not exist, all parameters are frozen, or a batch is too small for a norm.
     """
     check_modules(network.module, config.freeze, f"{name}.freeze")
     training, validation = hold_out(data.train, config.validation, seed, name)
@@ -91,7 +91,7 @@ def fit(
         run.begin(seed)
         if checkpoints is not None and (saved := checkpoints.read(name, _Values)) is not None:
             run.restore(saved)
-            progress.say(f"{name}: goes on from step {run.step} of {run.steps}")
+            progress.say(f"{name}: continues at step {run.step} of {run.steps}")
         with progress.task(name, run.steps) as task:
             task.advance(run.step)
             run.train(task)
@@ -99,7 +99,7 @@ def fit(
 
 
 class _Values(Values):
-    """What a training holds between two steps beside tensors; `mixing` is the state of a generator."""
+    """State of a training that is not a tensor; `mixing` is the state of the mixup generator."""
 
     step: int
     losses: tuple[float, ...]
@@ -112,7 +112,7 @@ class _Values(Values):
 
 @dataclass(kw_only=True)
 class _Run:
-    """One training. What changes from step to step is what `saved` and `restore` list."""
+    """One training. `saved` and `restore` list all its state that changes between steps."""
 
     network: Network
     config: Training
@@ -125,7 +125,7 @@ class _Run:
     augment: Augment | None
     generator: torch.Generator
     checkpoints: Checkpoints | None
-    learning: int | None = None  # the epoch that frozen and learning parts were last set for
+    learning: int | None = None  # the epoch for which the trained parameters were last set
     step: int = 0
     order: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     losses: list[float] = field(default_factory=list)
@@ -137,21 +137,21 @@ class _Run:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole batches; what is left over waits for an epoch with another order."""
+        """Number of whole batches; an epoch skips leftover samples, and each epoch skips other ones."""
         return self.training.count // self.config.batch_size or 1
 
     @property
     def steps(self) -> int:
-        """Of the whole training."""
+        """Number of steps of the whole training."""
         return self.steps_per_epoch * self.config.epochs
 
     def begin(self, seed: int) -> None:
-        """Everything onto its device; optimizer, average and hooks made."""
+        """Move everything to its device; create the optimizer, the average and the random generators."""
         if self.training.count < self.engine.world:
             raise StageError(
                 self.name,
-                f"{self.engine.world} processes cannot share {self.training.count} training samples",
-                "lower train.devices or give more data",
+                f"{self.training.count} training samples are too few for {self.engine.world} processes",
+                "lower train.devices or provide more data",
             )
         module, device = self.network.module.to(self.engine.device), self.engine.device
         self.engine.spread([*module.parameters(), *module.buffers()])
@@ -163,7 +163,7 @@ class _Run:
         self.optimizer = torch.optim.AdamW(groups, lr=self.config.learning_rate)  # type: ignore[arg-type]
         self.learned = [p for group in groups for p in group["params"]]
         self.average = Average(module, self.config.ema) if self.config.ema else None
-        # Of several processes all draw one order of the samples, and each its own augmentation.
+        # All processes draw the same order of the samples, but each draws its own augmentation.
         self.draws = self.generator
         if self.engine.world > 1:
             own = self.generator.initial_seed() + 1 + self.engine.rank
@@ -177,7 +177,7 @@ class _Run:
         self.layout = layout_for(module, inputs)
 
     def train(self, task: Task) -> None:
-        """All steps that are left."""
+        """Run all remaining steps."""
         while self.step < self.steps and not self._patience_is_over():
             epoch, index = divmod(self.step, self.steps_per_epoch)
             if index == 0:
@@ -195,9 +195,9 @@ class _Run:
                 self.checkpoints.write(self.name, self.saved())
 
     def finish(self) -> Trained:
-        """The best epoch's weights, ready to use."""
+        """Load the weights of the best epoch, and return the curves."""
         if self.best is None:
-            raise StageError(self.name, "no epoch ended with the network in its final form", "raise epochs")
+            raise StageError(self.name, "no epoch ended after the last pruning update", "raise epochs")
         module = self.network.module
         module.load_state_dict(self.best_state)
         module.requires_grad_(True)
@@ -213,7 +213,7 @@ class _Run:
         if batch.count == 1:
             few = self.config.batch_size > self.engine.world
             place = self.name if few else f"{self.name}.batch_size"
-            check_norms(self.network.module, place, "give more data" if few else "raise batch_size")
+            check_norms(self.network.module, place, "provide more data" if few else "raise batch_size")
         inputs, labels = self._tensors(batch)
         with self.engine.autocast():
             outputs = call(self.network.module, inputs)
@@ -246,7 +246,7 @@ class _Run:
         )
 
     def _batch(self, index: int) -> Split:
-        """This process's part of a batch."""
+        """The part of a batch that this process computes."""
         size = self.config.batch_size
         mine = self.order[index * size : (index + 1) * size][self.engine.rank :: self.engine.world]
         return self.training.take(mine.numpy())
@@ -270,7 +270,7 @@ class _Run:
         return laid_out(on_device, self.layout), labels.to(device)
 
     def _end_epoch(self, epoch: int) -> None:
-        """A line of the curves; the weights, if they are the best of their kind so far."""
+        """Add the epoch to the curves, and store its weights if they are the best so far."""
         module = self.network.module
         if not all(bool(torch.isfinite(parameter).all()) for parameter in module.parameters()):
             self._diverged(f"the weights became infinite or NaN in the last step of epoch {epoch}")
@@ -303,9 +303,9 @@ class _Run:
         return all(hook.settled(last) for hook in self.hooks)
 
     def _patience_is_over(self) -> bool:
-        """Whether `patience` epochs have passed since the last that was better than all before.
+        """Whether `patience` epochs have passed since the last improvement of the validation accuracy.
 
-        While something is still to be unfrozen, nothing is over.
+        Epochs before the last change of the frozen modules do not count.
         """
         if self.config.patience is None or self.best is None or self.step % self.steps_per_epoch:
             return False
@@ -316,17 +316,17 @@ class _Run:
         return len(self.curves) - 1 - max(gained, last_change(self.config)) >= self.config.patience
 
     def _diverged(self, cause: str) -> NoReturn:
-        """Stop. The best epoch's weights are kept as a file, where there is a place for it."""
+        """Raise the error of a diverged training; if possible, save the weights of the best epoch first."""
         fix = "lower learning_rate"
         if self.best is not None and self.checkpoints is not None and self.engine.rank == 0:
             prefix: str = getattr(self.network.module, "wrapped_prefix", "")
             inner = {k.removeprefix(prefix): t for k, t in self.best_state.items() if k.startswith(prefix)}
             path = self.checkpoints.rescue(self.name, inner)
-            fix += f"; the weights of epoch {self.best} are kept in {path}"
+            fix += f"; the weights of epoch {self.best} are saved in {path}"
         raise StageError(self.name, cause, fix)
 
     def saved(self) -> Saved[_Values]:
-        """This training between two steps."""
+        """The state of this training between two steps, for a checkpoint."""
         tensors = {
             **_prefixed("module", self.network.module.state_dict()),
             **_prefixed("best", self.best_state),
@@ -354,7 +354,7 @@ class _Run:
         return Saved(tensors, values)
 
     def restore(self, saved: Saved[_Values]) -> None:
-        """Take up what `saved` gave."""
+        """Set the state that `saved` returned."""
         tensors, values = saved.tensors, saved.values
         self.network.module.load_state_dict(_below("module", tensors))
         self.best_state = {k: t.to(self.engine.device) for k, t in _below("best", tensors).items()}

@@ -1,4 +1,4 @@
-"""Which parts of a network learn in which epoch."""
+"""Freeze and unfreeze parts of a network by epoch."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from exporter.recipes import Training
 def frozen_modules(config: Training, epoch: int) -> tuple[str, ...]:
     """The modules of `freeze` that are still frozen in an epoch.
 
-    From `unfreeze_epoch` on they learn, all at once; with `unfreeze_every` n the last named first, and one
-    more every n epochs (Howard & Ruder, "Universal Language Model Fine-tuning", 2018, section 3.3).
+    All of them are trained from `unfreeze_epoch` on. With `unfreeze_every` n, the last one in `freeze` is
+    trained first, and one more every n epochs (Howard & Ruder, "Universal Language Model Fine-tuning",
+    2018, section 3.3).
     """
     if config.unfreeze_epoch is None or epoch < config.unfreeze_epoch:
         return config.freeze
@@ -25,7 +26,7 @@ def frozen_modules(config: Training, epoch: int) -> tuple[str, ...]:
 
 
 def last_change(config: Training) -> int:
-    """The first epoch from which on all that will ever learn does."""
+    """The first epoch from which the set of trained parameters no longer changes."""
     if config.unfreeze_epoch is None:
         return config.probe_epochs
     waiting = (len(config.freeze) - 1) * (config.unfreeze_every or 0)
@@ -33,13 +34,13 @@ def last_change(config: Training) -> int:
 
 
 def set_learning(module: nn.Module, config: Training, epoch: int, place: str) -> None:
-    """Training mode, but for what is frozen: no gradients, and norms that keep their statistics.
+    """Set training mode, except for frozen modules: these get no gradients and keep their norm statistics.
 
-    In the first `probe_epochs` the last layer alone learns (linear probe, then fine-tune: Kumar et al.,
-    "Fine-Tuning can Distort Pretrained Features", 2022).
+    In the first `probe_epochs` epochs only the last layer is trained (linear probe, then fine-tune: Kumar
+    et al., "Fine-Tuning can Distort Pretrained Features", 2022).
 
     Raises:
-        StageError: nothing is left to learn.
+        StageError: all parameters are frozen.
     """
     frozen = frozen_modules(config, epoch)
     head: str | None = None
@@ -55,31 +56,33 @@ def set_learning(module: nn.Module, config: Training, epoch: int, place: str) ->
         probed = not head or matches(name, (head,))
         parameter.requires_grad_(probed and not matches(name, frozen))
     if not any(parameter.requires_grad for parameter in module.parameters()):
-        raise StageError(f"{place}.freeze", f"epoch {epoch} has nothing to learn", "freeze less")
+        raise StageError(
+            f"{place}.freeze", f"all weights are frozen in epoch {epoch}", "freeze fewer modules"
+        )
 
 
 def last_layer(module: nn.Module) -> str:
-    """Name of the module that owns the last parameter: a classifier's head; "" for a lone layer."""
+    """Name of the module that owns the last parameter, the head of a classifier; "" for a single layer."""
     return [name.rpartition(".")[0] for name, _ in module.named_parameters()][-1]
 
 
 def check_norms(module: nn.Module, place: str, way_out: str) -> None:
-    """Refuse a batch of one sample where a norm would take its statistics from it.
+    """Reject a batch of one sample if a BatchNorm would compute its statistics from it.
 
-    Call it in the mode of training; `way_out` is what else than frozen statistics would help.
+    Call it while the network is in training mode. `way_out` is a fix besides frozen statistics.
 
     Raises:
-        StageError: with the way out.
+        StageError: a BatchNorm is in training mode.
     """
     norms = [name for name, m in module.named_modules() if isinstance(m, BatchNorm) and m.training]
     if norms:
         raise StageError(
             place,
-            f"a batch of one sample has no statistics for {norms[0]!r}",
+            f"the BatchNorm {norms[0]!r} cannot compute statistics from a batch of one sample",
             f'{way_out}, or set norm_statistics = "frozen"',
         )
 
 
 def _on_the_way(name: str, head: str) -> bool:
-    """Whether a module is the head, lies in it or holds it; all else is a fixed feature map."""
+    """Whether a module is the head, is inside it or contains it; all other modules stay fixed."""
     return name == "" or matches(name, (head,)) or head.startswith(f"{name}.")

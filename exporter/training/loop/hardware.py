@@ -1,8 +1,9 @@
-"""Opening the hardware that a recipe names: one process here, and all that work beside it.
+"""Set up the hardware that a recipe names: this process, and further processes on one or more machines.
 
-The build is process 0. It starts the other processes of its own machine itself; on every further machine
-`edgeproof follow` finds the job in the cache, on the file system that they share, and starts those. All
-run the same stage on the same files and meet in the training loop; what the others make is thrown away.
+The build is process 0. It starts the other processes on its own machine. On every further machine,
+`edgeproof follow` reads the job from the cache on the shared file system, and starts the processes there.
+All processes run the same stage on the same files and exchange gradients in the training loop. Only the
+result of process 0 is used.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 READY = "ready"
-# A machine may need that long to load its data; a network that exchanges gradients never does.
+# A machine may need this time to load its data; an exchange of gradients is always faster.
 TIMEOUT = timedelta(minutes=10)
 JOB = "job.json"
 # Version 1. A job of another version is refused.
@@ -53,7 +54,7 @@ FolderText = Annotated[str, Field(pattern=r"^[^\x00]+$", max_length=4096)]
 
 
 class JobText(FrozenModel):
-    """A job as it is written: what `Job` holds, as plain values."""
+    """The JSON form of a `Job`, with plain values only."""
 
     format: Literal[1]
     recipe: Recipe
@@ -70,28 +71,30 @@ class JobText(FrozenModel):
     def _fits_its_recipe(self) -> JobText:
         names, train = self.recipe.stage_names(), self.recipe.train
         if self.stage not in names:
-            raise ValueError(f"stage {self.stage!r} is not in its recipe; there are: {', '.join(names)}")
+            raise ValueError(
+                f"stage {self.stage!r} is not in the recipe; choose one of: {', '.join(names)}"
+            )
         earlier = ["pretrained", *names[: names.index(self.stage)]]
         if set(self.folders) != set(earlier):
-            raise ValueError(f"folders are not those of the earlier steps; name: {', '.join(earlier)}")
+            raise ValueError(f"folders are not those of the earlier steps; list: {', '.join(earlier)}")
         for key, number, count in (("node", self.node, train.nodes), ("local", self.local, train.devices)):
             if not 0 <= number < count:
-                raise ValueError(f"{key} {number} is outside its recipe; choose one from 0 to {count - 1}")
+                raise ValueError(f"{key} {number} is out of range; choose a number from 0 to {count - 1}")
         return self
 
 
 @dataclass(frozen=True)
 class Job:
-    """A stage to train, as every process of a training is told it; plain values and paths alone.
+    """A stage to train, in the form that every process of the training receives.
 
     Attributes:
-        recipe: the whole one.
-        folder: of the recipe.
-        stage: the stage's name.
-        folders: of earlier steps, by name.
-        unfinished: where checkpoints lie.
-        host, port: where the processes meet.
-        node, local: which machine this process is on, and which of the machine's processes it is.
+        recipe: the whole recipe.
+        folder: folder of the recipe.
+        stage: name of the stage.
+        folders: folders of the earlier steps, by name.
+        unfinished: folder of the checkpoints.
+        host, port: address at which the processes connect to each other.
+        node, local: number of the machine of this process, and number of the process on this machine.
     """
 
     recipe: Recipe
@@ -112,15 +115,15 @@ class Job:
 
     @property
     def rank(self) -> int:
-        """The number of this process."""
+        """The number of this process among all processes."""
         return self.node * self.recipe.train.devices + self.local
 
     def to_json(self) -> str:
-        """One line of text."""
+        """The job as one line of JSON."""
         content: dict[str, object] = {
             "format": FORMAT,
             **self.__dict__,
-            # What was set alone: that a default was written out is an error for some keys.
+            # Write only keys that were set: an explicit default is an error for some keys.
             "recipe": self.recipe.model_dump(mode="json", exclude_unset=True),
             "folder": str(self.folder),
             "folders": {name: str(path) for name, path in self.folders.items()},
@@ -130,10 +133,10 @@ class Job:
 
     @classmethod
     def from_json(cls, text: str | bytes, place: object = "the job") -> Job:
-        """What `to_json` wrote.
+        """Read a job that `to_json` wrote.
 
         Raises:
-            StageError: it is damaged or of another version; it names `place` and the key.
+            StageError: the text is damaged or of another version; the error names `place` and the key.
         """
         try:
             found = JobText.model_validate_json(text)
@@ -153,20 +156,20 @@ class Job:
 
 
 def used_accelerator(config: TrainConfig) -> str:
-    """`cpu` or `gpu`."""
+    """The accelerator that training uses, `cpu` or `gpu`."""
     if config.accelerator == "auto":
         return "gpu" if torch.cuda.is_available() else "cpu"
     return config.accelerator
 
 
 def is_plain(config: TrainConfig) -> bool:
-    """Whether one process on the CPU at 32 bit is asked for, which needs no Fabric."""
+    """Whether the configuration is one process on the CPU at 32 bit, which does not need Fabric."""
     one = config.devices * config.nodes == 1
     return one and used_accelerator(config) == "cpu" and config.precision == "32"
 
 
 def hardware_ingredients(config: TrainConfig) -> list[str | int]:
-    """What a training's numbers depend on of the hardware."""
+    """The hardware settings that affect the numbers of a training."""
     if is_plain(config):
         return ["cpu"]
     try:
@@ -177,11 +180,12 @@ def hardware_ingredients(config: TrainConfig) -> list[str | int]:
 
 
 def check_hardware(recipe: Recipe) -> None:
-    """Make sure, before any stage runs, that this machine has what `[train]` asks for.
+    """Check, before any stage runs, that this machine has the hardware that `[train]` requests.
 
     Raises:
-        MissingExtraError: the recipe asks for more than one CPU process at 32 bit, and Fabric is missing.
-        StageError: there are too few GPUs, a port is none, or a batch cannot be shared out.
+        MissingExtraError: the recipe requests more than one CPU process at 32 bit, and Fabric is missing.
+        StageError: there are too few GPUs, the port is not valid, a batch cannot be divided evenly, or a
+            shrink stage would train in several processes.
     """
     config = recipe.train
     if is_plain(config):
@@ -193,8 +197,8 @@ def check_hardware(recipe: Recipe) -> None:
         if found < config.devices:
             raise StageError(
                 "train.devices" if found else "train.accelerator",
-                f"{config.devices} GPU(s) are asked for, PyTorch finds {found}",
-                'ask for fewer, set accelerator = "cpu", or install PyTorch for this GPU',
+                f"the recipe requests {config.devices} GPU(s), but PyTorch finds {found}",
+                'lower train.devices, set accelerator = "cpu", or install PyTorch for this GPU',
             )
     if config.nodes > 1 and not 1 <= (port := int(config.main.rpartition(":")[2])) <= MAX_PORT:
         raise StageError("train.main", f"{port} is not a port", f"choose one from 1 to {MAX_PORT}")
@@ -203,21 +207,21 @@ def check_hardware(recipe: Recipe) -> None:
         if isinstance(stage, ShrinkConfig) and trains(stage) and world > 1:
             raise StageError(
                 "shrink.epochs",
-                f"each of {world} processes would cut by what it measures itself",
-                "set it to 0, and let a finetune or distill stage recover what was lost",
+                f"each of the {world} processes would shrink its network by its own measurements",
+                "set epochs = 0, and recover the accuracy in a later finetune or distill stage",
             )
         size = getattr(getattr(stage, "gradual", None) or stage, "batch_size", 0)
         if size % world and trains(stage):
             raise StageError(
                 f"{stage.kind}.batch_size",
-                f"{size} samples cannot be shared out evenly among {world} processes",
-                f"make it a multiple of {world}",
+                f"{size} samples cannot be divided evenly among {world} processes",
+                f"choose a multiple of {world}",
             )
 
 
 @contextlib.contextmanager
 def open_engine(job: Job) -> Iterator[Engine]:
-    """The engine of a build, with all further processes of this machine started; they end with it.
+    """Open the engine of a build; start the further processes of this machine, and end them at the end.
 
     Raises:
         StageError: a further process failed.
@@ -239,7 +243,7 @@ def open_engine(job: Job) -> Iterator[Engine]:
         try:
             with joined(meeting) as engine:
                 yield engine
-        except RuntimeError as error:  # what a broken connection raises
+        except RuntimeError as error:  # torch.distributed raises it if a connection breaks
             raise _failed(
                 job.stage,
                 f"the exchange between processes failed ({one_line(str(error), 200)})",
@@ -248,23 +252,23 @@ def open_engine(job: Job) -> Iterator[Engine]:
 
 
 def follow(cache: Path, node: int, *, folder: Path, jobs: int | None = None) -> None:
-    """Work on the trainings of a build that runs on another machine.
+    """Take part in the trainings of a build that runs on another machine.
 
-    A job says what code to run. It is used only if nobody but this user, and root, can have written it or
-    changed the folders that it and the code lie in. Single files of code are not looked at.
+    A job names the code to run. It is used only if no user except this one and root can have written it or
+    changed the folders of the job and of the code. The permissions of single code files are not checked.
 
     Args:
-        cache: of the build, on a file system that both see under the same path.
-        node: which of the machines this is, from 1.
-        folder: of the recipe that is followed.
-        jobs: how many trainings to take part in before returning; None never returns.
+        cache: cache folder of the build, on a file system that both machines see under the same path.
+        node: number of this machine, from 1.
+        folder: folder of the recipe.
+        jobs: number of trainings after which to return; None never returns.
 
     Raises:
-        StageError: a process failed, a job is damaged or leads elsewhere, or others can write to what is
-            used.
+        StageError: a process failed, a job is damaged or belongs to another recipe or cache, or other users
+            can write to the folders.
     """
     uid, done = os.geteuid(), None
-    # Modules are imported from the working directory too.
+    # Python also imports modules from the working directory.
     check_places(folder, cache, uid)
     check_folder(Path.cwd(), uid)
     while jobs is None or jobs > 0:
@@ -278,29 +282,29 @@ def follow(cache: Path, node: int, *, folder: Path, jobs: int | None = None) -> 
         with processes(job, range(job.recipe.train.devices)) as started:
             for process in started:
                 if process.wait() != 0:
-                    raise _failed(job.stage, "a process failed", [process])
+                    raise _failed(job.stage, "a training process failed", [process])
         done, jobs = text, None if jobs is None else jobs - 1
 
 
 def followed(job: Job, node: int, folder: Path, cache: Path) -> Job:
-    """A job as the machine `node` takes part in it, with paths free of links.
+    """The job for the machine `node`, with symbolic links in its paths resolved.
 
     Raises:
-        StageError: the job is for one machine or fewer than `node`, or leads to another recipe or cache.
+        StageError: the job does not use machine `node`, or belongs to another recipe or cache.
     """
     place, nodes = cache / UNFINISHED / JOB, job.recipe.train.nodes
     if not 1 <= node < nodes:
         raise StageError(
             "--node",
-            f"the build has {nodes} machine(s), numbered from 0",
-            "choose another, or raise train.nodes",
+            f"{node} is out of range: the build uses {nodes} machine(s), numbered from 0",
+            "choose another number, or raise train.nodes",
         )
     root, below = resolved(cache), resolved(cache / UNFINISHED)
     if resolved(job.folder) != resolved(folder):
         raise StageError(
             f"{place}: folder",
-            f"{job.folder} is not the recipe's, {folder}",
-            "follow the recipe that is built",
+            f"the build uses the recipe in {job.folder}, not in {folder}",
+            "follow the recipe of the build",
         )
     for key, path, parent in (
         ("unfinished", job.unfinished, below),
@@ -309,8 +313,8 @@ def followed(job: Job, node: int, folder: Path, cache: Path) -> Job:
         if parent not in resolved(path).parents:
             raise StageError(
                 f"{place}: {key}",
-                f"{path} lies outside {parent}",
-                "use one cache, by one path, for build and follow",
+                f"{path} is outside {parent}",
+                "use the same cache path for build and follow",
             )
     return replace(
         job,
@@ -322,25 +326,25 @@ def followed(job: Job, node: int, folder: Path, cache: Path) -> Job:
 
 
 def prepare_places(folder: Path, cache: Path) -> None:
-    """Before a build on several machines: make the folder of the job, and check what followers will check.
+    """Prepare a build on several machines: create the job's folder, and run the checks of `follow`.
 
     Args:
-        folder: of the recipe.
-        cache: of the build.
+        folder: folder of the recipe.
+        cache: cache folder of the build.
 
     Raises:
-        StageError: others can write to what is used.
-        StorageError: the folder cannot be made.
+        StageError: other users can write to the folders.
+        StorageError: the folder cannot be created.
     """
     make_private(cache / UNFINISHED)
     check_places(folder, cache, os.geteuid())
 
 
 def check_places(folder: Path, cache: Path, uid: int) -> None:
-    """Make sure that nobody but a user, and root, can change a recipe's code or announce a job.
+    """Check that only a user and root can change a recipe's code or write a job.
 
     Raises:
-        StageError: others can.
+        StageError: other users can.
     """
     for place in (folder, cache, cache / UNFINISHED):
         check_folder(place, uid)
@@ -348,7 +352,7 @@ def check_places(folder: Path, cache: Path, uid: int) -> None:
 
 @contextlib.contextmanager
 def joined(job: Job) -> Iterator[Engine]:
-    """The engine of one of several processes, after all have met."""
+    """The engine of one of several processes, after all have connected to each other."""
     fabric = _fabric(job)
     before = {name: os.environ.get(name) for name in ("MASTER_ADDR", "MASTER_PORT")}
     fabric.launch()
@@ -364,10 +368,10 @@ def joined(job: Job) -> Iterator[Engine]:
 
 @contextlib.contextmanager
 def processes(job: Job, numbers: range) -> Iterator[list[subprocess.Popen[str]]]:
-    """Start processes of this machine, wait until they have read their data, and end them at last.
+    """Start processes on this machine, wait until they have read their data, and end them at the end.
 
     Raises:
-        StageError: one failed, with its last line.
+        StageError: a process failed; the error has its last line of output.
     """
     line = [sys.executable, "-m", "exporter.pipeline.follow"]
     started: list[subprocess.Popen[str]] = []
@@ -383,7 +387,7 @@ def processes(job: Job, numbers: range) -> Iterator[list[subprocess.Popen[str]]]
         for process in started:
             assert process.stdout is not None
             if process.stdout.readline().strip() != READY:
-                raise _failed(job.stage, "a further process did not start", [process])
+                raise _failed(job.stage, "a training process did not start", [process])
         yield started
     finally:
         for process in started:
@@ -393,7 +397,7 @@ def processes(job: Job, numbers: range) -> Iterator[list[subprocess.Popen[str]]]
 
 @contextlib.contextmanager
 def _announced(job: Job) -> Iterator[None]:
-    """The job where other machines look for it, while it lasts."""
+    """Write the job where other machines look for it, and remove it at the end."""
     if job.recipe.train.nodes == 1:
         yield
         return
@@ -412,7 +416,7 @@ def _fabric(job: Job) -> Fabric:
     from lightning_fabric.strategies import DDPStrategy
 
     class Meeting(ClusterEnvironment):  # type: ignore[misc]
-        """Ranks as the job has them."""
+        """Cluster environment with the ranks of the job."""
 
         creates_processes_externally = True
         main_address = job.host
@@ -441,7 +445,7 @@ def _fabric(job: Job) -> Fabric:
             return job.node
 
     config = job.recipe.train
-    # cuBLAS is deterministic with a workspace of fixed size alone (PyTorch, "Reproducibility").
+    # cuBLAS is deterministic only with a workspace of fixed size (PyTorch, "Reproducibility").
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     several = DDPStrategy(cluster_environment=Meeting(), timeout=TIMEOUT)
     return Fabric(
@@ -454,11 +458,11 @@ def _fabric(job: Job) -> Fabric:
 
 
 def _unreadable(error: ValidationError, place: object) -> StageError:
-    """What is wrong with the text of a job, in one line."""
+    """The error for an invalid text of a job."""
     found = error.errors(include_url=False)[0]
     if found["loc"] == ("format",):
         return StageError(
-            place, "was written by another edgeproof", "install the same version on all machines"
+            place, "was written by another version of edgeproof", "install the same version on all machines"
         )
     if found["type"] == "json_invalid":
         return StageError(place, f"is damaged ({found['msg']})", "remove it and build again")
@@ -474,7 +478,10 @@ def _free_port() -> int:
 
 
 def _failed(stage: str, cause: str, started: list[subprocess.Popen[str]]) -> StageError | WorkerFault:
-    """What to raise of processes that have ended badly: their last lines, and whose fault it was."""
+    """The error for processes that failed, with their last lines of output.
+
+    It is a `WorkerFault` if a process ended with an unexpected exception, and a `StageError` otherwise.
+    """
     lines, traces = [], []
     for process in started:
         if process.poll() is None:
@@ -488,4 +495,4 @@ def _failed(stage: str, cause: str, started: list[subprocess.Popen[str]]) -> Sta
     why = one_line("; ".join(lines))
     if traces:
         return WorkerFault(stage, f"{cause}: {why}", "\n".join(traces))
-    return StageError(stage, cause, why or "look at the other machines")
+    return StageError(stage, cause, why or "read the errors on the other machines")

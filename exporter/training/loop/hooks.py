@@ -1,4 +1,4 @@
-"""What a stage may do between the steps of the training loop."""
+"""Hooks: code that a stage runs between the steps of the training loop."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from exporter.networks.network import Network
 
 
 class Hook:
-    """Does nothing; a stage overrides what it needs.
+    """Base class of hooks; its methods do nothing, and a stage overrides those that it needs.
 
-    A hook that keeps something from step to step gives it to checkpoints by `tensors` and takes it back by
-    `restore`: a stage that was killed then ends with the very weights of one that was not.
+    A hook with state returns the state from `tensors` for checkpoints, and `restore` sets it again. A stage
+    that was killed then ends with exactly the same weights as one that was not.
     """
 
     def begin(self, network: Network, steps: int, steps_per_epoch: int) -> None:
-        """Before the first step, with the network on its device."""
+        """Called before the first step, with the network on its device."""
 
     def after_backward(self, step: int) -> None:
-        """The gradients of step `step`, counted from 0, are there; the weights have not moved yet."""
+        """Called when step `step`, counted from 0, has its gradients, before the weights change."""
 
     def after_step(self, step: int) -> None:
-        """The weights have moved, and the network's masks have been applied."""
+        """Called after the weights changed and the network's masks were applied."""
 
     def settled(self, step: int) -> bool:  # noqa: ARG002
-        """Whether the network after `step` is of the kind wanted in the end; only such epochs are kept."""
+        """Whether the network has its final form after `step`; only such epochs can be the best epoch."""
         return True
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold."""
+        """The state of the hook, for a checkpoint."""
         return {}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take back what `tensors` gave. Called after `begin`."""
+        """Set the state that `tensors` returned. Called after `begin`."""

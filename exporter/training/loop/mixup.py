@@ -1,4 +1,4 @@
-"""Mixup: training on weighted sums of two samples and of their labels."""
+"""Mixup: train on weighted sums of two samples and of their labels."""
 
 from __future__ import annotations
 
@@ -23,28 +23,32 @@ def mixup(
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Mix a batch with a shuffled copy of itself: share * x + (1 - share) * x', share ~ Beta(alpha, alpha).
 
-    Zhang et al., "mixup: Beyond Empirical Risk Minimization" (2018), with one share for the whole batch as
+    Zhang et al., "mixup: Beyond Empirical Risk Minimization" (2018). The whole batch has the same share, as
     in the authors' code.
 
     Args:
         inputs: named tensors [N, ...].
-        labels: int64 [N].
-        classes: C.
-        alpha: of the Beta distribution; small values mix little.
-        generator: draws share and order.
-        place: what to name in errors.
+        labels: class indices, int64 [N].
+        classes: number of classes, C.
+        alpha: parameter of the Beta distribution; small values mix little.
+        generator: draws the share and the order.
+        place: the place that errors name.
 
     Returns:
-        Inputs of the same shapes, and labels as float [N, C] that sum to one.
+        Inputs of the same shapes, and labels as float [N, C]; each row sums to one.
 
     Raises:
-        StageError: an input is of integers, which have no sums.
+        StageError: an input holds integers, which cannot be mixed.
     """
     share = float(generator.beta(alpha, alpha))
     order = torch.from_numpy(generator.permutation(len(labels)))
     for name, tensor in inputs.items():
         if not tensor.is_floating_point():
-            raise StageError(f"{place}.mixup", f"input {name!r} is of integers", "set mixup = 0")
+            raise StageError(
+                f"{place}.mixup",
+                f"input {name!r} has integers ({tensor.dtype}), which cannot be mixed",
+                "set mixup = 0",
+            )
     hot = functional.one_hot(labels, classes).float()
     mixed = {name: share * tensor + (1 - share) * tensor[order] for name, tensor in inputs.items()}
     return mixed, share * hot + (1 - share) * hot[order]

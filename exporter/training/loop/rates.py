@@ -1,4 +1,4 @@
-"""Learning rates: over the layers, and over the steps."""
+"""Learning rates by layer depth and by training step."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ class Group(TypedDict):
 def parameter_groups(
     module: nn.Module, config: Training, others: Sequence[nn.Parameter] = ()
 ) -> list[Group]:
-    """Groups for the optimizer: by decay, and by depth where the rate falls with it.
+    """Groups for the optimizer: by weight decay, and by depth if `layer_decay` is below 1.
 
-    Weights decay; biases and the scales of norms, which have one dimension, do not. With
-    `layer_decay` d, the layer that is k layers below the last learns at d^k times the rate (Howard &
-    Ruder, "Universal Language Model Fine-tuning", 2018, use 1 / 2.6; Clark et al., "ELECTRA", 2020, 0.8).
+    Weight decay applies to weights, but not to biases and the scales of norms, which have one dimension.
+    With `layer_decay` d, the layer that is k layers before the last has d^k times the learning rate (Howard
+    & Ruder, "Universal Language Model Fine-tuning", 2018, use 1 / 2.6; Clark et al., "ELECTRA", 2020, 0.8).
 
     Args:
         module: the network.
-        config: of the training.
-        others: parameters beside the network, such as a loss's own; they learn at the full rate.
+        config: training settings.
+        others: parameters outside the network, for example those of a loss; they have the full rate.
     """
     depths = layer_depths(module) if config.layer_decay < 1 else {}
     parameters = [(depths.get(name, 0), p) for name, p in module.named_parameters()]
@@ -50,12 +50,12 @@ def parameter_groups(
 
 
 def layer_depths(module: nn.Module) -> dict[str, int]:
-    """Parameter name -> how many layers lie between it and the last; the last layer has 0.
+    """Parameter name -> number of layers between its layer and the end; the last layer has 0.
 
-    A layer is what a person would call one: the network's children in the order of their making, where
-    lists, `Sequential`s, modules with a single child and a network's only child are opened. A norm belongs
-    to the layer before it, and what an opened module owns itself, such as position embeddings, to its
-    first layer. Only what a network adds around its single child has no layer and is left out.
+    The layers are the network's children in the order of their definition. Lists, `Sequential`s, modules
+    with a single child and a network's only child are replaced by their own children. A norm belongs to the
+    layer before it. The own parameters of a replaced module, for example position embeddings, belong to its
+    first layer. The own parameters of a network with a single child have no layer and are not listed.
     """
     layers: list[list[str]] = []
     for parameters in _layers(module, "", outermost=True):
@@ -68,7 +68,10 @@ def layer_depths(module: nn.Module) -> dict[str, int]:
 
 
 def _layers(module: nn.Module, prefix: str, *, outermost: bool) -> list[dict[str, nn.Parameter]]:
-    """The parameters of each layer in a module, by name; `outermost` while nothing lies beside it."""
+    """The parameters of each layer in a module, by name.
+
+    `outermost` is True while the module and all its parents are only children.
+    """
     found: list[dict[str, nn.Parameter]] = []
     children = list(module.named_children())
     for name, child in children:
@@ -85,7 +88,10 @@ def _layers(module: nn.Module, prefix: str, *, outermost: bool) -> list[dict[str
 
 
 def schedule(config: Training, step: int, steps_per_epoch: int) -> float:
-    """Factor on every peak at a step: one warmup and half a cosine, or one each for probe and rest."""
+    """Factor on the peak learning rates at a training step: a warmup, then half a cosine.
+
+    With `probe_epochs`, the probe and the remaining epochs have such a schedule each.
+    """
     probe = config.probe_epochs * steps_per_epoch
     total = config.epochs * steps_per_epoch
     start, end = (0, probe) if step < probe else (probe, total)
@@ -94,9 +100,10 @@ def schedule(config: Training, step: int, steps_per_epoch: int) -> float:
 
 
 def warmup_cosine(step: int, warmup: int, steps: int) -> float:
-    """Factor on the peak learning rate at a step, counted from 0.
+    """Factor on the peak learning rate at a training step, counted from 0.
 
-    A linear rise, then half a cosine to zero (Loshchilov & Hutter, "SGDR", 2017, without restarts).
+    It rises linearly, then falls to zero along half a cosine (Loshchilov & Hutter, "SGDR", 2017, without
+    restarts).
     """
     if step < warmup:
         return (step + 1) / warmup

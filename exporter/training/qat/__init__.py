@@ -1,4 +1,4 @@
-"""Quantization-aware training: the int8 graph in PyTorch, learning on the network's own parameters."""
+"""Quantization-aware training: the int8 graph in PyTorch, which trains the network's own parameters."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""ONNX operators in PyTorch, so that an exported graph can be run with gradients.
+"""ONNX operators in PyTorch, to run an exported graph with gradients.
 
-Those that exports of classifiers hold; each follows the ONNX specification of its operator (opset 18 to
-23). An operator takes its attributes and its inputs, None for one that is left out.
+The operators are those of exported classifiers. Each follows the ONNX specification (opset 18 to 23). The
+arguments of an operator are its attributes and its inputs; an omitted input is None.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ _PAD_MODES = {"edge": "replicate", "wrap": "circular"}
 
 
 def is_known(node: onnx.NodeProto) -> bool:
-    """Whether `OPERATORS` runs this node."""
+    """Whether `OPERATORS` can run this node with its attributes."""
     attributes = attributes_of(node)
     if not is_standard(node) or node.op_type not in OPERATORS:
         return False
     if attributes.get("auto_pad", "NOTSET") != "NOTSET" or attributes.get("storage_order"):
         return False
-    if node.op_type == "AveragePool":  # PyTorch pads both sides alike, and leaves no gaps
+    if node.op_type == "AveragePool":  # PyTorch pads both sides equally, and has no dilation
         pads = attributes.get("pads", [])
         return pads[: len(pads) // 2] == pads[len(pads) // 2 :] and not attributes.get("dilations")
-    if node.op_type == "Resize":  # to a size, by the four nearest, half pixels apart: what PyTorch exports
+    if node.op_type == "Resize":  # only the form that PyTorch exports: to a given size, linear, half pixels
         plain = all(attributes.get(name, value) == value for name, value in _PLAIN_RESIZE.items())
         return (
             plain
@@ -94,7 +94,10 @@ def _average_pool(attributes: Attributes, x: Tensor) -> Tensor:
 
 
 def _padded(attributes: Attributes, x: Tensor, value: float) -> tuple[Tensor, list[int]]:
-    """PyTorch's layers pad both sides alike; what is more than that is added first."""
+    """The input and the padding for a PyTorch layer, which can only pad both sides equally.
+
+    If the sides differ, the input is padded here and the layer gets no padding.
+    """
     pads = attributes.get("pads", [0, 0] * (x.ndim - 2))
     begin, end = pads[: len(pads) // 2], pads[len(pads) // 2 :]
     if begin == end:
@@ -134,7 +137,7 @@ def _reshape(attributes: Attributes, x: Tensor, shape: Tensor) -> Tensor:
 
 def _resize(_: Attributes, x: Tensor, *roi_scales_sizes: Tensor | None) -> Tensor:
     sizes = roi_scales_sizes[-1]
-    assert sizes is not None  # `is_known` sees to it
+    assert sizes is not None  # `is_known` accepts only nodes with sizes
     return functional.interpolate(x, sizes[2:].tolist(), mode=_LINEAR_MODES[x.ndim], align_corners=False)
 
 
@@ -198,7 +201,7 @@ def _pad(
     mode: str = attributes.get("mode", "constant")
     if mode == "constant":
         return functional.pad(x, flat, value=0.0 if value is None else value.item())
-    while flat[-2:] == [0, 0]:  # PyTorch mirrors the last dimensions alone
+    while flat[-2:] == [0, 0]:  # PyTorch pads only the last dimensions in these modes
         flat = flat[:-2]
     return functional.pad(x, flat, _PAD_MODES.get(mode, mode))
 

@@ -1,8 +1,9 @@
-"""Rounding to 8 bits with ONNX Runtime's numbers forward, and with gradients backward.
+"""Rounding to 8 bits: the forward pass rounds like ONNX Runtime, the backward pass computes gradients.
 
-Rounding itself counts as the identity (straight-through: Bengio et al., "Estimating or Propagating
-Gradients Through Stochastic Neurons", 2013). The ends of an activation's range learn as in Esser et al.,
-"Learned Step Size Quantization" (2020), with both ends free as in Bhalgat et al., "LSQ+" (2020).
+The gradient of rounding itself is that of the identity (straight-through: Bengio et al., "Estimating or
+Propagating Gradients Through Stochastic Neurons", 2013). The ends of an activation's range are learned as
+in Esser et al., "Learned Step Size Quantization" (LSQ, 2020), with both ends free as in Bhalgat et al.,
+"LSQ+" (2020).
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ _TINY = float(torch.finfo(torch.float32).tiny)
 
 
 def activation_qparams(lowest: Tensor, highest: Tensor, limits: Limits) -> tuple[Tensor, Tensor]:
-    """`(scale, zero_point)` of ranges, as ONNX Runtime's `compute_scale_zp` has them.
+    """`(scale, zero_point)` of ranges, computed like ONNX Runtime's `compute_scale_zp`.
 
         scale = (highest - lowest) / (q_max - q_min)        zero_point = round(q_min - lowest / scale)
 
-    The range is widened to hold zero, all is computed in float64, and the scale is kept in float32. A range
-    too narrow for that gets scale 1 and zero point 0.
+    The range is widened to include zero. The computation is in float64, and the scale is stored in float32.
+    A range whose scale is too small for float32 gets scale 1 and zero point 0.
 
     Args:
         lowest: lower ends, float32 of any shape.
@@ -35,7 +36,7 @@ def activation_qparams(lowest: Tensor, highest: Tensor, limits: Limits) -> tuple
         limits: q_min and q_max.
 
     Returns:
-        Two float32 tensors of that shape.
+        Two float32 tensors of the same shape.
     """
     low, high = lowest.double().clamp(max=0.0), highest.double().clamp(min=0.0)
     scale = (high - low) / (limits[1] - limits[0])
@@ -46,13 +47,14 @@ def activation_qparams(lowest: Tensor, highest: Tensor, limits: Limits) -> tuple
 
 @dataclass(frozen=True)
 class Rounded:
-    """Integers, and the scale that makes real numbers of them.
+    """Integers, and the scale that converts them to real numbers.
 
     Attributes:
-        levels: float32 of any shape, holding whole numbers with the zero point taken away: an activation's,
-            a weight's, or sums of products of the two. Gradients are with regard to these.
+        levels: float32 of any shape that holds integers with the zero point subtracted: the values of an
+            activation or a weight, or sums of products of the two. Gradients are with respect to the
+            levels.
         scale: float32 [channels], or a scalar; without gradients.
-        axis: of the channels in `levels`; None where the scale is a scalar.
+        axis: axis of the channels in `levels`; None if the scale is a scalar.
     """
 
     levels: Tensor
@@ -60,11 +62,11 @@ class Rounded:
     axis: int | None = None
 
     def real(self) -> Tensor:
-        """Of the shape of `levels`."""
+        """The real values, in the shape of `levels`."""
         return self.levels * self.along(self.scale)
 
     def along(self, channels: Tensor) -> Tensor:
-        """Values of the channels in the shape that multiplies `levels`."""
+        """Values of the channels, reshaped so that they broadcast over `levels`."""
         if self.axis is None:
             return channels
         axis = self.axis % self.levels.ndim
@@ -78,28 +80,29 @@ def round_activation(
 
         clamp(round(x / (scale * factor)), q_min - zero_point, q_max - zero_point)
 
-    Halves are rounded to even. What are integers already is not made real first: their scale is divided by
-    that of the range, and they are multiplied by the quotient, as ONNX Runtime's kernels do. (Rounded
-    otherwise in the last bit, one value in 100,000 falls to the other side of a half. That is enough: each
-    error grows from block to block until a network as deep as EfficientNet-Lite0 is as far from itself as
-    rounding has put it from the float network.)
+    Halves are rounded to even. Values that are integers already are not converted to real numbers first.
+    Their scale is divided by the scale of the range, and they are multiplied by the quotient, like in ONNX
+    Runtime's kernels. This order matters: a different last bit moves one value in 100,000 to the other side
+    of a half, and such errors grow from block to block. In a network as deep as EfficientNet-Lite0, they
+    become as large as the difference between the int8 and the float network.
 
-    Backward, x learns where it lies within the range; the upper end h and the lower end l learn where they
-    clip y = levels * scale, and from the rounding error e = round(x / scale) - x / scale:
+    In the backward pass, x has a gradient if it is within the range. The upper end h and the lower end l
+    have gradients from values of y = levels * scale that they clip, and from the rounding error
+    e = round(x / scale) - x / scale:
 
         dy/dh = 1 above, 0 below, e / (q_max - q_min) within
         dy/dl = 0 above, 1 below, -e / (q_max - q_min) within
 
-    which are the gradients of LSQ+ in scale and offset, written for the ends. They are scaled by
-    1 / sqrt(numbers of a sample * q_max), section 2.2 of LSQ, so that an end, which all numbers pull at,
-    moves no faster than a weight.
+    These are the gradients of LSQ+ for scale and offset, written for the ends. They are multiplied by
+    1 / sqrt(values per sample * q_max) (LSQ, section 2.2). All values contribute to the gradient of an end;
+    with this factor it does not change faster than a weight.
 
     Args:
         values: float32 [N, ...], or integers of that shape.
         lowest: the lower end, a scalar.
         highest: the upper end, a scalar.
         limits: q_min and q_max.
-        factor: what else the values are divided by.
+        factor: additional divisor of the values.
     """
     scale, zero_point = activation_qparams(lowest.detach(), highest.detach(), limits)
     times, divisor = None, scale * factor
@@ -113,7 +116,7 @@ def round_activation(
 
 
 class _Round(torch.autograd.Function):
-    """Levels of values: times `times`, or where there are none, by `divisor`."""
+    """Round values to levels: multiply by `times` if it is given, otherwise divide by `divisor`."""
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
@@ -136,7 +139,7 @@ class _Round(torch.autograd.Function):
         if not any(ctx.needs_input_grad[3:5]):
             return back, *[None] * 7
         error = (inside * rounded.sub_(ratio)).sum() / (high - low)
-        # The formulas are those of y = levels * scale, but the gradient is with regard to the levels.
+        # The formulas are for y = levels * scale, but the incoming gradient is with respect to the levels.
         factor = 1 / (scale * math.sqrt(max(1, values[0].numel()) * max(abs(low), high)))
         for_low = factor * ((gradient * below).sum() - error)
         for_high = factor * ((gradient * above).sum() + error)
@@ -148,19 +151,19 @@ def _in_levels(values: Tensor, times: Tensor | None, divisor: Tensor) -> Tensor:
 
 
 def channel_maxima(weight: Tensor, axis: int | None) -> Tensor:
-    """Largest magnitudes: float32 [channels], or a scalar where `axis` is None; without gradients."""
+    """Largest magnitudes: float32 [channels], or a scalar if `axis` is None; without gradients."""
     magnitude = weight.detach().abs()
     return magnitude.amax() if axis is None else magnitude.transpose(0, axis).flatten(1).amax(dim=1)
 
 
 def round_weight(weight: Tensor, axis: int | None, limits: Tensor) -> Rounded:
-    """Symmetric int8 weights, whose scale follows the weights: max|w| / limit.
+    """Round weights to symmetric int8 with the scale max|w| / limit.
 
     Args:
         weight: float32 of any shape.
-        axis: of the channels, each of which has a scale, or None for one scale.
-        limits: what the largest weight becomes: float64 [channels], or a scalar. It is 127, and less
-            in channels that must not saturate.
+        axis: axis of the channels, which have one scale each; None for one scale.
+        limits: the level of the largest weight, float64 [channels], or a scalar. It is 127, and less in
+            channels that must not saturate.
 
     Returns:
         The integers; rounding has the gradient of the identity.
@@ -174,14 +177,14 @@ def round_weight(weight: Tensor, axis: int | None, limits: Tensor) -> Rounded:
 
 
 def round_bias(bias: Tensor, scale: Tensor) -> Tensor:
-    """Biases in the levels of a layer's sums, as 32 bits hold them.
+    """Round biases to the levels of a layer's sums, like int32 biases.
 
     Args:
         bias: float32 [channels].
-        scale: of the sums: float32 [channels], or a scalar.
+        scale: scale of the sums, float32 [channels], or a scalar.
 
     Returns:
-        Whole numbers of that shape; rounding has the gradient of the identity.
+        Integers of that shape; rounding has the gradient of the identity.
     """
     ratio = bias / scale
     levels = torch.round(bias.detach().double() / scale.double()).float()

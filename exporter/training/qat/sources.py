@@ -1,9 +1,9 @@
-"""Which weights of an exported graph come from which parameters of the network.
+"""Find the parameters of the network from which each weight of an exported graph is computed.
 
-The exporter folds norms into convolutions and transposes matrices, and keeps no record of it. So it is
-found by experiment: a copy of the network gets random parameters, all different, and is exported; each
-weight of that graph is then compared with what the parameters can have been made into. What is found says
-how to compute the weight again, with gradients, from whatever the parameters hold later.
+The exporter folds norms into convolutions and transposes matrices, and keeps no record of it. An experiment
+finds the sources: a copy of the network gets random parameters, all different, and is exported. Each weight
+of that graph is compared with all values that the exporter can have computed from the parameters. With the
+source found, the weight can be computed again later from changed parameters, with gradients.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from exporter.graphs.edits import copy_of, set_constant
 from exporter.networks.layer_kinds import BatchNorm
 from exporter.networks.network import deterministic
 
-_TOLERANCE = 1e-5  # float32 arithmetic in another order
+_TOLERANCE = 1e-5  # for float32 arithmetic in another order
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class WeightSource:
     """How to compute a weight of the graph.
 
     Attributes:
-        parameter: name of a parameter or of a norm's statistic; None for the bias that a folded norm gives
-            a layer without one.
+        parameter: name of a parameter or of a norm's statistic; None for the bias of a layer that has no
+            bias itself and gets one from a folded norm.
         transposed: whether the graph holds the matrix transposed.
-        norm: name of the BatchNorm folded in, its statistics as they are, or None.
-        is_bias: which part of the folded layer it is.
+        norm: name of the BatchNorm that is folded in with its current statistics, or None.
+        is_bias: whether this is the bias of a layer with a folded norm, and not its weight.
     """
 
     parameter: str | None
@@ -43,10 +43,11 @@ class WeightSource:
     is_bias: bool = False
 
     def value(self, module: nn.Module) -> Tensor:
-        """The weight that the network's parameters make now.
+        """The weight of the graph for the current parameters of the network.
 
-        With a folded norm (Jacob et al., "Quantization and Training of Neural Networks", 2018, section
-        3.2), where s = gamma / sqrt(variance + epsilon), it is `weight * s` or `(bias - mean) * s + beta`.
+        With a folded norm it is `weight * s` or `(bias - mean) * s + beta`, with
+        s = gamma / sqrt(variance + epsilon) (Jacob et al., "Quantization and Training of Neural Networks",
+        2018, section 3.2).
         """
         value = torch.zeros(()) if self.parameter is None else _tensor(module, self.parameter)
         if self.norm is not None:
@@ -64,7 +65,7 @@ class WeightSource:
 
 
 def randomized(module: nn.Module) -> nn.Module:
-    """A copy whose parameters and norm statistics are random in [0.5, 1.5), pruned weights included."""
+    """A copy with random parameters and norm statistics in [0.5, 1.5), including pruned weights."""
     probe = copy.deepcopy(module)
     with deterministic(0, "weight sources") as generator, torch.no_grad():
         for value in _candidates(probe).values():
@@ -73,15 +74,15 @@ def randomized(module: nn.Module) -> nn.Module:
 
 
 def find_sources(model: onnx.ModelProto, probe: nn.Module) -> dict[str, WeightSource]:
-    """Match the weights of `probe`'s graph.
+    """Find the sources of the weights in the graph of `probe`.
 
     Args:
         model: the export of `probe`.
-        probe: what `randomized` made.
+        probe: the network that `randomized` returned.
 
     Returns:
-        Name of a weight -> its source. Weights that match nothing are constants, or are made of parameters
-        in a way that is not known here.
+        Name of a weight -> its source. Weights without a source are constants, or are computed from
+        parameters in a way that this module does not support.
     """
     tensors = {name: value.detach() for name, value in _candidates(probe).items()}
     norms = {name: child.num_features for name, child in probe.named_modules() if _is_norm(child)}
@@ -100,7 +101,7 @@ def find_sources(model: onnx.ModelProto, probe: nn.Module) -> dict[str, WeightSo
 def filled(
     model: onnx.ModelProto, sources: Mapping[str, WeightSource], module: nn.Module
 ) -> onnx.ModelProto:
-    """A copy of the graph with the weights that `module` makes."""
+    """A copy of the graph with the weights computed from the parameters of `module`."""
     result = copy_of(model)
     with torch.no_grad():
         for initializer in result.graph.initializer:
@@ -113,7 +114,10 @@ def filled(
 def _possible(
     name: str, weight: Tensor, tensors: Mapping[str, Tensor], norms: Mapping[str, int]
 ) -> Iterator[WeightSource]:
-    """What a weight can be: a parameter, as it is, transposed, or with a norm; its namesake first."""
+    """The possible sources of a weight: each parameter, its transpose, and folded norms.
+
+    The parameter with the name of the weight comes first.
+    """
     sized = [key for key, value in tensors.items() if value.numel() == weight.numel()]
     for key in sorted(sized, key=lambda key: key != name):
         yield WeightSource(key)

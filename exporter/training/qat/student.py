@@ -1,8 +1,9 @@
-"""The int8 graph of a network, run in PyTorch on the network's own parameters, with gradients.
+"""The int8 graph of a network, run in PyTorch with gradients on the network's own parameters.
 
-What ONNX Runtime's quantizer made of the network is taken as it is: which tensors are rounded, who reads
-them rounded, which layers have int8 weights. Layers sum up integers, which are rounded as ONNX Runtime's
-kernels do it. So what is learned here is what will run, hardly a bit apart.
+The graph is the one that ONNX Runtime's quantizer created: it defines the rounded tensors, the nodes that
+read them, and the layers with int8 weights. Layers compute sums of integers and round them like ONNX
+Runtime's kernels. The outputs in training are therefore almost bit-identical to those of the deployed
+model.
 """
 
 from __future__ import annotations
@@ -35,10 +36,10 @@ from exporter.training.qat.rounding import (
 )
 from exporter.training.qat.sources import WeightSource
 
-# Ends of ranges are learned as factors on where they start, exp(RANGE_RATE * shift), so that one step of
-# Adam moves each by the same share of itself: a thousandth at the usual learning rate of 1e-4.
+# Ends of ranges are learned as factors exp(RANGE_RATE * shift) on their initial values. One step of Adam
+# then # changes every end by the same fraction: a thousandth at the usual learning rate of 1e-4.
 RANGE_RATE = 10.0
-# What a node reads and gives: real numbers, or integers with their scale.
+# Input or output of a node: real numbers, or integers with their scale.
 Value = Tensor | Rounded
 _QUANTIZE, _DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 _WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
@@ -47,7 +48,7 @@ _SCALE, _ZERO_POINT, _QUANTIZED, _LIMITS = "_scale", "_zero_point", "_quantized"
 
 @dataclass(frozen=True)
 class _Node:
-    """A node of the graph; `over` names the values that nothing reads after it."""
+    """A node of the graph; `over` names the values that no later node reads."""
 
     operator: str
     attributes: Attributes
@@ -58,15 +59,15 @@ class _Node:
 
 @dataclass(frozen=True)
 class _Weight:
-    """How to round a parameter that the int8 model stores in integers.
+    """How to round a parameter that the int8 model stores as integers.
 
     Attributes:
-        source: where its float value comes from.
-        kind: `weight` of a layer, its 32-bit `bias`, which the layer rounds, or `operand` of an elementwise
-            operator, which is rounded as activations are.
-        axis: of the channels that have a scale each, or None.
+        source: the source of its float value.
+        kind: `weight` of a layer; the layer's int32 `bias`, which the layer rounds itself; or `operand` of
+            an elementwise operator, which is rounded like an activation.
+        axis: axis of the channels, which have one scale each; None for one scale.
         scale: name of its scale.
-        limits: of a `weight`: name of the constant that `round_weight` takes.
+        limits: name of the constant with the `limits` for `round_weight`; only a `weight` has it.
     """
 
     source: WeightSource
@@ -77,20 +78,21 @@ class _Weight:
 
 
 class Student(nn.Module):
-    """Inputs [N, ...] -> what the int8 model gives for them, in float.
+    """The int8 model as a module: inputs [N, ...] -> outputs in float.
 
-    The graph is that of evaluation: dropout is off, and norms keep their statistics, so that batches of one
-    sample do as well.
+    The graph is that of evaluation mode: dropout is off and norms keep their statistics, so batches of one
+    sample work too.
 
     Attributes:
-        network: the module whose parameters are rounded and learned.
-        tensors: names of the activations that are rounded.
-        low_shift: [tensors], learned: where the lower ends of the ranges are, as exponents.
-        high_shift: [tensors], likewise for the upper ends.
-        steps: how many batches were trained on.
+        network: the module whose parameters are rounded and trained.
+        tensors: names of the rounded activations.
+        low_shift: learned positions of the lower ends of the ranges, as exponents, [tensors].
+        high_shift: learned positions of the upper ends of the ranges, as exponents, [tensors].
+        steps: number of batches trained on.
     """
 
-    # What a checkpoint of the network itself has of this module's state; the training loop asks for it.
+    # Prefix of the network's own parameters in this module's state; the training loop removes it when it
+    # saves a checkpoint of the network.
     wrapped_prefix = "network."
 
     def __init__(
@@ -108,17 +110,17 @@ class Student(nn.Module):
         """Read the graph.
 
         Args:
-            network: the module.
-            quantized: its QDQ form, as `quantize_model` writes it.
-            sources: where the weights of its float model come from.
-            target: what it was quantized for.
-            learnable: the activations whose ranges learn; others keep the range that they have.
+            network: the module to train.
+            quantized: its QDQ model, written by `quantize_model`.
+            sources: sources of the weights of its float model.
+            target: the target for which it was quantized.
+            learnable: the activations whose ranges are learned; the other ranges do not change.
             inputs: names of the inputs in the order of `forward`.
-            place: what to name in errors.
-            range_steps: how many steps ranges learn for; None for all.
+            place: the place that errors name.
+            range_steps: number of steps for which ranges are learned; None for all steps.
 
         Raises:
-            StageError: an operator that cannot be run with gradients.
+            StageError: an operator cannot be run with gradients.
         """
         super().__init__()
         self.network = network
@@ -134,14 +136,14 @@ class Student(nn.Module):
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     def _find_ranges(self, constants: Mapping[str, Tensor], learnable: Collection[str]) -> None:
-        """Which activation each QuantizeLinear rounds, and the range that it was quantized with."""
+        """Find the activation that each QuantizeLinear rounds, and its initial range."""
         ranges: dict[str, tuple[float, float]] = {}
-        # Output of a QuantizeLinear -> number of the activation, and the factor hidden in its scale.
+        # Output of a QuantizeLinear -> index of the activation, and the factor that its scale includes.
         self._rounds: dict[str, tuple[int, float]] = {}
         for node in self._nodes:
             if node.operator == _QUANTIZE:
                 name = node.inputs[2].removesuffix(_ZERO_POINT)
-                # A node may have another scale than the activation: see `rewrites.hard_swish`.
+                # The scale of a node may differ from the activation's scale: see `rewrites.hard_swish`.
                 scale, zero_point = constants[f"{name}{_SCALE}"], constants[node.inputs[2]]
                 low, high = ((limit - zero_point.double()) * scale.double() for limit in self._limits)
                 ranges.setdefault(name, (low.item(), high.item()))
@@ -155,9 +157,9 @@ class Student(nn.Module):
         self.high_shift = nn.Parameter(torch.zeros(len(ranges)))
 
     def _find_weights(self, constants: dict[str, Tensor]) -> None:
-        """What is made of parameters; the rest of the constants become buffers, in float."""
+        """Find the weights that come from parameters; store all other constants as buffers, in float."""
         layers = {node.inputs[1] for node in self._nodes if node.operator in _WEIGHTED}
-        # Output of a DequantizeLinear -> the parameter that it gives, rounded.
+        # Output of a DequantizeLinear -> the parameter to round for it.
         self._weights: dict[str, _Weight] = {}
         for node in self._nodes:
             if node.operator != _DEQUANTIZE or node.inputs[0] not in constants:
@@ -183,7 +185,7 @@ class Student(nn.Module):
             self.register_buffer(buffer, constants[name], persistent=False)
 
     def forward(self, *_inputs: Tensor) -> Tensor:
-        """Run the graph, in float32 in any case: 8 bits cannot be told apart in bfloat16."""
+        """Run the graph, always in float32: bfloat16 is too coarse to distinguish 8-bit levels."""
         if self.training:
             self.get_buffer("steps").add_(1)
         with torch.autocast(_inputs[0].device.type, enabled=False):
@@ -218,7 +220,7 @@ class Student(nn.Module):
         return self.get_buffer(self._constants[name])
 
     def _dequantized(self, node: _Node, values: Mapping[str, Value]) -> Value:
-        """What a DequantizeLinear gives, which stays in integers until somebody reads it as real."""
+        """The output of a DequantizeLinear; it stays in integers until a node needs real numbers."""
         if node.inputs[0] in values:
             return values[node.inputs[0]]
         weight = self._weights.get(node.outputs[0])
@@ -232,16 +234,15 @@ class Student(nn.Module):
         return value
 
     def train(self, mode: bool = True) -> Student:
-        """Set the mode; the network itself is always in that of evaluation, as its graph is."""
+        """Set the mode; the inner network always stays in evaluation mode, like its graph."""
         super().train(mode)
         self.network.eval()
         return self
 
     def follow(self, quantized: onnx.ModelProto) -> None:
-        """Give weights the scales that they have in a later int8 model of the network.
+        """Set the weight scales to those of a later int8 model of the network.
 
-        Training may have made channels able to saturate that were not before; in the later model
-        these have fewer levels.
+        After training, other channels may be at risk of saturation; the later model has fewer levels there.
         """
         scales = _constants(quantized.graph)
         for weight in self._weights.values():
@@ -250,7 +251,7 @@ class Student(nn.Module):
                 self.get_buffer(self._constants[weight.limits]).copy_(limits)
 
     def trained_qparams(self) -> TrainedQparams:
-        """What the quantizer needs beside the weights, to make of them what ran here."""
+        """The qparams with which the quantizer builds the same int8 model from the trained weights."""
         levels: dict[str, Array] = {}
         for weight in self._weights.values():
             if weight.kind == "weight":
@@ -262,7 +263,7 @@ class Student(nn.Module):
         )
 
     def _ranges(self) -> dict[str, Range]:
-        """The learned ranges: tensor -> real values, each exactly a float32."""
+        """The learned ranges: tensor -> real values, which float32 represents exactly."""
         low, high = (ends.tolist() for ends in self._ends())
         chosen = self.get_buffer("_learnable").tolist()
         return {
@@ -280,7 +281,7 @@ class Student(nn.Module):
 
 
 def _apply(node: _Node, inputs: Sequence[Value | None]) -> Value | tuple[Tensor, ...]:
-    """Run an operator; in integers what ONNX Runtime's kernels sum up in integers."""
+    """Run an operator; use integers if ONNX Runtime's kernel computes its sums in integers."""
     x, weight = (*inputs, None)[:2]
     if (
         node.operator in _WEIGHTED
@@ -304,9 +305,9 @@ def _real(value: Value) -> Tensor:
 
 
 def _limits(weight: Tensor, axis: int | None, scale: Tensor) -> Tensor:
-    """What the quantizer made the largest weight of each channel: nearly 127, and less in some.
+    """The level of each channel's largest weight in the int8 model: about 127, and less in some channels.
 
-    Not rounded, so that `round_weight` comes back to that very scale as long as the weights stay.
+    It is not rounded, so `round_weight` computes exactly the same scale while the weights do not change.
     """
     limits = channel_maxima(weight, axis).double() / scale.double()
     return torch.where(limits > 0, limits, float(WEIGHT_LEVELS))
@@ -323,8 +324,8 @@ def _read_nodes(graph: onnx.GraphProto, place: str) -> list[_Node]:
         if node.op_type not in {_QUANTIZE, _DEQUANTIZE} and not is_known(node):
             raise StageError(
                 place,
-                f"node {node.name!r} is a {node.op_type} in a form that cannot be trained",
-                "leave the stage out, or write the network without it",
+                f"node {node.name!r} has the operator {node.op_type} in a form that cannot be trained",
+                "remove this stage, or write the network without this operator",
             )
         last |= dict.fromkeys((*node.input, *node.output), index)
     last |= {value.name: len(graph.node) for value in graph.output}

@@ -1,6 +1,7 @@
-"""Structured pruning: which channels and blocks can go, which do, and what is left of a network then.
+"""Structured pruning: remove whole channels and blocks of a network until it meets a target.
 
-What is left is said by a `Plan` (`plan.py`), and made by `rebuild`. `narrowing.py` finds the plan that
-meets a target: from what belongs together (`structure.py`), what it matters (`importance.py`, `damage.py`),
-what it costs (`layer_costs.py`, `kernel_table.py`), and a walk between the two (`allocation.py`).
+A `Plan` (`exporter.networks.shrink_plan`) lists what a network keeps, and `rebuild` applies it.
+`narrowing.py` finds the plan that meets a target. It needs the channels that must be removed together
+(`structure.py`), how important they are (`importance.py`, `damage.py`), what they cost (`layer_costs.py`,
+`kernel_table.py`), and a search that weighs damage against cost (`allocation.py`).
 """

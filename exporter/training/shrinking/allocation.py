@@ -1,18 +1,18 @@
-"""Choosing which groups lose how many channels, and which blocks go, so that a budget is met.
+"""Choose how many channels each group loses, and which blocks are dropped, to meet a budget.
 
-Three ways, so that they can be compared:
+There are three methods, which can be compared:
 
-`uniform`  every group keeps the same share.
-`macs`     the greedy walk below, paying in multiply-adds.
-`latency`  the same walk, paying in predicted time.
+`uniform`  every group keeps the same fraction of its units.
+`macs`     the greedy search below, which rates steps by multiply-adds saved.
+`latency`  the same search, which rates steps by predicted time saved.
 
-The walk solves a multiple-choice knapsack approximately: from the full network, take again and again the
-step that costs the least damage per unit of cost saved, over all groups, all smaller widths of each and
-all blocks, until the budget is met (the greedy of the linear relaxation: Sinha & Zoltners, "The
-multiple-choice knapsack problem", Operations Research 27, 1979; costs are looked up again after each step,
-because the cost of a layer is a product of two widths). A last step that drops a whole block may save far
-more than is asked: the walk is also ended without it, and the end that does the least damage is taken. What
-the budget still allows is given back.
+The search solves a multiple-choice knapsack problem approximately. It starts at the full network and
+repeats the step with the least damage per unit of cost saved, over all groups, all smaller widths of each
+group and all blocks, until the budget is met (the greedy algorithm of the linear relaxation: Sinha &
+Zoltners, "The multiple-choice knapsack problem", Operations Research 27, 1979). Costs are computed again
+after each step, because the cost of a layer is a product of two widths. A last step that drops a whole
+block may save far more than necessary: the search then also continues without this block, and the result
+with the least damage is chosen. At the end, groups are widened again as far as the budget allows.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from dataclasses import dataclass, replace
 from exporter.training.shrinking.layer_costs import State
 
 Cost = Callable[[State], float]
-# Of a step that saves something and damages nothing: it comes first, the larger saving before others.
+# Least damage that a step is rated with. Steps without damage come first, ordered by what they save.
 _NO_DAMAGE = 1e-9
 
 
 @dataclass(frozen=True)
 class Lever:
-    """A group's possible widths.
+    """The possible widths of a group.
 
     Attributes:
-        name: of the group.
-        widths: units kept, descending; the first is what there is.
-        damage: what each width is expected to cost in quality, ascending from 0.
+        name: name of the group.
+        widths: numbers of units kept, descending from all units.
+        damage: expected loss of quality at each width, ascending from 0.
     """
 
     name: str
@@ -44,12 +44,13 @@ class Lever:
 
 @dataclass(frozen=True)
 class Block:
-    """A block that may go.
+    """A block that may be dropped.
 
     Attributes:
-        name: of its module.
-        damage: what that is expected to cost in quality.
-        levers: names of the groups that lie wholly inside; once it is gone, their widths do not count.
+        name: name of its module.
+        damage: expected loss of quality when it is dropped.
+        levers: names of the groups whose layers are all inside; their widths no longer matter once the
+            block is dropped.
     """
 
     name: str
@@ -59,7 +60,13 @@ class Block:
 
 @dataclass(frozen=True)
 class Allocation:
-    """What was chosen; `met` is False where even the least of everything is over budget."""
+    """The chosen widths and blocks.
+
+    Attributes:
+        state: widths kept and blocks dropped.
+        met: whether the budget is met; False if even the smallest network exceeds it.
+        damage: expected loss of quality.
+    """
 
     state: State
     met: bool
@@ -67,13 +74,13 @@ class Allocation:
 
 
 def widths_of(units: int, multiple: int, min_kept: float) -> tuple[int, ...]:
-    """The widths that a group may take: itself, then whole multiples down to the share `min_kept`."""
+    """The possible widths of a group: all units, then multiples of `multiple` down to their `min_kept`."""
     least = max(1, min(units, -(-int(units * min_kept) // multiple) * multiple or multiple))
     return (units, *(w for w in range((units - 1) // multiple * multiple, 0, -multiple) if w >= least))
 
 
 def thin_out(widths: tuple[int, ...], most: int) -> tuple[int, ...]:
-    """At most so many of them, evenly, with both ends."""
+    """At most `most` of the widths, evenly spaced, including the first and the last."""
     if len(widths) <= most:
         return widths
     picked = {round(index * (len(widths) - 1) / (most - 1)) for index in range(most)}
@@ -83,15 +90,15 @@ def thin_out(widths: tuple[int, ...], most: int) -> tuple[int, ...]:
 def greedy(
     levers: Sequence[Lever], blocks: Sequence[Block], *, depth: int, budget: float, cost: Cost, pay: Cost
 ) -> Allocation:
-    """Walk from the full network until `cost` is at most `budget`.
+    """Reduce the full network step by step until `cost` is at most `budget`.
 
     Args:
-        levers: groups.
-        blocks: candidates to drop.
-        depth: how many blocks may go at most.
-        budget: in units of `cost`.
-        cost: what the budget limits.
-        pay: what steps are compared by.
+        levers: groups that may be narrowed.
+        blocks: blocks that may be dropped.
+        depth: largest number of blocks to drop.
+        budget: largest allowed cost, in units of `cost`.
+        cost: the cost that the budget limits.
+        pay: the cost by which steps are compared.
     """
     ends: list[Allocation] = []
     state, left = State({lever.name: lever.widths[0] for lever in levers}), tuple(blocks)
@@ -114,13 +121,13 @@ def greedy(
 
 
 def uniform(levers: Sequence[Lever], budget: float, cost: Cost) -> Allocation:
-    """The largest share for which all groups together meet the budget."""
+    """Give all groups the same fraction of their units, the largest one that meets the budget."""
 
     def at(share: float) -> State:
         return State({lever.name: _nearest(lever.widths, share * lever.widths[0]) for lever in levers})
 
     shares = sorted({width / lever.widths[0] for lever in levers for width in lever.widths})
-    # Costs rise with the share: the last share within budget is found by halving.
+    # The cost rises with the share, so a binary search finds the largest share within the budget.
     low, high = -1, len(shares) - 1
     while low < high:
         middle = -(-(low + high) // 2)
@@ -147,8 +154,8 @@ def _best_step(
     if len(state.dropped) < depth:
         for block in blocks:
             if block.name not in state.dropped:
-                # What narrowing inside it has cost is not paid twice: a block that is worth little is
-                # narrowed first, and then what is left of it goes.
+                # Dropping a block resets the groups inside it to full width, so damage from narrowing them
+                # is not counted twice: an unimportant block is often narrowed first and then dropped.
                 whole = {lever.name: lever.widths[0] for lever in levers if lever.name in block.levers}
                 trial = State({**state.kept, **whole}, state.dropped | {block.name})
                 more = _damage(levers, blocks, trial) - hurt
@@ -159,7 +166,7 @@ def _best_step(
 
 
 def _give_back(levers: Sequence[Lever], state: State, budget: float, cost: Cost) -> State:
-    """Widen what helps most while the budget allows it: the last step may have been a large one."""
+    """Widen the most damaged groups while the budget allows it: the last step may have saved too much."""
     while True:
         best, best_gain = None, 0.0
         for lever in levers:

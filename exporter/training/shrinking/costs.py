@@ -1,4 +1,4 @@
-"""How far a network is from the one that it was: in time, bytes, multiply-adds and parameters."""
+"""Compare the costs of a network before and after: latency, bytes, multiply-adds and parameters."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from exporter.training.shrinking.meter import Exported, Measured, Meter
 
 @dataclass(frozen=True)
 class Goal:
-    """A target: `latency_ms`, or the share of a quantity that may be left, such as `macs_ratio`.
+    """A target: `latency_ms`, or the allowed fraction of a quantity of the first network (`macs_ratio`).
 
-    `float_latency_ratio` is the share of what the first network takes in float.
+    `float_latency_ratio` is a fraction of the first network's latency in float.
     """
 
     name: str
@@ -29,11 +29,11 @@ class Goal:
 
     @property
     def needs_float(self) -> bool:
-        """Whether the first network is measured in float too."""
+        """Whether the first network must also be measured in float."""
         return self.name.startswith("float_")
 
     def reached(self, before: Costs, after: Costs) -> float:
-        """How far a network is, in the unit of the limit."""
+        """The value that a network reached, in the unit of the limit."""
         if self.name == "latency_ms":
             return after.latency_ms
         if self.needs_float:
@@ -43,13 +43,13 @@ class Goal:
 
 
 class CostComparison:
-    """Compares networks with the one that it was made with, and times both by turns.
+    """Compares networks with the first one; both are timed in turns.
 
     Args:
-        meter: of this CPU.
+        meter: measures networks on this CPU.
         module: the first network.
         inputs: two samples.
-        in_float: whether the first network is timed in float too.
+        in_float: whether the first network is also timed in float.
     """
 
     def __init__(
@@ -70,14 +70,14 @@ class CostComparison:
         self._counts = self._count(module)
 
     def compare(self, module: nn.Module) -> tuple[Costs, Costs]:
-        """What the first network costs, and what this one costs."""
+        """The costs of the first network, and the costs of this one."""
         before, after, *floats = self._measure(module)
         float_ms = floats[0].latency_ms if floats else None
         return _costs(before, self._counts, float_ms), _costs(after, self._count(module), None)
 
     def reached(self, goal: Goal, module: nn.Module) -> float:
-        """How far a network is, in the unit of the goal's limit."""
-        if goal.quantity in self._counts:  # which need no measurement
+        """The value that a network reached, in the unit of the goal's limit."""
+        if goal.quantity in self._counts:  # counts need no measurement
             return self._count(module)[goal.quantity] / self._counts[goal.quantity]
         return goal.reached(*self.compare(module))
 

@@ -1,4 +1,4 @@
-"""What a network loses when it is narrowed, before any recovery."""
+"""Measure how much quality a network loses when it is narrowed, before it is trained again."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from exporter.training.shrinking.structure import removal
 
 
 class Damage:
-    """What a plan costs in quality, on some samples.
+    """The loss of quality that a plan causes on some samples.
 
     The measure is the mean Kullback-Leibler divergence of the class probabilities from those of the whole
-    network, in nats: never below zero, smooth where accuracy is a staircase, and free of labels' noise.
+    network, in nats. It is never negative, it is smooth while accuracy changes in steps, and label noise
+    does not affect it.
     """
 
     def __init__(self, module: nn.Module, split: Split) -> None:
@@ -31,14 +32,20 @@ class Damage:
         self._logs = self._predict(module)
 
     def of(self, plan: Plan) -> tuple[float, float]:
-        """Divergence in nats, and accuracy, with a plan applied."""
+        """Divergence in nats, and accuracy, of the network with a plan applied."""
         logs = self._predict(rebuild(copy.deepcopy(self._module), plan))
         divergence = float((self._logs.exp() * (self._logs - logs)).sum(dim=1).mean())
         hits = logs.argmax(dim=1).numpy() == self._split.labels
         return max(0.0, divergence), float(hits.mean())
 
     def curve(self, group: Group, scores: Array, levels: Sequence[float]) -> dict[int, tuple[float, float]]:
-        """The same for a group alone, at some shares of its units: units kept -> (nats, accuracy)."""
+        """The damage of narrowing one group alone: units kept -> (divergence in nats, accuracy).
+
+        Args:
+            group: the group to narrow.
+            scores: importance of its units, [units].
+            levels: fractions of its units to keep.
+        """
         units = len(group.units)
         widths = {max(1, round(units * level)) for level in levels} - {units}
         return {kept: self.of(removal({group: weakest(scores, kept)})) for kept in sorted(widths)}
@@ -50,12 +57,13 @@ class Damage:
 def interpolate(
     widths: Sequence[int], points: Mapping[int, float], mass: Callable[[int], float]
 ) -> list[float]:
-    """Damage at each width from the damage at some, following the importance that is lost between them.
+    """Interpolate the damage at each width between measured points, by the importance removed.
 
     Args:
-        widths: descending.
-        points: width -> damage, at least for the first width; made to rise as widths fall.
-        mass: the importance of what is removed at a width.
+        widths: widths, descending.
+        points: width -> measured damage, at least for the first width. A point with less damage than a
+            larger width is raised to that damage.
+        mass: (width) -> importance of the units that are removed at this width.
     """
     known = sorted(points)
     rising: dict[int, float] = {}
@@ -68,7 +76,7 @@ def interpolate(
         if index < len(known) and known[index] == width:
             found.append(rising[width])
             continue
-        # Below the smallest width measured, the slope from the whole network goes on.
+        # Below the smallest measured width, continue the line from the full width through that point.
         low, high = (known[index - 1], known[index]) if 0 < index < len(known) else (known[0], known[-1])
         span = mass(low) - mass(high)
         share = (mass(width) - mass(high)) / span if span > 0 else (high - width) / max(1, high - low)

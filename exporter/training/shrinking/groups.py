@@ -1,7 +1,7 @@
-"""Channels that several layers share, and that can only go from all of them.
+"""Groups of channels that several layers share and that must be removed from all of them together.
 
-Which channels depend on each other is found by Torch-Pruning's dependency graph (Fang et al., "DepGraph",
-CVPR 2023). Only its analysis is used; here it is put in plain names and indices.
+Torch-Pruning's dependency graph (Fang et al., "DepGraph", CVPR 2023) finds the dependent channels. Only its
+analysis is used; this module translates the result into layer names and channel indices.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from exporter.networks.narrow import channels
 from exporter.networks.network import call, matches
 from exporter.process import warnings_ignored
 
-# Whole numbers in which attention modules keep their count of heads.
+# Names of the integer attributes in which attention modules store their number of heads.
 HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads")
 
 
 @dataclass(frozen=True)
 class Member:
-    """One side of one layer in a group.
+    """One side (inputs or outputs) of one layer in a group.
 
     Attributes:
-        name: of the module, or of a bare parameter.
-        axis: `outputs`, `inputs`, or the axis of a bare parameter.
-        positions: channels of the layer, [M].
-        roots: the channel of the group that each of them belongs to, [M].
-        size: how many channels this side of the layer has, in the group or not.
+        name: name of the module, or of a parameter that belongs to no layer.
+        axis: `outputs`, `inputs`, or the axis of a parameter that belongs to no layer.
+        positions: channel indices of the layer, [M].
+        roots: index of the group's channel for each position, [M].
+        size: number of all channels on this side of the layer, including those outside the group.
     """
 
     name: str
@@ -49,12 +49,13 @@ class Group:
     """Channels that several layers share.
 
     Attributes:
-        name: of the layer that makes them.
-        size: how many channels.
-        units: what goes or stays as a whole, as channels: one each, or those that meet in one channel of
-            another layer, or an attention head, or one channel from each group of a grouped convolution.
-        members: the layers that have them.
-        heads: attributes that count the units, such as `block.attention.num_heads`.
+        name: name of the layer that produces the channels.
+        size: number of channels.
+        units: the channel indices of each unit; a unit is removed or kept as a whole. A unit is a single
+            channel, or the channels that meet in one channel of another layer, or an attention head, or one
+            channel from each group of a grouped convolution.
+        members: the layer sides that hold these channels.
+        heads: attributes that count the units, for example `block.attention.num_heads`.
     """
 
     name: str
@@ -67,16 +68,16 @@ class Group:
 def find_groups(
     module: nn.Module, inputs: Mapping[str, Tensor], exclude: tuple[str, ...], place: str
 ) -> Iterator[tuple[Group, str | None]]:
-    """Each group of a network, with the reason why it must stay as it is if there is one.
+    """Yield each group of a network with the reason why it cannot be narrowed, or None.
 
-    Where channels may be attention heads, a second group of the same name follows that has these for
-    units: which of the two it is shows when the network runs without one.
+    If channels may be attention heads, a second group of the same name follows whose units are the heads.
+    The caller tries both: the network runs only with the correct one.
 
     Args:
-        module: the network, with gradients.
+        module: the network; its parameters require gradients.
         inputs: two samples.
         exclude: modules that keep their channels, by name or dotted prefix.
-        place: for errors.
+        place: the place that errors name.
 
     Raises:
         StageError: the network cannot be traced.
@@ -109,16 +110,16 @@ def _dependency_graph(module: nn.Module, inputs: Mapping[str, Tensor], place: st
             return torch_pruning.DependencyGraph().build_dependency(
                 module, example_inputs=dict(inputs), forward_fn=call, verbose=False
             )
-    except Exception as error:  # tracing runs the user's forward, and the library raises what it likes
+    except Exception as error:  # the user's forward and the library may raise any exception
         raise StageError(
             place,
             f"the dependencies of the network's channels cannot be traced ({one_line(str(error), 200)})",
-            "leave the stage out; all others still work",
+            "remove this stage; the other stages do not need these dependencies",
         ) from error
 
 
 def _members(graph: Any, found: Any, names: Mapping[int, str]) -> tuple[list[Member], str | None]:
-    """Translate a group of Torch-Pruning's."""
+    """Translate a group of Torch-Pruning into members, and the reason why it cannot be narrowed."""
     members: list[Member] = []
     problem = None
     for item in found:
@@ -137,8 +138,8 @@ def _members(graph: Any, found: Any, names: Mapping[int, str]) -> tuple[list[Mem
                 problem = f"{label!r} is depthwise with a multiplier"
         for side in sides:
             if (count := channels(layer, side)) is not None:
-                # A split into parts that meet again, as of query, key and value, is not followed: positions
-                # then run on over the parts.
+                # Torch-Pruning does not follow a split whose parts meet again, for example query, key and
+                # value: its positions then continue past the channels of one part.
                 member = Member(label, side, tuple(p % count for p in positions), roots, count)
                 members += [member] if member not in members else []
             elif any(parameter.numel() > 1 for parameter in layer.parameters()):
@@ -149,7 +150,7 @@ def _members(graph: Any, found: Any, names: Mapping[int, str]) -> tuple[list[Mem
 def _group(
     size: int, members: Sequence[Member], module: nn.Module, problem: str | None
 ) -> Iterator[tuple[Group, str | None]]:
-    """Name a group and divide it into what goes as a whole: channels one by one, and as heads."""
+    """Name a group and divide it into units: once into channels, once into attention heads if possible."""
     order = [name for name, _ in module.named_modules()]
     makers = [m.name for m in members if m.axis == "outputs" and m.size == size and _makes(module, m.name)]
     name = min(makers, key=order.index) if makers else members[0].name
@@ -157,9 +158,9 @@ def _group(
     pieces = {_pieces(module, member) for member in members}
     most, plain = max(pieces), all(m.positions == m.roots for m in members if _pieces(module, m) > 1)
     if len(bound) % most or any(most % other for other in pieces) or not plain:
-        problem = problem or "grouped layers share channels that their groups do not divide"
+        problem = problem or "the groups of its grouped layers do not divide its channels evenly"
         most = 1
-    count = len(bound) // most  # each group of a grouped layer gives one
+    count = len(bound) // most  # a unit has one channel from each group of a grouped layer
     single = tuple(_joined(bound[unit::count]) for unit in range(count))
     yield Group(name, size, single, tuple(members)), problem
     heads = _heads(members, module)
@@ -175,7 +176,7 @@ def _joined(parts: Sequence[Sequence[int]]) -> tuple[int, ...]:
 
 
 def _bound(size: int, members: Sequence[Member]) -> list[list[int]]:
-    """Channels that meet in one channel of some layer, as those of query, key and value do."""
+    """Sets of channels that meet in one channel of some layer, as those of query, key and value do."""
     leader = list(range(size))
     for member in members:
         first: dict[int, int] = {}
@@ -194,16 +195,17 @@ def _is_depthwise(layer: object) -> bool:
 
 
 def _makes(module: nn.Module, name: str) -> bool:
-    """Whether a layer makes channels of its own, as opposed to passing on those that it gets."""
+    """Whether a layer produces new channels, in contrast to one that passes its input channels on."""
     layer = module.get_submodule(name)
     return isinstance(layer, (Convolution, nn.Linear)) and not _is_depthwise(layer)
 
 
 def _heads(members: Sequence[Member], module: nn.Module) -> dict[str, int]:
-    """Attributes that count the attention heads which these channels are, with that count.
+    """Attribute name -> number of heads, for the attributes that count the heads of these channels.
 
-    Channels are heads where all layers that make them lie in modules that count heads, which the way
-    back to the network's own channels does too, but not what makes these elsewhere.
+    Channels are treated as heads only if every layer that outputs them belongs to a module with such an
+    attribute. The output projection of an attention module satisfies this too, but other layers that output
+    the same residual channels do not.
     """
     found: dict[str, int] = {}
     for member in members:
@@ -219,7 +221,7 @@ def _heads(members: Sequence[Member], module: nn.Module) -> dict[str, int]:
 
 
 def _pieces(module: nn.Module, member: Member) -> int:
-    """Into how many groups a layer divides its channels."""
+    """Number of groups into which a layer divides its channels."""
     if isinstance(member.axis, int):
         return 1
     layer = module.get_submodule(member.name)
@@ -229,7 +231,7 @@ def _pieces(module: nn.Module, member: Member) -> int:
 
 
 def _tied(module: nn.Module) -> set[str]:
-    """Parameters that have several names, and the modules that own them."""
+    """Names of the parameters that have several names, and of the modules that own them."""
     names: dict[int, list[str]] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)

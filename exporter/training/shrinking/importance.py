@@ -1,4 +1,4 @@
-"""How much each unit of a group matters."""
+"""Importance scores for the units of a group."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ def unit_scores(
 ) -> dict[str, Array]:
     """The importance of every unit: group name -> scores [units], at least 0.
 
-    magnitude: the squared L2 norm of all weights that touch the unit, in each layer as a share of the
-        layer's, added up (the group norm of Torch-Pruning: Fang et al., CVPR 2023, equation 5).
+    magnitude: the squared L2 norm of the unit's weights in each layer, as a fraction of the layer's squared
+        norm, summed over layers (the group norm of Torch-Pruning: Fang et al., CVPR 2023, equation 5).
     taylor: |sum of weight x gradient| over the same weights: to first order, the change of the loss when
         they become zero (Molchanov et al., "Importance estimation for neural network pruning", CVPR 2019).
-    bn_scale: the scales of the BatchNorms of the unit (Liu et al., "Network slimming", ICCV 2017); where a
-        group has none, its magnitude.
+    bn_scale: the scales of the unit's BatchNorms (Liu et al., "Network slimming", ICCV 2017); for a group
+        without BatchNorms, the magnitude.
 
     Args:
         module: the network.
-        groups: of it.
-        kind: which of these.
-        split: labelled samples, for `taylor`.
+        groups: groups of the network.
+        kind: one of the three measures.
+        split: labelled samples; only `taylor` uses them.
     """
     gradients = _gradients(module, split) if kind == "taylor" else None
     return {group.name: _scores(module, group, kind, gradients) for group in groups}
 
 
 def weakest(scores: Array, kept: int) -> list[int]:
-    """The units that go when `kept` stay: those of least importance, of equals the later ones."""
+    """The units to remove so that `kept` remain: the least important; of equal ones, the later."""
     order = np.argsort(-scores, kind="stable")
     return sorted(int(unit) for unit in order[kept:])
 
@@ -70,7 +70,7 @@ def _scores(
 
 
 def _weight(module: nn.Module, member: Member) -> tuple[str, int] | None:
-    """The weight of a member and the axis that holds its channels; None where no axis does."""
+    """Name of a member's weight and the axis of its channels, or None if no axis holds them."""
     if isinstance(member.axis, int):
         return member.name, member.axis
     layer = module.get_submodule(member.name)
@@ -80,7 +80,7 @@ def _weight(module: nn.Module, member: Member) -> tuple[str, int] | None:
     axis = 0 if member.axis == "outputs" else 1
     if weight.ndim == 1 or isinstance(layer, nn.Embedding):
         axis = weight.ndim - 1
-    # A depthwise weight has its channels along the outputs alone, and is counted once.
+    # A depthwise weight holds its channels only along the output axis, so it is counted once.
     return (f"{member.name}.weight", axis) if weight.shape[axis] == member.size else None
 
 

@@ -1,4 +1,4 @@
-"""A table of measured times: each layer at several widths, and lines between them."""
+"""A table of measured kernel times at several widths, with interpolation between them."""
 
 from __future__ import annotations
 
@@ -13,24 +13,25 @@ from pathlib import Path
 from bench.core.files import write_json
 from exporter.training.shrinking.layer_costs import Kernel, Layer
 
-# Shares of its width at which a layer is measured, rounded to whole multiples; between them times are
-# interpolated. Depthwise layers are measured at every width that is asked for: their int8 kernel takes 3 to
-# 4 times as long where the width is no multiple of 16 (measured: 32 x 32, 3 x 3, 96 channels 22 us, 100
-# channels 82 us, 104 channels 71 us), so that no line joins their times.
+# Fractions of its width at which a layer is measured, rounded up to multiples of GRID_MULTIPLE; times
+# between # them are interpolated. Depthwise layers are measured at every requested width: their int8 kernel
+# takes 3 to # 4 times as long if the width is not a multiple of 16 (measured: 32 x 32, 3 x 3, 96 channels
+# 22 us, 100 # channels 82 us, 104 channels 71 us), so interpolation would be wrong.
 GRID = (1.0, 0.75, 0.5, 0.25, 0.125)
 GRID_MULTIPLE = 16
 
-# (kernels) -> ns of one call each
+# (kernels) -> nanoseconds of one call of each kernel
 Timer = Callable[[Sequence[Kernel]], list[float]]
 Grid = tuple[int, ...]
 
 
 class KernelTable:
-    """Times of kernels in ms, measured once and kept in a file.
+    """Times of kernels in ms, measured once and stored in a file.
 
     Args:
-        timer: measures.
-        path: of the file, or None to keep nothing. The caller names it after host, versions and setting.
+        timer: function that measures kernels.
+        path: path of the file, or None to store nothing. The caller derives its name from host, versions
+            and setting.
     """
 
     def __init__(self, timer: Timer, path: Path | None = None) -> None:
@@ -39,11 +40,11 @@ class KernelTable:
         self._grids: dict[Kernel, tuple[Grid, Grid]] = {}
 
     def prepare(self, layers: Sequence[Layer], widths: Mapping[str, Sequence[int]]) -> int:
-        """Measure what is missing of the layers; the number of kernels that were timed.
+        """Measure the kernels of the layers that the table lacks, and return how many were timed.
 
         Args:
-            layers: of the network.
-            widths: group name -> the units that it may keep, descending; the first is what there is.
+            layers: layers of the network.
+            widths: group name -> the numbers of units that it may keep, descending from all units.
         """
         wanted: dict[str, Kernel] = {}
         for layer in layers:
@@ -78,7 +79,7 @@ class KernelTable:
 
 
 def _read(path: Path) -> dict[str, float]:
-    """What is kept in a file; nothing where there is none, or a damaged one."""
+    """The times stored in a file; empty if the file is missing or damaged."""
     try:
         kept = {str(key): float(ns) for key, ns in json.loads(path.read_text(encoding="utf-8")).items()}
     except (OSError, ValueError, TypeError, AttributeError, RecursionError):
@@ -105,15 +106,15 @@ def _corners(kernel: Kernel, into: Sequence[int], out: Sequence[int]) -> Iterato
 
 
 def _family(kernel: Kernel) -> Kernel:
-    """A kernel without its widths: layers of one family share a grid."""
+    """The kernel with its channel counts set to 0; layers of one family share a grid."""
     return kernel.with_channels(0, 0)
 
 
 def _between(grid: Grid, width: int) -> list[tuple[int, float]]:
-    """The two measured widths around one, with their shares; beyond the ends, the line goes on."""
+    """The two measured widths around a width, with their weights; outside the grid, extrapolate."""
     if width in grid:
         return [(width, 1.0)]
-    if len(grid) == 1:  # in proportion
+    if len(grid) == 1:  # scale in proportion to the width
         return [(grid[0], width / grid[0])]
     index = min(max(bisect_left(grid, width), 1), len(grid) - 1)
     low, high = grid[index - 1], grid[index]
@@ -122,5 +123,5 @@ def _between(grid: Grid, width: int) -> list[tuple[int, float]]:
 
 
 def _key(kernel: Kernel) -> str:
-    """Its values as text, all that distinguishes it."""
+    """All fields of a kernel as JSON text, its key in the table."""
     return json.dumps(astuple(kernel))

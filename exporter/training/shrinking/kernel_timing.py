@@ -1,9 +1,9 @@
-"""How long ONNX Runtime takes for one kernel on this CPU.
+"""Measure the time of single ONNX Runtime kernels on this CPU.
 
-A kernel is timed as a model of one node, whose inputs and outputs are in the type and layout that it meets
-inside a whole network: int8 convolutions read and write 8-bit pictures with channels last, as the layout
-pass of ONNX Runtime makes them. So nothing is timed but the kernel; what a call of a session costs in
-itself is measured with an empty model and taken off.
+A kernel is timed as a model of one node. Its inputs and outputs have the type and layout that the kernel
+has inside a whole network: int8 convolutions read and write 8-bit pictures with channels last, as ONNX
+Runtime's layout pass arranges them. The fixed cost of a session call is measured with an empty model and
+subtracted, so the result is the time of the kernel alone.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from exporter.training.shrinking.layer_costs import Kernel
 ROUNDS = 5
 BURST_NS = 1_500_000
 MIN_BURST, MAX_BURST = 3, 300
-# One interpreter holds this many sessions at once, and lets them take turns.
+# Number of sessions that are open at the same time and take turns.
 BATCH = 400
 _DOMAIN = "com.microsoft"
 _TYPES = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8, "tensor(int8)": np.int8}
@@ -35,7 +35,7 @@ _TYPES = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8, "tensor(int8)"
 
 @dataclass(frozen=True)
 class Setting:
-    """What is timed: the type of numbers, the kind of CPU that it is made for, threads."""
+    """Precision, target CPU and number of threads of the timed kernels."""
 
     precision: Precision
     target: Target
@@ -43,10 +43,10 @@ class Setting:
 
 
 def time_kernels(kernels: Sequence[Kernel], setting: Setting) -> list[float]:
-    """Measure kernels: ns of one call each, at least 1.
+    """Measure kernels and return the nanoseconds of one call of each, at least 1.
 
-    The sessions take turns in short bursts; the fastest burst of each counts, since whatever else the
-    machine does can only add to it.
+    The sessions take turns in short bursts. The fastest burst of each counts, because other work on the
+    machine can only slow a burst down.
     """
     found: list[float] = []
     for start in range(0, len(kernels), BATCH):
@@ -104,7 +104,7 @@ def _float_model(kernel: Kernel) -> onnx.ModelProto:
 
 
 def _int8_model(kernel: Kernel, activation: type[np.generic]) -> onnx.ModelProto:
-    """Operators of ONNX Runtime's own domain, as its layout pass and fusions make them."""
+    """A model with an operator of ONNX Runtime's own domain, as its layout pass and fusions create it."""
     weights = {
         "s": np.array(0.02, np.float32),
         "z": np.array(0, activation),
@@ -141,7 +141,10 @@ def _weight_shape(kernel: Kernel) -> tuple[int, ...]:
 
 
 def _attributes(kernel: Kernel) -> list[onnx.AttributeProto]:
-    """Of a convolution; padding is what gives its output the size that was seen, an odd row last."""
+    """The attributes of a convolution.
+
+    The padding is computed from the observed output size; if it is odd, the end gets the larger part.
+    """
     totals = [
         max(0, (made - 1) * stride + dilation * (window - 1) + 1 - given)
         for given, made, window, stride, dilation in zip(

@@ -1,4 +1,4 @@
-"""What each layer of a network costs, as a function of how many channels it has."""
+"""The cost of each layer of a network as a function of its channel counts."""
 
 from __future__ import annotations
 
@@ -19,13 +19,15 @@ from exporter.training.shrinking.groups import Group
 
 @dataclass(frozen=True, kw_only=True)
 class Kernel:
-    """One convolution or matrix product on one sample, as a kernel sees it.
+    """The sizes of one convolution or matrix product on one sample.
 
     Attributes:
-        inputs, outputs: channels.
-        groups: of a convolution; 0 where it is depthwise, whatever its width.
-        size, out_size: rows and columns of the pictures; for a linear layer, the number of rows.
-        window, stride, dilation: of a convolution; empty for a linear layer.
+        inputs, outputs: numbers of channels.
+        groups: number of groups of a convolution; 0 if it is depthwise, for every width.
+        size, out_size: rows and columns of the input and output pictures; for a linear layer, the number of
+            rows.
+        window, stride, dilation: kernel size, stride and dilation of a convolution; empty for a linear
+            layer.
     """
 
     inputs: int
@@ -39,35 +41,37 @@ class Kernel:
 
     @property
     def depthwise(self) -> bool:
-        """One channel in, the same channel out."""
+        """Whether each output channel is computed from one input channel only."""
         return self.groups == 0
 
     @property
     def group_count(self) -> int:
-        """What ONNX calls `group`."""
+        """Number of groups, the attribute `group` in ONNX."""
         return self.groups or self.inputs
 
     @property
     def weights(self) -> int:
-        """Weights, without the bias."""
+        """Number of weights, without the bias."""
         return self.outputs * self.inputs // self.group_count * math.prod(self.window)
 
     @property
     def macs(self) -> int:
-        """Multiply-adds."""
+        """Number of multiply-adds."""
         return math.prod(self.out_size) * self.weights
 
     def with_channels(self, inputs: int, outputs: int) -> Kernel:
-        """The same layer of another width."""
+        """The same kernel with other channel counts."""
         return replace(self, inputs=outputs if self.depthwise else inputs, outputs=outputs)
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer and the groups that decide its width.
+    """A layer and the groups that determine its width.
 
     Attributes:
-        inputs, outputs: group name -> channels that this side loses with each unit of the group.
+        name: name of the module.
+        kernel: sizes of the layer at full width.
+        inputs, outputs: group name -> number of channels that this side loses with each unit of the group.
     """
 
     name: str
@@ -78,14 +82,19 @@ class Layer:
 
 @dataclass(frozen=True)
 class State:
-    """A choice: how many units each group keeps (all, where it is not named), and which blocks go."""
+    """One possible network.
+
+    Attributes:
+        kept: group name -> number of units kept; groups that are not listed keep all units.
+        dropped: names of the dropped blocks.
+    """
 
     kept: Mapping[str, int]
     dropped: frozenset[str] = frozenset()
 
 
 def find_layers(module: nn.Module, inputs: Mapping[str, Tensor], groups: tuple[Group, ...]) -> list[Layer]:
-    """The layers that forward runs, one for each call, in order, and what decides their width."""
+    """The layers that `forward` runs, one entry for each call, in order, with their groups."""
     calls: list[tuple[str, Kernel]] = []
 
     def observe(made: ModuleCall) -> None:
@@ -106,7 +115,7 @@ def find_layers(module: nn.Module, inputs: Mapping[str, Tensor], groups: tuple[G
 
 
 def each_once(layers: Sequence[Layer]) -> list[Layer]:
-    """Layers without their further calls: what has weights has them once, however often it is called."""
+    """Each layer once: its weights exist once, even if it is called several times."""
     return list({layer.name: layer for layer in reversed(layers)}.values())[::-1]
 
 
@@ -114,10 +123,10 @@ class CostModel:
     """The cost of a network in any state, as a sum over its layers.
 
     Args:
-        layers: of the network.
-        groups: that can be narrowed.
-        price: the cost of one kernel.
-        constant: added for every layer that is left: what lies between the kernels.
+        layers: layers of the network.
+        groups: groups that can be narrowed.
+        price: returns the cost of one kernel.
+        constant: added for every remaining layer; it stands for the work between the kernels.
     """
 
     def __init__(
@@ -155,8 +164,7 @@ class CostModel:
 def count_macs(module: nn.Module, inputs: Mapping[str, Tensor]) -> int:
     """Multiply-adds of all convolutions and linear layers that run, for one sample.
 
-    Each call counts, also of layers that the network keeps where torch does not see them, as in
-    plain lists.
+    Every call counts. Layers that torch does not register, for example those in plain lists, count too.
     """
     named = set(module.modules())
     hidden: list[int] = []
@@ -174,14 +182,14 @@ def count_macs(module: nn.Module, inputs: Mapping[str, Tensor]) -> int:
 
 
 def executed_flops(module: nn.Module, inputs: Mapping[str, Tensor]) -> int:
-    """Floating-point operations of the products that torch's own counter knows, whoever calls them."""
+    """Floating-point operations that torch's `FlopCounterMode` counts, in layers and outside of them."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         call(module, inputs)
     return int(counter.get_total_flops())
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Parameters, shared ones once."""
+    """Number of parameters; shared ones count once."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
@@ -191,7 +199,7 @@ def _kernel(layer: Convolution | nn.Linear, given: Tensor, output: Tensor) -> Ke
         return Kernel(
             inputs=layer.in_features, outputs=layer.out_features, groups=1, size=(rows,), out_size=(rows,)
         )
-    if layer.transposed:  # as much work as the convolution from its output back to its input
+    if layer.transposed:  # the work is that of the convolution from its output back to its input
         given, output = output, given
     depthwise = layer.groups == layer.in_channels == layer.out_channels > 1
     return Kernel(

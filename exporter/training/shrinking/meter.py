@@ -1,4 +1,4 @@
-"""Exporting a network on the way, and measuring what it would be on this CPU."""
+"""Export a network during a stage, and measure its latency and size on this CPU."""
 
 from __future__ import annotations
 
@@ -27,37 +27,37 @@ from exporter.sources.splits import Split
 from exporter.training.shrinking.kernel_table import KernelTable
 from exporter.training.shrinking.kernel_timing import Setting, time_kernels
 
-# What a meter makes of a network: it is for that meter alone.
+# The exported form of a network; only the meter that created it can read it.
 Exported = TypeVar("Exported")
 
-# Ranges decide no time: a few samples do.
+# The calibrated ranges do not affect latency, so a few samples are enough.
 RANGE_SAMPLES = 8
-# On a busy machine three left a ratio off by a tenth at times.
+# With 3 blocks on a busy machine, a latency ratio was sometimes wrong by a tenth.
 BLOCKS = 7
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A network as it would ship: median latency of one sample, and bytes."""
+    """Median latency of one sample and file size in bytes of a network in its deployed form."""
 
     latency_ms: float
     size_bytes: int
 
 
 class Meter(Protocol[Exported]):
-    """What a stage asks of the CPU. What `export` gives is only for `measure`."""
+    """The measurements that a stage needs. The result of `export` is only an argument of `measure`."""
 
     def table(self) -> KernelTable:
-        """A table of kernels, to be filled."""
+        """A table of kernel times, which the caller fills."""
 
     def export(self, module: nn.Module) -> Exported:
-        """Make a network ready to be measured."""
+        """Export a network for `measure`."""
 
     def export_float(self, module: nn.Module) -> Exported:
-        """The same in float, whatever the numbers are that count."""
+        """Export a network for `measure` in float, for every precision setting."""
 
     def measure(self, exported: Sequence[Exported]) -> list[Measured]:
-        """Time networks by turns."""
+        """Time networks in turns."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,13 +65,13 @@ class HostMeter:
     """Measures on this CPU.
 
     Attributes:
-        folder: for the exported networks; the caller removes it.
+        folder: folder for the exported networks; the caller removes it.
         sample: at least two samples.
-        precision: of the exported networks and the kernels.
-        export_config: how the recipe exports.
-        quantize_config: how it quantizes.
-        threads: of each session.
-        timings: folder where times of kernels are kept between builds; None keeps nothing.
+        precision: precision of the exported networks and the kernels.
+        export_config: export settings of the recipe.
+        quantize_config: quantization settings of the recipe.
+        threads: number of threads of each session.
+        timings: folder that stores kernel times between builds; None stores nothing.
     """
 
     folder: Path
@@ -83,7 +83,7 @@ class HostMeter:
     timings: Path | None = None
 
     def table(self) -> KernelTable:
-        """The table of this host, these versions and this setting."""
+        """The table of kernel times for this host, these library versions and this setting."""
         setting = Setting(self.precision, self._target, self.threads)
         key = content_key(
             {
@@ -99,7 +99,7 @@ class HostMeter:
         return KernelTable(lambda kernels: time_kernels(kernels, setting), path)
 
     def export(self, module: nn.Module) -> Path:
-        """Write the network as it would ship; its ranges are rough, its shapes are exact."""
+        """Write the network in its deployed form; its shapes are exact, its ranges are approximate."""
         path = self.export_float(module)
         if self.precision == "fp32":
             return path
@@ -109,13 +109,13 @@ class HostMeter:
         return small
 
     def export_float(self, module: nn.Module) -> Path:
-        """Write the network as it would ship in float."""
+        """Write the network in its deployed form, in float."""
         path = self.folder / f"{len(list(self.folder.iterdir()))}.onnx"
         export(module, self.sample, path, self.export_config, {})
         return path
 
     def measure(self, exported: Sequence[Path]) -> list[Measured]:
-        """Median over fresh processes of the median latency, by turns (`measuring.measure`); bytes."""
+        """Median over fresh processes of the median latency, measured in turns, and file size in bytes."""
         feeds = self.folder / "feeds.npz"
         write_evaluation(feeds, EvaluationSet(self._fed.inputs, None, None))
         with Measurement(exported, feeds, MeasureConfig(threads=self.threads)) as measurement:
@@ -131,7 +131,7 @@ class HostMeter:
 
     @property
     def _fed(self) -> Split:
-        """A few samples as a device feeds them."""
+        """A few samples in the form in which a device feeds them."""
         return as_shipped(self.sample.first(RANGE_SAMPLES), self.export_config.preprocess)
 
     @property

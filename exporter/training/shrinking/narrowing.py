@@ -1,11 +1,12 @@
-"""Finding the plan that takes a network to a target, and hurts it least.
+"""Find the plan that brings a network to its target with the least damage.
 
-1. What can go: `exporter.training.shrinking.structure`.
-2. What it would hurt: each group alone at some widths, each block alone (`shrinking.damage`).
-3. What it would save: a sum over layers, from a table or by formula (`shrinking.layer_costs`).
-4. How much of each goes: `exporter.training.shrinking.allocation`.
-5. The network is made so and measured. The prediction is corrected by what was seen, and 4 is done again,
-   until the target is met closely or no correction is left.
+1. Find the groups and blocks that can be removed (`exporter.training.shrinking.structure`).
+2. Measure the damage of narrowing each group alone at some widths, and of dropping each block alone
+   (`shrinking.damage`).
+3. Predict the savings as a sum over layers, from measured times or by formula (`shrinking.layer_costs`).
+4. Choose the width of each group and the blocks to drop (`exporter.training.shrinking.allocation`).
+5. Build and measure this network. Correct the prediction by the result and repeat step 4, until the
+   measurement is close to the target or the largest number of corrections is reached.
 """
 
 from __future__ import annotations
@@ -42,12 +43,12 @@ from exporter.training.shrinking.kernel_table import KernelTable
 from exporter.training.shrinking.layer_costs import CostModel, Kernel, Layer, State, each_once, find_layers
 from exporter.training.shrinking.structure import Structure, find_structure, removal
 
-# Shares of its units at which the damage of narrowing a group alone is measured.
+# Fractions of its units at which the damage of narrowing a group alone is measured.
 LEVELS = (0.75, 0.5, 0.25)
 MOST_WIDTHS = 16
-# A prediction is corrected at most so many times, or until the target is met this closely; in the end the
-# network may be over it by the tolerance. On a busy machine a ratio differs by 3 % when it is measured
-# again (0.459, then 0.472 and 0.474), so the choice has to leave most of the tolerance to that.
+# A prediction is corrected at most CORRECTIONS times, or until the measurement is within CLOSE of the
+# target. # The final network may exceed the target by TOLERANCE. On a busy machine, repeated measurements
+# of a ratio # differ by 3 % (0.459, then 0.472 and 0.474); most of the tolerance must be left for this.
 CORRECTIONS = 4
 CLOSE = 0.015
 TOLERANCE = 0.05
@@ -55,16 +56,16 @@ TOLERANCE = 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class Narrower:
-    """What the rounds of one stage share.
+    """Finds the plans of a stage; all its rounds use the same instance.
 
     Attributes:
-        config: of the stage.
-        comparison: knows the network as the stage got it.
-        table: of kernels on this CPU.
+        config: configuration of the stage.
+        comparison: compares networks with the one that the stage received.
+        table: times of kernels on this CPU.
         inputs: two samples.
-        judges: labelled samples that damage is judged on.
-        place: for errors.
-        progress: told of every group.
+        judges: labelled samples on which damage is measured.
+        place: the place that errors name.
+        progress: receives an update for every group and block.
     """
 
     config: ShrinkConfig
@@ -76,18 +77,20 @@ class Narrower:
     progress: Progress
 
     def plan(self, module: nn.Module, goal: Goal, rounds_left: int) -> tuple[Plan, Cut]:
-        """The plan for this round's share of the way to a goal, and what led to it.
+        """The plan for this round's part of the way to a goal, and the record of how it was chosen.
 
         Raises:
-            StageError: nothing can go, or the goal cannot be met; the best reached is told.
+            StageError: nothing can be removed, or the goal cannot be met; the message states the best value
+                reached.
         """
         structure = find_structure(module, self.inputs, self.config.exclude, self.place)
         if not structure.groups and not self._candidates(structure):
             reasons = "; ".join(f"{name}: {reason}" for name, reason in structure.fixed.items())
             raise StageError(
                 self.place,
-                f"no channels of the network can go ({reasons or 'it has none'})",
-                f"{'exclude less, ' if self.config.exclude else ''}allow depth, or lower resolution alone",
+                f"no channels of the network can be removed ({reasons or 'it has none'})",
+                f"{'shorten exclude, ' if self.config.exclude else ''}set depth, "
+                "or set resolution without a target",
             )
         before, now = self.comparison.compare(module)
         here = goal.reached(before, now)
@@ -122,7 +125,7 @@ class Narrower:
             raise StageError(
                 f"{self.place}.target",
                 f"{goal.name} {goal.limit:g} cannot be met; the best reached is {best.measured:.3g}",
-                "lower resolution, min_kept or multiple, allow more depth, or exclude less",
+                "lower resolution, min_kept or multiple, raise depth, or shorten exclude",
             )
         state = best.allocation.state
         return _plan(structure, scores, state), Cut(
@@ -139,18 +142,21 @@ class Narrower:
         )
 
     def _candidates(self, structure: Structure) -> tuple[str, ...]:
-        """The blocks that may go."""
+        """The blocks that may be dropped."""
         return structure.blocks if self.config.depth and self.config.allocation != "uniform" else ()
 
     def _levers(
         self, module: nn.Module, structure: Structure, scores: Mapping[str, Array]
     ) -> tuple[list[Lever], list[Block], dict[str, dict[int, tuple[float, float]]]]:
-        """What can be changed, and how much each change alone hurts."""
+        """The groups and blocks that can be changed, with the damage of each change alone.
+
+        The third value holds the measured points: group or block -> units kept -> (nats, accuracy).
+        """
         config, candidates = self.config, self._candidates(structure)
         damage = Damage(module, self.judges)
         levers, blocks, curves = [], [], {}
         steps = len(structure.groups) + len(candidates)
-        with self.progress.task(f"{self.place}: damage", steps) as task:
+        with self.progress.task(f"{self.place}: measuring damage", steps) as task:
             for group in structure.groups:
                 curves[group.name] = damage.curve(group, scores[group.name], LEVELS)
                 units, each = len(group.units), len(group.units[0])
@@ -169,7 +175,7 @@ class Narrower:
     def _cost_model(
         self, quantity: str, layers: list[Layer], structure: Structure, levers: Sequence[Lever], now: Costs
     ) -> CostModel:
-        """A sum over layers, with a constant for each that makes it what the network was seen to cost."""
+        """A sum over layers; a constant for each layer makes the total equal to the measured cost."""
         if quantity == "latency":
             self.progress.say(f"{self.place}: timing layers")
             self.table.prepare(layers, {lever.name: lever.widths for lever in levers})
@@ -189,14 +195,14 @@ class Narrower:
 
 @dataclass(frozen=True)
 class Try:
-    """An allocation, what it was predicted to reach, and what was measured."""
+    """An allocation with its predicted and its measured cost."""
 
     allocation: Allocation
     predicted: float
     measured: float
 
     def miss(self, limit: float) -> float:
-        """How far it is from a limit, as a share."""
+        """Relative distance of the measured cost from a limit."""
         return abs(self.measured / limit - 1)
 
 
@@ -206,13 +212,13 @@ def search(
     measure: Callable[[State], float],
     limit: float,
 ) -> list[Try]:
-    """Allocations whose measured cost closes in on a limit.
+    """Try allocations whose measured cost approaches a limit, and return all of them.
 
     Args:
-        choose: (budget) -> what keeps the predicted cost within it.
-        predict: the cost of a state.
-        measure: what it really is.
-        limit: in the unit of both.
+        choose: (budget) -> allocation whose predicted cost is within the budget.
+        predict: (state) -> predicted cost.
+        measure: (state) -> measured cost.
+        limit: largest allowed cost, in the unit of `predict` and `measure`.
     """
     tries: list[Try] = []
     budget = limit
@@ -228,7 +234,11 @@ def search(
 
 
 def _corrected(tries: Sequence[Try], limit: float) -> float:
-    """The budget that should lead to the limit: between the nearest on both sides, or in proportion."""
+    """The budget that should lead to the limit.
+
+    It is interpolated between the nearest tries below and above the limit, or scaled in proportion if there
+    are tries on one side only.
+    """
     under = max((t for t in tries if t.measured <= limit), key=lambda t: t.measured, default=None)
     over = min((t for t in tries if t.measured > limit), key=lambda t: t.measured, default=None)
     if under is None or over is None:
@@ -238,13 +248,13 @@ def _corrected(tries: Sequence[Try], limit: float) -> float:
 
 
 def _mass(scores: Array) -> Callable[[int], float]:
-    """(width) -> the importance of what is removed there."""
+    """A function (width) -> total importance of the units that are removed at this width."""
     removed = np.concatenate([[0.0], np.cumsum(np.sort(scores))])
     return lambda width: float(removed[len(scores) - width])
 
 
 def _plan(structure: Structure, scores: Mapping[str, Array], state: State) -> Plan:
-    """Take the weakest units of each group, and the blocks."""
+    """The plan that removes the least important units of each group, and the dropped blocks."""
     removed = {
         group: weakest(scores[group.name], state.kept[group.name])
         for group in structure.groups

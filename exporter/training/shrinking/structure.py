@@ -1,7 +1,7 @@
-"""What can be cut from a network: groups of channels that must go together, and blocks.
+"""Find the removable parts of a network: groups of channels that must be removed together, and blocks.
 
-What is offered was tried: the network runs without it, its outputs keep their shape, and without channels
-it computes what it would if they were zero.
+Every part found here was tried: without it the network runs and its outputs keep their shape. Removing a
+channel has the same effect as setting it to zero.
 """
 
 from __future__ import annotations
@@ -22,20 +22,26 @@ from exporter.training.shrinking.groups import Group, find_groups
 from exporter.training.shrinking.layer_costs import executed_flops
 
 _OVER_CHANNELS = (nn.LayerNorm, nn.GroupNorm)
-# Sums in another order differ by far less, another function by far more.
+# Rounding errors of a changed summation order are far smaller; the error of a wrong removal is far larger.
 _RTOL = 1e-3
 
 
 @dataclass(frozen=True)
 class Structure:
-    """What can be cut, and why the rest cannot: layer name -> reason."""
+    """The removable parts of a network.
+
+    Attributes:
+        groups: groups of channels that can be narrowed.
+        blocks: names of the modules that can be dropped.
+        fixed: layer name -> reason why it cannot be narrowed or dropped.
+    """
 
     groups: tuple[Group, ...]
     blocks: tuple[str, ...]
     fixed: Mapping[str, str]
 
     def inside(self, block: str) -> frozenset[str]:
-        """Names of the groups that lie wholly in a block, and go with it."""
+        """Names of the groups whose layers are all inside a block; dropping the block removes them."""
         return frozenset(
             group.name
             for group in self.groups
@@ -46,13 +52,13 @@ class Structure:
 def find_structure(
     module: nn.Module, inputs: Mapping[str, Tensor], exclude: tuple[str, ...], place: str
 ) -> Structure:
-    """Find groups and blocks, in the order of the network's modules.
+    """Find the groups and blocks that can be removed, in the order of the network's modules.
 
     Args:
         module: the network.
         inputs: two samples.
         exclude: modules that keep their channels, by name or dotted prefix.
-        place: for errors.
+        place: the place that errors name.
 
     Raises:
         StageError: the network cannot be traced.
@@ -85,7 +91,12 @@ def find_structure(
 
 
 def removal(removed: Mapping[Group, Iterable[int]], dropped: tuple[str, ...] = ()) -> Plan:
-    """The plan that takes units, by index, from groups of one network, and drops blocks of it."""
+    """The plan that removes units and blocks from a network.
+
+    Args:
+        removed: group -> indices of the units to remove.
+        dropped: names of the blocks to drop.
+    """
     lost: dict[tuple[str, str | int], set[int]] = {}
     sizes: dict[tuple[str, str | int], int] = {}
     attributes: dict[str, int] = {}
@@ -116,11 +127,11 @@ def removal(removed: Mapping[Group, Iterable[int]], dropped: tuple[str, ...] = (
 
 
 def failure(module: nn.Module, inputs: Mapping[str, Tensor], plan: Plan) -> str | None:
-    """Why a network cannot do with a plan, or None if it can.
+    """The reason why a plan cannot be applied to a network, or None if it can.
 
-    It can if it runs, its outputs keep their shape, and what the plan takes away is really gone: outputs
-    that stay the same to the bit are believed only where fewer multiply-adds run. Else the network
-    computes with parts that the plan does not reach, or never ran what it names.
+    A plan can be applied if the network still runs, its outputs keep their shape, and the removed parts
+    really no longer run. Bit-identical outputs are accepted only if fewer multiply-adds run. Otherwise the
+    network computes with parts that the plan does not reach, or it never ran the parts that the plan names.
     """
     trial = copy.deepcopy(module).eval()
     try:
@@ -134,19 +145,20 @@ def failure(module: nn.Module, inputs: Mapping[str, Tensor], plan: Plan) -> str 
             if executed_flops(trial, inputs) < executed_flops(copy.deepcopy(module).eval(), inputs):
                 return None
     except Exception as error:  # noqa: BLE001 (a user's forward may raise anything when its channels change)
-        return f"the network does not run then ({str(error).splitlines()[0][:120]})"
-    return "the network's output stays exactly the same: it still runs elsewhere, or never ran"
+        return f"the network no longer runs ({str(error).splitlines()[0][:120]})"
+    return "the network's output does not change at all: this part still runs elsewhere, or never ran"
 
 
 def _takes_away(plan: Plan) -> bool:
-    """Whether a plan drops or narrows anything; to scale pictures may change nothing."""
+    """Whether a plan drops or narrows anything; a plan that only scales pictures does not."""
     return bool(plan.dropped or plan.modules or plan.parameters)
 
 
 def _inexact(module: nn.Module, inputs: Mapping[str, Tensor], group: Group) -> str | None:
-    """Whether a network without its first unit errs from one whose layers see zeros in its place.
+    """The reason why removing a group's first unit differs from zeroing it, or None if it does not.
 
-    Not asked where a norm takes its statistics over the channels: fewer channels have others.
+    Groups with a norm that computes its statistics over the channels are not compared: removing channels
+    changes these statistics.
     """
     zeroed = copy.deepcopy(module)
     gone = set(group.units[0])
@@ -161,16 +173,16 @@ def _inexact(module: nn.Module, inputs: Mapping[str, Tensor], group: Group) -> s
         expected = call(zeroed, inputs)
         found = call(rebuild(copy.deepcopy(module), removal({group: [0]})), inputs)
     close = torch.allclose(found, expected, rtol=_RTOL, atol=_RTOL * float(expected.abs().max()))
-    return None if close else "what belongs to one of its channels cannot be told"
+    return None if close else "removing one of its channels is not the same as setting it to zero"
 
 
 def _without(lost: Sequence[int], axis: int) -> Callable[..., tuple[Tensor, ...]]:
-    """A hook that sets channels of a layer's input to zero."""
+    """A forward pre-hook that sets channels of a layer's input to zero."""
     return lambda _layer, args: (*(value.index_fill(axis, torch.tensor(lost), 0.0) for value in args),)
 
 
 class _Call(NamedTuple):
-    """A module that was run, and the very objects that it was given and gave."""
+    """One call of a module, with the identical objects that it received and returned."""
 
     name: str
     given: object
@@ -178,13 +190,13 @@ class _Call(NamedTuple):
 
 
 def _same_shape_blocks(module: nn.Module, inputs: Mapping[str, Tensor]) -> list[str]:
-    """Outermost modules with layers inside that give back the shape that they were given.
+    """Outermost modules that contain several layers and return the shape that they receive.
 
-    A chain of such modules is none: its links can go one by one.
+    A plain chain of such modules is not a block itself: each of its modules can be dropped separately.
     """
     fits: dict[str, bool] = {}
     links: dict[str, list[str]] = {}
-    apart: list[_Call] = []  # calls that are not yet known to be part of another
+    apart: list[_Call] = []  # calls that are not part of another finished call so far
 
     def observe(made: ModuleCall) -> None:
         name, output = made.name, made.output
@@ -210,7 +222,7 @@ def _same_shape_blocks(module: nn.Module, inputs: Mapping[str, Tensor]) -> list[
 
 
 def _is_chain(whole: _Call, parts: Sequence[_Call]) -> bool:
-    """Whether each part is given what the one before it gave, and nothing is done beside them."""
+    """Whether each part receives exactly what the previous part returned, and nothing else is computed."""
     given = [whole.given, *(part.gave for part in parts)]
     wanted = [*(part.given for part in parts), whole.gave]
     return bool(parts) and all(one is other for one, other in zip(given, wanted, strict=True))

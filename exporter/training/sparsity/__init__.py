@@ -1,5 +1,5 @@
-"""Zeros among the weights: which ones, when, and what they save.
+"""Set single weights to zero: choose them, schedule the pruning, and compute the savings.
 
-The shapes stay as they are: ONNX Runtime's dense kernels multiply by zeros as by any number and gain no
-time. What zeros buy is a file that compresses better on its way to the device.
+All shapes remain the same. ONNX Runtime's dense kernels multiply by zeros like by any other number, so
+zeros save no time. They save bytes: the file compresses better for its transfer to the device.
 """

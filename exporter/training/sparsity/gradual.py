@@ -1,4 +1,4 @@
-"""Pruning step by step while the network trains, so that it can make up for what goes."""
+"""Gradual pruning during training, so the network can adapt to the pruned weights."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from exporter.recipes import GradualConfig
 from exporter.training.loop import Hook
 from exporter.training.sparsity.masks import Scope, joined, lowest_masks
 
-# Below every score that a weight can have: what an earlier stage pruned goes first.
+# Lower than every score of a weight: weights that an earlier stage pruned are pruned first.
 GONE = -float("inf")
 
 
 def cubic(done: float, start: float, end: float) -> float:
-    """Sparsity when the share `done` of the pruning steps is over: fast at first, when much is to spare.
+    """Sparsity after the fraction `done` of the pruning updates; it rises fastest at the beginning.
 
     end + (start - end) (1 - done)^3 (Zhu & Gupta, "To prune, or not to prune", 2017, equation 1).
     """
@@ -26,15 +26,16 @@ def cubic(done: float, start: float, end: float) -> float:
 
 
 class Gradual(Hook):
-    """Prunes at `updates` instants between two shares of the steps; after the last the masks are final.
+    """Prunes in `updates` updates between the fractions `begin` and `end` of all training steps.
 
-    By magnitude, a weight that goes is gone. By movement (Sanh, Wolf & Rush, "Movement Pruning", 2020), the
-    score of a weight is the sum of -gradient * weight over all steps so far: weights that training moves
-    towards zero go, however large. Their value is kept aside; while it lasts, they may come back. (The
-    paper's straight-through scores with top-v masks; of the scores only the order matters here, and so not
-    their learning rate.)
+    After the last update the masks are final. With method "magnitude", a pruned weight stays pruned. With
+    method "movement" (Sanh, Wolf & Rush, "Movement Pruning", 2020), the score of a weight is the sum of
+    -gradient * weight over all training steps so far, so weights that training moves towards zero are
+    pruned even if they are large. The values of pruned weights are stored, and these weights may return
+    until the last update. (These are the paper's straight-through scores with top-v masks. Only the order
+    of the scores matters here, so they need no learning rate.)
 
-    The masks of the network that `begin` is given must be a dict: it is changed in place.
+    The masks of the network that `begin` receives must be a dict; the hook changes it in place.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class Gradual(Hook):
         self._config = config
 
     def begin(self, network: Network, steps: int, steps_per_epoch: int) -> None:
-        """Find the weights, and place the instants."""
+        """Find the weights, and compute the training steps after which to prune."""
         del steps_per_epoch
         assert isinstance(network.masks, dict)
         self._masks: dict[str, Tensor] = network.masks
@@ -60,7 +61,7 @@ class Gradual(Hook):
         }
         first, last = round(self._config.begin * (steps - 1)), round(self._config.end * (steps - 1))
         count = self._config.updates
-        # step -> share of the pruning steps that are over after it; the last instant ends with all.
+        # training step -> fraction of the updates done after it; 1 at the last update.
         self._instants = {
             first + round((last - first) * index / max(1, count - 1)): (index + 1) / count
             for index in range(count)
@@ -79,7 +80,7 @@ class Gradual(Hook):
         self._dense = {name: weight.detach().clone() for name, weight in moving.items()}
 
     def after_backward(self, step: int) -> None:
-        """Add to the scores; weights that are out do not move."""
+        """Update the movement scores."""
         if self._method == "magnitude" or step > self._last:
             return
         for name, weight in self._weights.items():
@@ -87,7 +88,7 @@ class Gradual(Hook):
                 self._scores[name] -= weight.grad * self._dense[name]
 
     def after_step(self, step: int) -> None:
-        """Take in how the weights moved, and prune if it is time."""
+        """Store the new values of unpruned weights, and prune if an update is due."""
         if step > self._last:
             return
         with torch.no_grad():
@@ -100,11 +101,11 @@ class Gradual(Hook):
                 self._prune(cubic(self._instants[step], self._start, self._sparsity))
 
     def settled(self, step: int) -> bool:
-        """Whether the last instant is over."""
+        """Whether the last update is done."""
         return step >= self._last
 
     def tensors(self) -> dict[str, Tensor]:
-        """Masks, scores and the weights that are out, by name."""
+        """Masks, scores and the stored dense weights, by name."""
         masks = {f"mask.{name}": self._masks[name] for name in self._names if name in self._masks}
         if self._method == "magnitude":
             return masks
@@ -112,7 +113,7 @@ class Gradual(Hook):
         return {**masks, **scores, **{f"dense.{name}": dense for name, dense in self._dense.items()}}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """All of them."""
+        """Restore masks, scores and dense weights from a checkpoint."""
         for key, tensor in tensors.items():
             kind, _, name = key.partition(".")
             placed = tensor.to(self._weights[name].device)
@@ -128,5 +129,5 @@ class Gradual(Hook):
         self._masks.update({name: masks[name] for name in self._names})
         if self._method == "movement":
             for name, weight in self._weights.items():
-                weight.copy_(self._dense[name])  # those that come back, with the value they left with
+                weight.copy_(self._dense[name])  # returning weights get the value that they had before
         self._network.apply_masks()

@@ -1,4 +1,4 @@
-"""Which weights become zero."""
+"""Masks that select the weights to set to zero."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ from exporter.networks.network import matches
 from exporter.training.loop import check_modules
 
 Scope = Literal["global", "layer"]
-# A layer's own weight, and the projections that attention holds without layers of their own.
+# A layer's weight, and the projection weights that `nn.MultiheadAttention` holds directly.
 _MATRICES = ("weight", "in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 
 
 def prunable_weights(module: nn.Module, exclude: tuple[str, ...], place: str) -> dict[str, nn.Parameter]:
-    """Parameter name -> weight of all convolutions and linear layers that are not excluded.
+    """Parameter name -> weight, for all convolutions and linear layers that are not excluded.
 
-    Those of `nn.MultiheadAttention` are among them: query, key and value in one, or apart.
+    The projections of `nn.MultiheadAttention` are included: query, key and value in one weight, or in
+    three.
 
-    Biases and norms stay: they are few, and the network is sensitive to them. Weights that two modules
-    share stay too: what is small for one may be what the other depends on.
+    Biases and norms are not included: they are few, and the network is sensitive to them. Weights that two
+    modules share are not included either: a weight that is unimportant for one may be important for the
+    other.
 
     Raises:
         StageError: an excluded module does not exist, or nothing is left to prune.
@@ -61,12 +63,13 @@ def lowest_masks(
 ) -> dict[str, Tensor]:
     """Masks that are False for the round(sparsity * n) lowest scores.
 
-    Ranked over all tensors together, so that layers with low scores give more, or in each tensor on its
-    own; of equal scores the earlier one goes, so that the count is exact.
+    Scope "global" ranks the scores of all tensors together, so layers with low scores lose more weights;
+    scope "layer" ranks each tensor separately. Of equal scores, the earlier one is masked, so the count is
+    exact.
     """
     if scope == "layer":
         return {name: lowest_masks({name: score}, sparsity)[name] for name, score in scores.items()}
-    # On the CPU, where kthvalue is deterministic.
+    # kthvalue is deterministic only on the CPU.
     flat = torch.cat([score.detach().flatten().cpu() for score in scores.values()])
     keep = _all_but_lowest(flat, round(sparsity * flat.numel()))
     pieces = torch.split(keep, [score.numel() for score in scores.values()])
@@ -79,10 +82,10 @@ def lowest_masks(
 def threshold_masks(
     weights: Mapping[str, Tensor], threshold: float, scope: Scope = "global"
 ) -> dict[str, Tensor]:
-    """Masks that are False where a magnitude lies below a threshold.
+    """Masks that are False for magnitudes below a threshold.
 
-    With scope "layer" the threshold counts standard deviations of the layer's weights (Han et al., 2015,
-    section 3.2), which differ by an order of magnitude between layers.
+    With scope "layer", the threshold is a multiple of the standard deviation of the layer's weights (Han et
+    al., 2015, section 3.2); these standard deviations differ by an order of magnitude between layers.
     """
     return {
         name: weight.abs() >= threshold * (float(weight.std()) if scope == "layer" else 1.0)
@@ -91,11 +94,11 @@ def threshold_masks(
 
 
 def pattern_masks(weights: Mapping[str, Tensor], kept: int, group: int) -> dict[str, Tensor]:
-    """Masks that keep the `kept` largest magnitudes of every `group` weights in a row, N:M sparsity.
+    """Masks for N:M sparsity: keep the `kept` largest magnitudes of every `group` consecutive weights.
 
-    Rows run along the input channels, over which a kernel sums (Mishra et al., "Accelerating Sparse Deep
-    Neural Networks", 2021); weights [out, in, ...]. Tensors whose inputs do not divide into groups, such
-    as those of depthwise convolutions, are left out.
+    Weights have shape [out, in, ...], and groups run along the input channels, over which a kernel sums
+    (Mishra et al., "Accelerating Sparse Deep Neural Networks", 2021). Tensors whose number of input
+    channels is not a multiple of `group`, for example those of depthwise convolutions, get no mask.
     """
     masks = {}
     for name, weight in weights.items():
@@ -110,13 +113,13 @@ def pattern_masks(weights: Mapping[str, Tensor], kept: int, group: int) -> dict[
 
 
 def joined(masks: Mapping[str, Tensor], earlier: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """All masks; what was pruned before stays pruned."""
+    """Combine new masks with earlier ones; a weight that was pruned before stays pruned."""
     both = {name: mask & earlier[name] if name in earlier else mask for name, mask in masks.items()}
     return {**earlier, **both}
 
 
 def _all_but_lowest(flat: Tensor, count: int) -> Tensor:
-    """Mask [n], False for the `count` lowest; of equals, for the first."""
+    """Mask [n] that is False for the `count` lowest values; of equal values, for the first ones."""
     if count == 0:
         return torch.ones_like(flat, dtype=torch.bool)
     limit = torch.kthvalue(flat, count).values

@@ -1,4 +1,4 @@
-"""What zeros save: bytes after compression, as a download or an over-the-air update has them."""
+"""Compressed size of weights and files, as in a download or an over-the-air update."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ PIECE = 1 << 20
 
 
 def compressed_bytes(weights: Mapping[str, Tensor]) -> CompressedBytes:
-    """Bytes of weights [out, ...] under zlib, once as float32 and once as int8 with a scale per row.
+    """Bytes of weights [out, ...] after zlib compression, as float32 and as int8.
 
-    int8 is symmetric, per output channel, rounded to the nearest: what ships. Scales are not counted.
+    int8 is symmetric, per output channel, rounded to the nearest, like the deployed weights. The scales do
+    not count.
     """
     arrays = [weight.detach().cpu().numpy() for weight in weights.values()]
     return CompressedBytes(
@@ -30,7 +31,7 @@ def compressed_bytes(weights: Mapping[str, Tensor]) -> CompressedBytes:
 
 
 def compressed_size(paths: Iterable[Path]) -> int:
-    """Bytes of files under zlib, read piece by piece."""
+    """Bytes of files after zlib compression; each file is read piece by piece."""
     total = 0
     for path in paths:
         packer = zlib.compressobj(LEVEL)

@@ -1,9 +1,9 @@
-"""The stages in PyTorch. Each is one file and one function behind one signature.
+"""The PyTorch stages. Each stage is one function in its own file, and all have the same signature.
 
     (network, config, data, context) -> (network, result)
 
-A stage changes nothing but the network that it is given, reads nothing but its arguments, and is
-deterministic in `context.seed`. Each kind of stage has its own class of results in `exporter.results`.
+A stage changes only the network that it receives, reads only its arguments, and is deterministic for a
+given `context.seed`. Each kind of stage has its own result class in `exporter.results`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from exporter.training.stages.qat import qat
 from exporter.training.stages.reestimate import reestimate
 from exporter.training.stages.shrink import shrink
 
-# `Any` because no type can say that the configuration's `kind` is the key: the recipe's reader sees to it.
+# `Any` because no type can express that the key equals the configuration's `kind`; reading the recipe
+# ensures it.
 STAGES: Final[Mapping[str, StageFunction[Any, StepResult]]] = {
     "finetune": finetune,
     "pretrain": pretrain,

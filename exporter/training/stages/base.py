@@ -1,4 +1,4 @@
-"""What every stage is given, and what it gives back."""
+"""The arguments of a stage, and its signature."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from exporter.training.loop import ONE_CPU, Checkpoints, Engine, Hook, Loss, fit
 
 @dataclass(frozen=True, kw_only=True)
 class Loaders:
-    """Other networks and data that a stage may load.
+    """Functions that load further networks and data for a stage.
 
     Attributes:
-        teacher: finds the network of an earlier stage by name, or opens another one, for these data.
+        teacher: returns the network of an earlier stage by name, or opens another model, for the given
+            data.
         data: calls another data factory.
         unlabelled: calls a factory of samples without labels.
     """
@@ -34,13 +35,13 @@ class Loaders:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How the build exports, quantizes and measures.
+    """Settings of the build for export, quantization and measurement.
 
     Attributes:
-        export: how the recipe exports.
-        quantize: how it quantizes.
-        threads: of sessions that are timed.
-        timings: folder where times of kernels are kept between builds; None keeps nothing.
+        export: export settings of the recipe.
+        quantize: quantization settings of the recipe.
+        threads: number of threads of timed sessions.
+        timings: folder that stores kernel times between builds; None stores nothing.
     """
 
     export: ExportConfig = field(default_factory=ExportConfig)
@@ -51,17 +52,17 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """What a stage may ask of the build beside its network and data.
+    """Everything a stage receives from the build except its network and data.
 
     Attributes:
-        name: of the stage, for messages.
-        seed: of the recipe.
-        progress: where to tell how far it is.
-        fresh_module: makes the recipe's network again, with random weights.
-        load: other networks and data.
-        settings: of the steps that follow the stages.
+        name: name of the stage, for messages.
+        seed: seed of the recipe.
+        progress: receives progress updates.
+        fresh_module: builds the recipe's network again, with random weights.
+        load: loads other networks and data.
+        settings: settings of the build for export, quantization and measurement.
         engine: the hardware to train on.
-        checkpoints: where trainings are kept while they run; None keeps none.
+        checkpoints: stores running trainings; None stores nothing.
     """
 
     name: str
@@ -74,7 +75,7 @@ class Context:
     checkpoints: Checkpoints | None = None
 
     def warned(self, lines: Iterable[str]) -> tuple[str, ...]:
-        """The lines as warnings of this stage; a person is told of them at once."""
+        """Turn lines into warnings of this stage, and print them at once."""
         warnings = tuple(f"{self.name}: {line}" for line in lines)
         for warning in warnings:
             self.progress.say(f"warning: {warning}")
@@ -90,7 +91,10 @@ class Context:
         name: str | None = None,
         hooks: Sequence[Hook] = (),
     ) -> Trained:
-        """`loop.fit` with what the build decides; `name` tells a stage's trainings apart."""
+        """Run `loop.fit` with this context's settings.
+
+        `name` distinguishes the trainings of a stage that has several.
+        """
         return fit(
             network,
             data,
@@ -110,7 +114,7 @@ Result_co = TypeVar("Result_co", bound=StepResult, covariant=True)
 
 
 class StageFunction(Protocol[Config_contra, Result_co]):
-    """The signature of a stage. `config` is of the stage's own class from `exporter.recipes`."""
+    """The signature of a stage; the type of `config` is the stage's own class in `exporter.recipes`."""
 
     def __call__(
         self, network: Network, config: Config_contra, data: Splits, context: Context

@@ -25,12 +25,13 @@ from exporter.training.stages.base import Context
 def distill(
     network: Network, config: DistillConfig, data: Splits, context: Context
 ) -> tuple[Network, DistillResult]:
-    """Train the network to follow its teachers; masks of earlier pruning hold.
+    """Train the network to match its teachers; masks of earlier pruning still apply.
 
     Raises:
-        StageError: a teacher knows other classes or takes other inputs, features cannot be compared,
+        StageError: a teacher has another number of classes or other inputs, features cannot be compared,
             or training fails.
-        DataError: unlabelled samples do not look like the labelled ones.
+        DataError: unlabelled samples have other names, types or shapes than the labelled ones, or are part
+            of the evaluation split.
     """
     classes = check_classes(network.module, data, context.name)
     teachers = load_teachers(config, data, context, classes)
@@ -57,10 +58,13 @@ def distill(
 
 
 def load_teachers(config: DistillConfig, data: Splits, context: Context, classes: int) -> list[nn.Module]:
-    """All teachers, ready to be asked; on a CPU as graphs, but for the first if features are asked of it.
+    """Load all teachers in evaluation mode.
+
+    On a CPU they are converted to ONNX graphs. The first one is not converted if the stage needs its
+    features.
 
     Raises:
-        StageError: one does not take the data, or knows another number of classes.
+        StageError: a teacher does not accept the data, or has another number of classes.
     """
     teachers: list[nn.Module] = []
     for which in config.teachers():
@@ -69,7 +73,7 @@ def load_teachers(config: DistillConfig, data: Splits, context: Context, classes
         if known != classes:
             raise StageError(
                 f"{context.name}.teacher",
-                f"the teacher tells {known} classes apart, the student {classes}",
+                f"the teacher has {known} classes, the student {classes}",
                 "choose a teacher with the same classes",
             )
         shown = bool(config.features) and not teachers
@@ -86,8 +90,8 @@ def _transfers(
     if config.features and isinstance(teachers[0], OnnxTeacher):
         raise StageError(
             f"{context.name}.features",
-            "an .onnx teacher shows its outputs alone",
-            "remove features, or name a teacher in PyTorch first",
+            "features need a teacher in PyTorch, but the first teacher is an .onnx model",
+            "remove features, or list a PyTorch teacher first",
         )
     probe = data.train.first(2)
     inputs = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in probe.inputs.items()}

@@ -1,4 +1,4 @@
-"""What pretrained weights buy at several sizes of data: a curve, with intervals over seeds."""
+"""Few-shot curve: the gain from pretrained weights at several sizes of data, with intervals over seeds."""
 
 from __future__ import annotations
 
@@ -28,27 +28,29 @@ def few_shot_curve(
     few: FewShotConfig,
     loss: Loss,
 ) -> tuple[FewShotPoint, ...]:
-    """Train on a few images of each class, from the weights at hand and from random ones.
+    """Train on a few images of each class, from the network's weights and from random weights.
 
-    For each size and seed, the same images, batches, epochs and loss serve both trainings; the seed draws
-    the images, the random weights, a new head and the order. Both are judged on the whole evaluation split.
+    For each size and seed, both trainings use the same images, batches, epochs and loss. The seed
+    determines the images, the random weights, a new head and the order of samples. Both networks are
+    evaluated on the whole evaluation split.
 
     Args:
-        network: as it comes to the stage; it stays as it is.
-        config: of the stage; the random network freezes nothing.
-        data: the recipe's.
-        context: of the stage.
-        few: sizes and seeds.
-        loss: of the stage.
+        network: the network that the stage received; it is not changed.
+        config: configuration of the stage; the training of the random network freezes nothing.
+        data: data of the recipe.
+        context: context of the stage.
+        few: numbers of images, and number of seeds.
+        loss: loss of the stage.
 
     Returns:
-        A point for each size: accuracies by seed, and the mean gain in them with its bounds.
+        One point for each size: the accuracies by seed, and the mean gain in accuracy with its bounds.
 
     Raises:
-        StageError: a class has fewer images than are asked for.
+        StageError: a class has fewer images than the configuration requests.
     """
     points = []
-    few_of_each(data.train, max(few.images), context.seed, context.name)  # refused before hours of others
+    # Check the largest size first: an error after hours of training would waste them.
+    few_of_each(data.train, max(few.images), context.seed, context.name)
     for images in few.images:
         found: dict[str, list[float]] = {"transfer": [], "from_scratch": []}
         for seed in range(few.seeds):
@@ -75,10 +77,10 @@ def few_shot_curve(
 
 
 def few_of_each(split: Split, images: int, seed: int, place: str) -> Split:
-    """So many samples of each class that the split holds, drawn by a seed.
+    """Draw `images` random samples of each class in the split.
 
     Raises:
-        StageError: a class has fewer.
+        StageError: a class has fewer samples.
     """
     generator = np.random.default_rng(seed)
     chosen = []
@@ -87,8 +89,8 @@ def few_of_each(split: Split, images: int, seed: int, place: str) -> Split:
         if len(members) < images:
             raise StageError(
                 f"{place}.few_shot.images",
-                f"class {label} has {len(members)} training samples, {images} are asked for",
-                "ask for fewer",
+                f"class {label} has {len(members)} training samples, but {images} are requested",
+                f"write at most {len(members)}",
             )
         chosen.append(generator.permutation(members)[:images])
     return split.take(np.sort(np.concatenate(chosen)))

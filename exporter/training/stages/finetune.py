@@ -1,4 +1,4 @@
-"""Fine-tuning: fit a pretrained network to the data at hand."""
+"""Fine-tuning: train a pretrained network on the recipe's data."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from exporter.training.stages.starts import random_network, reset_head, unfrozen
 def finetune(
     network: Network, config: FineTuneConfig, data: Splits, context: Context
 ) -> tuple[Network, FineTuneResult]:
-    """Train on `data`; with `from_scratch` and `few_shot`, train random networks beside it to compare."""
+    """Train on `data`; `from_scratch` and `few_shot` also train random networks for comparison."""
     classes = check_classes(network.module, data, context.name)
     warnings, loss = labelled_loss(config, data, classes, context)
     few_shot: tuple[FewShotPoint, ...] = ()
     if config.few_shot is not None:
-        # So many of each class weigh alike already.
+        # All classes have the same number of samples here, so class weights are not needed.
         even = cross_entropy(config.label_smoothing)
         few_shot = few_shot_curve(network, config, data, context, few=config.few_shot, loss=even)
     if config.head is not None:
@@ -41,7 +41,7 @@ def finetune(
 def _train_from_scratch(
     start: Network, config: FineTuneConfig, data: Splits, loss: Loss, context: Context
 ) -> FromScratch:
-    """The same network, budget and data without the pretrained weights, and so nothing frozen."""
+    """Train the same network with the same settings and data from random weights, with nothing frozen."""
     name = f"{context.name} from scratch"
     network = random_network(start, name, context)
     trained = context.fit(network, data, unfrozen(config), loss, name=name)

@@ -1,4 +1,4 @@
-"""The loss of classification, with what a person should know of the labels."""
+"""The classification loss, and warnings about the labels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from exporter.training.stages.base import Context
 def labelled_loss(
     config: FineTuneConfig | PretrainConfig, data: Splits, classes: int, context: Context
 ) -> tuple[tuple[str, ...], Loss]:
-    """What a person should know of the training labels, as warnings, and the loss that is asked for."""
+    """Warnings about the training labels, and the loss that the configuration sets."""
     weighted = config.class_weights == "balanced"
     notes = class_notes(data.train.labels, classes, config.validation, weighted=weighted)
     weights = balanced(data.train.labels, classes) if weighted else None
@@ -36,15 +36,16 @@ class _CrossEntropy(nn.Module):
 
 
 def cross_entropy(label_smoothing: float = 0.0, weights: Tensor | None = None) -> Loss:
-    """The usual loss of classification, with the labels alone; `weights` [classes] count the classes."""
+    """The cross entropy with the labels; `weights` [classes] are the weights of the classes."""
     return _CrossEntropy(label_smoothing, weights)
 
 
 def balanced(labels: Array, classes: int) -> Tensor:
-    """Weights [classes] that make every class count alike: samples / (classes * samples of the class).
+    """Weights [classes] that give every class the same total: samples / (classes * samples of the class).
 
-    The mean over all samples is one; a class without samples weighs nothing. (King & Zeng, "Logistic
-    Regression in Rare Events Data", 2001; scikit-learn's `balanced`.)
+    `classes` counts the classes with samples; a class without samples has weight zero. The mean weight over
+    all samples is one. (King & Zeng, "Logistic Regression in Rare Events Data", 2001; scikit-learn's
+    `balanced`.)
     """
     counts = np.bincount(labels, minlength=classes)
     weights = len(labels) / (np.count_nonzero(counts) * np.maximum(counts, 1)) * (counts > 0)

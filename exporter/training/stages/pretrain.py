@@ -1,4 +1,4 @@
-"""Pretraining: fit the network to source data before it meets its own."""
+"""Pretraining: train the network on source data before the recipe's own data."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from exporter.training.stages.starts import reset_head
 def pretrain(
     network: Network, config: PretrainConfig, data: Splits, context: Context
 ) -> tuple[Network, PretrainResult]:
-    """Train on the stage's own `data` table; the recipe's data are not looked at.
+    """Train on the stage's own `data` table; the recipe's data are not used.
 
-    Source data may have more classes than the network: its last layer then makes way for one that knows
-    them all, and comes back with random weights for the stage that fine-tunes it.
+    If the source data have more classes than the network, a larger layer replaces the last layer during the
+    stage. After the stage, the last layer is put back with random weights for the stage that fine-tunes it.
     """
     del data
     source = context.load.data(config.data, f"{context.name}.data")
@@ -45,7 +45,11 @@ def pretrain(
 
 @contextmanager
 def _room_for(classes: int, network: Network, context: Context) -> Iterator[str | None]:
-    """Let a network whose last layer is linear tell so many classes apart; the name of the layer, if so."""
+    """Replace a last linear layer by one with enough outputs for `classes` while the context is open.
+
+    Yields the name of the layer, or None if nothing is replaced: the last layer is not an `nn.Linear`, has
+    enough outputs, or has a mask.
+    """
     name = last_layer(network.module)
     last = network.module.get_submodule(name)
     if (

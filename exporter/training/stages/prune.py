@@ -1,4 +1,4 @@
-"""Unstructured pruning: single weights become zero and stay so, through all later stages and into int8."""
+"""Unstructured pruning: single weights become zero, and stay zero in all later stages and in int8."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from exporter.training.stages.labelled_loss import cross_entropy
 def prune(
     network: Network, config: PruneConfig, data: Splits, context: Context
 ) -> tuple[Network, PruneResult]:
-    """Zero weights by the rule of `target`, at once or while training.
+    """Set weights to zero by the rule of `target`, at once or during training.
 
-    Weights that an earlier stage pruned count towards the target. ONNX Runtime's dense kernels gain no
-    time from zeros; what they buy is a file that compresses better, by as much as the result says, and a
-    start for distillation.
+    Weights that an earlier stage pruned count towards the target. ONNX Runtime's dense kernels are not
+    faster with zeros. The benefits are a file that compresses better, by the ratio in the result, and a
+    starting point for distillation.
 
     Raises:
         StageError: an excluded module does not exist, nothing is left to prune, or training fails.
@@ -65,19 +65,19 @@ def _prune_gradually(
 ) -> tuple[Network, Trained]:
     """Prune the named weights while training."""
     sparsity, gradual = config.target.sparsity, config.gradual
-    assert sparsity is not None  # as the recipe makes sure
+    assert sparsity is not None  # reading the recipe ensures it
     assert gradual is not None
     check_classes(network.module, data, context.name)
-    masks = dict(network.masks)  # which the hook changes
+    masks = dict(network.masks)  # the hook changes this copy
     hook = Gradual(names, sparsity, scope=config.scope, method=config.method, config=gradual)
     trained = context.fit(replace(network, masks=masks), data, gradual, cross_entropy(), hooks=[hook])
     return replace(network, masks={name: mask.cpu() for name, mask in masks.items()}), trained
 
 
 def _notes(pruned: Network, already: float, config: PruneConfig) -> list[str]:
-    """What a person should look at; `already` is the sparsity before the stage."""
+    """Warnings about the result; `already` is the sparsity before the stage."""
     empty = [name for name, mask in pruned.masks.items() if not mask.any()]
-    notes = [f"{name} has no weight left: exclude it, or prune less" for name in empty]
+    notes = [f"all weights of {name} were pruned: exclude it, or prune less" for name in empty]
     if pruned.sparsity() == already:
         notes.append(f"no weight was pruned: {_why_none(config)}")
     return notes
@@ -85,14 +85,14 @@ def _notes(pruned: Network, already: float, config: PruneConfig) -> list[str]:
 
 def _why_none(config: PruneConfig) -> str:
     if config.target.pattern is not None:
-        return f"no layer's input channels are a multiple of the pattern {config.target.pattern}"
+        return f"the pattern {config.target.pattern} does not divide the input channels of any layer"
     if config.target.threshold is not None:
-        return f"none is smaller than the threshold {config.target.threshold:g}"
-    return f"so many are zero already, or {config.target.sparsity:g} of them is less than one"
+        return f"no weight is below the threshold {config.target.threshold:g}"
+    return f"a share of {config.target.sparsity:g} is zero already, or is less than one weight"
 
 
 def chosen_masks(weights: Mapping[str, Tensor], config: PruneConfig) -> dict[str, Tensor]:
-    """The masks of pruning at once."""
+    """The masks for pruning all weights at once."""
     detached = {name: weight.detach() for name, weight in weights.items()}
     if config.target.threshold is not None:
         return threshold_masks(detached, config.target.threshold, config.scope)

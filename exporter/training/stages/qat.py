@@ -1,4 +1,4 @@
-"""Quantization-aware training: the network learns under the rounding that it will ship with."""
+"""Quantization-aware training: train the network with the rounding of its final int8 graph."""
 
 from __future__ import annotations
 
@@ -35,11 +35,12 @@ _CHECK_SAMPLES = 32
 
 
 def qat(network: Network, config: QatConfig, data: Splits, context: Context) -> tuple[Network, QatResult]:
-    """Train the network's int8 graph, and pass what it learned on to the quantizer.
+    """Train the network's int8 graph, and pass the learned ranges on to the quantizer.
 
-    The graph and its first ranges are what the recipe's `quantize` step would make without this stage:
-    training starts at static quantization. The float network teaches beside the labels. Masks of earlier
-    pruning hold. If no epoch comes up to the start on held-out data, the start is kept.
+    The recipe's `quantize` step builds the graph and its initial ranges, so training starts at the result
+    of static quantization. The loss uses the labels and the outputs of the float network. Masks of earlier
+    pruning still apply. If no epoch is at least as accurate as the start on held-out data, the start is
+    kept.
 
     Raises:
         StageError: a weight of the graph cannot be traced to the network's parameters, or an operator
@@ -75,7 +76,7 @@ def qat(network: Network, config: QatConfig, data: Splits, context: Context) -> 
 
 @dataclass(frozen=True)
 class _TracedNetwork:
-    """A network's exported graph, where its weights come from, and a folder for files."""
+    """The exported graph of a network, the sources of its weights, and a folder for files."""
 
     model: onnx.ModelProto
     sources: Mapping[str, WeightSource]
@@ -83,7 +84,7 @@ class _TracedNetwork:
     folder: Path
 
     def float(self, module: nn.Module) -> Path:
-        """The graph with the weights that the network has now."""
+        """Write the float graph with the network's current weights."""
         path = self.folder / "float.onnx"
         onnx.save(filled(self.model, self.sources, module), path)
         return path
@@ -95,7 +96,7 @@ class _TracedNetwork:
         context: Context,
         trained_qparams: TrainedQparams = NO_TRAINED_QPARAMS,
     ) -> Path:
-        """What the recipe's `quantize` step makes of that."""
+        """Write the int8 graph that the recipe's `quantize` step creates from the float graph."""
         path = self.folder / "int8.onnx"
         quantize_split(
             self.float(module),
@@ -110,7 +111,7 @@ class _TracedNetwork:
         return path
 
     def student(self, module: nn.Module, data: Splits, context: Context) -> Student:
-        """The int8 graph, which learns on the network's own parameters."""
+        """The int8 graph as a module that trains the network's own parameters."""
         return Student(
             module,
             onnx.load(self.int8(module, data, context)),
@@ -122,23 +123,23 @@ class _TracedNetwork:
         )
 
     def teacher(self, module: nn.Module, data: Splits, context: Context) -> nn.Module:
-        """The network as it is now, in float; on a CPU as this graph, which answers sooner."""
+        """The current network in float; on a CPU as an ONNX graph, because this is faster."""
         if context.engine.device.type != "cpu":
             return copy.deepcopy(module).eval().requires_grad_(False)
         return OnnxTeacher(self.float(module), data.train.first(1), context.name)
 
 
 def _trace(module: nn.Module, data: Splits, context: Context, folder: Path) -> _TracedNetwork:
-    """Export the network, and find out where its weights go.
+    """Export the network, and find the parameters from which each weight of the graph is computed.
 
     Raises:
-        StageError: filled with the network's weights, the graph gives something else than the network.
+        StageError: the graph with the network's weights computes other outputs than the network.
     """
     probe = randomized(module)
     path = folder / "probe.onnx"
     export(probe, data.calibration, path, context.settings.export.network_alone(), {})
     model = onnx.load(path)
-    # On blocks the stem has the same sums, but weights in another order than the network's.
+    # A stem on blocks computes the same sums, but its weights are in another order than the network's.
     asked = context.settings.quantize
     target = replace(find_target(asked.target, asked.onnxruntime), stem_on_blocks=False)
     graph = _TracedNetwork(model, find_sources(model, probe), target, folder)
@@ -149,7 +150,7 @@ def _trace(module: nn.Module, data: Splits, context: Context, folder: Path) -> _
         raise StageError(
             context.name,
             f"weights of the exported graph cannot be traced to parameters ({', '.join(untraced[:6])})",
-            "leave the stage out, or use plain layers without parametrizations",
+            "remove this stage, or use plain layers without parametrizations",
         )
     return graph
 
@@ -163,7 +164,7 @@ def _train(
     *,
     teacher: nn.Module,
 ) -> tuple[Trained, bool]:
-    """Fit the student in place; the curves, and whether an epoch was kept."""
+    """Train the student in place; return the curves, and whether the weights of an epoch were kept."""
     training, validation = hold_out(data.train, config.validation, context.seed, context.name)
     steps = config.epochs * max(1, training.count // config.batch_size)
     student.range_steps = round(config.range_share * steps)
@@ -172,8 +173,8 @@ def _train(
         if all(matches(name, frozen) for name, _ in student.network.named_parameters()):
             raise StageError(
                 f"{context.name}.freeze",
-                f"epoch {epoch} has nothing to learn: all weights are frozen, and ranges learn no longer",
-                "freeze less, or set range_share = 1",
+                f"nothing is trained in epoch {epoch}: all weights are frozen, and the ranges are fixed",
+                "freeze fewer modules, or set range_share = 1",
             )
     before, start = accuracy(student, validation), copy.deepcopy(student.state_dict())
     trained = context.fit(
@@ -192,7 +193,7 @@ def _train(
 
 
 def _loss_config(config: QatConfig) -> DistillConfig:
-    """Logits alone, from the float network."""
+    """Distillation from the logits of the float network, without features."""
     return DistillConfig(
         kind="distill", teacher="float", temperature=config.temperature, hard_weight=config.hard_weight
     )

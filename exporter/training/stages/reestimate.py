@@ -1,4 +1,4 @@
-"""BatchNorm re-estimation: running statistics that fit the weights as they are now."""
+"""BatchNorm re-estimation: compute the running statistics again for the current weights."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from exporter.training.stages.base import Context
 def reestimate(
     network: Network, config: ReestimateConfig, data: Splits, context: Context
 ) -> tuple[Network, ReestimateResult]:
-    """Run the training data through once and average the statistics of every batch alike.
+    """Run the training data through the network once, and average the statistics of all batches equally.
 
-    Training leaves an exponential average of batches whose weights were other ones, and pruning moves
-    the activations away from it. The training samples are seen unaltered, as inference will see them.
-    After PyTorch's `torch.optim.swa_utils.update_bn`.
+    The running statistics after training are an exponential average over batches that ran with older
+    weights, and pruning changes the activations further. The training samples are used without
+    augmentation, as in inference. The method follows PyTorch's `torch.optim.swa_utils.update_bn`.
 
     Raises:
-        StageError: a frozen module does not exist, or there is no norm to re-estimate.
+        StageError: a frozen module does not exist, or the network has no BatchNorm to re-estimate.
     """
     check_modules(network.module, config.freeze, f"{context.name}.freeze")
     norms = {
@@ -35,7 +35,7 @@ def reestimate(
         if isinstance(child, BatchNorm) and child.track_running_stats and not matches(name, config.freeze)
     }
     if not norms:
-        raise StageError(context.name, "the network has no BatchNorm to re-estimate", "leave the stage out")
+        raise StageError(context.name, "the network has no BatchNorm to re-estimate", "remove this stage")
     before = accuracy(network.module, data.evaluation)
     shift = _average_statistics(network.module, norms, config.batch_size, data, context)
     return network, ReestimateResult(
@@ -49,16 +49,20 @@ def reestimate(
 def _average_statistics(
     module: nn.Module, norms: dict[str, BatchNorm], batch_size: int, data: Splits, context: Context
 ) -> float:
-    """Set the norms' statistics to the mean over batches; how far a mean moved, in standard deviations."""
+    """Set the norms' statistics to the mean over all batches.
+
+    Returns the largest change of a running mean, in standard deviations.
+    """
     momenta = {name: norm.momentum for name, norm in norms.items()}
     means = {name: _statistics(norm)[0].clone() for name, norm in norms.items()}
     training = module.training
     module.eval()
     for norm in norms.values():
         norm.reset_running_stats()
-        norm.momentum = None  # PyTorch's sign for a cumulative average
+        norm.momentum = None  # PyTorch then computes a cumulative average
         norm.train()
-    full = data.train.count // batch_size * batch_size or data.train.count  # a rest would count too much
+    # A smaller last batch would have too much weight in the average.
+    full = data.train.count // batch_size * batch_size or data.train.count
     batches = data.train.take(np.arange(full)).batches(batch_size)
     try:
         with torch.no_grad(), context.progress.task(context.name, -(-full // batch_size)) as task:

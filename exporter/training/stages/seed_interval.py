@@ -1,4 +1,4 @@
-"""How far a mean over a few seeds can be trusted."""
+"""Confidence interval of a mean over a few seeds."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from bench.core.statistics import Interval
 
 
 def mean_interval(values: Sequence[float], alpha: float) -> Interval:
-    """Mean of at least two values between one-sided (1 - alpha) bounds of Student's t.
+    """Mean of at least two values, with one-sided (1 - alpha) bounds from Student's t distribution.
 
-    Seeds are few and what is averaged is a mean over many samples: near enough to normal, where ranks of
-    three values would bound nothing. (Student, "The probable error of a mean", 1908.)
+    Each value is a mean over many samples, so its distribution is close to normal. With as few as three
+    seeds, a rank method would give no useful bounds. (Student, "The probable error of a mean", 1908.)
     """
     if len(values) < 2:
-        raise ValueError("one value has no spread")
+        raise ValueError(f"an interval needs at least 2 values, not {len(values)}")
     numbers = np.asarray(values, dtype=np.float64)
     half = (
         student_quantile(1 - alpha, len(numbers) - 1) * float(numbers.std(ddof=1)) / math.sqrt(len(numbers))
@@ -27,7 +27,12 @@ def mean_interval(values: Sequence[float], alpha: float) -> Interval:
 
 
 def student_quantile(probability: float, freedom: int) -> float:
-    """The t below which Student's distribution lies with a probability, one of at least one half."""
+    """Quantile of Student's t distribution with `freedom` degrees of freedom.
+
+    Args:
+        probability: at least 0.5.
+        freedom: degrees of freedom.
+    """
     low, high = 0.0, math.pi / 2
     for _ in range(80):
         middle = (low + high) / 2

@@ -1,4 +1,4 @@
-"""Structured pruning: a network with fewer channels, fewer blocks and smaller pictures, that still fits."""
+"""Structured pruning: fewer channels, fewer blocks and smaller pictures, followed by training."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from exporter.training.stages.labelled_loss import cross_entropy
 
 
 class _PlannedCut(Values):
-    """The cut of a round as a checkpoint keeps it."""
+    """The cut of a round as stored in a checkpoint."""
 
     plan: Plan
     cut: Cut
@@ -40,7 +40,7 @@ class _PlannedCut(Values):
 def shrink(
     network: Network, config: ShrinkConfig, data: Splits, context: Context
 ) -> tuple[Network, ShrinkResult]:
-    """Cut the network until the target is met, and recover; measured on this CPU."""
+    """Shrink the network until measurements on this CPU meet the target, and train it again."""
     with tempfile.TemporaryDirectory(prefix="edgeproof-") as folder:
         meter = HostMeter(
             folder=Path(folder),
@@ -57,17 +57,18 @@ def shrink(
 def shrink_with(
     meter: Meter[Exported], network: Network, config: ShrinkConfig, data: Splits, context: Context
 ) -> tuple[Network, ShrinkResult]:
-    """Cut and recover, with measurements from `meter`.
+    """Shrink the network and train it again, with measurements from `meter`.
 
-    1. Blocks in `drop` go, and pictures are scaled to `resolution`.
-    2. Each round cuts its share of the way to the target (`shrinking.narrowing`), then trains.
+    1. Drop the blocks in `drop`, and scale pictures to `resolution`.
+    2. In each round, shrink the network by the round's part of the way to the target
+       (`shrinking.narrowing`), then train.
 
-    A round's cut is kept beside the checkpoints of its training: a stage that was killed goes on with the
-    same network, whatever it would measure the second time.
+    A round's cut is stored beside the checkpoints of its training. A stage that was killed therefore
+    continues with the same network, even if a new measurement would lead to another choice.
 
     Raises:
-        StageError: a module does not exist, a block cannot go, or the target cannot be met; the best
-            reached is told.
+        StageError: a module does not exist, a block cannot be dropped, or the target cannot be met; the
+            message states the best value reached.
     """
     classes = check_classes(network.module, data, context.name)
     check_modules(network.module, (*config.exclude, *config.drop), context.name)
@@ -102,7 +103,7 @@ def shrink_with(
     idle = goal is not None and plan.resolution is None and not plan.dropped and not any(outputs.values())
     return network, ShrinkResult(
         warnings=context.warned(
-            ["the target is met without cutting anything: ask for less"] if idle else []
+            ["the network meets the target already, nothing was removed: lower the target"] if idle else []
         ),
         accuracy_before=before,
         evaluation_accuracy=rounds[-1].evaluation_accuracy,
@@ -120,7 +121,7 @@ def shrink_with(
 def _recover(
     network: Network, config: ShrinkConfig, data: Splits, context: Context, *, loss: Loss, made: Cut | None
 ) -> NarrowingRound | Round:
-    """Train what one round left, if the stage trains; `made` is what the round cut."""
+    """Train the network after a round's cut, if the stage trains; `made` is the record of the cut."""
     accuracy_cut = accuracy(network.module, data.evaluation)
     trained = context.fit(network, data, config, loss) if config.epochs else Trained()
     found = Round(
@@ -132,10 +133,10 @@ def _recover(
 
 
 def cut(network: Network, plan: Plan) -> Network:
-    """Apply a plan to a network: its module in place, its masks, and the plan that it has already."""
+    """Apply a plan to a network: to its module in place, to its masks, and to its earlier plan."""
     masks = dict(network.masks)
     if masks:
-        # A network that has the masks for weights is cut like the network itself.
+        # Cut the masks like weights: apply the plan to a copy of the network whose weights are the masks.
         shadow = copy.deepcopy(network.module)
         for name, mask in masks.items():
             shadow.get_parameter(name).data = mask.float()
@@ -146,26 +147,34 @@ def cut(network: Network, plan: Plan) -> Network:
 
 
 def _chosen(network: Network, config: ShrinkConfig, inputs: dict[str, Tensor], place: str) -> Plan:
-    """What a person chose to cut; each block is tried first."""
+    """The plan for `drop` and `resolution` of the recipe; each block is tried first."""
     for name in config.drop:
         if problem := failure(network.module, inputs, Plan(dropped=(name,))):
-            raise StageError(f"{place}.drop", f"{name!r} cannot go: {problem}", "leave it out")
+            raise StageError(
+                f"{place}.drop", f"{name!r} cannot be dropped: {problem}", "remove it from drop"
+            )
     side = config.resolution
     largest = max((max(t.shape[2:]) for t in inputs.values() if t.dim() == 4), default=0)
     if side is not None and side > largest > 0:
         raise StageError(
-            f"{place}.resolution", f"{side} is more than the {largest} of the data", "lower it"
+            f"{place}.resolution",
+            f"{side} is larger than the data's pictures, which have {largest} pixels",
+            f"write at most {largest}",
         )
     plan = Plan(dropped=config.drop, resolution=None if side is None else (side, side))
     if problem := failure(network.module, inputs, plan):
-        raise StageError(f"{place}.resolution", f"{side} cannot be: {problem}", "raise it, or drop less")
+        raise StageError(
+            f"{place}.resolution",
+            f"{side} is not possible: {problem}",
+            "raise resolution, or list fewer blocks in drop",
+        )
     return plan
 
 
 def _narrow(
     network: Network, narrower: Narrower, goal: Goal, rounds_left: int, context: Context
 ) -> tuple[Network, Cut]:
-    """The cut of one round: the one that a killed stage had made, or a new one."""
+    """Apply the cut of one round: the one stored before the stage was killed, or a new one."""
     name, checkpoints = f"{context.name} cut", context.checkpoints
     saved = None if checkpoints is None else checkpoints.read(name, _PlannedCut)
     if saved is not None:
@@ -177,7 +186,7 @@ def _narrow(
 
 
 def _judges(config: ShrinkConfig, data: Splits, context: Context) -> Split:
-    """Samples that no stage trains on: what the network knows by heart hurts less to lose."""
+    """Samples that no stage trains on: damage measured on training samples is underestimated."""
     held_out = hold_out(data.train, config.validation, context.seed, context.name)[1]
     count = {"samples": min(config.samples, held_out.count)}
     drawn = stratified_indices(held_out.labels, count, context.seed, context.name)
@@ -185,7 +194,7 @@ def _judges(config: ShrinkConfig, data: Splits, context: Context) -> Split:
 
 
 def _recovery_loss(config: ShrinkConfig, data: Splits, context: Context, classes: int) -> Loss:
-    """The labels alone, or teachers too."""
+    """The loss with labels only, or with labels and teachers."""
     distillation = config.distillation()
     if distillation is None or not config.epochs:
         return cross_entropy()

@@ -1,4 +1,4 @@
-"""Where a training starts from: random weights, a new head, nothing frozen."""
+"""Starting points of a training: random weights, a new head, no frozen modules."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from exporter.training.stages.base import Context
 
 
 def reset_head(module: nn.Module, name: str, context: Context) -> None:
-    """Initialise a module and all below it again.
+    """Initialise a module and all its submodules again with random weights.
 
     Raises:
-        StageError: there is no such module, or nothing in it can be initialised.
+        StageError: the module does not exist, or nothing in it can be initialised.
     """
     check_modules(module, (name,), f"{context.name}.head")
     head = module.get_submodule(name)
@@ -31,14 +31,18 @@ def reset_head(module: nn.Module, name: str, context: Context) -> None:
         if hasattr(child, "reset_parameters")
     ]
     if not resets:
-        raise StageError(f"{context.name}.head", f"{name!r} has no weights", "name a layer that has")
+        raise StageError(
+            f"{context.name}.head",
+            f"nothing in {name!r} can be initialised again: no module in it has reset_parameters",
+            "name a layer with weights, for example the last nn.Linear",
+        )
     with deterministic(context.seed, f"{context.name}.head"):
         for reset in resets:
             reset()
 
 
 def random_network(network: Network, name: str, context: Context) -> Network:
-    """The same network, as narrow and as sparse, with random weights that depend on `name`."""
+    """The same network with the same plan and masks, and with random weights that depend on `name`."""
     with deterministic(context.seed, name):
         module = context.fresh_module()
     random = Network(module if network.plan is None else rebuild(module, network.plan), dict(network.masks))
@@ -47,7 +51,7 @@ def random_network(network: Network, name: str, context: Context) -> Network:
 
 
 def prepared(network: Network, config: FineTuneConfig, name: str, context: Context) -> Network:
-    """A copy of the network, with a new head if the stage gives it one."""
+    """A copy of the network, with a new head if the stage sets `head`."""
     module: nn.Module = copy.deepcopy(network.module)
     if config.head is not None:
         reset_head(module, config.head, replace(context, name=name))
@@ -55,7 +59,7 @@ def prepared(network: Network, config: FineTuneConfig, name: str, context: Conte
 
 
 def unfrozen(config: FineTuneConfig) -> FineTuneConfig:
-    """The same training for random weights: there is nothing in them to keep or to spare."""
+    """The same training for random weights, without the settings that protect pretrained weights."""
     return config.model_copy(
         update={
             "freeze": (),

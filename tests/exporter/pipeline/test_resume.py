@@ -119,7 +119,7 @@ def test_the_end_is_the_same(tiny, splits, tmp_path, stop_at):
 
     found, resumed, left = train(tiny, splits, Checkpoints(tmp_path, interval_s=0), progress=Progress())
     assert left == 20 - stop_at
-    assert said == [f"a stage: goes on from step {stop_at} of 20"]
+    assert said == [f"a stage: continues at step {stop_at} of 20"]
     assert resumed == curves
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
@@ -278,7 +278,7 @@ def test_a_loss_that_is_no_number_leaves_the_best_weights(tiny, splits, tmp_path
             assert not kept.exists()
             continue
         epoch = int(caught.value.fix.partition("the weights of epoch ")[2][0])
-        assert caught.value.fix.endswith(f"are kept in {kept}")
+        assert caught.value.fix.endswith(f"are saved in {kept}")
         found = load_file(kept)
         assert all(torch.equal(found[name], value) for name, value in poison.states[epoch].items())
         assert all(np.isfinite(value.numpy()).all() for value in found.values())

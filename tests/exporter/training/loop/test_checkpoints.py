@@ -1,4 +1,4 @@
-"""What a checkpoint holds beside tensors is read as what it was written as, or not at all."""
+"""Values in checkpoints are read exactly as they were written, and never as another kind."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Other(Values):
     curves: int
 
 
-def test_values_come_back_to_the_last_digit(tmp_path):
-    """The state of a generator has integers of 128 bits."""
+def test_values_are_read_exactly(tmp_path):
+    """The state of a generator includes 128-bit integers."""
     values = Kept(curves=(EPOCH,), generator=dict(np.random.default_rng(0).bit_generator.state))
     Checkpoints(tmp_path).write("a", Saved({}, values))
     assert Checkpoints(tmp_path).read("a", Kept).values == values

@@ -1,4 +1,4 @@
-"""The training loop: what it leaves alone, what it keeps, what it refuses."""
+"""The training loop: frozen and pruned weights, the best epoch, schedules, and refused inputs."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_the_network_learns(tiny, splits):
     assert fitted.validation_accuracy == fitted.curves[fitted.best_epoch].validation_accuracy
 
 
-def test_equal_seeds_give_equal_weights_whatever_came_before(tiny, splits):
+def test_equal_seeds_give_equal_weights_for_any_random_state(tiny, splits):
     states = []
     for noise in (1, 2):
         torch.manual_seed(noise)
@@ -94,14 +94,14 @@ def test_frozen_modules_keep_weights_and_statistics(tiny, splits):
     assert all(parameter.requires_grad for parameter in network.module.parameters())
 
 
-def test_statistics_move_where_nothing_is_frozen(tiny, splits):
+def test_statistics_change_if_nothing_is_frozen(tiny, splits):
     network = Network(tiny.net())
     before = snapshot(network.module)
     train(network, splits, epochs=1)
     assert not torch.equal(network.module.norm.running_mean, before["norm.running_mean"])
 
 
-def test_frozen_modules_thaw(tiny, splits):
+def test_frozen_modules_are_unfrozen(tiny, splits):
     seen = []
 
     class Watch(SilentProgress):
@@ -120,12 +120,12 @@ def test_frozen_modules_thaw(tiny, splits):
     assert not torch.equal(network.module.stem.weight, before["stem.weight"])
 
 
-def test_nothing_left_to_learn(tiny, splits):
-    with pytest.raises(StageError, match=r"stage.freeze: epoch 0 has nothing to learn"):
+def test_freezing_everything_is_refused(tiny, splits):
+    with pytest.raises(StageError, match=r"stage.freeze: all weights are frozen in epoch 0"):
         train(Network(tiny.net()), splits, freeze=("stem", "norm", "body", "head"))
 
 
-def test_unknown_frozen_modules(tiny, splits):
+def test_unknown_frozen_modules_are_refused(tiny, splits):
     with pytest.raises(StageError, match=r"no module 'neck'; it has: stem, norm, body, head"):
         train(Network(tiny.net()), splits, freeze=("neck",))
     with pytest.raises(StageError, match=r"no module 'bod'"):
@@ -133,7 +133,7 @@ def test_unknown_frozen_modules(tiny, splits):
 
 
 def test_the_best_epoch_is_kept_and_of_equals_the_latest(tiny, splits):
-    """The loss turns round after the first epoch, so that each later one is worse."""
+    """The loss changes its sign after the first epoch, so each later epoch is worse."""
     calls = []
 
     def loss(inputs, outputs, labels):
@@ -151,7 +151,7 @@ def test_the_best_epoch_is_kept_and_of_equals_the_latest(tiny, splits):
 
 
 @pytest.mark.parametrize("at", [0, 7])
-def test_a_loss_that_is_no_number_stops_the_stage(tiny, splits, at):
+def test_a_loss_that_is_not_a_number_stops_the_stage(tiny, splits, at):
     calls = []
 
     def loss(inputs, outputs, labels):
@@ -166,7 +166,7 @@ def test_a_loss_that_is_no_number_stops_the_stage(tiny, splits, at):
     assert caught.value.fix == "lower learning_rate"
 
 
-def test_an_overflow_ends_in_that_error(splits):
+def test_an_overflow_stops_the_stage(splits):
     loud = Split({"input": splits.train.inputs["image"] * np.float32(1e38)}, splits.train.labels)
     network = Network(nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.Linear(64, 3)))
     with pytest.raises(StageError, match=r"the loss became (nan|inf) at epoch 0, step \d"):
@@ -187,13 +187,13 @@ def test_augmentation_sees_every_training_batch_and_a_seeded_generator(tiny, spl
     assert [count for count, _ in draws[:10]] == [10] * 10
 
 
-def test_training_data_smaller_than_a_batch_make_one_step(tiny, splits):
+def test_training_data_smaller_than_a_batch_give_one_step(tiny, splits):
     few = replace(splits, train=splits.train.take(np.arange(6)))
     fitted = train(Network(tiny.net()), few, batch_size=64)
     assert len(fitted.curves) == 2
 
 
-def test_progress_is_told_of_every_step(tiny, splits):
+def test_progress_counts_every_step(tiny, splits):
     told = []
 
     class Progress(SilentProgress):
@@ -206,7 +206,7 @@ def test_progress_is_told_of_every_step(tiny, splits):
 
 
 def test_only_matrices_decay(tiny, splits):
-    """With a rate this small nothing learns; weights of two dimensions and more shrink none the less."""
+    """The loss has no gradient, but weight decay still shrinks weights of two dimensions and more."""
     network = Network(tiny.net())
     before = snapshot(network.module)
 
@@ -228,8 +228,8 @@ def test_warmup_and_half_a_cosine(step, factor):
     assert warmup_cosine(step, warmup=4, steps=12) == pytest.approx(factor)
 
 
-def test_every_step_goes_as_far_as_the_schedule_says(tiny, splits):
-    """Under a gradient that is always the same, Adam moves a weight by just the learning rate."""
+def test_every_step_has_the_scheduled_learning_rate(tiny, splits):
+    """With a constant gradient, Adam changes a weight by exactly the learning rate."""
     places = []
 
     class Watch(Hook):
@@ -253,8 +253,8 @@ def test_every_step_goes_as_far_as_the_schedule_says(tiny, splits):
     assert [line.learning_rate for line in fitted.curves] == pytest.approx(rates[::5])
 
 
-def test_lower_layers_move_less_with_layer_decay(tiny, splits):
-    """The first step of Adam is as long as the learning rate, whatever the gradient."""
+def test_lower_layers_change_less_with_layer_decay(tiny, splits):
+    """The first step of Adam has the size of the learning rate, for every gradient."""
     network = Network(tiny.net())
     before = snapshot(network.module)
     train(network, splits, epochs=1, batch_size=54, warmup=0.0, layer_decay=0.1, weight_decay=0.0)
@@ -271,7 +271,7 @@ def test_a_schedule_of_warmup_alone():
 def test_held_out_samples_leave_some_on_both_sides(count, share):
     split = Split({"x": np.arange(count, dtype=np.float32)[:, None]}, np.arange(count) % 2)
     if round(count * share) >= count:
-        with pytest.raises(StageError, match=f"{count} training samples cannot spare"):
+        with pytest.raises(StageError, match=f"{count} labelled training samples are too few"):
             hold_out(split, share, 0, "stage")
         return
     training, validation = hold_out(split, share, 0, "stage")
@@ -295,14 +295,16 @@ def test_labels_out_of_range(tiny, splits, name):
     assert "model.args" in caught.value.fix
 
 
-def test_outputs_that_are_no_class_scores(splits):
-    with pytest.raises(StageError, match=r"the network gives \[2, 1, 8, 8\]; return class scores"):
+def test_outputs_that_are_not_class_scores_are_refused(splits):
+    with pytest.raises(
+        StageError, match=r"the network's output has shape \[2, 1, 8, 8\]; return class scores"
+    ):
         check_classes(nn.ReLU(), splits, "model")
 
 
 @pytest.mark.parametrize("module", [nn.Linear(3, 3), nn.Conv2d(3, 3, 3)])
-def test_a_network_that_does_not_take_the_data(splits, module):
-    with pytest.raises(StageError, match=r"does not take the data \{'image': \[1, 8, 8\]\}"):
+def test_a_network_that_does_not_run_on_the_data_is_refused(splits, module):
+    with pytest.raises(StageError, match=r"not run on inputs of shapes \{'image': \[1, 8, 8\]\}"):
         check_classes(module, splits, "model")
 
 
@@ -315,7 +317,7 @@ def test_predictions_after_training_are_those_of_evaluation_mode(tiny, splits):
 
 
 def test_the_average_of_the_weights_is_kept(tiny, splits):
-    """One epoch without a best to choose: what comes back is the average, by its definition."""
+    """After a single epoch the network has the average, computed here by its definition."""
     states = []
 
     class Watch(Hook):
@@ -358,7 +360,7 @@ def test_pruned_weights_are_zero_in_the_average_too(tiny, splits):
 
 
 def test_patience_ends_a_training_that_gains_nothing(tiny, splits):
-    """The loss turns round after two epochs: the third is worse, and so on."""
+    """The loss changes its sign after two epochs, so each later epoch is worse."""
     calls = []
 
     def loss(inputs, outputs, labels):
@@ -381,8 +383,8 @@ def test_patience_waits_for_the_probe(tiny, splits):
     assert len(fitted.curves) == 6
 
 
-def test_patience_waits_for_what_is_still_frozen(tiny, splits):
-    """All that is frozen learns from the fifth epoch on: until then nothing has been tried."""
+def test_patience_waits_for_unfreezing(tiny, splits):
+    """Everything is trained only from the fifth epoch on; earlier epochs do not count for patience."""
 
     def nothing(inputs, outputs, labels):
         return outputs.sum() * 0
@@ -414,7 +416,7 @@ def test_epochs_that_are_not_settled_are_not_kept(tiny, splits):
         )
 
     assert run(Late(19)).best_epoch == 3
-    with pytest.raises(StageError, match="no epoch ended with the network in its final form; raise epochs"):
+    with pytest.raises(StageError, match="no epoch ended after the last pruning update; raise epochs"):
         run(Late(20))
 
 
@@ -434,7 +436,7 @@ def test_mixup_mixes_pictures_and_labels(splits):
         if own != other:
             assert shares[row, own].item() == pytest.approx(share)
             assert shares[row, other].item() == pytest.approx(1 - share)
-    with pytest.raises(StageError, match=r"stage.mixup: input 'ids' is of integers; set mixup = 0"):
+    with pytest.raises(StageError, match=r"stage.mixup: input 'ids' has integers"):
         mixup(
             {"ids": labels}, labels, classes=3, alpha=1.0, generator=np.random.default_rng(0), place="stage"
         )
@@ -453,7 +455,7 @@ def test_the_network_learns_from_mixed_samples(tiny, splits):
     assert accuracy(network.module, splits.evaluation) > 0.9
 
 
-def test_parameters_of_a_loss_learn(tiny, splits):
+def test_parameters_of_a_loss_are_trained(tiny, splits):
     class Loss(nn.Module):
         def __init__(self):
             super().__init__()
@@ -473,18 +475,18 @@ def test_parameters_of_a_loss_learn(tiny, splits):
         ([40, 40, 40], []),
         ([100, 9, 40], ["class 1 has few training samples (9, the largest class has 100)"]),
         ([100, 3, 2], ["classes 1, 2 have few training samples (2 to 3, the largest class has 100)"]),
-        ([50, 0, 50], ["class 1 has no training sample: nothing can be learnt of that"]),
-        ([6, 6, 6], ["2 validation samples for 3 classes say little of which epoch is best"]),
+        ([50, 0, 50], ["class 1 has no training samples: add some, or lower the number of classes"]),
+        ([6, 6, 6], ["2 validation samples for 3 classes are too few to choose the best epoch"]),
     ],
 )
-def test_thin_data_are_named(counts, notes):
+def test_too_few_samples_give_warnings(counts, notes):
     found = class_notes(np.repeat(np.arange(3), counts), 3, 0.1)
     assert len(found) == len(notes)
     assert all(line.startswith(start) for line, start in zip(found, notes, strict=True))
 
 
 class TwoChannels(nn.Module):
-    """A network that flattens as it is told."""
+    """A network that flattens with a given function."""
 
     def __init__(self, flatten):
         super().__init__()
@@ -497,7 +499,7 @@ class TwoChannels(nn.Module):
 @pytest.mark.parametrize(
     ("flatten", "last"), [(lambda x: x.flatten(1), True), (lambda x: x.view(len(x), -1), False)]
 )
-def test_pictures_lie_with_their_channels_last_where_the_network_takes_that(splits, flatten, last):
+def test_pictures_have_channels_last_if_the_network_accepts_it(splits, flatten, last):
     # With a single channel, both layouts are the same.
     twice = {"image": splits.train.inputs["image"].repeat(2, axis=1)}
     data = replace(splits, train=replace(splits.train, inputs=twice))
@@ -528,4 +530,4 @@ def test_processes_need_a_sample_each(tiny, splits):
             progress=SILENT,
             engine=Many(),
         )
-    assert caught.value.cause == "60 processes cannot share 54 training samples"
+    assert caught.value.cause == "54 training samples are too few for 60 processes"

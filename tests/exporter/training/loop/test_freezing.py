@@ -1,4 +1,4 @@
-"""What learns when: gradual unfreezing, a probe of the head, norms that keep their statistics."""
+"""Trained parameters by epoch: gradual unfreezing, a probe of the head, frozen norm statistics."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def train(module, splits, **changes):
     return network.module
 
 
-def test_the_last_named_learns_first():
+def test_the_last_named_module_is_unfrozen_first():
     config = settings(epochs=9, freeze=("a", "b", "c"), unfreeze_epoch=2, unfreeze_every=3)
     frozen = [frozen_modules(config, epoch) for epoch in range(9)]
     assert frozen == [("a", "b", "c")] * 2 + [("a", "b")] * 3 + [("a",)] * 3 + [()]
 
 
-def test_a_probe_moves_the_head_alone(tiny, splits):
+def test_a_probe_trains_only_the_head(tiny, splits):
     before = tiny.net().state_dict()
     module = tiny.net()
     set_learning(module, settings(epochs=2, probe_epochs=1), 0, "stage")
@@ -48,7 +48,7 @@ def test_a_probe_moves_the_head_alone(tiny, splits):
     set_learning(module, settings(epochs=2, probe_epochs=1), 1, "stage")
     assert all(p.requires_grad for p in module.parameters())
     assert module.norm.training
-    # The whole stage: in the last epoch everything learns after all.
+    # In the whole stage, the last epoch trains everything.
     after = train(tiny.net(), splits, epochs=2, probe_epochs=1).state_dict()
     assert not torch.equal(after["stem.weight"], before["stem.weight"])
 
@@ -62,7 +62,7 @@ def test_a_named_head_is_probed(tiny):
     ]
 
 
-def test_heads_that_are_deep_or_alone():
+def test_the_last_layer_may_be_nested_or_the_only_one():
     nested = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Dropout(), nn.Linear(2, 2)))
     assert last_layer(nested) == "1.1"
     set_learning(nested, settings(epochs=2, probe_epochs=1), 0, "stage")
@@ -75,7 +75,7 @@ def test_heads_that_are_deep_or_alone():
     assert lone.weight.requires_grad
 
 
-def test_frozen_statistics_stay_while_the_norm_learns(tiny, splits):
+def test_frozen_statistics_stay_while_the_norm_is_trained(tiny, splits):
     before = tiny.net().state_dict()
     after = train(tiny.net(), splits, norm_statistics="frozen").state_dict()
     assert torch.equal(after["norm.running_mean"], before["norm.running_mean"])
@@ -90,13 +90,13 @@ def test_a_batch_of_one_needs_frozen_statistics(splits):
     with pytest.raises(StageError) as caught:
         train(module, data, batch_size=1)
     assert caught.value.place == "stage.batch_size"
-    assert caught.value.cause == "a batch of one sample has no statistics for '2'"
+    assert caught.value.cause == "the BatchNorm '2' cannot compute statistics from a batch of one sample"
     train(module, data, batch_size=1, norm_statistics="frozen")
     train(module, data, batch_size=1, freeze=("2",))
 
 
-def test_predicting_leaves_the_modes_alone(tiny, splits):
-    """Validation comes between epochs: a frozen norm must not wake up from it."""
+def test_predicting_does_not_change_the_modes(tiny, splits):
+    """Validation runs between epochs: a frozen norm must stay in evaluation mode afterwards."""
     from exporter.networks.network import predict
 
     module = tiny.net().train()

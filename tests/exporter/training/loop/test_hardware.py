@@ -56,7 +56,7 @@ def trained(tiny, splits, engine, **changes):
     return network.module
 
 
-def test_a_job_survives_its_way_to_another_process():
+def test_a_job_is_read_as_it_was_written():
     first = job(devices=2, nodes=3)
     again = Job.from_json(first.to_json())
     assert again == first
@@ -64,7 +64,7 @@ def test_a_job_survives_its_way_to_another_process():
 
 
 def damaged(**changes):
-    """The text of a job for two machines with some keys changed; None removes one."""
+    """The text of a job for two machines with changed keys; None removes a key."""
     content = json.loads(job(nodes=2).to_json()) | changes
     return json.dumps({key: value for key, value in content.items() if value is not None})
 
@@ -81,9 +81,9 @@ DEEP = "[" * 5000 + "]" * 5000
         (DEEP, "the job: is damaged (Invalid JSON: recursion limit exceeded"),
         (damaged(stage="\ud800"), "the job: is damaged (Invalid JSON: unexpected end of hex escape"),
         ("[]", "the job: [] is refused; input should be"),
-        ("{}", "the job: was written by another edgeproof; install the same version"),
-        (damaged(format=2), "the job: was written by another edgeproof; install the same version"),
-        (damaged(format=None), "the job: was written by another edgeproof; install the same version"),
+        ("{}", "the job: was written by another version of edgeproof; install"),
+        (damaged(format=2), "the job: was written by another version of edgeproof; install"),
+        (damaged(format=None), "the job: was written by another version of edgeproof; install"),
         (damaged(surplus=1), "the job: surplus: unknown key; use one of: folder, "),
         (damaged(unfinished=None), "the job: unfinished: is missing; add it"),
         (damaged(port="80"), "the job: port: '80' is refused; input should be a valid integer"),
@@ -94,10 +94,10 @@ DEEP = "[" * 5000 + "]" * 5000
         (damaged(host=""), "the job: host: '' is refused"),
         (damaged(folder="a\0b"), "the job: folder: 'a\\x00b' is refused"),
         (damaged(folders={"pretrained": 3}), "the job: folders.pretrained: 3 is refused"),
-        (damaged(folders={}), "the job: folders are not those of the earlier steps; name: pretrained"),
-        (damaged(stage="prune"), "the job: stage 'prune' is not in its recipe; there are: finetune"),
-        (damaged(node=2), "the job: node 2 is outside its recipe; choose one from 0 to 1"),
-        (damaged(local=-1), "the job: local -1 is outside its recipe; choose one from 0 to 0"),
+        (damaged(folders={}), "the job: folders are not those of the earlier steps; list: pretrained"),
+        (damaged(stage="prune"), "the job: stage 'prune' is not in the recipe; choose one of: finetune"),
+        (damaged(node=2), "the job: node 2 is out of range; choose a number from 0 to 1"),
+        (damaged(local=-1), "the job: local -1 is out of range; choose a number from 0 to 0"),
         (damaged(recipe={"name": "x"}), "the job: recipe.model: is missing; add it"),
     ],
 )
@@ -114,13 +114,13 @@ def test_a_damaged_job_ends_a_process_with_one_line():
     )
     assert ended.returncode == 2
     assert ended.stdout == b""
-    assert ended.stderr.startswith(b"error: the job: was written by another edgeproof")
+    assert ended.stderr.startswith(b"error: the job: was written by another version of edgeproof")
     assert ended.stderr.count(b"\n") == 1
 
 
 @needs_fabric
 @pytest.mark.parametrize("port", [0, 65_536])
-def test_a_port_that_is_none(port):
+def test_invalid_ports_are_refused(port):
     with pytest.raises(StageError, match=f"train.main: {port} is not a port; choose one from 1 to 65535"):
         check_hardware(job(nodes=2, main=f"127.0.0.1:{port}").recipe)
     check_hardware(job(nodes=2, main="127.0.0.1:65535").recipe)
@@ -131,7 +131,7 @@ def test_one_process_on_the_cpu_is_plain_pytorch():
         assert engine is ONE_CPU
 
 
-def test_fabric_is_asked_for_by_name(monkeypatch):
+def test_a_missing_fabric_is_named(monkeypatch):
     monkeypatch.setattr(hardware, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"lightning_fabric: .* \"edgeproof\[train\]\""):
         check_hardware(job(precision="bf16-mixed").recipe)
@@ -140,17 +140,17 @@ def test_fabric_is_asked_for_by_name(monkeypatch):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @needs_fabric
-def test_a_gpu_that_is_not_there():
+def test_a_missing_gpu_is_refused():
     with pytest.raises(StageError) as caught:
         check_hardware(job(accelerator="gpu").recipe)
     assert caught.value.place == "train.accelerator"
-    assert caught.value.cause == "1 GPU(s) are asked for, PyTorch finds 0"
+    assert caught.value.cause == "the recipe requests 1 GPU(s), but PyTorch finds 0"
     with open_engine(job(accelerator="auto")) as engine:
         assert engine is ONE_CPU
 
 
 @needs_fabric
-def test_a_batch_that_cannot_be_shared_out():
+def test_a_batch_that_cannot_be_divided_evenly_is_refused():
     with pytest.raises(StageError, match=r"finetune.batch_size: 10 samples cannot .* among 3 processes"):
         check_hardware(job(devices=3).recipe)
     check_hardware(job(devices=5).recipe)
@@ -167,7 +167,7 @@ def test_fabric_on_one_cpu_gives_the_same_numbers(tiny, splits):
 
 
 @needs_fabric
-def test_bf16_learns_and_differs(tiny, splits):
+def test_bf16_trains_and_differs(tiny, splits):
     plain = trained(tiny, splits, ONE_CPU)
     with open_engine(job(precision="bf16-mixed")) as engine:
         half = trained(tiny, splits, engine)
@@ -186,8 +186,8 @@ FROZEN = 'kind = "finetune"\nnorm_statistics = "frozen"\n'
 
 @needs_fabric
 @pytest.mark.slow
-def test_two_processes_do_what_one_does(project):
-    """Two halves of a batch have the mean gradient of the whole, where no norm looks at the batch."""
+def test_two_processes_give_the_same_weights_as_one(project):
+    """The mean gradient of two half batches is that of the whole batch if norms use no batch statistics."""
     project.edit("recipe.toml", FINETUNE, FROZEN)
     project.build(until="finetune")
     alone = weights(project)
@@ -202,14 +202,14 @@ def test_two_processes_do_what_one_does(project):
 
 @needs_fabric
 @pytest.mark.slow
-def test_two_machines_do_what_one_does(project):
+def test_two_machines_give_the_same_weights_as_one(project):
     project.edit("recipe.toml", FINETUNE, FROZEN)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     project.build(until="finetune", overrides=["train.devices=2"])
     expected = weights(project)
-    project.cache.chmod(0o755)  # made with any umask
+    project.cache.chmod(0o755)  # does not depend on the umask
     line = "from exporter.training.loop.hardware import follow; import sys; from pathlib import Path;"
     other = subprocess.Popen(
         [
@@ -234,7 +234,7 @@ def test_two_machines_do_what_one_does(project):
 @needs_fabric
 @pytest.mark.slow
 def test_a_further_process_that_fails_is_named(project):
-    """The second process finds other data: a file tells it that it is not the first."""
+    """The data factory fails only in the second process, which has another command line."""
     project.edit(
         "shapes.py",
         "    generator = np.random.default_rng(seed)\n    return",
@@ -244,13 +244,13 @@ def test_a_further_process_that_fails_is_named(project):
     )
     with pytest.raises(StageError) as caught:
         project.build(until="finetune", overrides=["train.devices=2"])
-    assert caught.value.cause == "a further process did not start"
+    assert caught.value.cause == "a training process did not start"
     assert "too small a machine" in caught.value.fix
 
 
 @needs_fabric
 @pytest.mark.slow
-def test_a_fault_in_a_further_process_is_one_of_the_program(project, monkeypatch):
+def test_a_fault_in_a_further_process_is_a_worker_fault(project, monkeypatch):
     script = (
         "import sys; from exporter.pipeline import follow, resolved_recipe; "
         "resolved_recipe.resolve_recipe = None; sys.exit(follow.main())"
@@ -268,13 +268,13 @@ def test_a_fault_in_a_further_process_is_one_of_the_program(project, monkeypatch
     told = ending(caught.value)
     assert (told.exit_code, told.place) == (70, "worker, finetune")
     assert told.cause.startswith(
-        "a further process did not start: error: exporter/pipeline/follow.py, line "
+        "a training process did not start: error: exporter/pipeline/follow.py, line "
     )
     assert "Traceback (most recent call last)" in caught.value.trace
 
 
 @needs_fabric
-def test_hardware_is_part_of_what_a_stage_hangs_on(project):
+def test_hardware_is_part_of_a_stages_key(project):
     from exporter.pipeline.plan import plan_steps
     from exporter.pipeline.resolved_recipe import resolve_recipe
 
@@ -296,7 +296,10 @@ def test_machines_are_counted_from_one(command, project):
 
 @pytest.fixture
 def announced(project):
-    """Announce a job of the project's recipe as a build does, some of it changed; gives the job's file."""
+    """A function that writes a job of the project's recipe as a build does, with changes.
+
+    It returns the path of the job's file.
+    """
     home = project.cache / "unfinished"
     home.mkdir(mode=0o700, parents=True)
     project.cache.chmod(0o700)
@@ -319,7 +322,7 @@ def announced(project):
 
 @pytest.fixture
 def joins(monkeypatch):
-    """The jobs that were joined; no process is started."""
+    """The jobs that `follow` started processes for; the processes are not really started."""
     found = []
 
     @contextlib.contextmanager
@@ -332,7 +335,7 @@ def joins(monkeypatch):
 
 
 def refuse_to_sleep(seconds):
-    pytest.fail("there is a job, and nothing to wait for")
+    pytest.fail("follow waits, although there is a job")
 
 
 @pytest.fixture
@@ -341,7 +344,7 @@ def follow_once(project, monkeypatch):
     return lambda node=1: hardware.follow(project.cache, node, folder=project.folder, jobs=1)
 
 
-def test_a_job_of_ones_own_is_joined(project, announced, joins, follow_once):
+def test_a_job_of_the_same_user_is_joined(project, announced, joins, follow_once):
     announced()
     follow_once()
     (found,) = joins
@@ -350,7 +353,7 @@ def test_a_job_of_ones_own_is_joined(project, announced, joins, follow_once):
 
 
 @pytest.mark.parametrize("mode", [0o620, 0o602, 0o666])
-def test_a_job_that_others_can_write(announced, joins, follow_once, mode):
+def test_a_job_that_others_can_write_is_refused(announced, joins, follow_once, mode):
     path = announced()
     path.chmod(mode)
     with pytest.raises(StageError) as caught:
@@ -362,7 +365,7 @@ def test_a_job_that_others_can_write(announced, joins, follow_once, mode):
 
 @pytest.mark.parametrize("name", [".", "project", "project/.edgeproof", "project/.edgeproof/unfinished"])
 @pytest.mark.parametrize("mode", [0o770, 0o707])
-def test_a_folder_that_others_can_write(project, announced, joins, follow_once, *, name, mode):
+def test_a_folder_that_others_can_write_is_refused(project, announced, joins, follow_once, *, name, mode):
     announced()
     folder = (project.folder.parent / name).resolve()
     folder.chmod(mode)
@@ -373,7 +376,9 @@ def test_a_folder_that_others_can_write(project, announced, joins, follow_once, 
     assert not joins
 
 
-def test_a_working_directory_that_others_can_write(tmp_path, monkeypatch, announced, joins, follow_once):
+def test_a_working_directory_that_others_can_write_is_refused(
+    tmp_path, monkeypatch, announced, joins, follow_once
+):
     announced()
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere").chmod(0o1777)
@@ -387,7 +392,7 @@ def test_a_working_directory_that_others_can_write(tmp_path, monkeypatch, announ
 @pytest.mark.parametrize(
     "name", ["", ".edgeproof", ".edgeproof/unfinished", ".edgeproof/unfinished/job.json"]
 )
-def test_what_belongs_to_somebody_else(project, announced, joins, follow_once, name):
+def test_places_that_belong_to_another_user_are_refused(project, announced, joins, follow_once, name):
     announced()
     os.chown(project.folder / name, 1001, 1001)
     with pytest.raises(StageError, match="belongs to user 1001, not to user 0") as caught:
@@ -396,7 +401,7 @@ def test_what_belongs_to_somebody_else(project, announced, joins, follow_once, n
     assert not joins
 
 
-def test_a_job_behind_a_link(tmp_path, announced, joins, follow_once):
+def test_a_job_that_is_a_link_is_refused(tmp_path, announced, joins, follow_once):
     path = announced()
     path.rename(tmp_path / "moved.json")
     path.symlink_to(tmp_path / "moved.json")
@@ -405,7 +410,7 @@ def test_a_job_behind_a_link(tmp_path, announced, joins, follow_once):
     assert not joins
 
 
-def test_a_job_that_is_too_large(monkeypatch, announced, joins, follow_once):
+def test_a_job_that_is_too_large_is_refused(monkeypatch, announced, joins, follow_once):
     path = announced()
     monkeypatch.setattr(hardware, "MAX_JOB_BYTES", path.stat().st_size)
     follow_once()
@@ -427,7 +432,9 @@ def test_a_job_that_is_too_large(monkeypatch, announced, joins, follow_once):
         ({"folders": "project/.edgeproof/outside"}, "folders.pretrained"),
     ],
 )
-def test_a_job_that_leads_elsewhere(tmp_path, project, announced, *, joins, follow_once, changes, key):
+def test_a_job_with_paths_outside_the_cache_is_refused(
+    tmp_path, project, announced, *, joins, follow_once, changes, key
+):
     (project.cache / "outside").symlink_to(tmp_path)
     ((name, path),) = changes.items()
     place = tmp_path / path
@@ -439,7 +446,7 @@ def test_a_job_that_leads_elsewhere(tmp_path, project, announced, *, joins, foll
     assert not joins
 
 
-def test_links_to_the_same_places_are_no_other_places(tmp_path, project, announced, joins, follow_once):
+def test_links_to_the_same_places_are_accepted(tmp_path, project, announced, joins, follow_once):
     (tmp_path / "link").symlink_to(project.folder)
     announced(folder=tmp_path / "link", unfinished=tmp_path / "link" / ".edgeproof" / "unfinished" / "key")
     follow_once()
@@ -447,15 +454,15 @@ def test_links_to_the_same_places_are_no_other_places(tmp_path, project, announc
     assert joins[0].unfinished == project.cache / "unfinished" / "key"
 
 
-def test_more_machines_than_the_recipe_has(announced, joins, follow_once):
+def test_a_node_that_the_recipe_does_not_have_is_refused(announced, joins, follow_once):
     announced()
-    with pytest.raises(StageError, match=r"^--node: the build has 2 machine\(s\), numbered from 0; "):
+    with pytest.raises(StageError, match=r"^--node: 2 is out of range: the build uses 2 machine\(s\)"):
         follow_once(node=2)
     assert not joins
 
 
 @needs_fabric
-def test_following_says_one_line(command, project, announced, joins):
+def test_errors_of_follow_are_one_line(command, project, announced, joins):
     announced().chmod(0o666)
     result = command("follow", project.recipe, "--node", "1")
     assert result.code == 2
@@ -474,7 +481,7 @@ def generous_umask():
 
 
 @pytest.mark.usefixtures("generous_umask")
-def test_an_announced_job_is_its_users_alone(project):
+def test_only_the_user_can_read_an_announced_job(project):
     first = Job(
         read_recipe(project.recipe, ["train.nodes=2"]),
         project.folder,
@@ -483,7 +490,7 @@ def test_an_announced_job_is_its_users_alone(project):
         project.cache / "unfinished" / "key",
     )
     path = project.cache / "unfinished" / "job.json"
-    # A second machine would have to be there to see it through a build.
+    # Private name: a test with a real build would need a second machine.
     with hardware._announced(first):
         modes = [stat.S_IMODE(place.stat().st_mode) for place in (path, path.parent, project.cache)]
         assert Job.from_json(path.read_bytes()) == first
@@ -494,7 +501,7 @@ def test_an_announced_job_is_its_users_alone(project):
 @needs_fabric
 @pytest.mark.parametrize("name", ["", ".edgeproof", ".edgeproof/unfinished"])
 @pytest.mark.parametrize("start", [build, ablate])
-def test_a_build_refuses_at_once_what_no_machine_would_follow(project, name, start):
+def test_a_build_refuses_folders_that_follow_would_refuse(project, name, start):
     (project.cache / "unfinished").mkdir(parents=True)
     for place in (project.cache, project.cache / "unfinished"):
         place.chmod(0o755)
@@ -508,8 +515,8 @@ def test_a_build_refuses_at_once_what_no_machine_would_follow(project, name, sta
 
 @needs_fabric
 @pytest.mark.usefixtures("generous_umask")
-def test_a_build_makes_folders_that_machines_follow(project):
-    """It gets as far as the data: what it made itself was not refused."""
+def test_a_build_creates_folders_that_follow_accepts(project):
+    """The build reaches the data factory, so it did not refuse the folders that it created."""
     project.edit(
         "shapes.py", "    generator = np.random.default_rng(seed)\n    return", "    1 / 0\n    return"
     )
@@ -520,7 +527,7 @@ def test_a_build_makes_folders_that_machines_follow(project):
 
 
 @pytest.mark.usefixtures("generous_umask")
-def test_a_build_on_one_machine_leaves_the_umask_alone(project):
+def test_a_build_on_one_machine_keeps_the_umask(project):
     project.edit(
         "shapes.py", "    generator = np.random.default_rng(seed)\n    return", "    1 / 0\n    return"
     )

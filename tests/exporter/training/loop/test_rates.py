@@ -1,4 +1,4 @@
-"""Learning rates over layers and steps."""
+"""Learning rates by layer and by training step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def settings(**changes):
 
 
 class Block(nn.Module):
-    """Two layers that are one unit: neither a list nor alone."""
+    """Two layers that count as one, because the module is neither a list nor an only child."""
 
     def __init__(self):
         super().__init__()
@@ -37,7 +37,7 @@ class Deep(nn.Module):
         self.head = nn.Linear(4, 2)
 
 
-def test_depths_count_layers_as_a_person_would():
+def test_depths_count_blocks_as_layers():
     depths = layer_depths(Deep())
     assert depths["head.weight"] == depths["head.bias"] == 0
     assert depths["encoder.layer.1.project.weight"] == depths["encoder.layer.1.expand.bias"] == 1
@@ -46,7 +46,7 @@ def test_depths_count_layers_as_a_person_would():
     assert depths.keys() == dict(Deep().named_parameters()).keys()
 
 
-def test_every_step_down_multiplies_the_rate():
+def test_each_layer_down_multiplies_the_rate():
     module = Deep()
     groups = parameter_groups(module, settings(learning_rate=0.1, layer_decay=0.5))
     rates = {id(p): group["lr"] for group in groups for p in group["params"]}
@@ -61,7 +61,7 @@ def test_without_decay_there_are_two_groups():
     )
     assert [group["weight_decay"] for group in groups] == [0.3, 0.0]
     assert all(p.ndim > 1 for p in groups[0]["params"])
-    assert len(groups[0]["params"]) == 7  # six matrices of the network, and one beside it
+    assert len(groups[0]["params"]) == 7  # six matrices of the network, and one of the loss
 
 
 def test_probe_and_rest_have_a_schedule_each():
@@ -73,7 +73,7 @@ def test_probe_and_rest_have_a_schedule_each():
 
 
 class Transformer(nn.Module):
-    """Positions are a bare parameter of the network itself."""
+    """The position embedding is a parameter of the network itself, not of a layer."""
 
     def __init__(self):
         super().__init__()
@@ -82,14 +82,14 @@ class Transformer(nn.Module):
 
 
 class Around(nn.Module):
-    """A network, and parameters for all of its layers."""
+    """A network inside another, which adds a parameter of its own."""
 
     def __init__(self, network):
         super().__init__()
         self.network, self.shift = network, nn.Parameter(nn.Linear(1, 1).weight.data)
 
 
-def test_bare_parameters_are_as_deep_as_the_first_layer():
+def test_parameters_outside_layers_have_the_depth_of_the_first_layer():
     depths = layer_depths(Transformer())
     assert depths["positions"] == depths["embed.weight"] == 2
     assert depths["head.weight"] == 0

@@ -1,4 +1,4 @@
-"""Every operator of the table gives what ONNX Runtime gives."""
+"""Every operator of the table computes the same results as ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_every_operator_has_a_case():
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]} {case[1] or ''}")
-def test_the_result_is_that_of_onnx_runtime(case):
+def test_the_result_equals_onnx_runtimes(case):
     operator, _, inputs = case
     node = node_of(*case)
     assert is_known(node)
@@ -149,7 +149,7 @@ def test_the_result_is_that_of_onnx_runtime(case):
         ("Add", {"domain": "com.microsoft"}),
     ],
 )
-def test_what_would_come_out_otherwise_is_not_known(operator, attributes):
+def test_unsupported_nodes_are_not_known(operator, attributes):
     assert not is_known(helper.make_node(operator, ["x"], ["y"], **attributes))
 
 

@@ -1,4 +1,4 @@
-"""Rounding in PyTorch: ONNX Runtime's numbers, and the gradients of LSQ."""
+"""Rounding in PyTorch: the same values as ONNX Runtime, and the gradients of LSQ."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ numbers = st.floats(-1e4, 1e4, width=32) | st.just(0.0) | st.floats(-(2.0**-126)
 
 
 @given(numbers, numbers, st.sampled_from([UNSIGNED, SIGNED]))
-def test_qparams_are_those_of_onnx_runtimes_quantizer(one, other, limits):
+def test_qparams_equal_those_of_onnx_runtimes_quantizer(one, other, limits):
     low, high = np.float32(min(one, other)), np.float32(max(one, other))
     dtype = np.uint8 if limits == UNSIGNED else np.int8
     zero_point, scale = compute_scale_zp(low, high, *(np.array(limit, dtype) for limit in limits))
@@ -35,7 +35,7 @@ def test_qparams_are_those_of_onnx_runtimes_quantizer(one, other, limits):
 
 
 @pytest.mark.parametrize("limits", [UNSIGNED, SIGNED])
-def test_values_are_those_of_onnx_runtime(limits):
+def test_values_equal_those_of_onnx_runtime(limits):
     low, high = torch.tensor(-0.7), torch.tensor(1.9)
     scale, zero_point = activation_qparams(low, high, limits)
     generator = np.random.default_rng(0)
@@ -66,7 +66,7 @@ def test_values_are_those_of_onnx_runtime(limits):
 def test_sums_are_rounded_as_onnx_runtimes_kernels_do():
     generator = np.random.default_rng(0)
     x = generator.integers(0, 256, (500, 24)).astype(np.uint8)
-    weights = generator.integers(-60, 61, (24, 40)).astype(np.int8)  # so small that nothing saturates
+    weights = generator.integers(-60, 61, (24, 40)).astype(np.int8)  # small enough to avoid saturation
     x_scale, w_scale = np.float32(0.0123), generator.uniform(0.001, 0.002, 40).astype(np.float32)
     low, high = torch.tensor(-1.7), torch.tensor(2.9)
     scale, zero_point = (v.numpy() for v in activation_qparams(low, high, UNSIGNED))
@@ -96,7 +96,7 @@ def test_sums_are_rounded_as_onnx_runtimes_kernels_do():
     assert np.array_equal(rounded.levels.numpy() + zero_point, wanted)
 
 
-def test_integers_learn_as_real_numbers_do():
+def test_integers_and_real_numbers_have_the_same_gradients():
     low, high = (torch.tensor(end, requires_grad=True) for end in (-1.5, 2.5))
     generator = torch.Generator().manual_seed(0)
     sums = torch.randint(-900, 900, (4, 3, 50), generator=generator).float().requires_grad_()
@@ -113,7 +113,7 @@ def test_integers_learn_as_real_numbers_do():
         torch.testing.assert_close(one, other)
 
 
-def test_a_bias_counts_in_the_levels_of_the_sums():
+def test_a_bias_is_rounded_to_the_levels_of_the_sums():
     bias = torch.tensor([1.0, -0.3, 0.0]).requires_grad_()
     scale = torch.tensor([1e-3, 0.2, 0.5])
     levels = round_bias(bias, scale)
@@ -122,8 +122,8 @@ def test_a_bias_counts_in_the_levels_of_the_sums():
     torch.testing.assert_close(bias.grad, 1 / scale)
 
 
-def test_gradients_are_those_of_lsq():
-    # Ends on the grid: else the zero point is rounded, which the formula for the ends leaves out.
+def test_gradients_equal_those_of_lsq():
+    # Both ends are on the grid. Otherwise the zero point is rounded, which the formula does not include.
     low, high = (torch.tensor(end, requires_grad=True) for end in (-64.0, 191.0))
     values = torch.linspace(-100, 300, 320).reshape(2, 160).requires_grad_()
     weights = torch.rand(values.shape, generator=torch.Generator().manual_seed(0))
@@ -131,7 +131,7 @@ def test_gradients_are_those_of_lsq():
     found = [tensor.grad.clone() for tensor in (values, low, high)]
     for tensor in (values, low, high):
         tensor.grad = None
-    # LSQ+ in scale and offset, by PyTorch's own gradients and the straight-through estimator.
+    # LSQ+ in scale and offset, with PyTorch's gradients and the straight-through estimator.
     scale = (high - low) / 255
     ratio = values / scale - low / scale
     levels = torch.clamp(ratio + (torch.round(ratio) - ratio).detach(), 0, 255)
@@ -145,13 +145,13 @@ def test_gradients_are_those_of_lsq():
 
 
 @pytest.mark.parametrize("axis", [None, 0, 1])
-def test_weights_take_the_levels_of_their_channel(axis):
+def test_weights_are_rounded_to_the_levels_of_their_channel(axis):
     weight = torch.randn((4, 3, 2), generator=torch.Generator().manual_seed(0)).requires_grad_()
     weight.data[2, 0, 1] = 0.0
     limits = torch.tensor(127.0) if axis is None else torch.tensor([127.0, 63.5, 127.0, 127.0])[: 4 - axis]
     rounded = round_weight(weight, axis, limits.double()).real()
     rounded.square().sum().backward()
-    torch.testing.assert_close(weight.grad, 2 * rounded.detach())  # as if nothing were rounded
+    torch.testing.assert_close(weight.grad, 2 * rounded.detach())  # the gradient without rounding
     largest = weight.abs().amax(dim=[d for d in range(3) if d != axis] if axis is not None else None)
     scale = (largest / limits).detach()
     shape = [-1 if d == axis else 1 for d in range(3)] if axis is not None else []

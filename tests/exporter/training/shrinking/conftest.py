@@ -1,4 +1,4 @@
-"""Networks whose channels depend on each other in the ways that pruning meets."""
+"""Small networks with the kinds of channel dependencies that pruning must handle."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SIDE = 16
 
 
 class Residual(nn.Module):
-    """Two blocks on one stream, with BatchNorm."""
+    """Two residual blocks with BatchNorm."""
 
     def __init__(self):
         super().__init__()
@@ -53,7 +53,7 @@ class Depthwise(nn.Module):
 
 
 class Concat(nn.Module):
-    """A branch beside another, and channels flattened with their places."""
+    """Two concatenated branches, and channels flattened together with their pixels."""
 
     def __init__(self):
         super().__init__()
@@ -100,7 +100,7 @@ class Attention(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Patches, a position embedding that is a bare parameter, attention, two linear layers."""
+    """Patches, a position embedding that belongs to no layer, attention, two linear layers."""
 
     def __init__(self, fused=False):
         super().__init__()
@@ -129,7 +129,7 @@ NETWORKS = {
 
 
 def build(which):
-    """One of them, by name or class, with fixed random weights and norm statistics."""
+    """A network by name or class, with fixed random weights and norm statistics."""
     with deterministic(0, "shapes"):
         module = NETWORKS.get(which, which)()
         for child in module.modules():
@@ -142,13 +142,13 @@ def build(which):
 
 
 def pictures(count=2):
-    """Inputs of all of them."""
+    """Inputs for all networks."""
     return {"image": torch.randn(count, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))}
 
 
 @pytest.fixture(scope="session")
 def shapes():
-    """`shapes.build(name or class)`, `shapes.pictures()`, and classes to derive from."""
+    """`shapes.build(name or class)`, `shapes.pictures()`, and base classes for other networks."""
     return SimpleNamespace(
         build=build,
         pictures=pictures,
@@ -160,5 +160,5 @@ def shapes():
 
 @pytest.fixture(params=NETWORKS)
 def name(request):
-    """Of each network in turn."""
+    """The name of each network in turn."""
     return request.param

@@ -1,4 +1,4 @@
-"""Which widths are chosen: the budget holds, and what is cheap in quality and dear in cost goes first."""
+"""Chosen widths: the budget is met, and parts with little damage and a high cost are removed first."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def lever(name, *damage):
 
 
 def linear(**prices):
-    """A cost of so much for each unit, and 10 for each block that is left of two."""
+    """A cost function: a price for each unit of a group, and 10 for each remaining block of two."""
 
     def cost(state):
         return sum(prices[name] * kept for name, kept in state.kept.items()) + 10 * (2 - len(state.dropped))
@@ -46,7 +46,7 @@ def test_many_widths_are_thinned_out_evenly():
     assert thin_out((3, 2, 1), 4) == (3, 2, 1)
 
 
-def test_what_saves_most_for_its_damage_goes_first():
+def test_the_largest_saving_per_damage_comes_first():
     levers = [lever("dear", 0.0, 1.0, 2.0, 3.0), lever("cheap", 0.0, 1.0, 2.0, 3.0)]
     cost = linear(dear=5, cheap=1)
     found = greedy(levers, (), depth=0, budget=30, cost=cost, pay=cost)
@@ -55,7 +55,7 @@ def test_what_saves_most_for_its_damage_goes_first():
     assert found.damage == 3.0
 
 
-def test_blocks_go_where_they_are_worth_it_up_to_the_depth():
+def test_blocks_are_dropped_up_to_the_depth():
     levers, blocks = [lever("a", 0.0, 1.0, 9.0)], [Block("one", 2.0), Block("two", 3.0)]
     cost = linear(a=1)
     pick = {depth: greedy(levers, blocks, depth=depth, budget=5, cost=cost, pay=cost) for depth in range(3)}
@@ -64,8 +64,8 @@ def test_blocks_go_where_they_are_worth_it_up_to_the_depth():
     assert pick[2].state.kept == {"a": 4}
 
 
-def test_a_narrowed_block_goes_for_what_its_loss_adds():
-    """3.1, of which 0.75 are paid: 12 saved for 2.35 beat what `outside` offers, 4 for each 0.9."""
+def test_dropping_a_narrowed_block_counts_only_the_additional_damage():
+    """After narrowing (0.75), dropping saves 12 for 2.35 more damage; `outside` saves 4 for each 0.9."""
     levers = [lever("inside", 0.0, 0.75), lever("outside", 0.0, 0.9, 1.8, 2.7)]
     block = Block("one", 3.1, frozenset({"inside"}))
 
@@ -79,23 +79,23 @@ def test_a_narrowed_block_goes_for_what_its_loss_adds():
 
 
 @pytest.mark.parametrize(("budget", "dropped", "damage"), [(36, set(), 1.0), (30, {"one"}, 1.5)])
-def test_no_block_goes_for_what_a_little_narrowing_saves(budget, dropped, damage):
-    """The block saves 10 for 1.5, the best rate of all; narrowing saves 5 for each 1.0."""
+def test_no_block_is_dropped_if_a_little_narrowing_is_enough(budget, dropped, damage):
+    """The block saves 10 for a damage of 1.5, the best rate; narrowing saves 5 for each 1.0."""
     cost = linear(a=5)
     levers, blocks = [lever("a", 0.0, 1.0, 2.0)], [Block("one", 1.5)]
     found = greedy(levers, blocks, depth=1, budget=budget, cost=cost, pay=cost)
     assert (found.met, found.state.dropped, found.damage) == (True, dropped, damage)
 
 
-def test_what_the_budget_still_allows_is_given_back():
-    """The step that meets the budget is a large one; the first lever need not have been touched."""
+def test_groups_are_widened_again_within_the_budget():
+    """The step that meets the budget is large, so the first lever can be widened again."""
     levers = [lever("small", 0.0, 0.1), lever("large", 0.0, 50.0, 50.5)]
     cost = linear(small=1, large=10)
     found = greedy(levers, (), depth=0, budget=54, cost=cost, pay=cost)
     assert found.state.kept == {"small": 4, "large": 3}
 
 
-def test_other_prices_choose_otherwise():
+def test_the_choice_depends_on_the_cost_that_steps_are_compared_by():
     levers = [lever("a", 0.0, 1.0, 2.0, 3.0), lever("b", 0.0, 1.0, 2.0, 3.0)]
     limit, wanted = linear(a=1, b=1), {}
     for name, pay in (("a", linear(a=9, b=1)), ("b", linear(a=1, b=9))):
@@ -113,7 +113,7 @@ def test_steps_that_save_nothing_are_not_taken():
     st.lists(st.integers(1, 9), min_size=3, max_size=3),
     st.floats(0, 1.2),
 )
-def test_the_budget_holds_whenever_it_can(steps, prices, share):
+def test_the_budget_is_met_whenever_possible(steps, prices, share):
     levers = [
         Lever(
             str(index),

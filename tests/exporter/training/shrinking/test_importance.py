@@ -1,4 +1,4 @@
-"""What matters, and what is lost without it."""
+"""Importance scores of units, and the damage of removing them."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def groups_of(module, shapes):
 
 
 @pytest.mark.parametrize("kind", ["taylor", "magnitude", "bn_scale"])
-def test_a_unit_that_does_nothing_matters_least(shapes, name, judges, kind):
-    """Where one channel reaches nothing, its score is the lowest; and it is the one that goes."""
+def test_a_unit_without_effect_has_the_lowest_score(shapes, name, judges, kind):
+    """A channel whose weights are all zero has the lowest score."""
     module = shapes.build(name)
     for group in groups_of(module, shapes):
         unit = len(group.units) // 2
@@ -51,12 +51,12 @@ def test_a_unit_that_does_nothing_matters_least(shapes, name, judges, kind):
         scores = unit_scores(silent, [group], kind, judges)[group.name]
         assert scores.shape == (len(group.units),)
         assert (scores >= 0).all()
-        if name != "grouped":  # whose inputs lie apart in each group
+        if name != "grouped":  # weights of a grouped layer have no full input axis and are not zeroed above
             assert scores[unit] == scores.min() == 0.0
 
 
 def test_taylor_is_the_slope_of_the_loss(shapes, judges):
-    """By definition: |sum of weight x gradient| of each tensor of the unit, added up."""
+    """The definition: |sum of weight x gradient| of each tensor of the unit, summed."""
     module = shapes.build("residual")
     group = next(g for g in groups_of(module, shapes) if g.name == "first.widen")
     scores = unit_scores(module, [group], "taylor", judges)["first.widen"]
@@ -76,7 +76,7 @@ def test_the_network_keeps_no_gradients(shapes, judges):
     assert all(parameter.grad is None for parameter in module.parameters())
 
 
-def test_of_equals_the_later_go():
+def test_of_equal_units_the_later_are_removed():
     assert weakest(np.array([1.0, 1.0, 2.0, 1.0]), 2) == [1, 3]
     assert weakest(np.array([3.0, 1.0]), 2) == []
 

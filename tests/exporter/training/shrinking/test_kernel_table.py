@@ -1,4 +1,4 @@
-"""The table of times: what is measured, what lies between, and what is kept. Nothing is timed here."""
+"""The table of kernel times: measured widths, interpolation, and the stored file. Nothing is timed here."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from exporter.graphs.targets import TARGETS
 from exporter.training.shrinking.kernel_table import KernelTable
 
-# What is timed is checked without timing it.
+# The tests check the timed models without timing them.
 from exporter.training.shrinking.kernel_timing import Setting, _model, _open
 from exporter.training.shrinking.layer_costs import CostModel, Kernel, Layer, State, count_macs, find_layers
 from exporter.training.shrinking.structure import find_structure
@@ -35,7 +35,7 @@ LINEAR = Kernel(inputs=64, outputs=10, groups=1, size=(7,), out_size=(7,))
 
 
 def by_macs(seen=None):
-    """A timer that knows the answer: a nanosecond for each multiply-add."""
+    """A fake timer: each multiply-add takes a nanosecond."""
 
     def timer(kernels):
         if seen is not None:
@@ -58,28 +58,28 @@ def test_layers_are_measured_at_a_few_widths_of_each_side():
     assert table.prepare([layer(POINT, {"a": 1}, {"b": 1})], {}) == 0
 
 
-def test_sides_that_no_group_decides_are_measured_as_they_are():
+def test_sides_outside_all_groups_are_measured_at_full_width():
     seen = []
     KernelTable(by_macs(seen)).prepare([layer(POINT, {"a": 1})], {"a": [64, 32]})
     assert {kernel.outputs for kernel in seen} == {128}
 
 
-def test_depthwise_layers_are_measured_at_every_width_wanted():
+def test_depthwise_layers_are_measured_at_every_requested_width():
     seen = []
     KernelTable(by_macs(seen)).prepare([layer(DEPTH, {"a": 1}, {"a": 1})], {"a": [64, 60, 4]})
     assert sorted(kernel.outputs for kernel in seen) == [4, 60, 64]
     assert all(kernel.inputs == kernel.outputs == kernel.group_count for kernel in seen)
 
 
-def test_grouped_layers_are_measured_where_their_groups_divide():
+def test_grouped_layers_are_measured_at_multiples_of_their_groups():
     seen = []
     KernelTable(by_macs(seen)).prepare([layer(GROUPED, {"a": 3}, {"b": 3})], {"a": [16], "b": [32]})
     assert all(kernel.inputs % 3 == kernel.outputs % 3 == 0 for kernel in seen)
 
 
 @pytest.mark.parametrize("kernel", [POINT, GROUPED, LINEAR], ids=["point", "grouped", "linear"])
-def test_times_between_are_bilinear(kernel):
-    """Multiply-adds are linear in each side, so every width must come out exactly."""
+def test_times_between_measured_widths_are_bilinear(kernel):
+    """Multiply-adds are linear in each side, so the interpolation must be exact at every width."""
     table = KernelTable(by_macs())
     table.prepare([layer(kernel, {"a": 1}, {"b": 1})], {})
     for inputs in range(3, kernel.inputs + 1, 3):
@@ -88,7 +88,7 @@ def test_times_between_are_bilinear(kernel):
             assert table(other) == pytest.approx(other.macs / 1e6)
 
 
-def test_a_layer_of_one_width_counts_in_proportion():
+def test_a_layer_measured_at_one_width_scales_in_proportion():
     table = KernelTable(by_macs())
     table.prepare([layer(POINT)], {})
     assert table(POINT.with_channels(64, 32)) == pytest.approx(POINT.macs / 4e6)
@@ -138,7 +138,7 @@ def test_costs_add_up_layer_by_layer(shapes, name):
     assert rest(State({}, frozenset([layers[0].name]))) == 2.0 * (len(layers) - 1)
 
 
-def test_costs_of_a_state_are_those_of_the_network_cut_so(shapes, name):
+def test_costs_of_a_state_are_those_of_the_rebuilt_network(shapes, name):
     from exporter.networks.rebuild import rebuild
     from exporter.training.shrinking.structure import removal
 

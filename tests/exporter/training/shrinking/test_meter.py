@@ -1,4 +1,4 @@
-"""Networks as they would ship, and the name under which times of layers are kept. Nothing is timed here."""
+"""Networks in their deployed form, and the files that store kernel times. Nothing is timed here."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def sample():
     "shape", [ExportConfig(), ExportConfig(preprocess=PreprocessConfig())], ids=["", "bytes"]
 )
 @pytest.mark.parametrize("precision", ["int8", "fp32"])
-def test_networks_are_exported_as_they_would_ship(shapes, sample, tmp_path, precision, shape):
+def test_networks_are_exported_in_the_deployed_form(shapes, sample, tmp_path, precision, shape):
     meter = HostMeter(
         folder=tmp_path,
         sample=sample,
@@ -43,7 +43,7 @@ def test_networks_are_exported_as_they_would_ship(shapes, sample, tmp_path, prec
     assert len(first.graph.node) == len(second.graph.node)
 
 
-def test_tables_are_named_after_what_their_times_hang_on(sample, tmp_path, monkeypatch):
+def test_tables_have_a_file_for_each_setting(sample, tmp_path, monkeypatch):
     kernel = Kernel(
         inputs=4,
         outputs=4,
@@ -72,7 +72,7 @@ def test_tables_are_named_after_what_their_times_hang_on(sample, tmp_path, monke
     assert count("int8", timings=None) == 1
 
 
-def test_goals_have_a_unit_of_their_own():
+def test_each_goal_is_computed_in_its_own_unit():
     before = Costs(latency_ms=2.0, size_bytes=100, macs=1000, params=50, float_latency_ms=4.0)
     after = Costs(latency_ms=0.5, size_bytes=40, macs=300, params=10, float_latency_ms=None)
     assert Goal("latency_ms", 1.0).reached(before, after) == 0.5

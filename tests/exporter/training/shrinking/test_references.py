@@ -1,4 +1,4 @@
-"""Networks that hold a block in several places: what is dropped must be gone wherever it is called."""
+"""Networks that hold a block in several places: a dropped block must not run from any of them."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from exporter.training.shrinking.structure import failure, find_structure
 from exporter.training.stages.shrink import shrink_with
 from models.minilm import minilm_l6
 
-STAYS = "the network's output stays exactly the same: it still runs elsewhere, or never ran"
+STAYS = "the network's output does not change at all: this part still runs elsewhere, or never ran"
 
 
 class Block(nn.Module):
-    """[N, 8] -> [N, 8], with a sum around two layers."""
+    """[N, 8] -> [N, 8]: two layers with a residual connection."""
 
     def __init__(self):
         super().__init__()
@@ -44,7 +44,7 @@ class Block(nn.Module):
 
 
 class Base(nn.Module):
-    """Three blocks and a head; how forward reaches the blocks is up to the class derived."""
+    """Three blocks and a head; each derived class reaches the blocks in another way."""
 
     def __init__(self):
         super().__init__()
@@ -150,18 +150,18 @@ BLOCK, HEAD = 2 * 8 * 16, 8 * 5
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
-def test_a_dropped_block_is_gone_wherever_it_is_held(run, kind):
+def test_a_dropped_block_no_longer_runs_from_any_reference(run, kind):
     whole = made(kind)
     before = call(copy.deepcopy(whole), inputs())
     network, result = run(whole, drop=["body.layer.1"])
     assert not torch.equal(call(network.module, inputs()), before)
     assert (result.before.macs, result.after.macs) == (3 * BLOCK + HEAD, 2 * BLOCK + HEAD)
-    # What torch itself sees run, two operations a multiply-add, on two samples.
+    # torch counts two operations for each multiply-add, on two samples.
     assert executed_flops(network.module, inputs()) == 2 * 2 * result.after.macs
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
-def test_a_target_is_met_by_what_really_goes(run, kind):
+def test_a_target_is_met_by_blocks_that_no_longer_run(run, kind):
     network, result = run(
         made(kind), target={"macs_ratio": 0.7}, depth=1, multiple=64, exclude=["head"], samples=6
     )
@@ -170,7 +170,7 @@ def test_a_target_is_met_by_what_really_goes(run, kind):
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
-def test_the_shrunk_network_comes_back_from_its_folder(run, kind, tmp_path):
+def test_the_shrunk_network_is_loaded_from_its_folder(run, kind, tmp_path):
     network, _ = run(made(kind), drop=["body.layer.1"])
     network.save(tmp_path)
     again = load_network(made(kind), tmp_path)
@@ -178,7 +178,7 @@ def test_the_shrunk_network_comes_back_from_its_folder(run, kind, tmp_path):
 
 
 class Closure(Base):
-    """What a function holds is out of reach of a copy, and so cannot be tried."""
+    """A deep copy does not copy what a closure holds, so dropping these blocks cannot be tried."""
 
     def __init__(self):
         super().__init__()
@@ -190,28 +190,28 @@ class Closure(Base):
 
 
 @pytest.mark.parametrize(("kind", "name"), [(Closure, "body.layer.1"), (Base, "unused")])
-def test_a_block_that_takes_nothing_with_it_is_refused_by_name(run, kind, name):
+def test_dropping_a_block_without_effect_is_refused(run, kind, name):
     with pytest.raises(StageError) as caught:
         run(made(kind), drop=[name])
-    assert str(caught.value) == f"stage.drop: {name!r} cannot go: {STAYS}; leave it out"
+    assert str(caught.value) == f"stage.drop: {name!r} cannot be dropped: {STAYS}; remove it from drop"
 
 
-def test_a_block_that_takes_nothing_with_it_is_no_candidate():
+def test_a_block_without_effect_is_not_a_candidate():
     assert find_structure(made(Closure), inputs(), (), "stage").blocks == ()
 
 
-def test_a_block_that_cannot_go_is_told_with_a_reason():
+def test_a_block_that_cannot_be_dropped_has_a_reason():
     class Reads(Base):
         def forward(self, x):
             return super().forward(x) * self.body["layer"][1].up.in_features
 
     found = find_structure(made(Reads), inputs(), (), "stage")
     assert found.blocks == ("body.layer.0", "body.layer.2")
-    assert found.fixed["body.layer.1"].startswith("the network does not run then (")
+    assert found.fixed["body.layer.1"].startswith("the network no longer runs (")
 
 
-def test_a_block_that_adds_nothing_may_go(run):
-    """The output stays the same, and yet two products less run."""
+def test_a_block_that_adds_zero_may_be_dropped(run):
+    """The output does not change, but two matrix products fewer run."""
     module = made(PlainList)
     nn.init.zeros_(module.order[1].down.weight)
     nn.init.zeros_(module.order[1].down.bias)
@@ -221,8 +221,8 @@ def test_a_block_that_adds_nothing_may_go(run):
     assert result.after.macs == 2 * BLOCK + HEAD
 
 
-def test_a_layer_of_an_encoder_is_gone():
-    """Its blocks take a mask beside their input, and forward finds them in a plain list."""
+def test_a_layer_of_an_encoder_is_dropped():
+    """The blocks of an encoder also receive a mask, and `forward` finds them in a plain list."""
     torch.manual_seed(0)
     module = minilm_l6(vocabulary=50, hidden=16, layers=3, heads=2, inner=32, positions=8).eval()
     ids = torch.arange(16).reshape(2, 8)
@@ -238,7 +238,7 @@ def test_a_layer_of_an_encoder_is_gone():
     assert flops - executed_flops(module, tokens) == 2 * 2 * layer
 
 
-def test_what_is_left_of_a_block_gives_back_what_comes_first():
+def test_a_dropped_block_returns_its_first_argument():
     x = torch.ones(2)
     left = rebuild(nn.Sequential(Block()).train(), Plan(dropped=("0",)))[0]
     assert isinstance(left, PassedOn)
@@ -264,7 +264,7 @@ class Twice(nn.Module):
         return self.head(self.block(self.block(x)))
 
 
-def test_each_call_of_a_layer_costs_multiply_adds_and_its_weights_are_there_once():
+def test_each_call_counts_multiply_adds_and_weights_count_once():
     module = made(Twice)
     layers = find_layers(module, inputs(), ())
     assert [layer.name for layer in layers] == ["block.up", "block.down"] * 2 + ["head"]

@@ -1,6 +1,6 @@
-"""The stage: targets are met, what is left is recovered, and a killed stage goes on as it began.
+"""The shrink stage: targets are met, the network is trained again, and a killed stage continues.
 
-Times are made up: a multiply-add takes a nanosecond, and each layer fifty more.
+The tests use fake times: a multiply-add takes 1 ns, and each layer 50 ns more.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from exporter.training.shrinking.meter import Measured
 from exporter.training.shrinking.narrowing import search
 from exporter.training.shrinking.structure import find_structure
 
-# Which samples judge damage shows in no result.
+# Private names: no result shows which samples measure the damage.
 from exporter.training.stages.shrink import _judges, cut, shrink, shrink_with
 
 OVERHEAD_NS = 50
 
 
 class Meter:
-    """Knows what a network takes."""
+    """Returns fake latencies and sizes."""
 
     def __init__(self, inputs, factor=1.0):
         self.inputs, self.factor = inputs, factor
@@ -69,7 +69,7 @@ def data(shapes):
 
 @pytest.fixture
 def run(shapes, data, context):
-    """Run the stage on one of the networks, or on one that a test made."""
+    """Run the stage on a network by name, or on a network that a test created."""
 
     def stage(which, config, made=None, meter=None):
         network = Network(shapes.build(which)) if isinstance(which, str) else which
@@ -126,12 +126,12 @@ def test_targets_are_met(run, shapes, data, target, allocation):
 
 
 def dear(kernel):
-    """A time that contradicts its multiply-adds: one to one convolutions take a thousand times as long."""
+    """A time that contradicts the multiply-adds: 1 x 1 convolutions take a thousand times as long."""
     return kernel.macs * (1000.0 if kernel.window == (1, 1) else 1.0)
 
 
 class Contrary(Meter):
-    """Knows such times."""
+    """Returns the times of `dear`."""
 
     def table(self):
         return KernelTable(lambda kernels: [dear(kernel) for kernel in kernels])
@@ -141,7 +141,7 @@ class Contrary(Meter):
         return Measured(sum(dear(layer.kernel) for layer in layers) / 1e6, 1)
 
 
-def test_channels_go_for_what_they_save_in_time_or_in_macs(run, shapes):
+def test_channels_are_removed_by_saved_time_or_by_saved_macs(run, shapes):
     """Channels of `right` save less work than those of `left`, and much more time."""
     kept = {}
     for allocation in ("latency", "macs"):
@@ -153,7 +153,7 @@ def test_channels_go_for_what_they_save_in_time_or_in_macs(run, shapes):
 
 
 @pytest.mark.parametrize("kind", ["taylor", "magnitude", "bn_scale"])
-def test_the_channels_that_stay_are_those_of_most_importance(run, shapes, data, context, kind):
+def test_the_most_important_channels_are_kept(run, shapes, data, context, kind):
     config = settings(importance=kind, target={"macs_ratio": 0.5})
     module = shapes.build("residual")
     groups = find_structure(module, shapes.pictures(), (), "stage").groups
@@ -166,8 +166,8 @@ def test_the_channels_that_stay_are_those_of_most_importance(run, shapes, data, 
 
 
 @pytest.mark.parametrize("precision", ["int8", "fp32"])
-def test_networks_are_measured_as_precise_as_they_ship(shapes, data, context, monkeypatch, precision):
-    """Counting other bytes than a file holds, the stage would predict far from what it measures."""
+def test_networks_are_measured_in_the_deployed_precision(shapes, data, context, monkeypatch, precision):
+    """With a wrong number of bytes per weight, the prediction would differ from the measurement."""
     asked, weight_bytes = [], {"int8": 1, "fp32": 4}[precision]
 
     class Sized(Meter):
@@ -178,7 +178,8 @@ def test_networks_are_measured_as_precise_as_they_ship(shapes, data, context, mo
         asked.append(precision)
         return Sized(shapes.pictures())
 
-    monkeypatch.setitem(shrink.__globals__, "HostMeter", host_meter)  # its module is hidden by its name
+    # The function `shrink` hides the module of the same name, so the attribute is set in its globals.
+    monkeypatch.setitem(shrink.__globals__, "HostMeter", host_meter)
     config = settings(target={"size_ratio": 0.5}, precision=precision)
     _, result = shrink(Network(shapes.build("residual")), config, data, context())
     assert asked == [precision]
@@ -186,8 +187,8 @@ def test_networks_are_measured_as_precise_as_they_ship(shapes, data, context, mo
     assert predicted == pytest.approx(measured, rel=0.03)
 
 
-def test_a_prediction_that_errs_is_corrected(run, shapes):
-    """The layers' times say nothing of what a network costs here: its bytes."""
+def test_a_wrong_prediction_is_corrected(run, shapes):
+    """The cost of a network depends only on its parameters here, not on the times of its layers."""
 
     class Other(Meter):
         def export(self, module):
@@ -200,7 +201,7 @@ def test_a_prediction_that_errs_is_corrected(run, shapes):
 
 
 def closing_in(truth, limit, least=0.0):
-    """Tries of a search where a budget is kept exactly, and the truth is another than predicted."""
+    """Tries of a search whose allocations use the whole budget, but whose true cost differs from it."""
     return search(
         lambda budget: Allocation(State({"a": max(budget, least)}), met=budget >= least, damage=0.0),
         lambda state: state.kept["a"],
@@ -216,7 +217,7 @@ def test_a_search_closes_in_from_both_sides():
     assert len(closing_in(lambda budget: 1.01 * budget, 0.5)) == 1
 
 
-def test_a_search_ends_where_nothing_new_can_be_tried():
+def test_a_search_ends_when_nothing_new_can_be_tried():
     assert len(closing_in(lambda _budget: 0.9, 0.5, least=0.9)) == 1
     two = search(
         lambda budget: Allocation(State({"a": 1 + (budget > 0.7)}), met=True, damage=0.0),
@@ -227,8 +228,8 @@ def test_a_search_ends_where_nothing_new_can_be_tried():
     assert [found.measured for found in two] == [0.4, 0.9]
 
 
-def test_a_try_within_the_tolerance_is_taken_before_one_beyond_it(run):
-    """Of 0.4 and 0.55 the second is nearer to 0.5, and too slow."""
+def test_a_try_within_the_tolerance_is_preferred_to_a_closer_one_beyond_it(run):
+    """Of 0.4 and 0.55, the second is nearer to 0.5 but too slow."""
 
     class Coarse(Meter):
         def export(self, module):
@@ -245,7 +246,7 @@ def test_a_try_within_the_tolerance_is_taken_before_one_beyond_it(run):
     assert line.measured == 0.4
 
 
-def test_a_target_that_cannot_be_met_says_how_near_it_came(run, shapes):
+def test_an_unreachable_target_reports_the_best_value_reached(run, shapes):
     network = Network(shapes.build("residual"))
     with pytest.raises(StageError) as caught:
         run(network, settings(target={"latency_ratio": 0.01}, min_kept=0.5))
@@ -262,8 +263,8 @@ def test_widths_are_rounded(run):
     assert network.module.second.widen.out_channels == result.widths["second.widen"]
 
 
-def test_heads_are_no_channels_to_round(run):
-    """Four channels each: heads go in fours under a multiple of sixteen, and one by one under four."""
+def test_attention_heads_are_rounded_as_whole_heads(run):
+    """A head has 4 channels: with a multiple of 4 heads are removed one by one, with 16 four at a time."""
     config = settings(multiple=4, target={"macs_ratio": 0.7}, exclude=("patch", "up"))
     network, _ = run("attention", config)
     assert network.module.attention.num_heads in {1, 2, 3}
@@ -271,7 +272,7 @@ def test_heads_are_no_channels_to_round(run):
         run("attention", settings(multiple=16, target={"macs_ratio": 0.7}, exclude=("patch", "up")))
 
 
-def test_rounds_share_the_way(run, shapes):
+def test_each_round_cuts_its_part_of_the_way(run, shapes):
     config = settings(rounds=2, target={"macs_ratio": 0.25}, epochs=1, batch_size=16)
     network, result = run("residual", config)
     first, second = result.rounds
@@ -292,14 +293,14 @@ def load_built(shapes, network):
     return module
 
 
-def test_blocks_go_to_meet_a_target(run):
+def test_blocks_are_dropped_to_meet_a_target(run):
     config = settings(depth=1, multiple=64, target={"latency_ratio": 0.9})
     network, result = run("residual", config)
     assert len(result.dropped) == 1
     assert isinstance(network.module.get_submodule(result.dropped[0]), nn.Identity)
 
 
-def test_what_a_person_chooses_goes(run):
+def test_listed_blocks_are_dropped_and_pictures_are_scaled(run):
     config = settings(drop=["first"], resolution=8)
     network, result = run("residual", config)
     assert result.dropped == ("first",)
@@ -314,18 +315,18 @@ def test_what_a_person_chooses_goes(run):
         ({"drop": ["third"]}, "stage: the network has no module 'third'"),
         (
             {"drop": ["head"]},
-            "stage.drop: 'head' cannot go: the network's outputs would change their shape",
+            "stage.drop: 'head' cannot be dropped: the network's outputs would change their shape",
         ),
-        ({"drop": ["first.widen"]}, "stage.drop: 'first.widen' cannot go: the network does not run then"),
+        ({"drop": ["first.widen"]}, "stage.drop: 'first.widen' cannot be dropped: the network no"),
         ({"exclude": ["neck"]}, "stage: the network has no module 'neck'"),
         (
             {"exclude": ["stem", "first", "second"]},
-            "no channels of the network can go (head: the network's outputs would change their",
+            "no channels of the network can be removed (head: the network's outputs would change their",
         ),
-        ({"epochs": 1, "batch_size": 1}, "a batch of one sample has no statistics for 'norm'"),
+        ({"epochs": 1, "batch_size": 1}, "the BatchNorm 'norm' cannot compute statistics from"),
     ],
 )
-def test_what_cannot_be_done(run, config, line):
+def test_impossible_configurations_are_refused(run, config, line):
     with pytest.raises(StageError) as caught:
         run("residual", settings(**config))
     assert line in str(caught.value)
@@ -333,7 +334,7 @@ def test_what_cannot_be_done(run, config, line):
 
 
 def test_pictures_can_be_too_small(run):
-    with pytest.raises(StageError, match=r"stage.resolution: 8 cannot be: the network does not run then"):
+    with pytest.raises(StageError, match=r"stage.resolution: 8 is not possible: the network no longer"):
         run("attention", settings(resolution=8))
 
 
@@ -374,7 +375,7 @@ def settings_plan(network, shapes):
     return removal({group: [0]})
 
 
-def test_it_recovers_from_a_teacher(run, shapes, context, monkeypatch):
+def test_it_trains_with_a_teacher(run, shapes, context, monkeypatch):
     asked = []
     answer = OnnxTeacher.forward
 
@@ -390,12 +391,12 @@ def test_it_recovers_from_a_teacher(run, shapes, context, monkeypatch):
     assert len(result.curves) == 1
     other = shapes.build("residual")
     other.head = nn.Linear(16, 7)
-    with pytest.raises(StageError, match="the teacher tells 7 classes apart, the student 5"):
+    with pytest.raises(StageError, match="the teacher has 7 classes, the student 5"):
         run("residual", config, context(teacher={"finetune": other}))
 
 
-def test_it_weighs_teacher_and_labels_as_it_is_told(run, shapes, data, context):
-    """One batch of all samples, and norms that keep their statistics: its loss is known beforehand."""
+def test_teacher_and_labels_have_the_configured_weights(run, shapes, data, context):
+    """With one batch of all samples and frozen norm statistics, the loss can be computed beforehand."""
     config = settings(
         drop=["first"],
         epochs=1,
@@ -407,7 +408,7 @@ def test_it_weighs_teacher_and_labels_as_it_is_told(run, shapes, data, context):
     )
     student, teacher = shapes.build("residual"), shapes.build("residual")
     student.first = nn.Identity()
-    nn.init.normal_(teacher.head.weight, generator=torch.Generator().manual_seed(0))  # it is sure
+    nn.init.normal_(teacher.head.weight, generator=torch.Generator().manual_seed(0))  # a confident teacher
     training, _ = hold_out(data.train, config.validation, 0, "stage")
     ours, theirs = (torch.from_numpy(predict(module, training)) for module in (student, teacher))
     hard = nn.functional.cross_entropy(ours, torch.from_numpy(training.labels))
@@ -416,8 +417,8 @@ def test_it_weighs_teacher_and_labels_as_it_is_told(run, shapes, data, context):
     assert result.curves[0].train_loss == pytest.approx(expected.item(), rel=1e-3)
 
 
-def test_a_killed_stage_goes_on_with_the_same_cuts(run, shapes, context, tmp_path):
-    """Killed in its second round; when it is started again, everything takes another time than before."""
+def test_a_killed_stage_continues_with_the_same_cuts(run, shapes, context, tmp_path):
+    """The stage is killed in its second round; after the restart, all measured times are different."""
     config = settings(rounds=2, target={"latency_ms": 0.1}, epochs=1, batch_size=16)
 
     def started(folder, meter):
@@ -440,7 +441,7 @@ def test_a_killed_stage_goes_on_with_the_same_cuts(run, shapes, context, tmp_pat
     assert [line.measured for line in result.rounds] == [line.measured for line in expected.rounds]
 
 
-def test_control_flow_that_hangs_on_values_is_named_with_what_still_works(shapes, data, context):
+def test_value_dependent_control_flow_is_named(shapes, data, context):
     class Dynamic(shapes.Residual):
         def forward(self, image):
             return super().forward(image if image.sum() > 0 else -image)
@@ -451,7 +452,7 @@ def test_control_flow_that_hangs_on_values_is_named_with_what_still_works(shapes
     assert "all stages except shrink, qat and export work" in caught.value.fix
 
 
-def test_a_shrunk_network_comes_back_from_its_folder(run, shapes, data, tmp_path):
+def test_a_shrunk_network_is_loaded_from_its_folder(run, shapes, data, tmp_path):
     network, _ = run("depthwise", settings())
     network.save(tmp_path)
     again = load_network(shapes.build("depthwise"), tmp_path)
@@ -459,7 +460,7 @@ def test_a_shrunk_network_comes_back_from_its_folder(run, shapes, data, tmp_path
     assert accuracy(again.module, data.evaluation) == accuracy(network.module, data.evaluation)
 
 
-def test_a_recipe_asks_for_one_thing_at_least_and_one_target_at_most():
+def test_a_stage_needs_something_to_do_and_at_most_one_target():
     with pytest.raises(ValueError, match="nothing to do: give target, drop or resolution"):
         ShrinkConfig(kind="shrink")
     with pytest.raises(ValueError, match=r"give one of latency_ms, .*; there are 2"):
@@ -496,25 +497,25 @@ batch_size = 10
         ("stage.shrink.importance=luck", "'luck' is refused"),
     ],
 )
-def test_recipes_that_cannot_be(project, override, line):
+def test_invalid_shrink_recipes_are_refused(project, override, line):
     project.edit("recipe.toml", "target = { sparsity = 0.25 }\n", f"target = {{ sparsity = 0.25 }}{STAGE}")
     with pytest.raises(RecipeError) as caught:
         read_recipe(project.recipe, [override])
     assert line in str(caught.value)
 
 
-def test_several_processes_would_each_cut_otherwise(project):
+def test_shrinking_with_several_processes_is_refused(project):
     project.edit("recipe.toml", "target = { sparsity = 0.25 }\n", f"target = {{ sparsity = 0.25 }}{STAGE}")
     pytest.importorskip("lightning_fabric")
     for overrides in (["train.devices=2"], ["train.nodes=2"]):
-        with pytest.raises(StageError, match=r"shrink.epochs: each of 2 processes would cut by what it"):
+        with pytest.raises(StageError, match=r"shrink.epochs: each of the 2 processes would shrink"):
             check_hardware(read_recipe(project.recipe, overrides))
     check_hardware(read_recipe(project.recipe, ["train.devices=2", "stage.shrink.epochs=0"]))
 
 
 @pytest.mark.slow
 def test_a_recipe_that_shrinks_ends_in_a_gated_artifact(project, tiny, tmp_path):
-    """From weights to int8 by way of zeros, fewer channels and training under rounding."""
+    """Build an int8 artifact with pruning, shrinking and quantization-aware training."""
     from exporter import load_trained
 
     project.edit("recipe.toml", "target = { sparsity = 0.25 }\n", f"target = {{ sparsity = 0.25 }}{STAGE}")
@@ -538,7 +539,7 @@ def test_a_recipe_that_shrinks_ends_in_a_gated_artifact(project, tiny, tmp_path)
 
 
 class Steps(nn.Module):
-    """Blocks of one convolution: the stream's channels are all that there are."""
+    """Blocks of one convolution: the residual channels are the only channels."""
 
     class Step(nn.Module):
         def __init__(self):
@@ -557,22 +558,24 @@ class Steps(nn.Module):
         return self.head(self.second(self.first(self.stem(image))).mean(dim=(2, 3)))
 
 
-def test_blocks_go_where_no_channel_can(run, shapes):
+def test_blocks_are_dropped_if_no_channel_can_be_removed(run, shapes):
     config = settings(target={"macs_ratio": 0.6}, depth=1, exclude=("stem",))
     network, result = run(Network(shapes.build(Steps)), config)
     assert (len(result.dropped), result.widths) == (1, {})
     assert isinstance(network.module.get_submodule(result.dropped[0]), nn.Identity)
-    with pytest.raises(StageError, match="no channels of the network can go") as caught:
+    with pytest.raises(StageError, match="no channels of the network can be removed") as caught:
         run(Network(shapes.build(Steps)), settings(target={"macs_ratio": 0.6}, exclude=("stem",)))
-    assert caught.value.fix == "exclude less, allow depth, or lower resolution alone"
+    assert caught.value.fix == "shorten exclude, set depth, or set resolution without a target"
 
 
-def test_a_target_that_is_met_already_is_told(run):
+def test_a_target_that_is_already_met_is_reported(run):
     _, result = run("residual", settings(target={"latency_ms": 100.0}))
-    assert result.warnings == ("stage: the target is met without cutting anything: ask for less",)
+    assert result.warnings == (
+        "stage: the network meets the target already, nothing was removed: lower the target",
+    )
     assert run("residual", settings())[1].warnings == ()
 
 
 def test_pictures_are_not_scaled_up(run):
-    with pytest.raises(StageError, match=r"stage.resolution: 64 is more than the \d+ of the data"):
+    with pytest.raises(StageError, match=r"stage.resolution: 64 is larger than the data's pictures"):
         run("residual", settings(resolution=64))

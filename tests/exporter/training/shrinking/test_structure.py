@@ -1,4 +1,4 @@
-"""What can be cut, and that cutting it is the same as setting it to zero."""
+"""Removable groups and blocks: removing channels is the same as setting them to zero."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def structure(pictures):
 
 
 def without(module, removed, pictures):
-    """The outputs of the whole network whose consumers see zeros in place of the removed channels."""
+    """The outputs of the whole network if its layers read zeros in place of the removed channels."""
     module = copy.deepcopy(module)
     for group, units in removed.items():
         roots = {channel for unit in units for channel in group.units[unit]}
@@ -56,7 +56,7 @@ def without(module, removed, pictures):
 
 
 def is_exact(module, group):
-    """Whether no norm takes its statistics over these channels."""
+    """Whether no norm computes its statistics over these channels."""
     layers = [module.get_submodule(m.name) for m in group.members if not isinstance(m.axis, int)]
     return not any(isinstance(layer, _NORMS_OVER_CHANNELS) for layer in layers)
 
@@ -71,7 +71,7 @@ def test_groups_and_their_units(name, shapes, structure):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_cut_network_computes_what_zeros_would(name, seed, shapes, structure, pictures):
+def test_removing_channels_equals_zeroing_them(name, seed, shapes, structure, pictures):
     module = shapes.build(name)
     generator = np.random.default_rng(seed)
     groups = [group for group in structure(module).groups if is_exact(module, group)]
@@ -101,7 +101,7 @@ def test_heads_are_counted(shapes, structure):
     assert cut.attention.project.in_features == 8
 
 
-def test_blocks_that_keep_their_shape_can_go_outermost_first(shapes, structure, pictures):
+def test_outermost_blocks_that_keep_their_shape_can_be_dropped(shapes, structure, pictures):
     module = shapes.build("residual")
     found = structure(module)
     assert found.blocks == ("first", "second")
@@ -118,7 +118,7 @@ def test_blocks_that_keep_their_shape_can_go_outermost_first(shapes, structure, 
     )
 
 
-def test_links_of_a_chain_can_go_one_by_one(shapes, structure):
+def test_modules_of_a_chain_can_be_dropped_separately(shapes, structure):
     class Stage(nn.Module):
         def __init__(self):
             super().__init__()
@@ -130,7 +130,7 @@ def test_links_of_a_chain_can_go_one_by_one(shapes, structure):
             return x
 
     class PostNorm(nn.Module):
-        """What it gives is what its last layer gave, and yet it adds up its own stream."""
+        """Returns the output of its last layer, but has its own residual sum and is not a chain."""
 
         def __init__(self):
             super().__init__()
@@ -157,19 +157,19 @@ def test_links_of_a_chain_can_go_one_by_one(shapes, structure):
     )
 
 
-def test_what_is_excluded_stays(shapes, structure):
+def test_excluded_modules_are_kept(shapes, structure):
     found = structure(shapes.build("residual"), ("first", "norm"))
     assert [group.name for group in found.groups] == ["second.widen"]
     assert found.fixed["first.widen"] == found.fixed["stem"] == "excluded"
 
 
-def test_the_output_head_stays(shapes, structure):
+def test_the_output_head_is_kept(shapes, structure):
     assert structure(shapes.build("residual")).fixed == {
         "head": "the network's outputs would change their shape"
     }
 
 
-def test_tied_weights_stay(shapes, structure):
+def test_tied_weights_are_kept(shapes, structure):
     class Tied(shapes.Residual):
         def __init__(self):
             super().__init__()
@@ -181,7 +181,7 @@ def test_tied_weights_stay(shapes, structure):
     assert found.fixed["second.widen"] == "its weights are tied to another layer's"
 
 
-def test_a_layer_that_is_called_twice_stays(shapes, structure):
+def test_a_layer_that_is_called_twice_is_kept(shapes, structure):
     class Twice(shapes.Residual):
         def forward(self, image):
             x = torch.relu(self.norm(self.stem(image)))
@@ -190,7 +190,7 @@ def test_a_layer_that_is_called_twice_stays(shapes, structure):
     assert structure(shapes.build(Twice)).fixed["first.widen"] == "it is called more than once"
 
 
-def test_layers_of_a_kind_that_cannot_be_narrowed_stay(shapes, structure):
+def test_layers_of_an_unsupported_kind_are_kept(shapes, structure):
     class Transposed(nn.Module):
         def __init__(self):
             super().__init__()
@@ -206,7 +206,7 @@ def test_layers_of_a_kind_that_cannot_be_narrowed_stay(shapes, structure):
     assert "'up' is a ConvTranspose2d, which cannot be narrowed" in found.fixed.values()
 
 
-def test_heads_that_forward_knows_by_heart_stay(shapes, structure):
+def test_heads_with_a_hard_coded_count_are_kept(shapes, structure):
     class Fixed(shapes.Attention):
         def forward(self, x):
             count, length, _ = x.shape
@@ -216,11 +216,14 @@ def test_heads_that_forward_knows_by_heart_stay(shapes, structure):
 
     module = shapes.build("fused attention")
     module.attention.__class__ = Fixed
-    assert "the network does not run then" in structure(module).fixed["attention.qkv"]
+    assert "the network no longer runs" in structure(module).fixed["attention.qkv"]
 
 
-def test_heads_that_lie_otherwise_stay(shapes):
-    """A weight whose rows are query, key and value of one head, then of the next: positions do not tell."""
+def test_interleaved_heads_are_kept(shapes):
+    """The rows of the weight are query, key and value of one head, then of the next head.
+
+    The positions of channels do not show this.
+    """
 
     class Mixed(shapes.Attention):
         def forward(self, x):
@@ -236,7 +239,7 @@ def test_heads_that_lie_otherwise_stay(shapes):
     assert "attention.qkv" in found.fixed
 
 
-def test_control_flow_that_hangs_on_values_does_not_stop_the_search(shapes, structure):
+def test_value_dependent_control_flow_does_not_stop_the_search(shapes, structure):
     class Dynamic(shapes.Residual):
         def forward(self, image):
             return super().forward(image if image.sum() > 0 else -image)
@@ -255,7 +258,7 @@ def test_a_network_that_cannot_be_traced_is_named(shapes, structure):
         structure(shapes.build(Pair))
 
 
-def test_the_network_itself_is_left_alone(shapes, structure):
+def test_the_network_itself_is_not_changed(shapes, structure):
     module = shapes.build("depthwise").train()
     before = {name: value.clone() for name, value in module.state_dict().items()}
     structure(module)
@@ -263,9 +266,9 @@ def test_the_network_itself_is_left_alone(shapes, structure):
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
 
 
-def test_a_failure_is_told_in_one_line(shapes, pictures):
+def test_a_failure_is_one_line(shapes, pictures):
     module = shapes.build("concat")
-    assert failure(module, pictures, Plan(dropped=("left",))).startswith("the network does not run then (")
+    assert failure(module, pictures, Plan(dropped=("left",))).startswith("the network no longer runs (")
     assert (
         failure(module, pictures, Plan(dropped=("head",)))
         == "the network's outputs would change their shape"
@@ -274,7 +277,10 @@ def test_a_failure_is_told_in_one_line(shapes, pictures):
 
 
 def test_an_encoder_of_tokens(encoder):
-    """Its root counts heads, and its positions are a slice of a weight, which no graph of layers shows."""
+    """The root module counts the heads, and positions are a slice of a weight.
+
+    A dependency graph of layers shows neither.
+    """
     inputs = {name: torch.from_numpy(value) for name, value in encoder.draw(2, 12).inputs.items()}
     found = find_structure(encoder.net(), inputs, (), "stage")
     assert [(group.name, len(group.units), group.heads) for group in found.groups] == [("up", 64, ())]
@@ -313,11 +319,11 @@ def test_heads_of_fused_attention_kernels(shapes, structure, pictures):
                 nn.Conv2d(12, 6, 1, groups=3),
                 nn.Conv2d(6, 5, 1),
             ],
-            "grouped layers share channels that their groups do not divide",
+            "the groups of its grouped layers do not divide its channels evenly",
         ),
     ],
     ids=["multiplier", "groups"],
 )
-def test_groups_that_cannot_be_divided_stay(structure, layers, reason):
+def test_groups_that_cannot_be_divided_are_kept(structure, layers, reason):
     module = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
     assert reason in structure(module).fixed.values()

@@ -1,4 +1,4 @@
-"""Distillation: the formula, the teacher's peace, the masks."""
+"""Distillation: the losses, feature transfer, ONNX teachers, unlabelled samples; teachers never change."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def softmax(row, temperature):
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
 @pytest.mark.parametrize("hard_weight", [0.0, 0.3, 1.0])
-def test_the_loss_is_that_of_the_paper(temperature, hard_weight):
+def test_the_loss_equals_the_paper_s_formula(temperature, hard_weight):
     taught, given, labels = [[3.0, 1.0, -2.0], [0.0, 0.5, 1.0]], [[1.0, 2.0, 0.0], [2.0, -1.0, 0.3]], [0, 2]
     soft = hard = 0.0
     for teacher, student, label in zip(taught, given, labels, strict=True):
@@ -82,7 +82,7 @@ def teacher(tiny, trained):
     return load_network(tiny.net(), trained).module
 
 
-def test_the_student_follows_and_the_teacher_stays(tiny, splits, context, teacher):
+def test_the_student_learns_and_the_teacher_does_not_change(tiny, splits, context, teacher):
     teacher.train()
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
     _, result = distill(
@@ -94,7 +94,7 @@ def test_the_student_follows_and_the_teacher_stays(tiny, splits, context, teache
     assert not teacher.training
 
 
-def test_masks_hold(tiny, splits, context, teacher):
+def test_masks_still_apply(tiny, splits, context, teacher):
     module = tiny.net()
     mask = torch.rand(module.body.weight.shape, generator=torch.Generator().manual_seed(0)) > 0.5
     start = Network(module, {"body.weight": mask})
@@ -106,13 +106,13 @@ def test_masks_hold(tiny, splits, context, teacher):
 
 def test_teachers_with_other_classes_are_refused(tiny, splits, context):
     with pytest.raises(
-        StageError, match=r"stage.teacher: the teacher tells 4 classes apart, the student 3; choose a"
+        StageError, match=r"stage.teacher: the teacher has 4 classes, the student 3; choose a"
     ):
         distill(Network(tiny.net()), settings(), splits, context(teacher=tiny.net(classes=4)))
 
 
 def test_teachers_that_do_not_take_the_data_are_refused(tiny, splits, context):
-    with pytest.raises(StageError, match=r"stage.teacher: the network does not take the data"):
+    with pytest.raises(StageError, match=r"stage.teacher: the network does not run on inputs of shapes"):
         distill(Network(tiny.net()), settings(), splits, context(teacher=nn.Linear(3, 3)))
 
 
@@ -121,8 +121,8 @@ def kl(p, q):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
-def test_decoupled_is_that_of_the_paper(temperature):
-    """Equation 7, by hand: the labelled class against the rest, and the rest among themselves."""
+def test_decoupled_equals_the_paper_s_formula(temperature):
+    """Equation 7, computed directly: the labelled class against the rest, and the rest among themselves."""
     taught, given = (
         [[3.0, 1.0, -2.0, 0.5], [0.0, 0.5, 1.0, 2.0]],
         [[1.0, 2.0, 0.0, 1.0], [2.0, -1.0, 0.3, 0.0]],
@@ -148,7 +148,7 @@ def test_decoupled_is_that_of_the_paper(temperature):
     assert torch.isfinite(outputs.grad).all()
 
 
-def test_decoupled_with_the_teachers_own_weights_is_the_usual_loss():
+def test_decoupled_with_the_teachers_own_weights_equals_hinton():
     """KL = TCKD + (1 - p of the label) * NCKD: equation 6 of the paper, on one sample."""
     targets = soft_targets([torch.tensor([[2.0, 0.0, -1.0]])], 2.0)
     outputs, label = torch.tensor([[0.3, 0.1, 0.9]]), torch.tensor([1])
@@ -157,7 +157,7 @@ def test_decoupled_with_the_teachers_own_weights_is_the_usual_loss():
     assert both.item() == pytest.approx(hinton(outputs, targets, 2.0).item(), rel=1e-5)
 
 
-def test_decoupled_holds_where_the_teacher_is_certain():
+def test_decoupled_is_finite_if_the_teacher_is_certain():
     outputs = torch.tensor([[0.0, 1.0, 2.0]], requires_grad=True)
     targets = soft_targets([torch.tensor([[100.0, 0.0, -90.0]])], 1.0)
     value = decoupled(outputs, targets, torch.tensor([0]), 1.0, target_weight=1.0, other_weight=8.0)
@@ -166,7 +166,7 @@ def test_decoupled_holds_where_the_teacher_is_certain():
     assert torch.isfinite(outputs.grad).all()
 
 
-def test_several_teachers_say_the_mean_of_their_probabilities():
+def test_soft_targets_are_the_mean_of_the_teachers_probabilities():
     one, other = torch.tensor([[3.0, 1.0, -2.0]]), torch.tensor([[0.0, 5.0, 1.0]])
     mean = (torch.softmax(one / 3, dim=1) + torch.softmax(other / 3, dim=1)) / 2
     assert torch.allclose(soft_targets([one, other], 3.0).exp(), mean)
@@ -178,11 +178,11 @@ def test_an_ensemble_of_teachers(tiny, splits, context, teacher):
     _, result = distill(Network(tiny.net()), config, splits, context(teacher=named))
     assert len(result.teacher_accuracies) == 2
     assert result.teacher_accuracy == result.teacher_accuracies[0] > 0.9
-    with pytest.raises(StageError, match="the teacher tells 5 classes apart, the student 3"):
+    with pytest.raises(StageError, match="the teacher has 5 classes, the student 3"):
         distill(Network(tiny.net()), config, splits, context(teacher={**named, "b": tiny.net(classes=5)}))
 
 
-def test_the_stage_weighs_the_decoupled_parts_as_it_is_told():
+def test_the_decoupled_parts_have_the_configured_weights():
     taught = torch.tensor([[3.0, 1.0, -2.0, 0.5], [0.0, 0.5, 1.0, 2.0]])
     given, labels = torch.tensor([[1.0, 2.0, 0.0, 1.0], [2.0, -1.0, 0.3, 0.0]]), torch.tensor([0, 2])
     weights = {"target_weight": 0.7, "other_weight": 3.0}
@@ -200,15 +200,15 @@ def test_decoupled_distillation_learns(tiny, splits, context, teacher):
 
 
 def explained(ours, theirs):
-    """What the best linear map of one network's features leaves of another's; [N, C, H, W] both."""
+    """Mean squared error of the best linear map from one network's features to another's, [N, C, H, W]."""
     ours, theirs = (features.movedim(1, -1).flatten(0, -2).double() for features in (ours, theirs))
     ours = torch.cat([ours, torch.ones(len(ours), 1)], dim=1)
     return float(((ours @ torch.linalg.lstsq(ours, theirs).solution - theirs) ** 2).mean())
 
 
 @pytest.mark.parametrize("kind", ["hint", "attention"])
-def test_features_come_closer(tiny, splits, context, teacher, kind):
-    """A student of another width, whose head lets no gradient through: the transfer alone teaches."""
+def test_transfer_reduces_the_distance_of_features(tiny, splits, context, teacher, kind):
+    """The student has another width, and its head passes no gradient: only the transfer trains it."""
     student = tiny.net(width=12)
     nn.init.zeros_(student.head.weight)
     config = settings(
@@ -292,10 +292,10 @@ def test_projections_learn_and_resume(tiny, splits, context, teacher, tmp_path):
             {"student": "body", "teacher": "head"},
             r"features of shapes \[8, 4, 4\] and \[3\] cannot be compared",
         ),
-        ({"student": "head", "kind": "attention"}, r"vectors have no attention; use kind = \"hint\""),
+        ({"student": "head", "kind": "attention"}, r"attention maps need pictures or tokens, not vectors"),
     ],
 )
-def test_features_that_cannot_be_followed(splits, context, teacher, transfer, message):
+def test_features_that_cannot_be_compared_are_refused(splits, context, teacher, transfer, message):
     config = settings(features=(TransferConfig(**transfer),))
     with pytest.raises(StageError, match=message):
         distill(Network(deepcopy(teacher)), config, splits, context(teacher=teacher))
@@ -309,7 +309,9 @@ def onnx_teacher(onnx_models, splits):
     return make
 
 
-def test_an_onnx_teacher_says_what_its_network_says(tiny, splits, context, teacher, onnx_teacher):
+def test_an_onnx_teacher_gives_the_same_outputs_as_its_network(
+    tiny, splits, context, teacher, onnx_teacher
+):
     from exporter.networks.network import accuracy, predict
 
     given = predict(onnx_teacher(), splits.evaluation)
@@ -321,7 +323,7 @@ def test_an_onnx_teacher_says_what_its_network_says(tiny, splits, context, teach
 
 
 class Moody(nn.Module):
-    """Says the same, by way of what no graph can hold."""
+    """Computes the same outputs, but with control flow that cannot be exported."""
 
     def __init__(self, net):
         super().__init__()
@@ -331,7 +333,7 @@ class Moody(nn.Module):
         return self.net(image * 1.0) if image.mean().item() > 0 else self.net(image)
 
 
-def test_on_a_cpu_a_teacher_is_a_graph_where_it_can_be_one(splits, context, teacher):
+def test_on_a_cpu_teachers_are_exported_if_possible(splits, context, teacher):
     from exporter.networks.network import predict
 
     given = context(teacher={"one": teacher, "other": Moody(deepcopy(teacher))})
@@ -346,7 +348,7 @@ def test_on_a_cpu_a_teacher_is_a_graph_where_it_can_be_one(splits, context, teac
     assert isinstance(second, OnnxTeacher)
 
 
-def test_a_graph_that_says_something_else_does_not_teach(splits, teacher):
+def test_a_teacher_whose_export_differs_is_not_exported(splits, teacher):
     class Fickle(nn.Module):
         def __init__(self):
             super().__init__()
@@ -359,15 +361,15 @@ def test_a_graph_that_says_something_else_does_not_teach(splits, teacher):
     assert as_graph(fickle, splits.train, ExportConfig(), "stage.teacher") is fickle
 
 
-def test_onnx_teachers_that_do_not_fit(tiny, splits, context, onnx_teacher, tmp_path):
+def test_onnx_teachers_with_other_inputs_are_refused(tiny, splits, context, onnx_teacher, tmp_path):
     config = settings(features=(TransferConfig(student="body"),))
-    with pytest.raises(StageError, match=r"stage.features: an .onnx teacher shows its outputs alone"):
+    with pytest.raises(StageError, match=r"stage.features: features need a teacher in PyTorch"):
         distill(Network(tiny.net()), config, splits, context(teacher=onnx_teacher()))
     wide = replace(splits.train, inputs={"image": np.zeros((2, 3, 8, 8), np.float32)}, labels=np.arange(2))
     with pytest.raises(StageError) as caught:
         onnx_teacher(split=wide)
     assert "feed 'image' has shape [1, 3, 8, 8]" in caught.value.cause
-    assert caught.value.fix == "choose a teacher of the same input size"
+    assert caught.value.fix == "choose a teacher with the same inputs"
     two = replace(splits.train, inputs={**splits.train.inputs, "more": splits.train.inputs["image"]})
     with pytest.raises(StageError, match="'more' is not an input of the model"):
         onnx_teacher(split=two)
@@ -376,7 +378,7 @@ def test_onnx_teachers_that_do_not_fit(tiny, splits, context, onnx_teacher, tmp_
         onnx_teacher(tmp_path / "empty.onnx")
 
 
-def test_names_are_free_where_there_is_one_input(splits, teacher, onnx_teacher):
+def test_a_single_input_may_have_another_name(splits, teacher, onnx_teacher):
     from exporter.networks.network import predict
 
     renamed = replace(splits.evaluation, inputs={"inputs": splits.evaluation.inputs["image"]})
@@ -385,8 +387,8 @@ def test_names_are_free_where_there_is_one_input(splits, teacher, onnx_teacher):
     )
 
 
-def test_unlabelled_samples_are_learnt_from(tiny, splits, context, teacher):
-    """Twelve labelled samples and sixty without: the teacher's word on those is worth a lot."""
+def test_unlabelled_samples_improve_the_student(tiny, splits, context, teacher):
+    """With 12 labelled and 60 unlabelled samples, the teacher's outputs on the latter help clearly."""
     few = replace(splits, train=splits.train.take(np.arange(12)))
     extra = {"image": tiny.splits(seed=9).train.inputs["image"]}
     accuracies = {}
@@ -425,7 +427,7 @@ def test_a_batch_without_labels_has_no_hard_loss():
         ({"image": "evaluation"}, r"120 of its samples are in evaluation too"),
     ],
 )
-def test_unlabelled_samples_that_do_not_fit(splits, extra, message):
+def test_invalid_unlabelled_samples_are_refused(splits, extra, message):
     if isinstance(extra, dict) and isinstance(extra.get("image"), str):
         extra = {"image": splits.evaluation.inputs["image"]}
     with pytest.raises(DataError, match=message):
@@ -449,7 +451,7 @@ unlabelled = { factory = "shapes:more" }
 
 @pytest.mark.slow
 def test_all_kinds_of_teachers_in_a_build(built, trained):
-    """The built artifact is the other recipe's; its files and the new data belong to the stage's key."""
+    """The built artifact serves as the other recipe's; its files and the new data are part of the key."""
     shutil.move(built.artifact, built.folder / "other")
     shutil.copy(trained / "weights.safetensors", built.folder / "weights.safetensors")
     (built.folder / "shapes.py").write_text(

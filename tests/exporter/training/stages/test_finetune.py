@@ -1,4 +1,4 @@
-"""Fine-tuning: the head, the comparison with random weights, the loss."""
+"""Fine-tuning: a new head, the comparison with random weights, the few-shot curve, the loss."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def settings(**changes):
     )
 
 
-def test_metrics_describe_the_network_that_comes_back(tiny, splits, context):
+def test_metrics_describe_the_returned_network(tiny, splits, context):
     network, result = finetune(Network(tiny.net()), settings(), splits, context())
     assert result.evaluation_accuracy == accuracy(network.module, splits.evaluation)
     assert len(result.curves) == 2
@@ -42,7 +42,7 @@ def test_the_same_stage_twice_gives_the_same_weights(tiny, splits, context):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_the_head_starts_anew(tiny, splits, context):
+def test_the_head_is_initialised_again(tiny, splits, context):
     module = tiny.net(seed=4)
     before = module.head.weight.clone(), module.stem.weight.clone()
     reset_head(module, "head", context(seed=1))
@@ -54,7 +54,7 @@ def test_the_head_starts_anew(tiny, splits, context):
 
 
 def test_the_stage_resets_the_head_before_it_trains(tiny, splits, context):
-    """With all else frozen and a rate of almost zero, the head that comes out is the fresh one."""
+    """With everything else frozen and a learning rate near zero, the result has the newly reset head."""
     config = settings(
         head="head", freeze=("stem", "norm", "body"), learning_rate=1e-9, epochs=1, weight_decay=0.0
     )
@@ -64,11 +64,11 @@ def test_the_stage_resets_the_head_before_it_trains(tiny, splits, context):
     assert torch.allclose(network.module.head.weight, expected.head.weight, atol=1e-6)
 
 
-def test_heads_that_cannot_be_reset(tiny, splits, context):
+def test_heads_that_cannot_be_reset_are_refused(tiny, splits, context):
     with pytest.raises(StageError, match=r"stage.head: the network has no module 'fc'; it has: stem, norm"):
         finetune(Network(tiny.net()), settings(head="fc"), splits, context())
     module = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
-    with pytest.raises(StageError, match=r"stage.head: '0' has no weights"):
+    with pytest.raises(StageError, match=r"stage.head: nothing in '0' can be initialised again"):
         finetune(Network(module), settings(head="0"), splits, context())
 
 
@@ -90,7 +90,7 @@ def test_from_scratch_trains_a_second_random_network(tiny, splits, context):
 
 
 def test_the_random_network_is_not_frozen(tiny, splits, context):
-    """With all but the head frozen, the pretrained stem stays; the random one must be free to learn."""
+    """`freeze` keeps the pretrained layers, but the random network must train all its layers."""
     config = settings(freeze=("stem", "norm", "body"), from_scratch=True, probe_epochs=1, layer_decay=0.5)
     free = unfrozen(config)
     assert (free.freeze, free.probe_epochs, free.layer_decay) == ((), 0, 1.0)
@@ -115,7 +115,7 @@ def test_a_few_shot_curve(tiny, splits, context):
         gains = [a - b for a, b in zip(line.transfer, line.from_scratch, strict=True)]
         assert line.gain.estimate == pytest.approx(sum(gains) / 3)
         assert line.gain.lower > 0
-    # What the stage itself gives is as if no curve had been asked for.
+    # The curve does not change the result of the stage itself.
     plain = config.model_copy(update={"few_shot": None})
     other, expected = finetune(pretrained, plain, splits, context())
     assert all(torch.equal(v, network.module.state_dict()[n]) for n, v in other.module.state_dict().items())
@@ -124,10 +124,10 @@ def test_a_few_shot_curve(tiny, splits, context):
 
 
 @pytest.mark.parametrize(("epochs", "steps"), [(3, 3), (None, 2)])
-def test_few_shots_train_for_their_epochs_on_other_images_for_each_seed(
+def test_few_shot_trainings_have_their_own_epochs_and_images_for_each_seed(
     tiny, splits, context, epochs, steps
 ):
-    """Of 9 images one is held out, and the other 8 are a batch."""
+    """One of the 9 images is held out, and the other 8 are a batch."""
     trainings = {}
 
     class Progress(SilentProgress):
@@ -165,7 +165,7 @@ def test_few_of_each_class(splits):
     with pytest.raises(StageError) as caught:
         few_of_each(splits.train, 21, seed=1, place="stage")
     assert caught.value.place == "stage.few_shot.images"
-    assert caught.value.cause == "class 0 has 20 training samples, 21 are asked for"
+    assert caught.value.cause == "class 0 has 20 training samples, but 21 are requested"
 
 
 def test_label_smoothing_spreads_a_share(splits):
@@ -177,7 +177,7 @@ def test_label_smoothing_spreads_a_share(splits):
 
 
 def test_the_stage_learns_from_smoothed_labels(tiny, splits, context):
-    """One batch of all samples, and norms that keep their statistics: its loss is known beforehand."""
+    """With one batch of all samples and frozen norm statistics, the loss can be computed beforehand."""
     config = settings(epochs=1, batch_size=54, norm_statistics="frozen", label_smoothing=0.3)
     training, _ = hold_out(splits.train, config.validation, 0, "stage")
     logs = torch.from_numpy(predict(tiny.net(), training)).log_softmax(dim=1)
@@ -192,7 +192,7 @@ def test_labels_beyond_the_classes_stop_the_stage(tiny, splits, context):
         finetune(Network(tiny.net(classes=2)), settings(), splits, context())
 
 
-def test_balanced_weights_make_classes_count_alike():
+def test_balanced_weights_give_classes_the_same_total():
     labels = np.repeat([0, 2], [30, 10])
     weights = balanced(labels, 4)
     assert weights.tolist() == pytest.approx([40 / 60, 0.0, 2.0, 0.0])
@@ -203,7 +203,7 @@ def test_balanced_weights_make_classes_count_alike():
 
 
 def test_rare_classes_are_learnt_with_balanced_weights(tiny, splits, context):
-    """Four of class 2 among 44: with equal weights the network leaves them out."""
+    """4 of 44 samples are of class 2: with equal weights the network ignores this class."""
     chosen = np.concatenate(
         [np.flatnonzero(splits.train.labels < 2), np.flatnonzero(splits.train.labels == 2)[:4]]
     )
@@ -224,14 +224,14 @@ def test_rare_classes_are_learnt_with_balanced_weights(tiny, splits, context):
         recall[kind] = accuracy(network.module, rare)
         advice = "" if kind == "balanced" else ', or set class_weights = "balanced"'
         assert result.warnings == (
-            f"stage: class 2 has few training samples (4, the largest class has 20): give more{advice}",
+            f"stage: class 2 has few training samples (4, the largest class has 20): add more{advice}",
         )
     assert recall["balanced"] > recall["equal"] + 0.3
     assert said[-1] == f"warning: {result.warnings[0]}"
 
 
-def test_few_shots_of_every_class_weigh_alike(tiny, splits, context):
-    """Weights of the whole, uneven data would say that the rare class counts most in even samples too."""
+def test_few_shot_training_uses_no_class_weights(tiny, splits, context):
+    """Class weights of the uneven training data would be wrong for few-shot samples, which are even."""
     labels = splits.train.labels
     thin = replace(
         splits, train=splits.train.take(np.concatenate([np.flatnonzero(labels < 2), [2, 5, 8, 11]]))
@@ -244,7 +244,7 @@ def test_few_shots_of_every_class_weigh_alike(tiny, splits, context):
     assert curves[0] == curves[1]
 
 
-def test_few_shots_that_are_too_many_are_refused_before_any_training(tiny, splits, context):
+def test_too_many_few_shot_images_are_refused_before_training(tiny, splits, context):
     config = settings(few_shot=FewShotConfig(images=(3, 21), seeds=2))
     told = []
 
@@ -253,7 +253,7 @@ def test_few_shots_that_are_too_many_are_refused_before_any_training(tiny, split
             told.append(description)
             return super().task(description, total)
 
-    with pytest.raises(StageError, match="21 are asked for"):
+    with pytest.raises(StageError, match="21 are requested"):
         finetune(Network(tiny.net()), config, splits, replace(context(), progress=Progress()))
     assert told == []
 

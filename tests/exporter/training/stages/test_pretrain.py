@@ -1,4 +1,4 @@
-"""Pretraining looks at its own data and at nothing else."""
+"""Pretraining uses only its own source data."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_source_data_are_learnt(tiny, context):
     assert "evaluation_accuracy" not in result.as_json()
 
 
-def test_source_data_are_asked_for_by_the_stages_own_table(tiny, splits, context):
+def test_source_data_come_from_the_stages_own_table(tiny, splits, context):
     asked = []
 
     def load_data(config, place):
@@ -40,8 +40,8 @@ def test_source_data_are_asked_for_by_the_stages_own_table(tiny, splits, context
     assert asked == [(CONFIG.data, "warm.data")]
 
 
-def test_source_labels_must_fit_the_network(tiny, splits, context):
-    """The last layer is no linear one: what could make way is not known."""
+def test_too_many_source_classes_are_refused_without_a_linear_head(tiny, splits, context):
+    """The last layer is not linear, so the stage cannot replace it by a larger one."""
 
     class Scaled(nn.Module):
         def __init__(self):
@@ -71,7 +71,7 @@ def test_source_data_may_have_more_classes_than_the_network(tiny, context):
     assert torch.equal(same.module.head.weight, after["head.weight"])
 
 
-def test_rare_source_classes_can_be_weighed(tiny, context):
+def test_rare_source_classes_can_be_weighted(tiny, context):
     source = tiny.splits(seed=8)
     rare = np.concatenate([np.flatnonzero(source.train.labels < 2), [2, 5]])
     thin = replace(source, train=source.train.take(rare))

@@ -1,4 +1,4 @@
-"""Pruning: exactly the smallest magnitudes, exactly as many as asked for."""
+"""Pruning: it sets exactly the requested number of weights to zero, those of smallest magnitude."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def magnitudes(module, names=PRUNABLE):
 
 
 @pytest.mark.parametrize("sparsity", [0.01, 0.3, 0.5, 0.99])
-def test_exactly_the_smallest_weights_go(tiny, splits, context, sparsity):
+def test_exactly_the_smallest_weights_are_pruned(tiny, splits, context, sparsity):
     ranked = magnitudes(tiny.net())
     doomed = {(name, index) for _, name, index in ranked[: round(sparsity * len(ranked))]}
     network, result = prune(Network(tiny.net()), settings(sparsity), splits, context())
@@ -63,7 +63,7 @@ def test_exactly_the_smallest_weights_go(tiny, splits, context, sparsity):
     assert result.sparsity == len(doomed) / len(ranked) == network.sparsity()
 
 
-def test_what_is_left_is_untouched(tiny, splits, context):
+def test_remaining_weights_do_not_change(tiny, splits, context):
     before = tiny.net().state_dict()
     network, result = prune(Network(tiny.net()), settings(0.5), splits, context())
     for name, value in network.module.state_dict().items():
@@ -103,7 +103,7 @@ def test_impossible_exclusions(tiny, splits, context):
         prune(Network(tiny.net()), settings(0.5, exclude=("stem", "body", "head")), splits, context())
 
 
-def test_pruning_again_only_adds(tiny, splits, context):
+def test_pruning_again_only_adds_zeros(tiny, splits, context):
     once, _ = prune(Network(tiny.net()), settings(0.3), splits, context())
     first = {name: mask.clone() for name, mask in once.masks.items()}
     twice, result = prune(once, settings(0.6), splits, context())
@@ -114,7 +114,7 @@ def test_pruning_again_only_adds(tiny, splits, context):
     assert all(torch.equal(less.masks[name], twice.masks[name]) for name in first)
 
 
-def test_masks_of_layers_that_are_now_excluded_hold(tiny, splits, context):
+def test_masks_of_layers_that_are_now_excluded_still_apply(tiny, splits, context):
     once, _ = prune(Network(tiny.net()), settings(0.5, exclude=("head",)), splits, context())
     body = once.masks["body.weight"].clone()
     twice, _ = prune(once, settings(0.5, exclude=("body",)), splits, context())
@@ -122,11 +122,11 @@ def test_masks_of_layers_that_are_now_excluded_hold(tiny, splits, context):
     assert torch.equal(twice.masks["body.weight"], body)
 
 
-def test_a_lone_layer_is_a_network():
+def test_a_single_layer_is_a_network():
     assert set(prunable_weights(nn.Linear(2, 2), (), "stage")) == {"weight"}
 
 
-def test_each_layer_on_its_own(tiny, splits, context):
+def test_scope_layer_prunes_each_layer_separately(tiny, splits, context):
     config = PruneConfig(kind="prune", target=PruneTarget(sparsity=0.5), scope="layer")
     network, result = prune(Network(tiny.net()), config, splits, context())
     for name in PRUNABLE:
@@ -148,11 +148,11 @@ def test_thresholds(tiny, splits, context):
         assert 0.2 < float((~masks[name]).float().mean()) < 0.8
 
 
-def test_a_threshold_that_empties_layers_is_told(tiny, splits, context):
+def test_a_threshold_that_empties_layers_gives_a_warning(tiny, splits, context):
     config = PruneConfig(kind="prune", target=PruneTarget(threshold=100.0))
     _, result = prune(Network(tiny.net()), config, splits, context())
     assert result.sparsity == 1.0
-    assert "stage: body.weight has no weight left: exclude it, or prune less" in result.warnings
+    assert "stage: all weights of body.weight were pruned: exclude it, or prune less" in result.warnings
 
 
 @pytest.mark.parametrize(("kept", "group"), [(2, 4), (1, 4), (3, 8)])
@@ -177,7 +177,7 @@ def test_the_pattern_stage(tiny, splits, context):
 
 
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=40), st.floats(0.0, 1.0))
-def test_of_equal_scores_the_first_go(values, share):
+def test_of_equal_scores_the_first_are_masked(values, share):
     scores = torch.tensor(values, dtype=torch.float32)
     count = round(share * len(values))
     expected = torch.ones(len(values), dtype=torch.bool)
@@ -186,7 +186,7 @@ def test_of_equal_scores_the_first_go(values, share):
 
 
 def tied(first):
-    """A network whose last layer has the weight of its first."""
+    """A network whose last layer shares the weight of its first."""
 
     class Tied(nn.Module):
         def __init__(self):
@@ -199,17 +199,17 @@ def tied(first):
 
 
 @pytest.mark.parametrize("first", [nn.Embedding(10, 4), nn.Linear(4, 10)], ids=["table", "layer"])
-def test_shared_weights_are_left_alone(first):
+def test_shared_weights_are_not_pruned(first):
     assert set(prunable_weights(tied(first), (), "stage")) == {"middle.weight"}
 
 
-def test_the_cubic_schedule_is_that_of_the_paper():
+def test_the_cubic_schedule_equals_the_paper_s_formula():
     assert [cubic(done, 0.1, 0.9) for done in (0.0, 1.0)] == pytest.approx([0.1, 0.9])
     assert cubic(0.5, 0.0, 0.8) == pytest.approx(0.8 - 0.8 * 0.125)
 
 
 class Recorder(nn.Module):
-    """Cross entropy that writes down the share of zeros before every step."""
+    """Cross entropy that records the fraction of zeros before every step."""
 
     def __init__(self, module):
         super().__init__()
@@ -222,7 +222,7 @@ class Recorder(nn.Module):
 
 
 @pytest.mark.parametrize("method", ["magnitude", "movement"])
-def test_sparsity_grows_along_the_cubic(tiny, splits, context, method):
+def test_sparsity_follows_the_cubic_schedule(tiny, splits, context, method):
     config = gradual(method=method, begin=0.2).gradual
     network = Network(tiny.net(), {})
     loss = Recorder(network.module)
@@ -244,7 +244,7 @@ def test_pruning_while_training_learns(tiny, splits, context, method, scope):
     assert result.evaluation_accuracy > max(0.8, result.accuracy_before)
     assert result.evaluation_accuracy == accuracy(network.module, splits.evaluation)
     assert result.sparsity == pytest.approx(0.5, abs=2e-3)
-    assert result.best_epoch >= 3  # the first epochs end before the last instant
+    assert result.best_epoch >= 3  # the first epochs end before the last pruning update
     for name in PRUNABLE:
         weight = network.module.get_parameter(name)
         assert not weight[~network.masks[name]].any()
@@ -276,14 +276,14 @@ def test_gradual_pruning_leaves_excluded_modules_dense(tiny, splits, context, me
 
 
 def test_movement_scores_are_the_sum_of_gradient_times_weight(tiny):
-    """By hand, on one linear layer: scores, what goes, and what comes back with its old value."""
+    """One linear layer, computed directly: scores, pruned weights, and a weight that returns."""
     module = nn.Linear(4, 1, bias=False)
     with torch.no_grad():
         module.weight.copy_(torch.tensor([[1.0, 2.0, -3.0, 4.0]]))
     network = Network(module, {})
     config = GradualConfig(epochs=1, begin=0.0, end=0.5, updates=2)
     hook = Gradual(["weight"], 0.5, scope="global", method="movement", config=config)
-    hook.begin(network, 5, 5)  # instants after steps 0 and 2
+    hook.begin(network, 5, 5)  # pruning updates after steps 0 and 2
     gradients = [[1.0, -1.0, 1.0, 0.0], [-9.0, 0.0, 0.0, 1.0], [-9.0, 0.0, 0.0, 1.0]]
     dense, scores = torch.tensor([1.0, 2.0, -3.0, 4.0]), torch.zeros(4)
     seen = []
@@ -293,10 +293,10 @@ def test_movement_scores_are_the_sum_of_gradient_times_weight(tiny):
         hook.after_backward(step)
         hook.after_step(step)
         seen.append(module.weight.detach().flatten().tolist())
-    # Step 0: scores -1, 2, 3, 0; the cubic gives 7/16 of four weights, two: the first and the last go.
+    # Step 0: scores -1, 2, 3, 0. The cubic prunes 7/16 of four weights, rounded to two: the first and last.
     assert seen[0] == [0.0, 2.0, -3.0, 0.0]
     assert seen[1] == [0.0, 2.0, -3.0, 0.0]
-    # Step 2: 17, 2, 3, -8: the first is back as it was, the second goes in its place.
+    # Step 2: scores 17, 2, 3, -8. The first weight returns with its old value, the second is pruned.
     assert scores.tolist() == [17.0, 2.0, 3.0, -8.0]
     assert seen[2] == [1.0, 0.0, -3.0, 0.0]
     assert hook.settled(2)
@@ -304,7 +304,7 @@ def test_movement_scores_are_the_sum_of_gradient_times_weight(tiny):
 
 
 @pytest.mark.parametrize("method", ["magnitude", "movement"])
-def test_what_was_pruned_before_stays_out(tiny, splits, context, method):
+def test_earlier_pruned_weights_stay_pruned(tiny, splits, context, method):
     once, _ = prune(Network(tiny.net()), settings(0.3), splits, context())
     first = {name: mask.clone() for name, mask in once.masks.items()}
     twice, result = prune(once, gradual(0.6, method), splits, context())
@@ -347,7 +347,7 @@ def test_gradual_pruning_resumes_with_the_same_bytes(tiny, splits, context, tmp_
 
 
 def test_zeros_are_exact_zeros_in_the_int8_file(tiny, splits, context, tmp_path):
-    """The way of a build: pruned, fine-tuned with masks, exported with folded norms, quantized."""
+    """Prune, fine-tune with masks, export with folded norms, and quantize, as a build does."""
     import onnx
     from onnx import numpy_helper
 
@@ -413,12 +413,12 @@ def test_zeros_compress(tiny, splits, context):
 @pytest.mark.parametrize(
     ("target", "words"),
     [
-        ({"pattern": "3:7"}, "no layer's input channels are a multiple of the pattern 3:7"),
-        ({"threshold": 1e-6}, "none is smaller than the threshold 1e-06"),
+        ({"pattern": "3:7"}, "the pattern 3:7 does not divide the input channels of any layer"),
+        ({"threshold": 1e-6}, "no weight is below the threshold 1e-06"),
     ],
     ids=["pattern", "threshold"],
 )
-def test_a_stage_that_pruned_nothing_says_so(tiny, splits, context, target, words):
+def test_a_stage_that_pruned_nothing_gives_a_warning(tiny, splits, context, target, words):
     config = PruneConfig(kind="prune", target=PruneTarget(**target))
     _, result = prune(Network(tiny.net()), config, splits, context())
     assert result.warnings == (f"stage: no weight was pruned: {words}",)
@@ -433,8 +433,8 @@ def test_projections_of_fused_attention_are_pruned_too(apart):
     assert prunable_weights(attention, ("out_proj",), "stage").keys() == set(projections)
 
 
-def test_a_network_that_is_mostly_not_prunable_is_not_called_sparse(tiny, splits, context):
-    """Half of what may go is little where a table holds nearly all parameters."""
+def test_the_share_of_zeros_counts_all_parameters(tiny, splits, context):
+    """Half of the prunable weights is little if a table holds nearly all parameters."""
     module = tiny.net()
     module.register_parameter("table", torch.nn.Parameter(torch.ones(500, 1000)))
     eligible = sum(module.get_parameter(name).numel() for name in PRUNABLE)
@@ -444,6 +444,6 @@ def test_a_network_that_is_mostly_not_prunable_is_not_called_sparse(tiny, splits
     assert (result.zeros, result.eligible_parameters) == (eligible // 2, eligible)
     assert result.parameters == everything > 500_000
     assert result.zero_share == eligible // 2 / everything < 0.001
-    # Whoever looks at the figures in their order sees the share of all parameters first.
+    # The share of all parameters comes first, so readers see it before the sparsity of prunable weights.
     keys = list(result.as_json())
     assert keys.index("zero_share") < keys.index("sparsity")

@@ -1,4 +1,4 @@
-"""Quantization-aware training: what is learned in PyTorch is what the int8 file does."""
+"""Quantization-aware training: the trained network in PyTorch agrees with the int8 file."""
 
 from __future__ import annotations
 
@@ -70,14 +70,14 @@ class Many(nn.Module):
 
 
 class Smaller(Many):
-    """Pictures scaled inside the network, by no whole ratio, as `shrink` may."""
+    """Scales pictures inside the network by a ratio that is not an integer, as `shrink` may do."""
 
     def forward(self, image):
         return super().forward(functional.interpolate(image, (6, 6), mode="bilinear"))
 
 
 class Attention(nn.Module):
-    """Patches through one block of a transformer."""
+    """Patches and one transformer block."""
 
     def __init__(self):
         super().__init__()
@@ -96,7 +96,7 @@ class Attention(nn.Module):
 
 
 class Weighed(nn.Module):
-    """A layer whose weight is computed."""
+    """A layer whose weight is computed by a parametrization."""
 
     def __init__(self):
         super().__init__()
@@ -107,7 +107,7 @@ class Weighed(nn.Module):
 
 
 class Branch(nn.Module):
-    """A decision by values."""
+    """A network that branches on values."""
 
     def __init__(self):
         super().__init__()
@@ -127,7 +127,7 @@ def made(factory):
     with deterministic(0, "qat"):
         module = factory()
         for child in module.modules():
-            if isinstance(child, _BatchNorm):  # statistics and factors as after a training
+            if isinstance(child, _BatchNorm):  # statistics and scales like after training
                 for tensor in (child.running_mean, child.running_var, child.weight.data, child.bias.data):
                     tensor.uniform_(0.5, 1.5)
     return module.eval()
@@ -135,7 +135,7 @@ def made(factory):
 
 @pytest.fixture(scope="module")
 def exported(splits, tmp_path_factory):
-    """Of a factory: the graph, and where its weights come from; each is exported once."""
+    """A function (factory) -> graph and sources of its weights; each factory is exported once."""
     folder = tmp_path_factory.mktemp("exported")
 
     @cache
@@ -150,7 +150,7 @@ def exported(splits, tmp_path_factory):
 
 @pytest.fixture
 def traced(exported, splits, tmp_path):
-    """Makes a network of a factory, together with its graph."""
+    """A function that builds a network from a factory, together with its graph."""
 
     def trace(factory=Many, target=CPU, exclude=()):
         options = {"splits": splits, "folder": tmp_path, "target": target, "exclude": exclude}
@@ -160,7 +160,7 @@ def traced(exported, splits, tmp_path):
 
 
 class Traced:
-    """A network, its graph, and the int8 files that its weights make."""
+    """A network, its graph, and the int8 files for its weights."""
 
     def __init__(self, module, graph, sources, *, splits, folder, target, exclude):
         self.module, self.graph, self.sources = module, graph, sources
@@ -197,13 +197,13 @@ class Traced:
 
 
 def as_written(path, split):
-    """Outputs of the file in float arithmetic between its roundings, node by node."""
+    """Outputs of the QDQ file if each node runs separately, in float between the roundings."""
     session = session_with_outputs(onnx.load(path), [])
     return session.run(None, split.inputs)[0]
 
 
 def moved(student, splits, steps=3):
-    """Let everything learn a little: weights, norms and ranges."""
+    """Train weights, norms and ranges for a few steps."""
     student.train()
     optimizer = torch.optim.Adam(student.parameters(), 2e-3)
     images, labels = torch.from_numpy(splits.train.inputs["image"]), torch.from_numpy(splits.train.labels)
@@ -223,7 +223,9 @@ def moved(student, splits, steps=3):
         (Attention, "per channel", ()),
     ],
 )
-def test_the_student_is_the_int8_model_before_and_after_learning(factory, kind, exclude, traced, splits):
+def test_the_student_equals_the_int8_model_before_and_after_training(
+    factory, kind, exclude, traced, splits
+):
     traced = traced(factory, TARGET_KINDS[kind], exclude)
     student = traced.student()
     start = {name: value.clone() for name, value in student.named_parameters()}
@@ -233,14 +235,14 @@ def test_the_student_is_the_int8_model_before_and_after_learning(factory, kind, 
     path = traced.int8(student.trained_qparams())
     outputs = predict(student, splits.evaluation)
     assert sqnr_db(as_written(path, splits.evaluation), outputs) > 40
-    # ONNX Runtime's kernels round integer sums at once, and so does the student: hardly a bit differs.
+    # ONNX Runtime's kernels and the student both round integer sums directly: the outputs are almost equal.
     assert sqnr_db(run_model(path, splits.evaluation), outputs) > 60
     agreement = (run_model(path, splits.evaluation).argmax(1) == outputs.argmax(1)).mean()
     assert agreement >= 0.99
 
 
 @pytest.mark.parametrize("target", ["x86-vnni", "x86-avx2"])
-def test_the_quantizer_takes_what_was_learned_to_the_last_bit(traced, splits, target):
+def test_the_quantizer_uses_the_learned_qparams_exactly(traced, splits, target):
     traced = traced(target=TARGETS[target])
     student = traced.student()
     moved(student, splits)
@@ -265,11 +267,11 @@ def test_the_quantizer_takes_what_was_learned_to_the_last_bit(traced, splits, ta
             ).real()
             shape = [-1 if i == axis else 1 for i in range(stored.ndim)]
             wanted = stored.astype(np.float32) * scale.reshape(shape)
-            # Weights that grew have fewer levels yet.
+            # Channels whose weights grew in training still have fewer levels and are not compared.
             others = tuple(i for i in range(stored.ndim) if i != axis)
             kept = np.flatnonzero(np.abs(stored.astype(int)).max(axis=others) == least)
             assert len(kept) > len(least) / 2
-            # The scale of a channel with fewer levels comes from a range: its last bit may differ.
+            # The scale of a channel with fewer levels is computed from a range, so its last bit may differ.
             np.testing.assert_allclose(
                 rounded.detach().numpy().take(kept, axis),
                 wanted.take(kept, axis),
@@ -277,11 +279,11 @@ def test_the_quantizer_takes_what_was_learned_to_the_last_bit(traced, splits, ta
             )
 
 
-def test_the_student_follows_channels_that_training_made_saturate(traced, splits):
+def test_the_student_follows_channels_that_saturate_after_training(traced, splits):
     traced = traced(target=TARGETS["portable"])
     student = traced.student()
     before = student.trained_qparams()
-    with torch.no_grad():  # all weights become as large as the largest of their channel
+    with torch.no_grad():  # set all weights to the largest weight of their channel
         for layer in (traced.module.stem, traced.module.project, traced.module.hidden):
             layer.weight.copy_(channel_maxima(layer.weight, 0).view(-1, *[1] * (layer.weight.ndim - 1)))
     model = onnx.load(traced.int8(before))
@@ -294,13 +296,12 @@ def test_the_student_follows_channels_that_training_made_saturate(traced, splits
     assert sqnr_db(run_model(path, splits.evaluation), predict(student, splits.evaluation)) > 60
 
 
-def test_weights_too_small_for_their_bias_keep_the_scale_that_the_quantizer_gave_them(traced):
+def test_weights_too_small_for_their_bias_keep_the_quantizers_scale(traced):
     traced = traced(target=TARGETS["portable"])
     constants = {i.name: numpy_helper.to_array(i) for i in onnx.load(traced.int8()).graph.initializer}
     scale = constants["project.bias_quantized_scale"] / constants["project.weight_scale"]
-    with (
-        torch.no_grad()
-    ):  # in levels as fine as 127 would be for these weights, 32 bits hold no bias of one
+    # With 127 levels for these small weights, int32 could not hold a bias of 1 at their scale.
+    with torch.no_grad():
         weight = traced.module.project.weight
         weight[3] *= 60 / (2.0**31 * scale[3].item() * weight[3].abs().max())
         weight[4] = 0.0
@@ -321,7 +322,7 @@ def test_every_weight_is_traced_through_norms_and_transposes(traced):
     assert sum(source.transposed for source in sources.values()) == 5
 
 
-def test_ranges_learn_for_as_long_as_they_may(traced, splits):
+def test_ranges_are_trained_for_range_steps(traced, splits):
     student = traced().student(range_steps=1)
     moved(student, splits, steps=1)
     once = student.trained_qparams().ranges
@@ -338,7 +339,7 @@ def test_rounding_is_exact_under_bfloat16(traced, splits):
         assert torch.equal(student(images), wanted)
 
 
-def test_a_student_learns_the_graph_of_evaluation(traced, splits):
+def test_a_student_trains_the_graph_of_evaluation_mode(traced, splits):
     student = traced().student()
     before = student.network.stem_norm.running_mean.clone()
     student.train()
@@ -365,8 +366,8 @@ def test_the_stage_agrees_with_the_int8_file_and_is_deterministic(network, split
     assert len(result.curves) == 2
 
 
-def test_training_wins_back_what_rounding_took(network, splits, context):
-    with torch.no_grad():  # one channel a thousand times the others: it takes all levels of their tensor
+def test_training_recovers_the_accuracy_lost_to_rounding(network, splits, context):
+    with torch.no_grad():  # one channel is 1000 times as large and uses up the levels of its tensor
         network.module.norm.weight[0] *= 1000
         network.module.norm.bias[0] *= 1000
         network.module.body.weight[:, 0] /= 1000
@@ -377,7 +378,7 @@ def test_training_wins_back_what_rounding_took(network, splits, context):
     assert result.evaluation_accuracy > result.accuracy_before + 0.05
 
 
-def test_a_stem_that_ships_on_blocks_learns_as_it_is(splits, context):
+def test_a_stem_that_is_deployed_on_blocks_is_trained_without_them(splits, context):
     stem, head = nn.Conv2d(1, 8, 3, 2, 1), nn.Linear(8, 3)
     module = nn.Sequential(stem, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
     place = replace(context("qat"), settings=Settings(quantize=QuantizeConfig(target="x86-vnni")))
@@ -386,7 +387,7 @@ def test_a_stem_that_ships_on_blocks_learns_as_it_is(splits, context):
     assert trained.module[0].weight.shape == (8, 1, 3, 3)
 
 
-def test_masks_and_frozen_modules_hold(network, splits, context):
+def test_masks_and_frozen_modules_still_apply(network, splits, context):
     mask = torch.rand(network.module.body.weight.shape, generator=torch.Generator().manual_seed(0)) > 0.5
     network = replace(network, masks={"body.weight": mask})
     network.apply_masks()
@@ -399,7 +400,7 @@ def test_masks_and_frozen_modules_hold(network, splits, context):
     assert result.sparsity == after.sparsity() > 0.4
 
 
-def test_the_start_is_kept_where_no_epoch_comes_up_to_it(network, splits, context):
+def test_the_start_is_kept_if_no_epoch_is_as_accurate(network, splits, context):
     before = {name: value.clone() for name, value in network.module.state_dict().items()}
     _, result = qat(network, settings(learning_rate=0.3, warmup=0.0), splits, context("qat"))
     assert not result.improved
@@ -409,7 +410,7 @@ def test_the_start_is_kept_where_no_epoch_comes_up_to_it(network, splits, contex
 
 @pytest.fixture
 def students(monkeypatch):
-    """Every student that is made, and what it would pass on before it has learned anything."""
+    """Every student that is created, with its qparams before training."""
     made, make = [], Student.__init__
 
     def remember(self, *args, **kwargs):
@@ -420,7 +421,7 @@ def students(monkeypatch):
     return made
 
 
-def test_batches_of_one_sample_will_do(network, splits, context, students):
+def test_batches_of_one_sample_work(network, splits, context, students):
     few = replace(splits, train=splits.train.take(np.arange(12)))
     before = {name: value.clone() for name, value in network.module.state_dict().items()}
     after, result = qat(network, settings(batch_size=1, learning_rate=1e-4), few, context("qat"))
@@ -436,7 +437,7 @@ def test_batches_of_one_sample_will_do(network, splits, context, students):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5])
-def test_ranges_learn_in_their_share_of_the_steps(network, splits, context, students, share):
+def test_ranges_are_trained_in_their_share_of_the_steps(network, splits, context, students, share):
     after, result = qat(network, settings(epochs=2, range_share=share), splits, context("qat"))
     ((student, start),) = students
     assert result.improved
@@ -447,7 +448,7 @@ def test_ranges_learn_in_their_share_of_the_steps(network, splits, context, stud
 
 
 def test_the_stage_passes_on_the_levels_of_its_last_int8_file(network, splits, context, students, tmp_path):
-    """Training goes so far that a channel can saturate that could not before; then it has fewer levels."""
+    """After much training, more channels are at risk of saturation and get fewer levels."""
     place = replace(context("qat"), settings=Settings(quantize=QuantizeConfig(target="portable")))
     after, result = qat(network, settings(epochs=2, learning_rate=0.03), splits, place)
     assert result.improved
@@ -472,7 +473,7 @@ def test_the_stage_passes_on_the_levels_of_its_last_int8_file(network, splits, c
     assert changed
 
 
-def test_what_was_learned_is_saved_with_the_network(tiny, tmp_path):
+def test_trained_qparams_are_saved_with_the_network(tiny, tmp_path):
     ranges = {"image": Range(-1.5, 2.25), "body": Range(0.0, float(np.float32(0.1)))}
     Network(tiny.net(), trained_qparams=TrainedQparams(ranges, {"body": np.array([127, 90])})).save(
         tmp_path
@@ -491,7 +492,7 @@ def test_a_computed_weight_cannot_be_traced(splits, context):
     assert "cannot be traced to parameters" in caught.value.cause
 
 
-def test_a_decision_by_values_leaves_the_other_stages(splits, context):
+def test_value_dependent_control_flow_is_named_by_qat(splits, context):
     with pytest.raises(ExportError) as caught:
         qat(Network(made(Branch)), settings(), splits, context("qat"))
     assert caught.value.cause == "branches on the values of a tensor"
@@ -499,7 +500,7 @@ def test_a_decision_by_values_leaves_the_other_stages(splits, context):
 
 
 class Odd(nn.Module):
-    """A layer and an operator that is not in the table."""
+    """A layer and an operator that `OPERATORS` does not have."""
 
     def __init__(self):
         super().__init__()
@@ -512,20 +513,20 @@ class Odd(nn.Module):
 def test_an_operator_that_cannot_be_trained_is_named(traced):
     with pytest.raises(StageError) as caught:
         traced(Odd).student()
-    assert "is a Atan in a form that cannot be trained" in caught.value.cause
+    assert "has the operator Atan in a form that cannot be trained" in caught.value.cause
 
 
-def test_something_must_be_left_to_learn_to_the_end(network, splits, context):
+def test_freezing_everything_is_refused_unless_ranges_are_trained(network, splits, context):
     everything = ("stem", "norm", "body", "head")
     with pytest.raises(StageError) as caught:
         qat(network, settings(freeze=everything), splits, context("qat"))
     assert caught.value.place == "qat.freeze"
-    assert caught.value.fix == "freeze less, or set range_share = 1"
+    assert caught.value.fix == "freeze fewer modules, or set range_share = 1"
     _, result = qat(network, settings(freeze=everything, range_share=1.0), splits, context("qat"))
     assert len(result.curves) == 1
 
 
-def test_layers_learn_at_their_own_rates(splits, context, tiny, trained):
+def test_layers_have_their_own_learning_rates(splits, context, tiny, trained):
     def moved(decay):
         network = load_network(tiny.net(), trained)
         before = network.module.stem.weight.detach().clone()
@@ -535,7 +536,7 @@ def test_layers_learn_at_their_own_rates(splits, context, tiny, trained):
     assert 0 < moved(0.1) < 0.1 * moved(1.0)
 
 
-def test_what_a_training_that_went_wrong_leaves_is_a_checkpoint(splits, context, tiny, trained, tmp_path):
+def test_a_diverged_training_leaves_a_checkpoint(splits, context, tiny, trained, tmp_path):
     network = load_network(tiny.net(), trained)
     calls = []
 
@@ -544,7 +545,7 @@ def test_what_a_training_that_went_wrong_leaves_is_a_checkpoint(splits, context,
         return {name: image * (np.nan if len(calls) > 6 else 1) for name, image in inputs.items()}
 
     place = replace(context("qat"), checkpoints=Checkpoints(tmp_path))
-    with pytest.raises(StageError, match="the weights of epoch 0 are kept in"):
+    with pytest.raises(StageError, match="the weights of epoch 0 are saved in"):
         qat(network, settings(epochs=2), replace(splits, augment=augment), place)
     (path,) = tmp_path.glob("*last-good*")
     load_into(tiny.net(), read_checkpoint(path), path)

@@ -1,4 +1,4 @@
-"""BatchNorm re-estimation: the statistics of the training data as they are, and nothing else."""
+"""BatchNorm re-estimation: it changes only the statistics, to those of the unaugmented training data."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_statistics_are_means_over_batches(tiny, splits, context):
     module.norm.running_mean.fill_(7.0)
     before = {name: value.clone() for name, value in module.state_dict().items()}
     network, result = reestimate(Network(module), settings(batch_size=16), splits, context())
-    images = torch.from_numpy(splits.train.inputs["image"])[:48]  # the rest fills no batch
+    images = torch.from_numpy(splits.train.inputs["image"])[:48]  # the remaining samples fill no batch
     with torch.no_grad():
         outputs = [module.stem(batch) for batch in images.split(16)]
     means = torch.stack([o.mean(dim=(0, 2, 3)) for o in outputs]).mean(dim=0)
@@ -44,7 +44,7 @@ def test_small_data_is_one_batch(tiny, splits, context):
     torch.testing.assert_close(network.module.norm.running_mean, outputs.mean(dim=(0, 2, 3)).detach())
 
 
-def test_frozen_norms_keep_theirs(splits, context):
+def test_frozen_norms_keep_their_statistics(splits, context):
     class Two(nn.Module):
         def __init__(self):
             super().__init__()
@@ -69,7 +69,7 @@ def test_the_network_keeps_its_mode(tiny, splits, context):
     assert not module.norm.training
 
 
-def test_what_cannot_be_done(tiny, splits, context):
+def test_impossible_configurations_are_refused(tiny, splits, context):
     with pytest.raises(StageError, match="the network has no BatchNorm"):
         reestimate(Network(nn.Sequential(nn.Flatten(), nn.Linear(64, 3))), settings(), splits, context())
     with pytest.raises(StageError, match="no BatchNorm to re-estimate"):
@@ -78,5 +78,5 @@ def test_what_cannot_be_done(tiny, splits, context):
         reestimate(Network(tiny.net()), settings(freeze=("neck",)), splits, context())
 
 
-def test_it_is_a_stage():
+def test_reestimate_is_a_stage():
     assert STAGES["reestimate"] is reestimate

@@ -1,4 +1,4 @@
-"""Means over seeds, against scipy."""
+"""Intervals of means over seeds, compared with scipy."""
 
 from __future__ import annotations
 
@@ -24,6 +24,6 @@ def test_intervals(values):
     assert (found.lower, found.upper) == pytest.approx((mean - half, mean + half), abs=1e-9)
 
 
-def test_one_value_has_no_spread():
-    with pytest.raises(ValueError, match="one value has no spread"):
+def test_one_value_has_no_interval():
+    with pytest.raises(ValueError, match="an interval needs at least 2 values, not 1"):
         mean_interval([0.5], 0.025)
