@@ -1,1 +1,1 @@
-"""From a float graph to int8 or int4: what is rounded, with which ranges, and what repairs it."""
+"""Quantization of a float graph to int8 or int4: placement, calibration, rounding and accuracy repair."""

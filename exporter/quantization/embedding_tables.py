@@ -1,4 +1,4 @@
-"""Embedding tables in 8 bits, a scale a row."""
+"""Embedding tables in 8 bits, with a scale for each row."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from exporter.graphs.edits import add_constant, remove_constants, replace_nodes
 from exporter.graphs.index import GraphIndex
 from exporter.graphs.targets import WEIGHT_LEVELS
 
-# Below this, the further nodes weigh more than the table.
+# For a smaller table, the added nodes take more space than the table saves.
 MIN_ELEMENTS = 1 << 16
 
 
 def quantize_tables(model: onnx.ModelProto) -> int:
-    """Store every large table that the graph looks up rows in as int8, in place.
+    """Store every large embedding table of the graph as int8, in place.
 
-    A table is read, not multiplied: what 8 bits buy is size. `Gather(table, ids)` becomes
-    `Cast(Gather(int8 table, ids)) * Gather(scales, ids)` with `scale = max |row| / 127`. A row has its own
-    scale, which int8 Gather of ONNX Runtime's quantizer cannot have (one scale for the whole table).
-    Measured on MiniLM-L6: file 56 -> 23 MiB, cosine unchanged to four digits, the time too.
+    A table is read, not multiplied, so 8 bits reduce the size only. `Gather(table, ids)` becomes
+    `Cast(Gather(int8 table, ids)) * Gather(scales, ids)` with `scale = max |row| / 127`. Each row has its
+    own scale. The int8 Gather of ONNX Runtime's quantizer has one scale for the whole table.
+    Measured on MiniLM-L6: file 56 -> 23 MiB, cosine unchanged to four digits, time unchanged.
 
-    A table is stored so when
+    A table is stored as int8 if
 
-    1. it is a float matrix of at least `MIN_ELEMENTS` numbers,
+    1. it is a finite float matrix of at least `MIN_ELEMENTS` numbers, and
     2. only Gather along axis 0 reads it.
 
     Returns:
-        How many tables were stored so.
+        The number of tables stored as int8.
     """
     graph = GraphIndex.of(model.graph)
     replaced: dict[int, list[onnx.NodeProto]] = {}
@@ -62,14 +62,14 @@ def _looks_up(node: onnx.NodeProto, table: str) -> bool:
 
 
 def _rounded_rows(content: Array) -> tuple[Array, Array]:
-    """int8 [rows, columns] and float32 scales [rows, 1]."""
+    """Round a table to int8 [rows, columns] with float32 scales [rows, 1]."""
     scales = np.abs(content).max(axis=1, keepdims=True) / np.float32(WEIGHT_LEVELS)
     scales[scales == 0] = 1
     return np.rint(content / scales).astype(np.int8), scales.astype(np.float32)
 
 
 def _lookup(node: onnx.NodeProto, table: str) -> list[onnx.NodeProto]:
-    """What stands for a Gather of a table in float."""
+    """The nodes that replace a Gather from a float table."""
     result, ids = node.output[0], node.input[1]
     rows, numbers, scales = f"{result}.int8", f"{result}.rows", f"{result}.scales"
     return [

@@ -1,4 +1,4 @@
-"""Weights in 4 bits, block by block, for networks whose size is that of their products' weights."""
+"""4-bit weights with a scale per block, for networks whose size is mostly weights of MatMul and Gemm."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from exporter.quantization.qdq import check_exclude
 from exporter.results import Int4Model
 
 BITS: Final = 4
-# MatMulNBits with int8 sums: activations are rounded block by block at run time. Measured on MiniLM-L6
-# (batch 1, 32 tokens, one thread, AVX512-VNNI): 1.6 x the speed of float, against 1.2 x with float sums,
-# at the same cosine.
+# MatMulNBits with int8 sums: it rounds activations block by block at run time. Measured on MiniLM-L6
+# (batch 1, 32 tokens, one thread, AVX512-VNNI): 1.6 x the speed of float; 1.2 x with float sums. The cosine
+# is the same.
 _INT8_SUMS = 4
 
 
@@ -38,24 +38,24 @@ def quantize_weights(
     target: Target,
     accept: Accept = accept_all,
 ) -> Int4Model:
-    """Write a float model with the weights of its products in 4 bits.
+    """Write a float model with the weights of MatMul and Gemm in 4 bits.
 
-    ONNX Runtime's quantizer makes MatMulNBits of every MatMul with a constant matrix; a Gemm becomes
-    MatMul and Add first. Each block of `block_size` weights along the sum has a scale and a zero point
-    (asymmetric: cosine 0.980 on MiniLM-L6, where symmetric blocks give 0.975). Convolutions have no such
-    kernel and stay in float. Nothing is calibrated.
+    ONNX Runtime's quantizer replaces every MatMul with a constant matrix by MatMulNBits; a Gemm is first
+    split into MatMul and Add. Each block of `block_size` weights along the summed axis has a scale and a
+    zero point (asymmetric: cosine 0.980 on MiniLM-L6; symmetric blocks: 0.975). Convolutions have no 4-bit
+    kernel and stay in float. No calibration is needed.
 
     Args:
         model: the float model.
         destination: the file to write.
         block_size: weights per scale: 16, 32, 64, 128 or 256.
         exclude: names of nodes to leave in float.
-        target: the CPU kind to make it for. All have the kernel.
-        accept: asked before the file takes its place.
+        target: the kind of CPU to quantize for. All kinds have the kernel.
+        accept: called with the finished file before it is moved to `destination`; may raise to reject it.
 
     Raises:
         ExportError: an excluded node does not exist, there is nothing to quantize, or ONNX Runtime
-            refuses the model.
+            rejects the model.
     """
     copy = copy_of(model)
     check_exclude(copy, tuple(exclude))
@@ -68,8 +68,8 @@ def quantize_weights(
     if not count:
         raise ExportError(
             model.graph.name or "model",
-            f"holds nothing for {BITS} bits: no MatMul or Gemm with constant weights is left",
-            "use 8 bits for convolutional networks",
+            f"has nothing to quantize to {BITS} bits: no MatMul or Gemm with constant weights is left",
+            "set bits = 8, for example for a convolutional network, or exclude fewer nodes",
         )
     tables = quantize_tables(quantized)
     needed = write_quantized(quantized, model, destination, target, accept)
@@ -86,7 +86,7 @@ def quantize_weights(
 
 
 def _split_gemms(graph: onnx.GraphProto, exclude: Collection[str]) -> None:
-    """Write every plain Gemm with constant weights as MatMul and Add, which is the same function."""
+    """Replace every plain Gemm with constant weights by an equivalent MatMul and Add."""
     index = GraphIndex.of(graph)
     nodes: list[onnx.NodeProto] = []
     for node in index.nodes:

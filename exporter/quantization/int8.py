@@ -1,6 +1,6 @@
-"""Static int8 through ONNX Runtime's own quantizer, told what the target CPU needs.
+"""Static int8 quantization with ONNX Runtime's quantizer, configured for the target CPU.
 
-Calibration is ours (`exporter.quantization.calibration`); the graph is ONNX Runtime's.
+`exporter.quantization.calibration` collects the ranges; ONNX Runtime's quantizer builds the graph.
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ from exporter.results import Int8Model
 from exporter.sources.splits import Samples
 
 MAX_BATCH = 16
-# Activations of a batch that are looked at together: larger ones leave the caches and, worse, are fresh
-# memory each time, whose first touch costs more than the convolutions (measured: 41 ms an image in batches
-# of 16, 10 ms one by one, EfficientNet-Lite0 at 224 px).
+# Limit on the activations observed in one batch. Larger batches do not fit in the caches. They also get
+# newly allocated memory each time, and the first access to it costs more than the convolutions (measured:
+# 41 ms per image in batches of 16, 10 ms one by one, EfficientNet-Lite0 at 224 px).
 BATCH_BYTES = 32 * 2**20
 
 
 @dataclass(frozen=True)
 class Int8Settings:
-    """How a float model becomes int8.
+    """Settings of int8 quantization.
 
     Attributes:
-        target: the CPU kind that decides types.
-        method: how activation ranges are chosen.
+        target: the kind of CPU, which determines the types.
+        method: how to choose activation ranges.
         exclude: names of nodes to leave in float.
-        fixed_batch: the batch size that the model insists on, or None.
+        fixed_batch: the batch size that the model requires, or None if it is dynamic.
     """
 
     target: Target
@@ -63,10 +63,10 @@ class Int8Settings:
 
 @dataclass(frozen=True)
 class Shortcuts:
-    """What makes an int8 model smaller and faster and needs no ranges.
+    """Optimizations of an int8 model that need no activation ranges.
 
     Attributes:
-        tables: embedding tables that were stored in 8 bits.
+        tables: the number of embedding tables stored in 8 bits.
         stem_on_blocks: whether the first convolution runs on blocks of pixels.
     """
 
@@ -86,22 +86,22 @@ def quantize_model(
     trained_qparams: TrainedQparams = NO_TRAINED_QPARAMS,
     accept: Accept = accept_all,
 ) -> Int8Model:
-    """Write a float model in int8, in QDQ form.
+    """Quantize a float model to int8 and write it in QDQ form.
 
     Args:
-        model: the float model, BatchNorm folded.
+        model: the float model with folded BatchNorm.
         destination: the file to write.
-        samples: calibration samples; they are read batch by batch, once.
+        samples: calibration samples; they are read once, batch by batch.
         settings: how to quantize.
-        progress: told of every batch.
-        store: of ranges found before, or None to collect them all.
-        reference: the model that is calibrated, where `model` has weights that are bent for int8.
-        trained_qparams: what the weights were fitted to is taken as it is.
-        accept: asked before the file takes its place.
+        progress: advances with every calibration batch.
+        store: stored ranges of earlier builds; None to collect all ranges.
+        reference: the model to calibrate, if repairs changed the weights of `model` for int8.
+        trained_qparams: ranges and levels that the weights were fitted to; they are used unchanged.
+        accept: called with the finished file before it is moved to `destination`; may raise to reject it.
 
     Raises:
         DataError: the samples cannot be read, hold NaN, or do not fill the fixed batches.
-        ExportError: an excluded node does not exist, or ONNX Runtime refuses the model.
+        ExportError: an excluded node does not exist, or ONNX Runtime rejects the model.
     """
     plan = plan_qdq(model, settings.target, settings.exclude)
     batch_size = _batch_size(plan, samples, settings.fixed_batch)
@@ -140,15 +140,15 @@ def _batch_size(plan: QdqPlan, samples: Samples, fixed: int | None) -> int:
     """Samples per run.
 
     Raises:
-        DataError: they do not fill the fixed batches.
+        DataError: the samples do not fill the fixed batches.
     """
     if fixed is None:
         return calibration_batch_size(plan.network, plan.tensors)
     if samples.count % fixed:
         raise DataError(
             "calibration data",
-            f"{samples.count} samples do not fill batches of {fixed}",
-            "export the model with a dynamic batch, or leave some out",
+            f"{samples.count} samples do not fill batches of {fixed}, the model's fixed batch size",
+            f"export the model with a dynamic batch, or leave {samples.count % fixed} samples out",
         )
     return fixed
 
@@ -160,9 +160,13 @@ def _round(
     batch_size: int,
     levels: Mapping[str, Array],
 ) -> tuple[onnx.ModelProto, Reduction]:
-    """The int8 model, and its channels of fewer levels where the target's sums could saturate.
+    """Round a model, with fewer weight levels in channels whose 16-bit sums could saturate on the target.
 
-    `levels` are those that weights were fitted to: the search starts from them.
+    Args:
+        levels: weight levels that training or repairs fitted the weights to; the search starts from them.
+
+    Returns:
+        The int8 model and its reduced channels.
     """
 
     def make(overrides: Overrides) -> onnx.ModelProto:
@@ -179,7 +183,7 @@ def _count(model: onnx.ModelProto, operator: str) -> int:
 
 
 def take_shortcuts(quantized: onnx.ModelProto, target: Target) -> Shortcuts:
-    """Make an int8 model smaller and faster by what needs no ranges, in place; and say what was done."""
+    """Apply the optimizations that need no activation ranges, in place, and report them."""
     return Shortcuts(
         tables=quantize_tables(quantized),
         stem_on_blocks=target.stem_on_blocks and fold_stem(quantized, target.runtime),
@@ -187,7 +191,7 @@ def take_shortcuts(quantized: onnx.ModelProto, target: Target) -> Shortcuts:
 
 
 def calibration_batch_size(model: onnx.ModelProto, tensors: Sequence[str]) -> int:
-    """Samples per run, so that the tensors looked at fit in `BATCH_BYTES`; open sizes count as one."""
+    """The samples per run for which observed tensors fit in `BATCH_BYTES`; unknown sizes count as one."""
     index = GraphIndex.of(model.graph)
     sizes = [(index.shape(name) or ())[1:] for name in tensors]
     sample_bytes = 4 * sum(math.prod(max(size or 1, 1) for size in sample) for sample in sizes)

@@ -1,4 +1,4 @@
-"""Static int8 with accuracy repairs, and with layers left in float if need be."""
+"""Static int8 quantization with accuracy repairs and, if needed, some layers in float."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ _JUDGE_BATCH = 8
 
 @dataclass(frozen=True)
 class RepairSettings:
-    """What to do beyond plain quantization.
+    """Repairs and fallback to apply in addition to plain quantization.
 
     Attributes:
-        names: of repairs, in the order they are tried.
-        fallback: the budget that layers are left in float for, or None.
+        names: the repairs, in the order to try them.
+        fallback: the accuracy budget; layers are left in float to meet it. None for no fallback.
     """
 
     names: tuple[RepairName, ...] = ()
@@ -45,7 +45,7 @@ class RepairSettings:
 
     @property
     def asked(self) -> bool:
-        """Whether there is anything to do."""
+        """Whether any repair or the fallback is requested."""
         return bool(self.names) or self.fallback is not None
 
 
@@ -62,21 +62,21 @@ def quantize_repaired(
     progress: Progress,
     accept: Accept = accept_all,
 ) -> Int8Model:
-    """Write a float model in int8, repaired.
+    """Quantize a float model to int8 with repairs and write it.
 
     Args:
-        model: the float model, BatchNorm folded; it stays as it is.
+        model: the float model with folded BatchNorm; it is not changed.
         destination: the file to write.
-        samples: to fit on and to judge by.
-        settings: how to quantize; what the fallback leaves in float comes on top of what is excluded.
-        repairs: what to do beyond that.
-        progress: told how far it is.
-        accept: asked before the file takes its place.
+        samples: samples to fit repairs on, and held-out samples to judge them.
+        settings: how to quantize. The fallback's float layers are added to its excluded nodes.
+        repairs: the repairs and the fallback to apply.
+        progress: receives the progress.
+        accept: called with the finished file before it is moved to `destination`; may raise to reject it.
 
     Raises:
-        UsageError: repairs that are unknown or do not fit together.
+        UsageError: a repair is unknown, or the repairs cannot be combined.
         DataError: the samples cannot be used.
-        ExportError: an excluded node does not exist, ONNX Runtime refuses the model, or no configuration
+        ExportError: an excluded node does not exist, ONNX Runtime rejects the model, or no configuration
             meets the fallback's budget.
     """
     check_repairs(repairs.names)
@@ -108,16 +108,16 @@ def quantize_repaired(
 
 
 def check_repairs(names: Sequence[str]) -> tuple[RepairName, ...]:
-    """The names as repairs, once it is clear that all are known and fit together.
+    """Return the names, typed as repairs, after checking that all exist and can be combined.
 
     Raises:
-        UsageError: with those there are.
+        UsageError: a name is unknown (the error lists the repairs), or the repairs cannot be combined.
     """
     for name in names:
         if name not in REPAIRS:
-            raise UsageError("repair", f"there is no repair {name!r}", f"choose of: {', '.join(REPAIRS)}")
+            raise UsageError("repair", f"there is no repair {name!r}", f"choose from: {', '.join(REPAIRS)}")
     if (problem := repair_order_problem(names)) is not None:
-        raise UsageError("repair", problem, "mend the list")
+        raise UsageError("repair", problem, "correct the list")
     return cast("tuple[RepairName, ...]", tuple(names))
 
 
@@ -128,7 +128,7 @@ def _with_named_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _leaving(settings: Int8Settings, fallback: FallbackReport | None) -> Int8Settings:
-    """The settings, with what a fallback left in float."""
+    """The settings with the layers of a fallback added to the excluded nodes."""
     if fallback is None:
         return settings
     return replace(settings, exclude=(*settings.exclude, *fallback.exclude))

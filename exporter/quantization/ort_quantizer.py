@@ -1,17 +1,18 @@
-"""ONNX Runtime's quantizers: the one file that reaches into private parts of that library.
+"""ONNX Runtime's quantizers. No other file uses private parts of that library.
 
-The 8-bit one, `QDQQuantizer`, is made to take time in proportion to the graph, and to take ranges and
-placement from us, for which it has no public way.
+This file adapts the 8-bit quantizer, `QDQQuantizer`, in two ways. Its time grows linearly with the graph,
+and it accepts our ranges and placement, for which it has no public interface.
 
-The graph is made by its own code, byte for byte. But it walks all initializers to find one, all nodes to
-rename a tensor and all channels to round a weight, so that a chain of 1,600 convolutions takes it 40 times
-as long as one of 200. Here these look-ups are answered from dictionaries, and nothing else is changed.
+The quantizer's own code builds the graph, and the result is the same byte for byte. But that code walks all
+initializers to find one, all nodes to rename a tensor and all channels to round a weight, so a chain of
+1,600 convolutions takes 40 times as long as a chain of 200. Here dictionaries replace these searches;
+nothing else is changed.
 
-The one for weights in 4 bits, `MatMulNBitsQuantizer`, is public and used as documented. But its module sets
-up logging for the whole process when it is imported. Both report on every node; what they say in the thread
-that quantizes is dropped, and that alone.
+The quantizer for 4-bit weights, `MatMulNBitsQuantizer`, is public and used as documented. But its module
+configures logging for the whole process when it is imported. Both quantizers log every node. Only their
+messages in the thread that quantizes are dropped.
 
-`exporter.extras` refuses a version of the library that this file was not tested with.
+`exporter.extras` rejects versions of the library that this file was not tested with.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ from exporter.graphs.targets import Target
 from exporter.inspection.saturation import NO_OVERRIDES, Overrides
 from exporter.quantization.placement import Placement
 
-# The 8-bit quantizer speaks through the root logger.
+# The 8-bit quantizer logs to the root logger.
 _LOGGERS = (None, "onnxruntime.quantization.matmul_nbits_quantizer")
 _ANY_RANGE = Range(-1.0, 1.0)
 _ZERO = np.array(0, np.int8)
@@ -60,12 +61,12 @@ _RARE_OPTIONS = ("min_real_range", "rmin_override", "rmax_override")
 
 @dataclass(frozen=True)
 class QuantizerOptions:
-    """What the quantizer is told beside the ranges.
+    """Options of the 8-bit quantizer, apart from the ranges.
 
     Attributes:
-        target: decides types and granularity.
-        placement: which nodes to quantize, and which of their results to leave in float.
-        overrides: how to round single weights.
+        target: the kind of CPU, which determines types and granularity.
+        placement: the nodes to quantize, and their results to leave in float.
+        overrides: how to round particular weights.
     """
 
     target: Target
@@ -76,9 +77,9 @@ class QuantizerOptions:
 def rounded_tensors(model: onnx.ModelProto, options: QuantizerOptions) -> list[str]:
     """The activations whose ranges the quantizer uses, in graph order.
 
-    Which tensors it rounds hangs on the graph alone, and it marks them before it changes the graph. All
-    others (two thirds of them in a convolutional network, whose norms and activations are absorbed) need
-    not be looked at.
+    The tensors that it rounds depend only on the graph, and it marks them before it changes the graph. The
+    other tensors (two thirds in a convolutional network, where norms and activations are absorbed) need not
+    be observed.
     """
     if not options.placement.nodes:
         return []
@@ -96,17 +97,17 @@ def rounded_tensors(model: onnx.ModelProto, options: QuantizerOptions) -> list[s
 def run_quantizer(
     model: onnx.ModelProto, ranges: Mapping[str, Range], options: QuantizerOptions
 ) -> onnx.ModelProto:
-    """A float model in int8, in QDQ form.
+    """Quantize a float model to int8, in QDQ form.
 
     Args:
-        model: the float model, its shapes inferred; it stays as it is.
+        model: the float model with inferred shapes; it is not changed.
         ranges: activation ranges of at least `rounded_tensors`.
-        options: what else the quantizer is told.
+        options: the quantizer's other options.
 
     Raises:
-        ExportError: ONNX Runtime refuses the model.
+        ExportError: ONNX Runtime rejects the model.
     """
-    if not options.placement.nodes:  # which the quantizer would take for "all nodes"
+    if not options.placement.nodes:  # the quantizer would read an empty list as "all nodes"
         return copy_of(model)
     quantizer = _quantizer(_Quantizer, model, ranges, options)
     with _errors(model):
@@ -120,19 +121,19 @@ def _quantizer(
     kind: type[_Quantizer], model: onnx.ModelProto, ranges: Mapping[str, Range], options: QuantizerOptions
 ) -> _Quantizer:
     copy = copy_of(model)
-    add_infer_metadata(copy)  # or it would write the model to a file and infer all shapes again
-    # The quantizer wants a range even for tensors that it absorbs; what it is does not matter there.
+    add_infer_metadata(copy)  # otherwise it writes the model to a file and infers all shapes again
+    # The quantizer requires a range even for tensors that it absorbs, but does not use it.
     wanted = dict.fromkeys(float_tensors(model), _ANY_RANGE) | dict(ranges)
     target = options.target
     with _errors(model):
         quantizer = kind(
             copy,
             target.per_channel,
-            False,  # the overrides say where weights have fewer steps
+            False,  # reduce_range: the overrides reduce the levels of particular weights instead
             QuantType.QInt8,
             QuantType.QInt8 if target.signed_activations else QuantType.QUInt8,
             TensorsData(
-                OrtMethod.MinMax,  # only says that the ranges are to be taken as they are
+                OrtMethod.MinMax,  # makes the quantizer use the given ranges unchanged
                 {
                     name: TensorData(lowest=np.float32(r.lowest), highest=np.float32(r.highest))
                     for name, r in wanted.items()
@@ -149,25 +150,25 @@ def _quantizer(
 
 @contextmanager
 def _errors(model: onnx.ModelProto) -> Iterator[None]:
-    """Name the model in the quantizer's errors, and keep its remarks from the user.
+    """Name the model in the quantizer's errors, and drop its log messages.
 
-    It advises what the exporter has already done.
+    The messages advise steps that the exporter has already taken.
     """
     try:
         with _own_records_dropped():
             yield
     except _AllAreMarked:
         raise
-    except Exception as error:  # the quantizer raises ValueError, RuntimeError and its own
+    except Exception as error:  # the quantizer raises ValueError, RuntimeError and exceptions of its own
         raise ExportError(
             model.graph.name or "model",
             f"ONNX Runtime cannot quantize it ({error})",
-            "exclude the node it names",
+            "exclude the node that this error names",
         ) from error
 
 
 def float_tensors(model: onnx.ModelProto) -> list[str]:
-    """Inputs and results of nodes that are known to be float, in graph order."""
+    """The graph inputs and node results whose known type is float, in graph order."""
     index = GraphIndex.of(model.graph)
     produced = [name for node in index.nodes for name in node.output]
     names = dict.fromkeys((*index.inputs, *produced))
@@ -175,7 +176,7 @@ def float_tensors(model: onnx.ModelProto) -> list[str]:
 
 
 class _Initializers:
-    """The initializers of a graph, which are iterated over as before and found by name at once."""
+    """The initializers of a graph, with a dictionary to find them by name."""
 
     def __init__(self, graph: onnx.GraphProto) -> None:
         self._graph = graph
@@ -194,11 +195,14 @@ class _Initializers:
         self._named.setdefault(tensor.name, self._graph.initializer[-1])
 
     def remove(self, name: str) -> None:
-        """Forget one; `keep` takes it out of the graph."""
+        """Remove an initializer from the dictionary only; `keep` removes it from the graph."""
         self._named.pop(name, None)
 
     def keep(self, names: Iterable[str]) -> None:
-        """Leave only these in the graph, in one go: its own `remove` compares tensor after tensor."""
+        """Keep only these initializers in the graph.
+
+        One call replaces many calls of the graph's own `remove`, which compares tensor after tensor.
+        """
         wanted = set(names)
         kept = [tensor for tensor in self if tensor.name in wanted]
         del self._graph.initializer[:]
@@ -207,9 +211,9 @@ class _Initializers:
 
 
 class _IndexedModel(ONNXModel):  # type: ignore[misc]
-    """ONNXModel whose look-ups take the same time in every graph.
+    """ONNXModel with look-ups in constant time.
 
-    Not a `GraphIndex`, which is a snapshot: the quantizer looks up and renames in turn.
+    A `GraphIndex` does not fit here: it is a snapshot, and the quantizer alternates look-ups and renames.
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
@@ -251,7 +255,7 @@ class _IndexedModel(ONNXModel):  # type: ignore[misc]
         self._index(self.model.graph.node[-1])
 
     def remove_nodes(self, nodes_to_remove: list[onnx.NodeProto]) -> None:
-        """As often as a node is named, its first equal goes."""
+        """For each given node, remove the first equal node of the graph."""
         doomed = Counter(node.SerializeToString(deterministic=True) for node in nodes_to_remove)
         kept = []
         for node in self.model.graph.node:
@@ -300,7 +304,7 @@ def _find(name: str, items: Any) -> Any:
     return items.find(name) if isinstance(items, _Initializers) else find_by_name(name, items)
 
 
-def _rounded_at_once(  # noqa: PLR0917 (the parameters of the function that it stands for)
+def _rounded_at_once(  # noqa: PLR0917 (the parameters of the function that it replaces)
     weight: onnx.TensorProto,
     quant_type: int,
     zero_point: np.ndarray[Any, Any],
@@ -309,7 +313,7 @@ def _rounded_at_once(  # noqa: PLR0917 (the parameters of the function that it s
     quant_weight_name: str | None = None,
     block_size: int = 0,
 ) -> onnx.TensorProto:
-    """All channels in one division, with a scale for every weight, and not one by one."""
+    """Round all channels of a weight in one division instead of one by one."""
     if axis is not None and not block_size:
         shape = [-1 if dimension == axis else 1 for dimension in range(len(weight.dims))]
         scale, zero_point = (
@@ -328,10 +332,10 @@ def _weight_qparams(
     symmetric: bool,
     **options: Any,
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """`(zero_point, scale)` of a channel, in ONNX Runtime's order; a short cut for the usual kind.
+    """`(zero_point, scale)` of a channel, in ONNX Runtime's order, with a fast path for symmetric int8.
 
-    For symmetric int8 weights, its `compute_scale_zp` comes to scale = 2 max|w| / (qmax - qmin), taken in
-    float64; 1 where that is no normal float32.
+    For symmetric int8 weights, ONNX Runtime's `compute_scale_zp` computes, in float64,
+    scale = 2 max|w| / (qmax - qmin). The scale is 1 if that is not a normal float32.
     """
     usual = symmetric and quant_type == onnx.TensorProto.INT8 and data.dtype == np.float32 and data.size
     if not usual or any(options.get(name) is not None for name in _RARE_OPTIONS):
@@ -349,7 +353,7 @@ def _limits(reduce_range: bool) -> tuple[int, int]:
 
 
 def _with(kind: type, replaced: Mapping[str, Any]) -> dict[str, FunctionType]:
-    """The methods of a class that call one of these global functions, calling these in their place."""
+    """Copies of the methods of a class that call a global function of these names, with it replaced."""
     return {
         name: FunctionType(m.__code__, {**m.__globals__, **replaced}, name, m.__defaults__, m.__closure__)
         for name, m in vars(kind).items()
@@ -358,7 +362,7 @@ def _with(kind: type, replaced: Mapping[str, Any]) -> dict[str, FunctionType]:
 
 
 class _Quantizer(QDQQuantizer):  # type: ignore[misc]
-    """QDQQuantizer on an indexed model, with results left in float by name and not by type alone."""
+    """QDQQuantizer on an indexed model. Results can be left in float by name, not only by operator type."""
 
     float_results: frozenset[str] = frozenset()
 
@@ -370,7 +374,7 @@ class _Quantizer(QDQQuantizer):  # type: ignore[misc]
     locals().update(_with(BaseQuantizer, _replaced) | _with(QDQQuantizer, _replaced))
 
     def calc_graph_quant_params(self) -> Any:
-        # The constructor ends here; it has made its own model of the graph.
+        # The constructor calls this last, after it has created its own model of the graph.
         self.model: Any = _IndexedModel(self.model.model)
         return super().calc_graph_quant_params()
 
@@ -379,12 +383,12 @@ class _Quantizer(QDQQuantizer):  # type: ignore[misc]
             super().quantize_activation_tensor(tensor_name)
 
 
-class _AllAreMarked(Exception):  # noqa: N818 (it is no error)
+class _AllAreMarked(Exception):  # noqa: N818 (not an error)
     pass
 
 
 class _Marker(_Quantizer):
-    """A quantizer that stops as soon as it knows what to quantize."""
+    """A quantizer that stops as soon as it has marked the tensors to quantize."""
 
     def _calc_initializer_quant_params(self) -> Any:
         raise _AllAreMarked
@@ -393,17 +397,17 @@ class _Marker(_Quantizer):
 def quantize_products(
     model: onnx.ModelProto, *, bits: int, block_size: int, accuracy_level: int, exclude: Collection[str]
 ) -> onnx.ModelProto:
-    """Make MatMulNBits of every MatMul with a constant matrix, asymmetric in blocks.
+    """Replace every MatMul with a constant matrix by MatMulNBits, with asymmetric blocks.
 
     Args:
-        model: the float model, which is changed.
-        bits: of a weight.
-        block_size: weights along the sum that share a scale and a zero point.
-        accuracy_level: of the operator: 4 is for sums in int8.
+        model: the float model, changed in place.
+        bits: bits per weight.
+        block_size: weights along the summed axis that share a scale and a zero point.
+        accuracy_level: the operator's attribute of this name; 4 selects int8 sums.
         exclude: names of nodes to leave in float.
 
     Raises:
-        ExportError: ONNX Runtime refuses the model.
+        ExportError: ONNX Runtime rejects the model.
     """
     kind = _nbits_quantizer()
     try:
@@ -417,16 +421,21 @@ def quantize_products(
                 nodes_to_exclude=sorted(exclude),
             )
             quantizer.process()
-    except Exception as error:  # the quantizer raises whatever its many parts do
+    except Exception as error:  # the quantizer documents no exception types
         raise ExportError(
-            model.graph.name or "model", f"ONNX Runtime cannot quantize it ({error})", "exclude nodes"
+            model.graph.name or "model",
+            f"ONNX Runtime cannot quantize it ({error})",
+            "exclude the nodes that it cannot quantize",
         ) from error
     result: onnx.ModelProto = quantizer.model.model
     return result
 
 
 def _nbits_quantizer() -> Any:
-    """The class; `basicConfig`, which its module calls, leaves a root logger alone that has a handler."""
+    """Import the class without its module's logging configuration.
+
+    The module calls `basicConfig`, which does nothing if the root logger already has a handler.
+    """
     placeholder = logging.NullHandler()
     logging.root.addHandler(placeholder)
     try:
@@ -438,7 +447,7 @@ def _nbits_quantizer() -> Any:
 
 @contextmanager
 def _own_records_dropped() -> Iterator[None]:
-    """Drop what the quantizers say in this thread, but for errors; other threads log as before."""
+    """Drop the quantizers' log messages in this thread, except errors. Other threads are not affected."""
     here = threading.get_ident()
 
     def is_wanted(record: logging.LogRecord) -> bool:

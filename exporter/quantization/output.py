@@ -1,4 +1,4 @@
-"""Writing a quantized model: what it states of itself, and the last check before it takes its place."""
+"""Write a quantized model with its metadata, after a last check by the caller."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from exporter.graphs.kernels import state_oldest_runtime
 from exporter.graphs.onnx_files import carry_metadata, write_checked
 from exporter.graphs.targets import Target
 
-# Called with a finished file before it takes its place; if it raises, nothing is written.
+# Called with the finished temporary file before it is moved to its destination. If it raises, nothing is
+# written to the destination.
 Accept = Callable[[Path], None]
 
 
@@ -23,20 +24,20 @@ def accept_all(_written: Path) -> None:
 def write_quantized(
     quantized: onnx.ModelProto, source: onnx.ModelProto, destination: Path, target: Target, accept: Accept
 ) -> str:
-    """Write a quantized model; it states its target and the oldest ONNX Runtime that runs it.
+    """Write a quantized model. Its metadata states the target and the oldest ONNX Runtime that runs it.
 
     Args:
         quantized: the model; its metadata is changed in place.
-        source: the float model, whose provenance it carries on.
+        source: the float model, whose provenance is copied.
         destination: the file to write.
-        target: the CPU kind that it was made for.
-        accept: asked before the file takes its place.
+        target: the kind of CPU that the model is quantized for.
+        accept: called with the finished file before it is moved to `destination`; may raise to reject it.
 
     Returns:
-        That ONNX Runtime's version.
+        The version of the oldest ONNX Runtime that runs the model.
 
     Raises:
-        ExportError: ONNX's checker refuses the model.
+        ExportError: ONNX's checker rejects the model.
     """
     carry_metadata(source, quantized, {TARGET_KEY: target.name})
     needed = state_oldest_runtime(quantized)

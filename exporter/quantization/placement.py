@@ -1,7 +1,7 @@
-"""Which operators shall run in int8, decided on the graph before the quantizer sees it.
+"""Choose the operators that run in int8, before the quantizer processes the graph.
 
-ONNX Runtime's quantizer marks every operator that it knows. Some of these have no int8 kernel and only gain
-two conversions; others have one, but nothing around them that speaks int8.
+ONNX Runtime's quantizer marks every operator that it knows. Some of these have no int8 kernel and only get
+two additional conversions. Others have an int8 kernel but no neighbours in int8.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from exporter.graphs.domains import is_standard
 from exporter.graphs.edits import add_constant, remove_nodes, rename_reads, replace_nodes
 from exporter.graphs.index import GraphIndex
 
-# Operators that do the arithmetic; they are worth a conversion of what goes in.
+# Operators with most of the multiply-adds; quantizing them is worth a conversion of their input.
 _WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
-# Without a quantized output a convolution stays in float; the products have kernels for float results.
+# Gemm and MatMul have int8 kernels with a float result. A Conv without a quantized output runs in float.
 _FLOAT_RESULT = frozenset({"Gemm", "MatMul"})
-# What a quantized producer takes up for nothing: the range of its output says the same.
+# A quantized producer absorbs these at no cost: the range of its rounded output already limits the values.
 _ABSORBED = frozenset({"Relu", "Clip"})
 _QUANTIZED_AT_LOAD = frozenset({"Conv", "ConvTranspose", "Gemm"})
 
 
 @dataclass(frozen=True)
 class Placement:
-    """What to tell the quantizer.
+    """The nodes and results that the quantizer processes.
 
     Attributes:
         nodes: names of the nodes to quantize.
-        float_results: values that a quantized node gives in float, because nothing in int8 reads them.
+        float_results: results of quantized nodes that stay in float because nothing in int8 reads them.
     """
 
     nodes: frozenset[str]
@@ -44,19 +44,19 @@ def place(model: onnx.ModelProto, operators: Collection[str], exclude: Collectio
     """Choose the nodes to quantize.
 
     1. A Conv, Gemm or MatMul is quantized if its weights are constant (for a MatMul: a matrix). A product
-       of two activations stays in float: the scores of an attention lose more in 8 bits than a few
+       of two activations stays in float: 8-bit attention scores lose more accuracy than the saved few
        percent of the multiply-adds are worth.
-    2. Any other operator is quantized if it has an int8 kernel, something quantized reads its result,
-       and something quantized, or the graph's input, comes in. So the sums, pools and joins of a
-       convolutional network run in int8, and the biases, masks and norms between the products of a
+    2. Any other operator is quantized if it has an int8 kernel, a quantized node reads its result, and one
+       of its inputs comes from a quantized node or is the graph's input. So the sums, pools and joins of
+       a convolutional network run in int8, and the biases, masks and norms between the products of a
        transformer do not: cosine to float of MiniLM-L6's embeddings 0.99 instead of 0.35.
-    3. A Relu or Clip behind a quantized convolution goes with it.
-    4. A Gemm or MatMul whose result nothing quantized reads gives it in float: one rounding less, and no
-       conversion back. The scores of a classifier are the usual case.
+    3. A Relu or Clip after a quantized convolution is quantized with it.
+    4. If no quantized node reads the result of a Gemm or MatMul, the result stays in float. This saves a
+       rounding and a conversion back. The usual case is the scores of a classifier.
 
     Args:
         model: the float model.
-        operators: types that the target's kernels run in int8.
+        operators: operator types that the target's kernels run in int8.
         exclude: names of nodes to leave in float.
     """
     graph = GraphIndex.of(model.graph)
@@ -81,7 +81,7 @@ def _has_weights(node: onnx.NodeProto, graph: GraphIndex) -> bool:
 
 
 def _read(graph: GraphIndex, candidates: set[int], weighted: set[int]) -> set[int]:
-    """Those candidates whose result something quantized reads, or that a convolution takes up."""
+    """The candidates whose result a quantized node reads, or that a convolution absorbs."""
     convolved = {graph.nodes[i].output[0] for i in weighted if graph.nodes[i].op_type == "Conv"}
     kept: set[int] = set()
     read: set[str] = set()
@@ -92,13 +92,13 @@ def _read(graph: GraphIndex, candidates: set[int], weighted: set[int]) -> set[in
             index in candidates and (absorbed or any(name in read for name in node.output))
         ):
             kept.add(index)
-            # Weights, shapes and bounds are constants or small: what flows comes first, or everywhere.
+            # A weighted node reads its activations as first input; its other inputs are constants or small.
             read.update(node.input[:1] if index in weighted else node.input)
     return kept
 
 
 def _fed(graph: GraphIndex, candidates: set[int], weighted: set[int]) -> set[int]:
-    """Those candidates that something quantized, or the graph's input, flows into."""
+    """The candidates that read the result of a quantized node or the graph's input."""
     kept: set[int] = set()
     quantized = set(graph.inputs)
     for index, node in enumerate(graph.nodes):
@@ -109,16 +109,16 @@ def _fed(graph: GraphIndex, candidates: set[int], weighted: set[int]) -> set[int
 
 
 def read_unrounded(model: onnx.ModelProto, placement: Placement) -> None:
-    """Let float operators read a float result itself, where another reader wants it in int8.
+    """Let float operators read a float result directly when another reader needs it in int8.
 
-    The quantizer gives the rounded value to all readers of a tensor. Between two float operators, such as
-    a norm and the residual sum behind it, that is a rounding and a conversion for nothing: on MiniLM-L6
-    it takes the cosine to float from 0.9945 to 0.9905. A value that comes out of int8 is left alone: a
-    convolution fuses only if all its readers read what is quantized.
+    The quantizer passes the rounded value to all readers of a tensor. Between two float operators, for
+    example a norm and the residual sum after it, this adds a rounding and a conversion without benefit: on
+    MiniLM-L6 it lowers the cosine to float from 0.9945 to 0.9905. The result of a quantized node is not
+    changed, because a convolution fuses only if all its readers read the quantized value.
 
     Args:
         model: a QDQ model, changed in place.
-        placement: what was asked of the quantizer.
+        placement: the placement that the quantizer received.
     """
     graph = GraphIndex.of(model.graph)
     replacement: dict[str, str] = {}
@@ -143,16 +143,16 @@ def _runs_in_float(node: onnx.NodeProto, placement: Placement) -> bool:
 
 
 def keep_in_float(model: onnx.ModelProto, placement: Placement) -> None:
-    """Keep ONNX Runtime from quantizing what was left in float, when it loads the model.
+    """Prevent ONNX Runtime from quantizing float operators when it loads the model.
 
-    Its optimizer (`WeightBiasQuantization`) takes a Conv, ConvTranspose or Gemm with float weights behind
-    a DequantizeLinear for an oversight, and quantizes the weights itself: per tensor, however many
-    channels there are, and without asking. It lets be what is dequantized with a scale for each channel;
-    so these operators get a DequantizeLinear of their own whose scale says the same number for each.
+    If a Conv, ConvTranspose or Gemm with float weights follows a DequantizeLinear, ONNX Runtime's optimizer
+    (`WeightBiasQuantization`) quantizes the weights, with one scale for the whole tensor. It does not do so
+    if the DequantizeLinear has a scale for each channel. So each of these operators gets its own
+    DequantizeLinear, which repeats the scale for each channel.
 
     Args:
         model: a QDQ model, changed in place.
-        placement: what was asked of the quantizer.
+        placement: the placement that the quantizer received.
     """
     graph = GraphIndex.of(model.graph)
     nodes: list[onnx.NodeProto] = []
@@ -175,7 +175,7 @@ def keep_in_float(model: onnx.ModelProto, placement: Placement) -> None:
 
 
 def _channels(node: onnx.NodeProto, weight: onnx.TensorProto) -> int:
-    """Channels of the input, by the shape of the weights."""
+    """The number of input channels, from the shape of the weights."""
     attributes = attributes_of(node)
     if node.op_type == "Conv":
         return int(weight.dims[1]) * int(attributes.get("group", 1))

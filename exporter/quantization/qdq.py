@@ -1,4 +1,4 @@
-"""The QDQ form of a float graph: what of it is rounded, and the making of it once ranges are known."""
+"""The QDQ form of a float graph: first plan which tensors to round, then build it with their ranges."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from exporter.quantization.placement import keep_in_float, place, read_unrounded
 
 @dataclass(frozen=True, kw_only=True)
 class QdqPlan:
-    """What is decided on the graph alone, before any sample is seen.
+    """The decisions that depend only on the graph, taken before calibration.
 
     Attributes:
-        network: the float model, its nodes named and its shapes inferred; its ranges are collected.
-        graph: the same in the form that is quantized; see `exporter.graphs.rewrites.hard_swish`.
+        network: the float model to calibrate, with named nodes and inferred shapes.
+        graph: the same model in the form to quantize; see `exporter.graphs.rewrites.hard_swish`.
         gates: the ranges of tensors that only `graph` has.
-        bytes: the ranges of tensors that are made of bytes inside the graph.
-        options: for the quantizer.
-        tensors: names of the tensors whose ranges are wanted, in graph order.
+        bytes: the ranges of tensors that the graph computes from bytes.
+        options: options for the quantizer.
+        tensors: names of the tensors to calibrate, in graph order.
     """
 
     network: onnx.ModelProto
@@ -42,14 +42,14 @@ class QdqPlan:
 
 
 def plan_qdq(model: onnx.ModelProto, target: Target, exclude: tuple[str, ...] = ()) -> QdqPlan:
-    """Decide what of a float model runs in int8.
+    """Decide which nodes of a float model run in int8.
 
-    A HardSwish is split only where all of its parts do. Pre- and postprocessing inside the graph stay as
-    they are.
+    A HardSwish is split only if all of its parts run in int8. Pre- and postprocessing inside the graph are
+    not quantized.
 
     Args:
-        model: the float model, BatchNorm folded; it stays as it is.
-        target: decides types, granularity and operators.
+        model: the float model with folded BatchNorm; it is not changed.
+        target: the kind of CPU, which determines types, granularity and operators.
         exclude: names of nodes to leave in float.
 
     Raises:
@@ -72,8 +72,8 @@ def plan_qdq(model: onnx.ModelProto, target: Target, exclude: tuple[str, ...] = 
     if not placement.nodes and not exclude:
         raise ExportError(
             model.graph.name or "model",
-            "holds nothing that runs in int8: no Conv, Gemm or MatMul with constant weights",
-            "ship it in float",
+            "has nothing that can run in int8: no Conv, Gemm or MatMul with constant weights",
+            "use the float model",
         )
     options = QuantizerOptions(target, placement)
     known = byte_ranges(network)
@@ -85,15 +85,15 @@ def plan_qdq(model: onnx.ModelProto, target: Target, exclude: tuple[str, ...] = 
 def make_qdq(
     plan: QdqPlan, ranges: Mapping[str, Range], overrides: Overrides = NO_OVERRIDES
 ) -> onnx.ModelProto:
-    """Quantize.
+    """Build the QDQ model of a plan.
 
     Args:
-        plan: made by `plan_qdq`.
-        ranges: of `plan.tensors`; others are ignored.
-        overrides: how to round single weights.
+        plan: the result of `plan_qdq`.
+        ranges: ranges of at least `plan.tensors`; others are ignored.
+        overrides: how to round particular weights.
 
     Raises:
-        ExportError: ONNX Runtime refuses the model.
+        ExportError: ONNX Runtime rejects the model.
     """
     known = {name: ranges[name] for name in plan.tensors} | dict(plan.gates) | dict(plan.bytes)
     model = run_quantizer(plan.graph, known, replace(plan.options, overrides=overrides))
@@ -105,13 +105,15 @@ def make_qdq(
 
 
 def check_exclude(model: onnx.ModelProto, exclude: tuple[str, ...]) -> None:
-    """Make sure that all nodes to leave in float exist.
+    """Check that all nodes to leave in float exist.
 
     Raises:
-        ExportError: with nodes that there are.
+        ExportError: a node does not exist; the error lists some nodes of the graph.
     """
     names = {node.name for node in model.graph.node}
     for name in exclude:
         if name not in names:
             some = ", ".join(sorted(names)[:12])
-            raise ExportError("quantize.exclude", f"the graph has no node {name!r}", f"it has: {some}")
+            raise ExportError(
+                "quantize.exclude", f"the graph has no node {name!r}", f"choose nodes of the graph: {some}"
+            )

@@ -1,4 +1,4 @@
-"""Quantizing as a recipe asks for it, with samples of its calibration split."""
+"""Quantize a model according to a recipe, with samples of its calibration split."""
 
 from __future__ import annotations
 
@@ -35,26 +35,26 @@ def quantize_split(
     store: RangeStore | None = None,
     trained_qparams: TrainedQparams = NO_TRAINED_QPARAMS,
 ) -> Int8Model | Int4Model:
-    """Quantize a float model as a recipe asks for it.
+    """Quantize a float model as a recipe specifies.
 
-    `config.samples` of the calibration split, drawn with the classes in proportion, give the ranges. What
-    remains of the split judges repairs; if that is too little, a quarter of the drawn samples does. What
-    was learned with the weights is taken as it is; a recipe has that or repairs.
+    A stratified draw of `config.samples` from the calibration split determines the ranges. The rest of the
+    split judges repairs; if that is too few samples, a quarter of the drawn samples judges them instead.
+    Ranges and levels learned with the weights are used unchanged; a recipe has either these or repairs.
 
     Args:
-        source: the float model, BatchNorm folded.
+        source: the float model with folded BatchNorm.
         destination: the file to write.
-        calibration: as a device feeds them.
-        config: what to quantize, and how.
-        target: the CPU kind that decides types.
-        seed: of the draw.
-        progress: told how far it is.
-        store: of ranges found before, or None to collect them all.
-        trained_qparams: what the weights were fitted to.
+        calibration: the calibration split, preprocessed as on a device.
+        config: how to quantize.
+        target: the kind of CPU, which determines the types.
+        seed: seed of the draw.
+        progress: receives the progress.
+        store: stored ranges of earlier builds; None to collect all ranges.
+        trained_qparams: ranges and levels that the weights were fitted to.
 
     Raises:
-        DataError: too few samples.
-        ExportError: an excluded node does not exist, ONNX Runtime refuses the model, or no configuration
+        DataError: there are too few samples.
+        ExportError: an excluded node does not exist, ONNX Runtime rejects the model, or no configuration
             meets the fallback's budget.
     """
     model = onnx.load(source)
@@ -81,24 +81,24 @@ def quantize_split(
 
 
 def sample_count(calibration: Split, config: QuantizeConfig) -> int:
-    """How many calibration samples to use.
+    """The number of calibration samples to use.
 
     Raises:
-        DataError: more are asked for than there are.
+        DataError: the recipe requests more samples than the split has.
     """
     if config.samples is None:
         return min(DEFAULT_SAMPLES, calibration.count)
     if config.samples > calibration.count:
         raise DataError(
             "quantize.samples",
-            f"{config.samples} samples are asked for, the calibration split has {calibration.count}",
-            "ask for fewer",
+            f"{config.samples} samples are requested, but the calibration split has {calibration.count}",
+            f"set samples to at most {calibration.count}",
         )
     return config.samples
 
 
 def _draw_for_repairs(calibration: Split, config: QuantizeConfig, seed: int) -> RepairSamples:
-    """Samples to fit repairs on, and others that judge them."""
+    """Draw samples to fit repairs on, and others to judge them."""
     chosen, others = _draw(calibration, config, seed)
     fitted = calibration.take(chosen)
     if len(others) < MIN_HELD_OUT:
@@ -108,7 +108,7 @@ def _draw_for_repairs(calibration: Split, config: QuantizeConfig, seed: int) -> 
 
 
 def _draw(calibration: Split, config: QuantizeConfig, seed: int) -> tuple[Array, Array]:
-    """Places of calibration samples, with the classes in proportion; up to `MAX_HELD_OUT` of the others."""
+    """Draw calibration samples and up to `MAX_HELD_OUT` others, both stratified; return their indices."""
     count = sample_count(calibration, config)
     sizes = {"calibration": count, "held_out": min(calibration.count - count, MAX_HELD_OUT)}
     drawn = stratified_indices(calibration.labels, sizes, seed, "quantize.samples")

@@ -187,7 +187,7 @@ def test_models_that_are_refused(case, quantize, tmp_path):
         (X[:0], "data.npz: contains no samples; add at least one"),
         (np.where(X > 2, np.nan, X), "data.npz: feed 'x' holds NaN or infinity; clean the data"),
         (np.where(X > 2, np.inf, X), "data.npz: feed 'x' holds NaN or infinity; clean the data"),
-        (np.full_like(X, 0.5), "calibration: every value of every sample is 0.5; give samples"),
+        (np.full_like(X, 0.5), "calibration: every value of every sample is 0.5; provide samples"),
     ],
 )
 @pytest.mark.parametrize("method", ["minmax", "entropy"])
@@ -287,7 +287,7 @@ def test_open_sizes_and_outputs_without_shape_are_taken(quantize, shape):
 
 def test_a_model_with_nothing_to_quantize(quantize):
     nodes = [helper.make_node("Tanh", ["x"], ["y"], name="tanh")]
-    with pytest.raises(ExportError, match="holds nothing that runs in int8"):
+    with pytest.raises(ExportError, match="has nothing that can run in int8"):
         quantize(make(nodes, {}), {"x": X})
 
 

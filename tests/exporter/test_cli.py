@@ -310,7 +310,7 @@ BAD_PROJECTS = {
     ),
     "too few samples": (
         lambda p: p.edit("recipe.toml", "samples = 16", "samples = 4000"),
-        "quantize.samples: 4000 samples are asked for, the calibration split has 24",
+        "quantize.samples: 4000 samples are requested, but the calibration split has 24",
     ),
     "data do not fit": (
         lambda p: p.edit("net.py", "nn.Conv2d(1,", "nn.Conv2d(3,"),

@@ -1,4 +1,4 @@
-"""Calibration: collecting activation ranges, in memory that does not grow with the number of samples."""
+"""Calibration: collect activation ranges in memory that does not grow with the number of samples."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Streaming over calibration data: what the quantizer needs to know of each tensor, and nothing else.
+"""Collect activation ranges in one pass over the calibration data.
 
-ONNX Runtime's own calibrators keep every activation of every sample, and add a node per tensor in a way
-whose cost grows with the square of the graph. Here the graph gets the wanted tensors as further outputs
-at once, runs batch by batch, and each batch is reduced while the next one runs.
+ONNX Runtime's own calibrators keep every activation of every sample. They also add a node for each tensor,
+at a cost that grows with the square of the graph. Here all wanted tensors become outputs of the graph in
+one step. The graph runs batch by batch, and each batch is reduced while the next one runs.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MOVING_AVERAGE = 0.05
 
 class _Observer(Protocol):
     def add(self, values: Array) -> None:
-        """Take in the values of one batch."""
+        """Record the values of one batch."""
 
 
 def collect_ranges(
@@ -43,22 +43,22 @@ def collect_ranges(
     method: CalibrationMethod,
     progress: Progress,
 ) -> dict[str, Range]:
-    """Activation ranges of `tensors`; the data are run once, whatever the method.
+    """Return the activation ranges of `tensors`. Every method runs the data once.
 
-    `minmax` runs the graph as it is written, so that its ranges are those of ONNX Runtime's calibrator to
-    the last bit; the other methods let ONNX Runtime optimize it, at about half the time.
+    `minmax` runs the graph without optimization, so its ranges equal those of ONNX Runtime's calibrator to
+    the last bit. The other methods let ONNX Runtime optimize the graph, which takes about half the time.
 
     Args:
         model: the float model.
-        tensors: names of its float tensors, inputs included.
+        tensors: names of float tensors of the model; inputs are allowed.
         feeds: the calibration samples, batch by batch.
-        batches: how many batches they give.
-        method: how a range is chosen.
-        progress: told of every batch.
+        batches: the number of batches in `feeds`.
+        method: how to choose a range.
+        progress: advances with every batch.
 
     Raises:
-        DataError: there are no samples, all their values are the same, the model cannot be run on one, or
-            a tensor holds NaN or infinity on one.
+        DataError: there are no samples, all their values are equal, the model fails on a sample, or a
+            tensor holds NaN or infinity on a sample.
     """
     if method in {"minmax", "moving_average"}:
         weight = MOVING_AVERAGE if method == "moving_average" else None
@@ -76,7 +76,7 @@ def _usual_percentile(histogram: Histogram) -> Range:
 
 
 def _chosen(choose: Callable[[Histogram], Range], histogram: Histogram) -> Range:
-    if histogram.lowest == histogram.highest:  # nothing can be cut off from a constant
+    if histogram.lowest == histogram.highest:  # a constant has no tail to cut off
         return Range(histogram.lowest, histogram.highest)
     return choose(histogram)
 
@@ -90,10 +90,10 @@ def _observe(
     optimized: bool,
     progress: Progress,
 ) -> None:
-    """Show every tensor's observer the tensor's values, batch by batch."""
+    """Pass the values of each tensor to its observer, batch by batch."""
     session = session_with_outputs(model, list(observers), optimized=optimized)
     computed = {output.name for output in session.get_outputs()}
-    names = [name for name in observers if name in computed]  # in graph order: errors name the first
+    names = [name for name in observers if name in computed]  # in graph order, so errors name the first
     spread = _Spread()
 
     def run(batch: Mapping[str, Array]) -> dict[str, Array]:
@@ -101,11 +101,11 @@ def _observe(
             return {}
         try:
             found = session.run(names, {n: np.ascontiguousarray(a) for n, a in batch.items()})
-        except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
+        except Exception as error:  # ONNX Runtime's exceptions have no common base class except Exception
             raise DataError(
                 "calibration",
                 f"the model fails on a sample ({error})",
-                "check the samples against the model",
+                "compare the samples' shapes, types and values with the model's inputs",
             ) from error
         return dict(zip(names, found, strict=True))
 
@@ -119,7 +119,11 @@ def _observe(
         for found in found_ahead:
             for name, array in found.items():
                 if not array.size:
-                    raise DataError(f"tensor {name}", "is empty on a calibration sample", "leave it out")
+                    raise DataError(
+                        f"tensor {name}",
+                        "is empty on a calibration sample",
+                        "leave out the samples that make it empty",
+                    )
                 try:
                     observers[name].add(array)
                 except ValueError as error:
@@ -127,17 +131,17 @@ def _observe(
             seen = True
             task.advance()
     if observers and not seen:
-        raise DataError("calibration", "there are no samples", "give some")
+        raise DataError("calibration", "there are no samples", "provide at least one sample")
     if observers and spread.constant is not None:
         raise DataError(
             "calibration",
             f"every value of every sample is {spread.constant:g}",
-            "give samples such as the model will meet",
+            "provide samples like those that the model receives in use",
         )
 
 
 class _Spread:
-    """Whether the samples differ in anything."""
+    """Detects samples whose values are all equal."""
 
     def __init__(self) -> None:
         self._values: set[float] = set()
@@ -150,12 +154,12 @@ class _Spread:
 
     @property
     def constant(self) -> float | None:
-        """The one value that there is, or None."""
+        """The value that all samples consist of, or None if they hold several values."""
         return next(iter(self._values)) if len(self._values) == 1 else None
 
 
 def _no_range(tensor: str, model: onnx.ModelProto) -> DataError:
-    """For a tensor that is not finite, though the feeds are."""
+    """The error for a tensor that is not finite although the feeds are."""
     index = GraphIndex.of(model.graph)
     touching = [node.name for node in (index.maker(tensor), *index.readers(tensor)) if node and node.name]
     fix = f"leave {', '.join(touching[:4])} in float, or clean the data" if touching else "clean the data"
@@ -163,7 +167,7 @@ def _no_range(tensor: str, model: onnx.ModelProto) -> DataError:
 
 
 def _ahead(items: Iterator[dict[str, Array]]) -> Generator[dict[str, Array], None, None]:
-    """The items, each of which a thread makes while the one before it is worked on."""
+    """Yield the items; a thread computes the next one while the caller processes the current one."""
     with ThreadPoolExecutor(max_workers=1) as pool:
         coming = pool.submit(next, items, None)
         while (item := coming.result()) is not None:

@@ -1,4 +1,4 @@
-"""Counting the values of a tensor batch by batch, without knowing their bounds beforehand."""
+"""Histograms of a tensor's values, filled batch by batch without knowing the bounds beforehand."""
 
 from __future__ import annotations
 
@@ -13,25 +13,26 @@ BINS = 2048
 _SIDE = 2 * BINS
 _SIDE_BITS = _SIDE.bit_length() - 1
 _FINEST = int(np.finfo(np.float32).minexp)  # 2^-FINEST is still a float32
-# Values worked on together: their bins, 8 bytes each, stay in the second-level cache.
+# Values processed together. Their bin numbers, 8 bytes each, stay in the second-level cache.
 _CHUNK = 2**15
-# ReLU leaves zeros in rows, and a counter that was just written is slow to read again: neighbours count in
-# turn in tables of their own. (7 million values of EfficientNet-Lite0: 11.5 instead of 15 ms.)
+# ReLU produces runs of zeros, and a counter that was just written is slow to read again. Neighbouring
+# values are therefore counted in separate tables. (7 million values of EfficientNet-Lite0: 11.5 instead of
+# 15 ms.)
 _LANES = 4
-_LANES_FROM = 2**16  # values; their activations take as much memory as these tables
+_LANES_FROM = 2**16  # values; an activation of this size takes as much memory as the tables
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """How often a tensor was seen to hold what.
+    """The distribution of a tensor's observed values.
 
     Attributes:
         lowest, highest: the smallest and the largest value.
-        first: the number of the first bin; bin k holds `width * k <= value < width * (k + 1)`, so that
-            zero always lies on an edge.
-        width: of a bin, a power of two. Between zero and the value farthest from it lie at least `BINS`
-            bins and fewer than twice as many.
-        counts: values per bin [bins], from that of `lowest` to that of `highest`.
+        first: the number of the first bin. Bin k holds `width * k <= value < width * (k + 1)`, so zero is
+            always on an edge.
+        width: the width of a bin, a power of two. There are at least `BINS` and fewer than 2 x `BINS` bins
+            between zero and the value farthest from it.
+        counts: values per bin [bins], from the bin of `lowest` to the bin of `highest`.
     """
 
     lowest: float
@@ -49,11 +50,11 @@ class Extremes:
     """The smallest and the largest value added.
 
     Args:
-        weight: of each batch in an exponential moving average of the batches' extremes; None to take those
-            of all values.
+        weight: the weight of each batch in an exponential moving average of the batches' extremes; None for
+            the extremes of all values.
 
     Attributes:
-        lowest, highest: so far.
+        lowest, highest: the smallest and the largest value so far.
     """
 
     def __init__(self, weight: float | None = None) -> None:
@@ -61,7 +62,7 @@ class Extremes:
         self._weight = weight
 
     def add(self, values: Array) -> None:
-        """Take in a batch.
+        """Record the extremes of a batch.
 
         Raises:
             ValueError: a value is NaN or infinite.
@@ -77,11 +78,11 @@ class Extremes:
 
 
 class GrowingHistogram:
-    """Counts of all values added, in memory that does not grow.
+    """Counts all added values in memory that does not grow.
 
-    The width of the bins is the smallest power of two with which `_SIDE` bins on either side of zero hold
-    every value so far. When a larger one comes, neighbouring bins are merged. Scaling by a power of two
-    and merging round nothing, so that the counts do not depend on the order or the cut of the batches.
+    The width of the bins is the smallest power of two for which `_SIDE` bins on either side of zero cover
+    every value so far. If a larger value arrives, neighbouring bins are merged. Scaling by a power of two
+    is exact, and so is merging. The counts therefore do not depend on the order or the size of the batches.
     """
 
     def __init__(self) -> None:
@@ -93,7 +94,7 @@ class GrowingHistogram:
         """Count values, float32 of any shape.
 
         Raises:
-            ValueError: one is NaN or infinite.
+            ValueError: a value is NaN or infinite.
         """
         self._extremes.add(values)
         self._grow(max(-self._extremes.lowest, self._extremes.highest))
@@ -111,14 +112,14 @@ class GrowingHistogram:
             np.floor(p, out=p)
             np.add(p, offsets[: part.size], out=p)
             n[:] = p
-            # Half the time of numpy.bincount, which looks for the smallest and largest number first.
+            # Takes half the time of numpy.bincount, which first searches for the extreme numbers.
             np.add.at(counts, n, 1)
 
     def histogram(self) -> Histogram:
-        """What was counted.
+        """Return the histogram of all values so far.
 
         Raises:
-            ValueError: nothing was.
+            ValueError: no values were added.
         """
         counts = self._lanes.sum(axis=0)
         seen = np.flatnonzero(counts)
@@ -134,11 +135,11 @@ class GrowingHistogram:
         )
 
     def _grow(self, farthest: float) -> None:
-        """Widen the bins until `_SIDE` of them reach beyond `farthest`."""
+        """Widen the bins until `_SIDE` of them extend beyond `farthest`."""
         if farthest < 2.0**self._exponent * _SIDE:
             return
         exponent = int(np.frexp(farthest)[1]) - _SIDE_BITS  # farthest < 2^frexp
-        factor = 2 ** min(exponent - self._exponent, _SIDE_BITS)  # a side of one bin merges no further
+        factor = 2 ** min(exponent - self._exponent, _SIDE_BITS)  # one bin per side is the least
         merged = self._lanes.reshape(len(self._lanes), -1, factor).sum(axis=2)
         self._lanes = np.zeros_like(self._lanes)
         start = _SIDE - merged.shape[1] // 2
@@ -148,5 +149,5 @@ class GrowingHistogram:
 
 @cache
 def _offsets(lanes: int) -> Array:
-    """Where the numbers of bins start for each value of a chunk, float32 and exact, [_CHUNK]."""
+    """The number of bin 0 in the table of each value of a chunk, exact in float32, [_CHUNK]."""
     return np.tile(np.arange(lanes, dtype=np.float32) * (2 * _SIDE) + _SIDE, _CHUNK // lanes)

@@ -1,7 +1,7 @@
-"""From what a tensor was seen to hold to the range that 8 bits shall cover.
+"""Choose the range that 8 bits cover from the histogram of a tensor.
 
-A narrower range rounds finer and cuts off more. Each method weighs the two in its own way. All keep zero
-inside the range, because ONNX represents zero exactly.
+A narrower range rounds more finely and clips more values. The methods differ in how they weigh these two
+errors. All keep zero inside the range, because ONNX represents zero exactly.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _CANDIDATES = 64
 
 
 def percentile_range(histogram: Histogram, percentile: float) -> Range:
-    """Cut off (100 - percentile) / 2 percent of the values at each end that is not zero."""
+    """Clip (100 - percentile) / 2 percent of the values at each end of the range that is not zero."""
     tail = (1 - percentile / 100) / 2
     share = np.cumsum(histogram.counts) / histogram.counts.sum()
     edges = histogram.edges()
@@ -29,11 +29,11 @@ def percentile_range(histogram: Histogram, percentile: float) -> Range:
 
 
 def mse_range(histogram: Histogram) -> Range:
-    """The range of least mean squared error, over a grid of lower and upper ends.
+    """The range with the least mean squared error, over a grid of lower and upper ends.
 
-    Inside, rounding to levels d = (highest - lowest) / 255 apart errs by d^2 / 12 on average (uniform
-    between levels: Widrow & Kollar, "Quantization Noise", 2008, section 1); outside, a value errs by its
-    distance to the range.
+    The distance of two levels is d = (highest - lowest) / 255. The mean squared rounding error of a value
+    inside the range is d^2 / 12 (uniform between levels: Widrow & Kollar, "Quantization Noise", 2008,
+    section 1). The error of a value outside is its distance to the range.
     """
     counts, edges = histogram.counts.astype(np.float64), histogram.edges()
     centres = (edges[:-1] + edges[1:]) / 2
@@ -49,15 +49,19 @@ def mse_range(histogram: Histogram) -> Range:
 
 
 def entropy_range(histogram: Histogram) -> Range:
-    """The range whose 256 levels keep most information (least Kullback-Leibler divergence).
+    """The range whose 256 levels keep the most information (least Kullback-Leibler divergence).
 
-    Migacz, "8-bit inference with TensorRT" (GTC 2017): for each candidate, P is the distribution inside
-    the range with the cut-off mass put on the outermost bins, Q is the distribution inside the range,
-    without that mass, merged into 256 levels and spread again over the bins that are not empty. The
-    candidates shrink the threshold |x| <= t, and each end stops where the data do.
+    The method is that of Migacz, "8-bit inference with TensorRT" (GTC 2017). For each candidate range:
 
-    The bin of zero counts as its neighbours do: zero is represented exactly in every range, and the peak
-    that ReLU leaves there would otherwise speak for the narrowest range, in which it is spread least.
+    - P is the distribution inside the range, with the clipped mass added to the outermost bins.
+    - Q is the distribution inside the range without the clipped mass, merged into 256 levels and spread
+      again over the bins that are not empty.
+
+    The candidates are |x| <= t with a decreasing threshold t, and no end exceeds the data.
+
+    The count of the bin at zero is replaced by the mean of its neighbours. Zero is represented exactly in
+    every range, and the peak that ReLU creates there would otherwise favour the narrowest range, in which
+    it is spread least.
     """
     edges = histogram.edges()
     divergences = Divergences(_without_peak_at_zero(histogram))
@@ -75,12 +79,12 @@ def entropy_range(histogram: Histogram) -> Range:
 
 
 def _within(histogram: Histogram, low: float, high: float) -> Range:
-    """A range between edges of bins, which may lie a little beyond the data."""
+    """The range between two bin edges, limited to the data; an edge may be slightly beyond them."""
     return Range(max(float(low), histogram.lowest), min(float(high), histogram.highest))
 
 
 def _without_peak_at_zero(histogram: Histogram) -> Array:
-    """Counts, the bin that begins at zero smoothed."""
+    """The counts, with the mean of its neighbours in the bin that begins at zero."""
     counts = histogram.counts.astype(np.float64)
     zero = -histogram.first
     if 0 <= zero < len(counts):
@@ -90,15 +94,16 @@ def _without_peak_at_zero(histogram: Histogram) -> Array:
 
 
 class Divergences:
-    """KL(P || Q) for many candidates of one histogram, each in time that grows with the levels alone.
+    """KL(P || Q) for many candidate ranges of one histogram.
 
-    With n the mass of a bin of P, N the sum of all, and q its level's mass in Q per filled bin, the sum
-    over bins of n/N log((n/N) / (q/M)), M = sum of Q, splits into sums over bins of n log n and sums over
-    levels of n; both are differences of running sums. The two outermost bins, which hold the cut-off
-    mass, are added by themselves.
+    The time for each candidate depends only on the number of levels. Let n be the mass of a bin of P, N the
+    sum of P, q the mass in Q of the bin's level per filled bin, and M the sum of Q. The divergence is the
+    sum over bins of n/N log((n/N) / (q/M)). It splits into sums over bins of n log n and sums over levels
+    of n. Both are differences of running sums. The two outermost bins, which hold the clipped mass, are
+    added separately.
     """
 
-    _FLOOR = 1e-12  # of Q: mass cut off onto a bin that is empty inside is dear, not infinitely so
+    _FLOOR = 1e-12  # least value of Q; keeps the cost finite if mass is clipped onto a bin that is empty
 
     def __init__(self, counts: Array) -> None:
         self._counts = counts
@@ -107,8 +112,8 @@ class Divergences:
         self._information = _running(_x_log_x(counts))
 
     def of(self, first: int, last: int) -> float:
-        """Of keeping bins first ... last - 1, at least `LEVELS` of them."""
-        # A bin i belongs to level i * LEVELS // size, which begins at ceil(level * size / LEVELS).
+        """The divergence if bins first ... last - 1 are kept; these must be at least `LEVELS` bins."""
+        # Bin i belongs to level i * LEVELS // size; a level begins at bin ceil(level * size / LEVELS).
         bounds = first - (-np.arange(LEVELS + 1) * (last - first) // LEVELS)
         mass = np.diff(self._mass[bounds])
         total, kept = self._mass[-1], mass.sum()
@@ -132,5 +137,5 @@ def _running(values: Array) -> Array:
 
 
 def _x_log_x(values: Array) -> Array:
-    """The product of each with its logarithm; 0 log 0 = 0."""
+    """Compute x log x of each value, with 0 log 0 = 0."""
     return values * np.log(np.maximum(values, np.finfo(np.float64).tiny))

@@ -1,4 +1,4 @@
-"""The activation ranges that a quantizer asks for: those found before, and the others from samples."""
+"""The activation ranges for a quantizer: read from the store if present, else collected from samples."""
 
 from __future__ import annotations
 
@@ -27,19 +27,21 @@ def activation_ranges(
     progress: Progress,
     store: RangeStore | None = None,
 ) -> dict[str, Range]:
-    """Ranges of at least `tensors`; samples are read, batch by batch and once, where one is not stored.
+    """Return the ranges of at least `tensors`.
+
+    If a range is not stored, the samples are read once, batch by batch.
 
     Args:
-        model: the float model, its shapes inferred.
-        tensors: names of its float tensors, inputs included.
+        model: the float model with inferred shapes.
+        tensors: names of float tensors of the model; inputs are allowed.
         samples: calibration samples.
         batch_size: samples per run.
-        method: how a range is chosen.
-        progress: told of every batch.
-        store: of ranges found before; None to collect them all.
+        method: how to choose a range.
+        progress: advances with every batch.
+        store: stored ranges of earlier builds; None to collect all ranges.
 
     Raises:
-        DataError: as `collect_ranges`.
+        DataError: for the reasons given in `collect_ranges`.
     """
     key = "" if store is None else _key(model, store.data, method, batch_size)
     ranges = {} if store is None else store.find(key)
@@ -58,13 +60,13 @@ def activation_ranges(
 
 
 def _key(model: onnx.ModelProto, data: str, method: CalibrationMethod, batch_size: int) -> str:
-    """A hash of everything that decides what a tensor's range is."""
+    """A hash of everything that determines a tensor's range."""
     return content_key(
         {
             "model": content_hash(model),
             "data": data,
             "method": method,
-            # The only method that sees where one batch ends and the next begins.
+            # Only this method's ranges depend on how the samples are cut into batches.
             "batch": batch_size if method == "moving_average" else None,
             "code": own_code(),
             "libraries": library_versions(),

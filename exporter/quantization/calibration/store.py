@@ -1,7 +1,7 @@
-"""Activation ranges found before, kept for the next time the same model meets the same data.
+"""Stored activation ranges, for later builds of the same model with the same data.
 
-What is excluded, and the types of a target, decide which tensors are rounded, not what they hold: a run
-that excludes a layer more reads its ranges here.
+The excluded nodes and the target's types determine which tensors are rounded. They do not change the values
+of the tensors, so a build that excludes one more layer still reads its ranges here.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from exporter.graphs.ranges import Range
 
 @dataclass(frozen=True)
 class RangeStore:
-    """One JSON file for each model, data and method, in a folder.
+    """A folder with one JSON file for each combination of model, data and method.
 
     Attributes:
-        folder: of the files; made when there is something to keep.
-        data: names the content of the calibration samples, as their hash does.
+        folder: the folder of the files; `keep` creates it.
+        data: an identifier of the content of the calibration samples, for example their hash.
     """
 
     folder: Path
     data: str
 
     def find(self, key: str) -> dict[str, Range]:
-        """The ranges kept under a key; none where there is no file, or a damaged one."""
+        """The ranges stored under a key; empty if the file is missing or damaged."""
         try:
             kept = json.loads(self._file(key).read_text(encoding="utf-8"))
             pairs = {name: (float(low), float(high)) for name, (low, high) in kept[key].items()}
@@ -40,7 +40,7 @@ class RangeStore:
         return {name: Range(low, high) for name, (low, high) in pairs.items()}
 
     def keep(self, key: str, ranges: Mapping[str, Range]) -> None:
-        """Replace what is kept under a key.
+        """Store ranges under a key, replacing earlier ones.
 
         Raises:
             StorageError: the folder cannot be written.

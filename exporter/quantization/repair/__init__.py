@@ -1,13 +1,13 @@
-"""Accuracy repair: what is done to a float model so that it loses less in int8.
+"""Accuracy repair: change a float model so that it loses less accuracy in int8.
 
-Each repair is one file and one function, all of one signature.
+Each repair is one function in its own file. All repairs have the same signature:
 
     (model, context) -> (repaired copy, figures)
 
-A repair reads nothing but its arguments and is deterministic. Those in `PRESERVING_REPAIRS` leave the
-function of the float model as it is; the others bend it so that rounding bends it back. What a repair
-bought is measured (`repair.trial`) on samples that it has not seen, and one that bought nothing is not
-kept.
+A repair depends only on its arguments and is deterministic. The repairs in `PRESERVING_REPAIRS` do not
+change the function of the float model. The others change it to compensate for the error of rounding. The
+effect of a repair is measured (`repair.trial`) on samples that it has not seen. A repair without gain is
+not kept.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ REPAIRS: dict[RepairName, Repair] = {
     "adaround": adaround,
     "bias": correct_bias,
 }
-# Of each repair: its figures, and what it bought.
+# The report of each repair: its figures and its effect.
 REPORTS: Final[Mapping[RepairName, type[AnyRepairReport]]] = {
     "equalize": EqualizeReport,
     "smooth": SmoothReport,

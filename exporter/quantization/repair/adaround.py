@@ -1,4 +1,4 @@
-"""AdaRound: round weights so that the layer's output errs least, not each weight."""
+"""AdaRound: round weights to minimise the error of the layer's output instead of each weight's error."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from exporter.quantization.repair.base import RepairContext
 from exporter.results import AdaRoundFigures
 
 MAX_SAMPLES = 128
-# Positions of a convolution that are looked at in each sample: neighbours say nearly the same.
+# Positions of a convolution observed in each sample. Neighbouring positions hold nearly the same values.
 MAX_POSITIONS = 256
-# A layer with more products per output would need a matrix of more than 256 MiB.
+# A layer with more products per output needs a matrix of more than 256 MiB.
 MAX_PRODUCTS = 8192
 CHUNK_BYTES = 256 * 2**20
 _SWEEPS = 8
@@ -28,9 +28,15 @@ _SWEEPS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class _Work:
-    """A layer, its weights as [groups, out per group, products], and the grid they are rounded to.
+    """A layer with its weights and their rounding grid.
 
-    Scales and largest integers are those of each output channel, [groups, out per group, 1].
+    Attributes:
+        layer: the layer.
+        node: the node of the layer in the float model.
+        shape: the shape of the weights in the model.
+        weight: the weights, [groups, out per group, products].
+        scale: the scale of each output channel, [groups, out per group, 1].
+        highest: the largest integer of each output channel, [groups, out per group, 1].
     """
 
     layer: Layer
@@ -47,20 +53,21 @@ class _Work:
 
 
 def adaround(model: onnx.ModelProto, context: RepairContext) -> tuple[onnx.ModelProto, AdaRoundFigures]:
-    """Choose for every weight whether to round it up or down, layer by layer.
+    """Choose for every weight, layer by layer, whether to round it up or down.
 
-    The aim is that of Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization"
+    The objective is that of Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization"
     (2020), equation 13: minimise d H d over the rounding errors d of an output channel, H = E[x x^T] over
-    the layer's observed inputs x. The paper relaxes the choice and follows gradients; here each weight is
-    flipped as long as that lowers the sum (coordinate descent from the nearest values), which is
-    deterministic, needs H alone and ends.
+    the layer's observed inputs x. The paper relaxes the choice and uses gradients. This function uses
+    coordinate descent from nearest rounding: it flips single weights while this lowers the objective. The
+    descent is deterministic, needs only H and terminates.
 
-    The result is a float model whose weights lie on the quantizer's grid, so that its nearest rounding
-    gives the chosen integers. The largest weight of each channel is untouched: the scale depends on it.
+    The result is a float model whose weights are on the quantizer's grid, so the quantizer's nearest
+    rounding yields the chosen integers. The largest weight of each channel does not change, because the
+    scale depends on it.
 
     1. The rounding error of a weight stays below the distance of two levels.
-    2. Weights that lie on the grid, zeros of pruned networks among them, stay.
-    3. Layers of more than 8,192 products per output, or with automatic padding, are left to the quantizer.
+    2. Weights on the grid do not change; this includes the zeros of pruned networks.
+    3. Layers with more than 8,192 products per output or with automatic padding do not change.
     """
     work = list(_find_work(model, context.qdq_model(model)))
     rounded: dict[str, Array] = {}
@@ -80,7 +87,7 @@ def adaround(model: onnx.ModelProto, context: RepairContext) -> tuple[onnx.Model
     return with_constants(model, rounded), AdaRoundFigures(
         layers=len(work),
         flipped_share=flipped / weights if weights else 0.0,
-        # Mean over layers of d H d after, as a share of that of nearest rounding.
+        # Mean over layers of d H d as a fraction of its value for nearest rounding.
         local_error_ratio=after / before if before else 1.0,
     )
 
@@ -88,17 +95,17 @@ def adaround(model: onnx.ModelProto, context: RepairContext) -> tuple[onnx.Model
 def choose_rounding(
     weight: Array, scale: Array, highest: Array, nearest: Array, gram: Array
 ) -> tuple[float, Array]:
-    """Integers for weights [groups, out, products] that make the layer's output err least.
+    """Choose integers for the weights that minimise the error of the layer's output.
 
     Args:
-        weight: the float weights.
-        scale: of each output channel, [groups, out, 1].
-        highest: the largest integer of each, [groups, out, 1]; the smallest is its negative.
-        nearest: where to start: the integers of nearest rounding.
+        weight: the float weights, [groups, out, products].
+        scale: the scale of each output channel, [groups, out, 1].
+        highest: the largest integer of each output channel, [groups, out, 1]; the smallest is its negative.
+        nearest: the integers of nearest rounding, from which the search starts.
         gram: E[x x^T] of each group, [groups, products, products].
 
     Returns:
-        The sum of d H d as a share of that of `nearest`, and the integers.
+        The sum of d H d as a fraction of its value for `nearest`, and the integers.
     """
     exact = weight / scale
     fixed = np.abs(weight) == np.abs(weight).max(axis=2, keepdims=True)
@@ -162,7 +169,7 @@ def _plain_padding(node: onnx.NodeProto) -> bool:
 
 
 def _chunks(work: Sequence[_Work]) -> Iterator[list[_Work]]:
-    """Layers that are observed together, so that their matrices fit in `CHUNK_BYTES`."""
+    """Divide the layers into chunks to observe together; the matrices of a chunk fit in `CHUNK_BYTES`."""
     chunk: list[_Work] = []
     for item in work:
         if chunk and sum(w.gram_bytes for w in chunk) + item.gram_bytes > CHUNK_BYTES:
@@ -174,7 +181,7 @@ def _chunks(work: Sequence[_Work]) -> Iterator[list[_Work]]:
 
 
 def _grams(model: onnx.ModelProto, chunk: Sequence[_Work], context: RepairContext) -> list[Array]:
-    """E[x x^T] of each layer's inputs in the float model."""
+    """Compute E[x x^T] of each layer's inputs in the float model."""
     sources = [item.layer.source for item in chunk]
     names = [name for name in dict.fromkeys(sources) if name not in context.inputs]
     grams = [np.zeros((w.weight.shape[0], *w.weight.shape[2:] * 2), np.float32) for w in chunk]
@@ -190,9 +197,9 @@ def _grams(model: onnx.ModelProto, chunk: Sequence[_Work], context: RepairContex
 
 
 def observed_products(node: onnx.NodeProto, value: Array, shape: Sequence[int], groups: int) -> Array:
-    """What a layer multiplies its weights by, [groups, observations, products].
+    """The input values that a layer multiplies its weights by, [groups, observations, products].
 
-    A convolution is looked at in at most `MAX_POSITIONS` places of each sample, evenly spread.
+    A convolution is observed at up to `MAX_POSITIONS` evenly spaced positions of each sample.
     """
     if node.op_type != "Conv":
         return value.reshape(1, -1, value.shape[-1])
@@ -224,7 +231,7 @@ def _nearest(item: _Work) -> Array:
 
 
 def _on_grid(item: _Work, nearest: Array, chosen: Array) -> Array:
-    """Float weights that the quantizer rounds to `chosen`; those that nearest rounding gives stay exact."""
+    """Float weights that the quantizer rounds to `chosen`; weights with nearest rounding do not change."""
     largest = np.abs(item.weight).max(axis=2, keepdims=True)
     moved = np.clip(chosen * item.scale, -largest, largest)
     matrix = np.where(chosen == nearest, item.weight, moved).reshape(-1, item.weight.shape[2])

@@ -1,4 +1,4 @@
-"""What every repair is given, and what it gives back."""
+"""The arguments and the result of every repair."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from exporter.results import RepairFigures
 
 @dataclass(frozen=True, kw_only=True)
 class RepairContext:
-    """What a repair may ask for beside the model.
+    """The inputs of a repair, apart from the model.
 
     Attributes:
         inputs: the samples to fit on, input name -> array [N, ...].
         batch_size: samples per run.
-        reference: the float model whose activations are right. `model` differs from it by what earlier
-            repairs did to weights and biases for the sake of int8.
-        qdq_model: a float model -> its QDQ form, with the reference's activation ranges.
-        per_channel: whether the weights of each output channel have a scale of their own.
-        progress: told how far it is.
+        reference: the float model whose activations are correct. The repair's `model` differs from it in
+            the weights and biases that earlier repairs changed for int8.
+        qdq_model: converts a float model to its QDQ form with the reference's activation ranges.
+        per_channel: whether each output channel of the weights has its own scale.
+        progress: receives the progress.
     """
 
     inputs: Mapping[str, Array]
@@ -35,7 +35,7 @@ class RepairContext:
     progress: Progress
 
     def feeds(self, samples: int | None = None) -> Iterator[dict[str, Array]]:
-        """All samples, or about the first `samples`, in batches that are full but for the last of all."""
+        """Yield batches of all samples, or of about the first `samples`; only the last may be smaller."""
         count = self.count
         if samples is not None:
             count = min(count, max(1, samples // self.batch_size) * self.batch_size)
@@ -49,9 +49,9 @@ class RepairContext:
         return len(next(iter(self.inputs.values())))
 
     def batches(self) -> int:
-        """How many batches all samples make."""
+        """The number of batches of all samples."""
         return -(-self.count // self.batch_size)
 
 
-# (model, context) -> (repaired copy of the model, what changed)
+# (model, context) -> (repaired copy of the model, figures of the change)
 Repair = Callable[[onnx.ModelProto, RepairContext], tuple[onnx.ModelProto, RepairFigures]]

@@ -1,4 +1,4 @@
-"""Empirical bias correction: what int8 adds to every channel on average is taken away again."""
+"""Empirical bias correction: subtract the mean error that int8 adds to every channel."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ from exporter.graphs.layers import Layer, find_layers, with_constants, with_own_
 from exporter.quantization.repair.base import RepairContext
 from exporter.results import BiasFigures
 
-# Means over the positions of a feature map settle fast: 64 samples gave no more (EfficientNet-Lite0).
+# The means over the positions of a feature map converge quickly: 64 samples were no better
+# (EfficientNet-Lite0).
 MAX_SAMPLES = 32
 
 
 def correct_bias(model: onnx.ModelProto, context: RepairContext) -> tuple[onnx.ModelProto, BiasFigures]:
     """Add to each bias the mean of (float output - int8 output) of its channel.
 
-    After Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction" (2019),
-    appendix D: layer by layer in graph order, so that a layer is corrected for what is left of the errors
-    before it. In memory there are the means and one batch.
+    The method is that of Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias
+    Correction" (2019), appendix D. It corrects layer by layer in graph order, so the correction of a layer
+    includes the remaining errors of the layers before it. Memory holds only the means and one batch.
 
-    1. The int8 graph is simulated by its Quantize and Dequantize nodes; the biases are inputs of it, and
-       each layer is run only as far as its output.
-    2. A convolution or Gemm without bias gets one; a MatMul without an Add after it is left alone.
+    1. The Quantize and Dequantize nodes simulate the int8 graph. The biases are its inputs, and each run
+       stops at the output of the current layer.
+    2. A convolution or Gemm without bias gets one. A MatMul without an Add after it does not change.
     """
     model = with_own_biases(model)
     quantized = context.qdq_model(model)
@@ -61,9 +62,9 @@ def simulation(
     """The int8 model with dequantized weights, float biases as inputs, and all layers' results as outputs.
 
     Args:
-        model: the float model, every layer of which has a bias.
-        quantized: its QDQ form.
-        layers: those whose biases become inputs, under the names that they have in `model`.
+        model: the float model; every layer in `layers` has a bias in it.
+        quantized: the QDQ form of `model`.
+        layers: the layers of `model` whose biases become inputs.
     """
     copy = copy_of(quantized)
     index = GraphIndex.of(copy.graph)
@@ -105,7 +106,7 @@ def _dequantized(node: onnx.NodeProto, index: GraphIndex) -> Array:
 
 
 def _float_means(layers: Sequence[Layer], context: RepairContext) -> list[Array]:
-    """The mean of every channel of every layer in the reference model; one pass over the data."""
+    """The mean of every channel of every layer in the reference model, from one pass over the data."""
     names = list(dict.fromkeys(layer.output for layer in layers))
     session = session_with_outputs(context.reference, names)
     sums = [np.zeros(1) for _ in layers]

@@ -1,4 +1,4 @@
-"""Leaving layers in float until the accuracy that int8 loses lies within a budget."""
+"""Leave layers in float until the accuracy loss of int8 is within a budget."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from exporter.quantization.repair.trial import Repaired
 from exporter.recipes import FallbackConfig
 from exporter.results import FallbackCandidate, FallbackReport, Score
 
-# Candidates whose cost is measured, for each layer that may stay in float.
+# The number of candidates whose cost is measured is this times the number of layers that may stay in float.
 TIMED_PER_LAYER = 3
 
 
@@ -37,7 +37,10 @@ class _Mixed:
     judge: Judge
 
     def float_model(self, exclude: tuple[str, ...]) -> onnx.ModelProto:
-        """Weights of excluded layers as before repairs: what was bent for int8 is an error in float."""
+        """The repaired model with the original weights in excluded layers.
+
+        Weights that a repair changed for int8 are wrong in float.
+        """
         return with_constants_of(self.repaired.model, self.repaired.models.reference, exclude)
 
     def int8_model(self, exclude: tuple[str, ...]) -> onnx.ModelProto:
@@ -55,16 +58,16 @@ class _Mixed:
 def meet_budget(
     repaired: Repaired, judge: Judge, config: FallbackConfig, progress: Progress
 ) -> tuple[onnx.ModelProto, FallbackReport]:
-    """Search for layers to leave in float.
+    """Search for layers to leave in float so that the budget is met.
 
     Args:
-        repaired: the float model, and what makes int8 of it.
-        judge: has samples that nothing was fitted to.
+        repaired: the repaired float model, and the means to convert it to int8.
+        judge: scores models on held-out samples.
         config: the budget.
-        progress: told how far it is.
+        progress: receives the progress.
 
     Returns:
-        The float model, in which those layers have their weights as before repairs; and the report.
+        The float model, with the original weights in the layers left in float, and the report.
 
     Raises:
         ExportError: no configuration meets the budget.
@@ -90,7 +93,7 @@ def meet_budget(
 def _candidates(
     mixed: _Mixed, layers: Mapping[str, tuple[str, ...]], config: FallbackConfig, progress: Progress
 ) -> tuple[float, tuple[FallbackCandidate, ...]]:
-    """The int8 model's time in ns, and what takes off most noise in float, with what that costs."""
+    """The int8 model's time in ns, and the sets of layers that reduce the noise most, with their costs."""
     sets = [(layer,) for layer in layers] + layers_of_tensors(mixed.repaired.model, layers)
     scores: dict[tuple[str, ...], float] = {}
     sets = [together for together in sets if len(together) <= config.max_layers]
@@ -109,7 +112,7 @@ def _candidates(
 def _costs(
     mixed: _Mixed, sets: Sequence[tuple[str, ...]], progress: Progress
 ) -> tuple[float, dict[tuple[str, ...], float]]:
-    """The int8 model's time in ns, and by how much each set of layers in float prolongs it."""
+    """The int8 model's time in ns, and the additional time of each set of layers in float."""
     size = mixed.repaired.models.settings.fixed_batch or 1
     feeds = {name: np.ascontiguousarray(array[:size]) for name, array in mixed.judge.inputs.items()}
     with progress.task("cost in float", len(sets)) as task:
@@ -129,10 +132,10 @@ def _report(found: Fallback, before: Score, candidates: tuple[FallbackCandidate,
 
 
 def _unmet(found: Fallback, config: FallbackConfig) -> tuple[str, str]:
-    """Cause and fix of a budget that no configuration meets."""
-    wanted = f"at most {config.max_drop:.2%} are allowed"
+    """The cause and fix of the error for a budget that no configuration meets."""
+    wanted = f"the budget allows {config.max_drop:.2%}"
     if config.min_sqnr_db is not None:
-        wanted += f" and {config.min_sqnr_db:.1f} dB are wanted"
+        wanted += f" and requires {config.min_sqnr_db:.1f} dB"
     kept = ", ".join(found.exclude) or "nothing"
     return (
         f"no configuration meets the budget: the best of {found.tried}, with {kept} in float, loses "

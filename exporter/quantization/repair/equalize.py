@@ -1,4 +1,4 @@
-"""Cross-layer equalization: channels of like range, by moving factors from one layer to the next."""
+"""Cross-layer equalization: make channel ranges similar by moving factors from one layer to the next."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from exporter.graphs.layers import Layer, find_layers, with_constants, with_own_
 from exporter.quantization.repair.base import RepairContext
 from exporter.results import EqualizeFigures
 
-# f(s x) = s f(x) for every s > 0 and each channel on its own.
+# For these, f(s x) = s f(x) with every s > 0, separately for each channel.
 _HOMOGENEOUS = {"Relu", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool", "Identity", "Dropout"}
-# A channel counts as free of a clip if no calibration sample brings it beyond this share of the limit.
+# A channel counts as unaffected by a clip if it stays below this fraction of the limit on all calibration
+# samples.
 CLIP_MARGIN = 0.25
 MAX_SCALE = 256.0
 _SWEEPS = 20
@@ -26,12 +27,12 @@ _CONVERGED = 1.01
 
 @dataclass(frozen=True)
 class Pair:
-    """Two layers with nothing between them but what lets factors pass.
+    """Two layers with only operators between them that factors can pass through.
 
     Attributes:
         first: the layer whose output channels are divided.
         second: the layer whose input channels are multiplied.
-        limit: where a Clip between them begins to cut, or infinity.
+        limit: the upper limit of a Clip between them, or infinity.
     """
 
     first: Layer
@@ -40,20 +41,22 @@ class Pair:
 
 
 def equalize(model: onnx.ModelProto, context: RepairContext) -> tuple[onnx.ModelProto, EqualizeFigures]:
-    """Divide output channels of a layer by s and multiply the next one's input channels by s.
+    """Divide output channels of a layer by s and multiply the input channels of the next layer by s.
 
-    After Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction" (2019),
-    section 4.1. The function in float stays the same to rounding.
+    The method is that of Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias
+    Correction" (2019), section 4.1. The float function does not change, except for rounding.
 
-    1. Two layers are a pair if the first one's output goes to the second alone, through operators that
-       are positively homogeneous (Relu, pooling, ...) or through none.
-    2. Clip (ReLU6) is not homogeneous, and ONNX has no limit per channel. A channel may pass it only if
-       on all calibration samples it stays below a quarter of the limit, before and after.
-    3. With one weight scale per tensor, s = sqrt(r1 / r2) of the two layers' weight ranges (equation 11).
-    4. With one per channel, the first layer's weights do not care: r1 is what the channel was seen to
-       hold, because activations have one scale per tensor. Before a depthwise layer, whose weights do
-       not care either, s = r1 / max(r1): every channel fills the range.
-    5. A channel that holds nothing or leads nowhere (r1 or r2 is zero) stays as it is.
+    1. Two layers are a pair if only the second layer reads the first layer's output, either directly or
+       through positively homogeneous operators (Relu, pooling, ...).
+    2. Clip (ReLU6) is not homogeneous, and ONNX has no limit per channel. A channel before a Clip is scaled
+       only if it stays below a quarter of the limit on all calibration samples, before and after scaling.
+    3. With one weight scale per tensor, s = sqrt(r1 / r2), where r1 and r2 are the ranges of the channel's
+       weights in the two layers (equation 11).
+    4. With a weight scale per channel, scaling does not affect the rounding of the first layer's weights.
+       r1 is then the observed range of the channel's activations, which have one scale per tensor. Before
+       a depthwise layer, scaling does not affect the second layer's weights either; then s = r1 / max(r1),
+       and every channel fills the range.
+    5. A channel with r1 = 0 or r2 = 0 does not change.
     """
     index = GraphIndex.of(with_own_biases(model).graph)
     pairs = find_pairs(index)
@@ -94,7 +97,7 @@ def equalize(model: onnx.ModelProto, context: RepairContext) -> tuple[onnx.Model
 
 
 def find_pairs(index: GraphIndex) -> list[Pair]:
-    """All pairs of layers that factors may move between, in graph order."""
+    """All pairs of layers between which factors can be moved, in graph order."""
     layers = {layer.node: layer for layer in find_layers(index)}
     pairs = []
     for layer in layers.values():
@@ -114,14 +117,14 @@ def find_pairs(index: GraphIndex) -> list[Pair]:
 
 
 def _follow(index: GraphIndex, tensor: str) -> tuple[onnx.NodeProto, float] | None:
-    """The one layer after a tensor, and the smallest limit of the clips on the way."""
+    """The only layer that reads a tensor, and the lowest upper limit of the Clips before it."""
     limit = np.inf
     while (node := index.only_reader(tensor)) is not None:
         if node.op_type in {"Conv", "Gemm", "MatMul"}:
             return (node, limit) if node.input[0] == tensor else None
         if node.op_type == "Clip":
             low, high = (_bound(index, node, position) for position in (1, 2))
-            if low != 0.0 or high is None:  # another lower limit cuts at a place that would move
+            if low != 0.0 or high is None:  # scaling changes which values a nonzero lower limit clips
                 return None
             limit = min(limit, high)
         elif node.op_type not in _HOMOGENEOUS:
@@ -139,9 +142,9 @@ def _bound(index: GraphIndex, node: onnx.NodeProto, position: int) -> float | No
 def _channel_ranges(
     model: onnx.ModelProto, pairs: Iterable[Pair], context: RepairContext
 ) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Largest magnitudes of channels as the second layer reads them, and largest values before any clip.
+    """The largest magnitude of each channel at the second layer, and its largest value before any Clip.
 
-    Both by the name of the first layer.
+    Both are keyed by the name of the first layer.
     """
     seconds = {pair.first.node: pair.second for pair in pairs}
     firsts = {pair.first.node: pair.first for pair in pairs}
@@ -190,7 +193,7 @@ def _input_ranges(layer: Layer, weights: dict[str, Array]) -> Array:
 
 
 def _scales(pair: Pair, first: Array, second: Array, per_channel: bool) -> Array:
-    """What to divide each channel of the first layer by; rules 3 to 5 of `equalize`."""
+    """The divisor of each channel of the first layer, by rules 3 to 5 of `equalize`."""
     alive = (first > 0) & (second > 0)
     if not alive.any():
         return np.ones_like(first)
@@ -199,13 +202,13 @@ def _scales(pair: Pair, first: Array, second: Array, per_channel: bool) -> Array
     safe_first, safe_second = np.where(alive, first, top), np.where(alive, second, 1.0)
     scale = safe_first / top if per_channel and depthwise else np.sqrt(safe_first / safe_second)
     if per_channel and not depthwise:
-        # Only the ratios matter; keep the largest channel, and with it all clips, where they are.
+        # Only the ratios matter. The largest channel gets the factor 1, so it comes no nearer to a Clip.
         scale = scale / scale[np.argmax(safe_first)]
     return np.where(alive, np.clip(scale, 1 / MAX_SCALE, MAX_SCALE), 1.0)
 
 
 def _within_clip(scale: Array, top: Array, limit: float) -> Array:
-    """Keep channels that come near a clip as they are, and bring none near it."""
+    """Do not scale channels that come near a Clip, and do not scale others so that they come near it."""
     if not np.isfinite(limit):
         return scale
     room = CLIP_MARGIN * limit

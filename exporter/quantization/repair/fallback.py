@@ -1,4 +1,4 @@
-"""The fallback search: the fewest and cheapest layers to leave in float so that a budget holds."""
+"""The fallback search: the fewest and cheapest layers to leave in float to meet an accuracy budget."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from exporter.quantization.repair.score import noise
 from exporter.recipes import FallbackConfig
 from exporter.results import FallbackCandidate, Score
 
-# After a layer these only cut or bend its output, and are quantized or not as it is.
+# Activations after a layer. They are quantized if the layer is quantized.
 _ACTIVATIONS = {"Relu", "Clip", "LeakyRelu"}
-# They move values and round nothing.
+# These operators only move values and do not round.
 _MOVEMENT = {
     "Concat", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Pad", "Reshape", "Resize", "Slice",
     "Split", "Squeeze", "Transpose", "Unsqueeze",
 }  # fmt: skip
-# A cost below this share of the whole model's time is lost in the noise of the measurement.
+# A cost below this fraction of the whole model's time is smaller than the measurement noise.
 LEAST_COST_SHARE = 0.02
 
 
 @dataclass(frozen=True)
 class Fallback:
-    """What a search found.
+    """The result of a search.
 
     Attributes:
         exclude: the layers to leave in float, in graph order.
-        score: of the model with them in float.
-        met: whether that lies within the budget; if not, it is the best that was tried.
-        tried: how many configurations were scored.
+        score: the score of the model with these layers in float.
+        met: whether the score is within the budget; if not, it is the best score found.
+        tried: the number of configurations scored.
     """
 
     exclude: tuple[str, ...]
@@ -48,20 +48,22 @@ def search(
     order: Sequence[str],
     int8_ns: float,
 ) -> Fallback:
-    """Choose layers by measured outcomes; deterministic but for the costs.
+    """Choose layers by measured scores and costs. The search is deterministic for given costs.
 
-    1. Nothing is left in float if the budget holds so.
-    2. Candidates are added by the noise that they take off per cost, most first, until the budget holds;
-       one with which there would be more than `max_layers` is passed over. A candidate may gain nothing:
-       the search goes on.
-    3. Then each layer is quantized again, the one added last first, and stays so if the budget still holds.
+    1. If the budget is met with all layers in int8, no layer is left in float.
+    2. Otherwise, candidates are added in the order of noise reduction per cost, highest first, until the
+       budget is met. A candidate that would exceed `max_layers` is skipped. A candidate without gain does
+       not stop the search.
+    3. Then each chosen layer is quantized again, starting with the last one added. It stays quantized if
+       the budget is still met.
 
     Args:
-        candidates: what could stay in float.
-        score: of the model with some layers in float.
+        candidates: sets of layers that can stay in float.
+        score: returns the score of the model with given layers in float.
         config: the budget.
         order: all layers, in graph order.
-        int8_ns: time of the model with nothing in float; `LEAST_COST_SHARE` of it is the least cost.
+        int8_ns: time of the model with all layers in int8. Lower costs than `LEAST_COST_SHARE` of it are
+            raised to this value.
     """
     place = {layer: index for index, layer in enumerate(order)}
     tried: dict[tuple[str, ...], Score] = {}
@@ -102,17 +104,17 @@ def search(
 
 
 def within(score: Score, config: FallbackConfig) -> bool:
-    """Whether a score lies within the budget."""
+    """Whether a score is within the budget."""
     return score.drop <= config.max_drop and (
         config.min_sqnr_db is None or score.sqnr_db >= config.min_sqnr_db
     )
 
 
 def rounding_layers(model: onnx.ModelProto, quantized: Collection[str]) -> dict[str, tuple[str, ...]]:
-    """Nodes that are quantized -> the nodes quantized with them (themselves, and activations after them).
+    """Map each quantized node to the nodes quantized with it: the node itself and activations after it.
 
     Args:
-        model: the float model; every node has a name of its own.
+        model: the float model; every node has a unique name.
         quantized: names of the nodes that run in int8; see `exporter.quantization.placement`.
     """
     index = GraphIndex.of(model.graph)
@@ -129,15 +131,16 @@ def rounding_layers(model: onnx.ModelProto, quantized: Collection[str]) -> dict[
 def layers_of_tensors(
     model: onnx.ModelProto, layers: Mapping[str, Collection[str]]
 ) -> list[tuple[str, ...]]:
-    """For each tensor between layers, all layers that touch it, in graph order; each set once.
+    """For each tensor between layers, all layers that write or read it, in graph order; each set once.
 
-    A tensor is rounded as long as one of them is quantized: leaving in float the layer that makes it gains
-    nothing while another reads it in int8. Two fifths of the noise that rounding EfficientNet-Lite0's
-    activations makes arise at its first convolution's output, which that one and the next free together.
+    A tensor is rounded if any of these layers is quantized. It gains nothing to leave only the producing
+    layer in float while another layer reads the tensor in int8. In EfficientNet-Lite0, two fifths of the
+    noise of rounded activations arise at the first convolution's output. To remove this noise, both the
+    first and the next convolution must stay in float.
 
     Args:
         model: the float model.
-        layers: as `rounding_layers` gives them.
+        layers: the result of `rounding_layers`.
     """
     index = GraphIndex.of(model.graph)
     place = {layer: index for index, layer in enumerate(layers)}

@@ -1,4 +1,4 @@
-"""Samples that repairs are fitted on, and others, which nothing was fitted to, that judge them."""
+"""Samples to fit repairs on, and held-out samples to judge them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from bench.core.arrays import Array
 from bench.core.errors import DataError
 
-# A share of one sample in 64 is the least drop that can be told from none.
+# With 64 samples, the smallest measurable drop is 1/64.
 MIN_HELD_OUT, MAX_HELD_OUT = 64, 512
 HELD_OUT_SHARE = 0.25
 
@@ -20,8 +20,8 @@ class RepairSamples:
     """Two disjoint sets of samples.
 
     Attributes:
-        fitted: give activation ranges and are what repairs are fitted on, input name -> array [N, ...].
-        held_out: judge, input name -> array [M, ...].
+        fitted: samples for activation ranges and for fitting repairs, input name -> array [N, ...].
+        held_out: samples for judging repairs, input name -> array [M, ...].
         labels: class indices of `held_out` [M], or None.
     """
 
@@ -31,22 +31,22 @@ class RepairSamples:
 
     @property
     def held_out_count(self) -> int:
-        """How many samples judge."""
+        """The number of held-out samples."""
         return len(next(iter(self.held_out.values())))
 
 
 def hold_out(
     inputs: Mapping[str, Array], labels: Array | None, fixed_batch: int | None = None
 ) -> RepairSamples:
-    """Keep every fourth sample, or as near as the batch size allows, for judging.
+    """Hold out every fourth sample, or as close to that as the batch size allows, to judge repairs.
 
     Args:
-        inputs: input name -> array [N, ...].
+        inputs: the samples, input name -> array [N, ...].
         labels: class indices [N], or None.
-        fixed_batch: the batch size that the model insists on, or None.
+        fixed_batch: the batch size that the model requires, or None if it is dynamic.
 
     Raises:
-        DataError: there are too few.
+        DataError: there are too few samples.
     """
     count = len(next(iter(inputs.values())))
     unit = fixed_batch or 1
@@ -54,8 +54,8 @@ def hold_out(
     if count - wanted < unit or count < 2:
         raise DataError(
             "calibration",
-            f"{count} samples are too few to hold some out, on which repairs are judged",
-            "give more samples, or ask for no repair",
+            f"{count} samples are too few to hold some out for judging repairs",
+            "provide more samples, or remove repair and fallback",
         )
     chosen = np.zeros(count, dtype=bool)
     chosen[np.linspace(0, count - 1, wanted).astype(int)] = True

@@ -1,4 +1,4 @@
-"""Many int8 models of one network: ranges are collected once, and the graph is made again each time."""
+"""Build many int8 models of one network: collect the ranges once, and build the graph each time."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ from exporter.sources.splits import ArraySamples
 
 @dataclass(frozen=True, kw_only=True)
 class QdqModels:
-    """Makes int8 models as the build would, with the activation ranges of one float model.
+    """Builds int8 models like the final build does, with the activation ranges of one float model.
 
     Attributes:
-        reference: that float model.
+        reference: the calibrated float model.
         inputs: calibration samples, input name -> array [N, ...].
         settings: how to quantize.
-        ranges: of every tensor of `reference`: which ones are rounded changes with what is excluded.
-        reduction: the channels of `reference` that get fewer levels so that they do not saturate. Repairs
-            round to these levels: all models have them, and the build starts from them.
+        ranges: the range of every tensor of `reference`, because the excluded nodes determine which
+            tensors are rounded.
+        reduction: the channels of `reference` that get fewer levels to prevent saturation. Repairs round to
+            these levels, so all models use them, and the final build starts from them.
     """
 
     reference: onnx.ModelProto
@@ -39,19 +40,19 @@ class QdqModels:
     reduction: Reduction
 
     def plan(self, model: onnx.ModelProto, exclude: tuple[str, ...] = ()) -> QdqPlan:
-        """What of a model would run in int8."""
+        """Plan which nodes of a model run in int8."""
         return plan_qdq(model, self.settings.target, (*self.settings.exclude, *exclude))
 
     def make(self, model: onnx.ModelProto, exclude: tuple[str, ...] = ()) -> onnx.ModelProto:
-        """The QDQ form of a model whose activations are those of `reference`."""
+        """Build the QDQ form of a model whose activations equal those of `reference`."""
         return make_qdq(self.plan(model, exclude), self.ranges, self.reduction.overrides())
 
     def calibrated_on(self, reference: onnx.ModelProto, progress: Progress) -> QdqModels:
-        """The same with the ranges of another float model."""
+        """A copy with the ranges of another float model."""
         return calibrated(reference, self.inputs, self.settings, progress)
 
     def batch_size(self, model: onnx.ModelProto) -> int:
-        """Samples per run when all tensors are looked at."""
+        """Samples per run when all tensors are observed."""
         shaped = infer_shapes(model)
         return self.settings.fixed_batch or calibration_batch_size(shaped, float_tensors(shaped))
 
@@ -62,14 +63,14 @@ def calibrated(
     """Collect the ranges of every tensor of a float model.
 
     Args:
-        reference: the float model, its nodes named.
+        reference: the float model; every node has a name.
         inputs: calibration samples, input name -> array [N, ...].
         settings: how to quantize.
-        progress: told of every batch.
+        progress: advances with every batch.
 
     Raises:
         DataError: the samples cannot be used.
-        ExportError: an excluded node does not exist, or ONNX Runtime refuses the model.
+        ExportError: an excluded node does not exist, or ONNX Runtime rejects the model.
     """
     shaped, samples = infer_shapes(reference), ArraySamples(inputs)
     tensors = float_tensors(shaped)

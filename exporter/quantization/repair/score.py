@@ -1,4 +1,4 @@
-"""How near an int8 model comes to its float reference on samples that nothing was fitted to."""
+"""Score how close an int8 model is to its float reference on held-out samples."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from exporter.results import Score
 
 
 def noise(sqnr_db: float) -> float:
-    """Noise energy as a share of the signal's."""
+    """Noise energy as a fraction of the signal energy."""
     return 0.0 if sqnr_db >= EXACT_SQNR_DB else float(10 ** (-sqnr_db / 10))
 
 
@@ -26,9 +26,9 @@ class Judge:
     """Scores int8 models against one reference.
 
     Args:
-        reference: the float model as it was given.
+        reference: the float model before any repair.
         inputs: held-out samples, input name -> array [N, ...].
-        labels: their class indices [N], or None.
+        labels: class indices of the samples [N], or None.
         batch_size: samples per run.
     """
 
@@ -40,7 +40,7 @@ class Judge:
         self.labels = labels if self.wanted.ndim == 2 else None
 
     def score(self, model: onnx.ModelProto) -> Score:
-        """Run a model, with all of ONNX Runtime's optimizations as on the device, and compare."""
+        """Run a model with all of ONNX Runtime's optimizations, as on the device, and score its outputs."""
         got = outputs_of(model, self.inputs, self.batch_size)
         if not np.isfinite(got).all():
             return Score(sqnr_db=-EXACT_SQNR_DB, agreement=0.0, drop=1.0)
@@ -54,10 +54,10 @@ class Judge:
 
 
 def outputs_of(model: onnx.ModelProto, inputs: Mapping[str, Array], batch_size: int) -> Array:
-    """The network's own first output on samples, [N, ...], before any postprocessing inside the graph.
+    """The network's first output on samples, [N, ...], before any postprocessing inside the graph.
 
-    Without the saturation of x86 without VNNI, whatever this host is: other targets do not know it, and for
-    those that do, the build takes care of it after the repairs.
+    The result does not include saturation, even if this host is an x86 CPU without VNNI. Other targets do
+    not saturate, and for targets that do, the build prevents saturation after the repairs.
     """
     name = score_tensor(model)
     if name not in {value.name for value in model.graph.output}:
@@ -75,5 +75,5 @@ def outputs_of(model: onnx.ModelProto, inputs: Mapping[str, Array], batch_size: 
 
 
 def fast_session(model: onnx.ModelProto, threads: int) -> onnxruntime.InferenceSession:
-    """A session with all optimizations, as a device would open it."""
+    """Open a session with all optimizations, as on the device."""
     return open_model(model, session_options(threads))

@@ -1,4 +1,4 @@
-"""SmoothQuant: channels of like range before a product, by moving factors into its weights."""
+"""SmoothQuant: make channel ranges before a product similar by moving factors into its weights."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from exporter.graphs.targets import WEIGHT_LEVELS
 from exporter.quantization.repair.base import RepairContext
 from exporter.results import SmoothFigures
 
-# Operators that stay in float: what they give is scaled before it is rounded, not after.
+# Operators that stay in float, so their result can be scaled before it is rounded.
 _FLOAT_PRODUCERS = {"LayerNormalization", "RMSNormalization", "Gelu", "Tanh", "HardSwish", "Swish", "Erf"}
 _STRENGTHS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-# A Mul that takes off less than this share of the noise is not worth its time.
+# A Mul that reduces the noise by less than this fraction is not worth its time.
 _LEAST_GAIN = 0.1
 _ROWS = 512
 _ROWS_A_BATCH = 64
@@ -31,11 +31,12 @@ _LEVELS = 255
 
 @dataclass(frozen=True)
 class _Observed:
-    """What a tensor was seen to hold.
+    """The observed values of a tensor.
 
     Attributes:
-        rows: some of its rows, spread evenly over the samples, [up to 512, channels].
-        lowest, highest: of each channel over all rows, [channels]. Outliers are rare: rows would miss them.
+        rows: a selection of rows, spread evenly over the samples, [up to 512, channels].
+        lowest, highest: the extremes of each channel over all rows, [channels]. `rows` alone could miss
+            rare outliers.
     """
 
     rows: Array
@@ -45,7 +46,13 @@ class _Observed:
 
 @dataclass(frozen=True)
 class _Source:
-    """A tensor that products read, those products, and the norm that can take up factors, if it can."""
+    """A tensor that products read.
+
+    Attributes:
+        tensor: name of the tensor.
+        layers: the products that read it.
+        norm: the norm that produces the tensor, if the factors can be moved into it, or None.
+    """
 
     tensor: str
     layers: tuple[Layer, ...]
@@ -53,18 +60,19 @@ class _Source:
 
 
 def smooth(model: onnx.ModelProto, context: RepairContext) -> tuple[onnx.ModelProto, SmoothFigures]:
-    """Divide each channel that a product reads by s, and multiply the weights that it meets by s.
+    """Divide each channel that a product reads by s, and multiply the weights of this channel by s.
 
-    After Xiao et al., "SmoothQuant" (2023), equation 4: s = max|x|^a / max|w|^(1 - a) for each channel,
-    here over its geometric mean. The function in float stays the same to rounding.
+    The method is that of Xiao et al., "SmoothQuant" (2023), equation 4: s = max|x|^a / max|w|^(1 - a) for
+    each channel, here divided by the geometric mean over the channels. The float function does not change,
+    except for rounding.
 
-    1. A tensor is smoothed if a norm or an activation that stays in float makes it, and products with
-       constant weights read it.
-    2. The strength a is that of the least error of these products with both sides rounded to 8 bits, on
-       up to 512 observed rows; it is 0.5 in the paper, for all.
-    3. If nothing else reads a norm's result, 1 / s goes into its scale and bias and costs nothing. Else
-       a Mul before the rounding applies it, if that takes off a tenth of the noise: one pass over
-       memory, 3 % of the time of MiniLM-L6, whose norms feed residual sums too.
+    1. A tensor is smoothed if its producer is a norm or an activation that stays in float, and products
+       with constant weights read it.
+    2. The strength a is the one with the least error of these products with both sides rounded to 8 bits,
+       measured on up to 512 observed rows. The paper uses 0.5 for all tensors.
+    3. If nothing else reads a norm's result, 1 / s is moved into its scale and bias at no cost. Otherwise a
+       Mul before the rounding applies 1 / s if this reduces the noise by at least a tenth. The Mul is one
+       pass over memory: 3 % of the time of MiniLM-L6, whose norms also feed residual sums.
 
     Measured on MiniLM-L6 (192 questions): cosine 0.9943 before, 0.9986 after.
     """
@@ -108,7 +116,7 @@ def _sources(index: GraphIndex) -> list[_Source]:
 
 
 def _takes_factors(index: GraphIndex, node: onnx.NodeProto) -> bool:
-    """Whether a norm's scale and bias are constants of its own."""
+    """Whether a norm's scale and bias are constants that no other node reads."""
     return node.op_type == "LayerNormalization" and all(
         index.is_constant(name) and index.uses(name) == 1 for name in node.input[1:]
     )
@@ -140,7 +148,7 @@ def _observe(
 
 
 def _best(seen: _Observed, weights: Sequence[Array]) -> tuple[Array | None, float, float]:
-    """The factors of least noise, or None where leaving all as it is has least; noise before and after."""
+    """The factors with the least noise, or None if no factors reduce it; the noise before and after."""
     peaks = np.maximum(np.abs(seen.lowest), np.abs(seen.highest)).astype(np.float64)
     met = np.max([np.abs(weight).max(axis=0) for weight in weights], axis=0).astype(np.float64)
     alive = (peaks > 0) & (met > 0)
@@ -159,7 +167,7 @@ def _best(seen: _Observed, weights: Sequence[Array]) -> tuple[Array | None, floa
 
 
 def _noise(seen: _Observed, weights: Sequence[Array], factor: Array) -> float:
-    """Energy of what rounding both sides to 8 bits adds to the products; weights are [out, channels]."""
+    """Energy of the products' error if both sides are rounded to 8 bits; weights are [out, channels]."""
     low = min(float((seen.lowest / factor).min()), 0.0)
     high = max(float((seen.highest / factor).max()), 0.0)
     distance = (high - low) / _LEVELS or 1.0

@@ -1,4 +1,4 @@
-"""What it costs to leave a layer in float, measured on this CPU."""
+"""Measure on this CPU how much time it costs to leave layers in float."""
 
 from __future__ import annotations
 
@@ -28,19 +28,22 @@ def float_costs(
     *,
     clock: Clock = time.perf_counter_ns,
 ) -> tuple[float, dict[Key, float]]:
-    """What a run of the int8 model takes, and what each variant takes beyond that, in ns.
+    """Measure the time of a run of the int8 model and the additional time of each variant, in ns.
 
-    A variant's cost is negative where it is faster.
+    A variant's cost is negative if the variant is faster than the int8 model.
 
-    Both run in one process on one thread and take turns in `ROUNDS` rounds of short bursts, first one and
-    then the other in front. A burst counts with its fastest run, and the cost is the median of the
-    differences: what slows the machine for a while slows both.
+    The int8 model and a variant run in one process on one thread. They take turns in `ROUNDS` rounds of
+    short bursts and alternate which one runs first. The time of a burst is that of its fastest run. The
+    cost is the median of the differences, because a temporary slowdown of the machine affects both models.
 
     Args:
         int8: the int8 model.
-        variants: key and model of each, one at a time in memory.
-        feeds: one run's inputs.
-        clock: in ns.
+        variants: key and model of each variant; only one model is in memory at a time.
+        feeds: inputs of one run.
+        clock: returns the time in ns.
+
+    Returns:
+        The time of the int8 model's fastest run, and the cost of each variant by its key.
     """
     base = fast_session(int8, 1)
     costs: dict[Key, float] = {}

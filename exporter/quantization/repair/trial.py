@@ -1,4 +1,4 @@
-"""Trying repairs one after another, each on what those before it left; what buys nothing is not kept."""
+"""Try repairs one after another, each on the result of the previous ones; keep only repairs with a gain."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from exporter.quantization.repair.qdq_models import QdqModels
 from exporter.quantization.repair.score import Judge, outputs_of
 from exporter.results import AnyRepairReport, RepairFigures, Score
 
-# Held-out samples are few and like those that were fitted to: bias correction that gained 0.2 dB on them
+# The held-out samples are few and similar to the fitted ones. A bias correction that gained 0.2 dB on them
 # lost 0.3 dB on other pictures (EfficientNet-Lite0, ImageNet weights, after AdaRound).
 MIN_GAIN_DB = 0.5
-# As the export itself is held to. Rounding leaves more than 100 dB; a channel that passes a clip which no
-# calibration sample reached, but a held-out one did, leaves less.
+# The same limit as for the export itself. Rounding alone leaves more than 100 dB. The SQNR is lower if a
+# held-out sample reaches a Clip that no calibration sample reached.
 PRESERVED_SQNR_DB = 50.0
 
 
@@ -29,10 +29,10 @@ class Repaired:
     """A float model after some repairs.
 
     Attributes:
-        model: the float model, with weights and biases bent for int8.
-        models: makes int8 of it. Their reference has what keeps the float function, and nothing else.
-        score: of its int8 model.
-        reports: what each repair bought, in the order they were tried.
+        model: the float model after all kept repairs.
+        models: builds its int8 models. Their reference has only the repairs that keep the float function.
+        score: the score of its int8 model.
+        reports: the reports of all tried repairs, in order.
     """
 
     model: onnx.ModelProto
@@ -41,7 +41,7 @@ class Repaired:
     reports: tuple[AnyRepairReport, ...] = ()
 
     def context(self, progress: Progress) -> RepairContext:
-        """What the next repair is given beside the model."""
+        """The context for the next repair."""
         return RepairContext(
             inputs=self.models.inputs,
             batch_size=self.models.batch_size(self.model),
@@ -55,14 +55,14 @@ class Repaired:
 def try_repairs(
     model: onnx.ModelProto, names: Sequence[RepairName], models: QdqModels, judge: Judge, progress: Progress
 ) -> Repaired:
-    """Try repairs in this order.
+    """Try repairs one after another.
 
     Args:
         model: the float model.
-        names: of the repairs.
-        models: calibrated on the float model.
-        judge: has samples that nothing was fitted to.
-        progress: told how far it is, and what each repair bought.
+        names: the repairs, in the order to try them.
+        models: builds int8 models; calibrated on the float model.
+        judge: scores models on held-out samples.
+        progress: receives the progress and the report of each repair.
     """
     repaired = Repaired(model, models, judge.score(models.make(model)))
     for name in names:
@@ -72,7 +72,7 @@ def try_repairs(
 
 
 def _try(name: RepairName, before: Repaired, judge: Judge, progress: Progress) -> Repaired:
-    """What is left after one repair, and a report more."""
+    """Try one repair; return the result with the repair's report added."""
     candidate, figures = REPAIRS[name](before.model, before.context(progress))
     preserving = name in PRESERVING_REPAIRS
     if preserving and (reason := _change(candidate, judge)):
@@ -81,7 +81,7 @@ def _try(name: RepairName, before: Repaired, judge: Judge, progress: Progress) -
     score = judge.score(models.make(candidate))
     reason = ""
     if score.sqnr_db < before.score.sqnr_db + MIN_GAIN_DB:
-        reason = f"it did not bring int8 {MIN_GAIN_DB} dB nearer to float on held-out samples"
+        reason = f"it did not improve the SQNR of int8 by {MIN_GAIN_DB} dB on held-out samples"
     report = _report(name, figures, before.score, score, reason)
     return _with_report(
         before if reason else replace(before, model=candidate, models=models, score=score), report
@@ -89,7 +89,7 @@ def _try(name: RepairName, before: Repaired, judge: Judge, progress: Progress) -
 
 
 def _change(candidate: onnx.ModelProto, judge: Judge) -> str:
-    """How a repair that should have kept the float function changed it; empty if it did not."""
+    """The reason to reject a repair that changed the float function by mistake, or an empty string."""
     found = outputs_of(candidate, judge.inputs, judge.batch_size)
     near = sqnr_db(judge.wanted, found)
     if np.isfinite(found).all() and near >= PRESERVED_SQNR_DB:
@@ -104,7 +104,7 @@ def _with_report(repaired: Repaired, report: AnyRepairReport) -> Repaired:
 def _report(
     name: RepairName, figures: RepairFigures, before: Score, after: Score, reason: str
 ) -> AnyRepairReport:
-    """What a repair bought; with a reason, it was not kept."""
+    """The report of a repair. If `reason` is not empty, the repair was not kept."""
     return REPORTS[name](
         repair=name,
         kept=not reason,

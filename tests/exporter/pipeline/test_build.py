@@ -413,7 +413,7 @@ def test_a_missing_extra_is_told_before_the_work(project, monkeypatch, module, e
 
 
 def test_too_many_calibration_samples_are_refused_before_the_work(project):
-    with pytest.raises(DataError, match="25 samples are asked for"):
+    with pytest.raises(DataError, match="25 samples are requested"):
         project.build(overrides=["quantize.samples=25"])
     assert project.events() == []
 

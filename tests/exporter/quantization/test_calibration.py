@@ -1,4 +1,4 @@
-"""Calibration: ranges from histograms, and the streaming that fills them."""
+"""Calibration: ranges from histograms, and the pass over the data that fills the histograms."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def histogram_of(values: np.ndarray, parts: int = 7) -> Histogram:
 
 
 def quantization_error(values: np.ndarray, found: Range) -> float:
-    """Mean squared error of rounding to 256 levels, by doing it."""
+    """Mean squared error of rounding to 256 levels, computed by rounding the values."""
     distance = (found.highest - found.lowest) / 255
     level = np.clip(np.round((values - found.lowest) / distance), 0, 255)
     return float(np.mean((values - (found.lowest + level * distance)) ** 2))
@@ -93,21 +93,21 @@ def split() -> Split:
     st.integers(1, 7),
 )
 @settings(derandomize=True, deadline=None, max_examples=100)
-def test_a_histogram_counts_every_value_once_and_in_its_place(values, parts):
+def test_a_histogram_counts_every_value_once_in_the_correct_bin(values, parts):
     histogram = histogram_of(values, parts)
     assert (histogram.lowest, histogram.highest) == (values.min(), values.max())
     farthest = float(np.abs(values).max())
     if farthest > BINS * 2.0**-126:
         assert farthest / histogram.width >= BINS
         assert farthest / histogram.width < 2 * BINS
-    # Bins are half open; numpy's last is not, so one more is given to it.
+    # Our bins are half open. numpy's last bin is closed, so numpy gets one additional bin.
     edges = np.append(histogram.edges(), histogram.edges()[-1] + histogram.width)
     expected, _ = np.histogram(values.astype(np.float64), bins=edges)
     np.testing.assert_array_equal(histogram.counts, expected[:-1])
 
 
-def test_a_histogram_does_not_hang_on_the_order_or_the_size_of_batches():
-    # Beyond 65,536 values a batch is counted in several tables; the first values are the smallest.
+def test_a_histogram_does_not_depend_on_the_order_or_the_size_of_batches():
+    # A batch of 65,536 values or more is counted in several tables. The values are in ascending order.
     values = np.sort(np.abs(NORMAL)) * np.float32(1e3)
     whole = histogram_of(values, 1)
     for other in (histogram_of(values, 150), histogram_of(values[::-1].copy(), 3)):
@@ -126,7 +126,7 @@ def test_a_histogram_grows_over_the_whole_range_of_float32():
     assert -3e38 - histogram.width < occupied[0] <= -3e38
 
 
-def test_a_histogram_takes_values_that_hardly_differ():
+def test_a_histogram_accepts_values_that_hardly_differ():
     values = np.array([0.0, 1e-38, 2e-38], np.float32)
     assert histogram_of(values).counts.sum() == 3
 
@@ -137,7 +137,7 @@ def test_a_histogram_needs_finite_values(bad):
         GrowingHistogram().add(np.array([0.0, bad], np.float32))
 
 
-def test_an_empty_histogram_says_so():
+def test_an_empty_histogram_is_an_error():
     with pytest.raises(ValueError, match="no values"):
         GrowingHistogram().histogram()
 
@@ -153,7 +153,7 @@ def test_every_range_holds_zero_and_lies_within_the_data(method):
 
 
 @pytest.mark.parametrize("percentile", [90.0, 99.0, 99.9])
-def test_percentile_cuts_the_share_that_it_says(percentile):
+def test_percentile_clips_the_requested_fraction(percentile):
     found = percentile_range(histogram_of(NORMAL), percentile)
     outside = np.mean((found.lowest > NORMAL) | (found.highest < NORMAL)) * 100
     assert outside == pytest.approx(100 - percentile, abs=0.15 * (100 - percentile) + 0.02)
@@ -170,7 +170,7 @@ def test_mse_is_no_worse_than_any_range_on_a_grid():
 
 
 def divergence(counts: np.ndarray, first: int, last: int) -> float:
-    """KL(P || Q) of keeping bins first ... last - 1, as the docstring of `entropy_range` defines it."""
+    """KL(P || Q) if bins first ... last - 1 are kept, by the definition in `entropy_range`."""
     p = counts[first:last].copy()
     p[0] += counts[:first].sum()
     p[-1] += counts[last:].sum()
@@ -186,7 +186,7 @@ def divergence(counts: np.ndarray, first: int, last: int) -> float:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_the_divergence_is_that_of_its_definition(seed):
+def test_the_fast_divergence_equals_its_definition(seed):
     generator = np.random.default_rng(seed)
     decay = np.exp(-np.arange(3000) / generator.uniform(100, 3000))
     counts = generator.poisson(decay * generator.choice([0.5, 30.0, 1e5])).astype(np.float64)
@@ -207,7 +207,7 @@ def test_entropy_drops_a_lone_outlier_and_keeps_a_flat_distribution():
     assert entropy_range(histogram_of(flat)).highest > 0.9
 
 
-def test_entropy_is_not_led_astray_by_the_peak_that_relu_leaves_at_zero():
+def test_entropy_is_not_affected_by_the_peak_that_relu_creates_at_zero():
     sparse = np.where(np.random.default_rng(4).random(NORMAL.size) < 0.95, 0, np.abs(NORMAL))
     dense = np.abs(NORMAL)
     found, wanted = (entropy_range(histogram_of(v.astype(np.float32))).highest for v in (sparse, dense))
@@ -216,7 +216,8 @@ def test_entropy_is_not_led_astray_by_the_peak_that_relu_leaves_at_zero():
 
 def test_only_tensors_that_are_rounded_are_collected(network):
     plan = plan_qdq(network, TARGETS["x86-vnni"])
-    # The convolution's own output is absorbed by the Relu that follows, the classifier's stays in float.
+    # The convolution absorbs the Relu after it, so its own output is not rounded. The classifier's output
+    # stays in float.
     assert plan.tensors == ("x", "relu", "pool", "flat")
 
 
@@ -257,7 +258,7 @@ def test_infinite_activations_are_named(network):
         )
 
 
-def test_batches_are_let_go_of_once_they_are_counted(network):
+def test_batches_are_freed_once_they_are_counted(network):
     made, most = [], 0
 
     def feeds():
@@ -271,10 +272,10 @@ def test_batches_are_let_go_of_once_they_are_counted(network):
 
     found = collect_ranges(network, ["x", "y"], feeds(), batches=12, method="percentile", progress=SILENT)
     assert found["x"].highest > 10
-    assert most <= 3  # one is looked at, one is run, one is made
+    assert most <= 3  # one batch is being counted, one is being run and one is being created
 
 
-def test_what_is_wrong_with_a_later_sample_is_told(network):
+def test_an_error_in_a_later_sample_is_reported(network):
     def feeds():
         yield {"x": np.zeros((1, 2, 6, 6), np.float32)}
         raise DataError("calibration.npz", "array 'x' is truncated", "write the file again")
@@ -288,7 +289,7 @@ def test_no_samples_are_refused(network):
         collect_ranges(network, ["x"], [], batches=0, method="minmax", progress=SILENT)
 
 
-def test_minmax_gives_the_very_model_that_quantize_static_gives(network, split, tmp_path):
+def test_minmax_builds_the_same_model_as_quantize_static(network, split, tmp_path):
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
     class Reader(CalibrationDataReader):
@@ -310,7 +311,7 @@ def test_minmax_gives_the_very_model_that_quantize_static_gives(network, split, 
         per_channel=True,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
-        extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm"]},  # as our placement has it
+        extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm"]},  # our placement does the same
     )
     first, second = (
         {i.name: numpy_helper.to_array(i) for i in onnx.load(path).graph.initializer}
@@ -322,7 +323,7 @@ def test_minmax_gives_the_very_model_that_quantize_static_gives(network, split, 
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_gives_a_model_that_agrees_with_float(network, split, tmp_path, method):
+def test_every_method_builds_a_model_that_agrees_with_float(network, split, tmp_path, method):
     from bench.metrics.parity import parity
     from exporter.graphs.inference import run_model
 

@@ -39,7 +39,7 @@ def run(model, ids):
 
 
 @given(seed=st.integers(0, 2**16), where=st.integers(0, ROWS - 1))
-def test_rows_are_right_to_half_a_step_of_their_own(seed, where):
+def test_the_error_of_each_row_is_at_most_half_its_scale(seed, where):
     content = table(seed=seed)
     content[where] = 0
     model = lookup(content)
@@ -50,7 +50,7 @@ def test_rows_are_right_to_half_a_step_of_their_own(seed, where):
     assert np.all(np.abs(run(model, ids) - content[ids]) <= 0.5001 * distance)
 
 
-def test_a_quarter_of_the_size_is_left():
+def test_a_table_shrinks_to_a_quarter_of_its_size():
     model = lookup(table())
     before = model.ByteSize()
     quantize_tables(model)

@@ -1,4 +1,4 @@
-"""Weights in 4 bits: what changes, what stays, how close it comes."""
+"""4-bit weights: which nodes change, which stay in float, and the accuracy."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_products_run_in_four_bits(tmp_path, gemm):
     assert made.weight_type == "uint4"
     exact, close = run(model), run(found)
     noise = 20 * np.log10(np.linalg.norm(exact) / np.linalg.norm(exact - close))
-    # 15 levels over +-2.5 deviations: a third of one apart, hence about 20 dB a product.
+    # 15 levels over +-2.5 standard deviations are a third of one apart: about 20 dB for each product.
     assert 13 < noise < 30
     assert model.SerializeToString() == before
     assert found.ByteSize() < model.ByteSize() / 4
@@ -94,7 +94,7 @@ def test_excluded_nodes_stay_as_they_are(tmp_path, name):
     assert {n.name: n.op_type for n in found.graph.node}[name] in {"MatMul", "Gemm"}
 
 
-def test_weights_that_something_else_reads_too_are_kept(tmp_path):
+def test_float_weights_with_another_reader_are_kept(tmp_path):
     model = network()
     value = helper.make_tensor_value_info("out", TensorProto.FLOAT, [WIDTH, WIDTH])
     bodies = {
@@ -122,32 +122,32 @@ def test_an_excluded_node_must_exist(tmp_path):
 
 
 def test_nothing_to_quantize_is_an_error(tmp_path):
-    with pytest.raises(ExportError, match="holds nothing for 4 bits"):
+    with pytest.raises(ExportError, match="has nothing to quantize to 4 bits"):
         quantized(network(), tmp_path, exclude=("first", "second"))
     assert not (tmp_path / "small.onnx").exists()
 
 
-def test_logging_stays_the_users(tmp_path, caplog):
+def test_the_users_logging_is_not_changed(tmp_path, caplog):
     logger = logging.getLogger("onnxruntime.quantization.matmul_nbits_quantizer")
     handlers, level = logging.root.handlers[:], logging.root.level
     with caplog.at_level(logging.INFO, logger.name):
         quantized(network(), tmp_path)
         assert not caplog.records
-        logger.info("somebody else's")
-    assert [record.message for record in caplog.records] == ["somebody else's"]
+        logger.info("another message")
+    assert [record.message for record in caplog.records] == ["another message"]
     assert (logging.root.handlers, logging.root.level) == (handlers, level)
     assert logging.root.manager.disable == logging.NOTSET
     assert not logger.filters
 
 
-def test_what_onnxruntime_refuses_is_named(tmp_path):
+def test_an_error_of_onnxruntime_names_the_model(tmp_path):
     model = network()
     model.graph.initializer[0].raw_data = b"cut off"
     with pytest.raises(ExportError, match="net: ONNX Runtime cannot quantize it"):
         quantized(model, tmp_path)
 
 
-def test_importing_the_quantizer_leaves_logging_as_it_is():
+def test_importing_the_quantizer_does_not_configure_logging():
     script = """
 import logging, onnx
 from exporter.quantization.ort_quantizer import quantize_products

@@ -1,4 +1,4 @@
-"""Static int8: the types in the file, and what is refused."""
+"""Static int8: the types in the file, and the inputs that are rejected."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from exporter.recipes import QuantizeConfig
 
 @pytest.fixture
 def quantized(onnx_models, splits, tmp_path):
-    """Quantize the trained network; what was made, and the model."""
+    """Quantize the trained network; returns the report and the model."""
 
     def run(target="x86-vnni", *, source=onnx_models.float, seed=0, **config):
         path = tmp_path / f"{target}.onnx"
@@ -85,7 +85,7 @@ def test_convolutions_have_a_scale_per_channel(quantized):
     assert sorted(scales.values()) == [(3,), (8,), (8,)]
 
 
-def test_the_target_stands_in_the_file(quantized):
+def test_the_metadata_states_the_target(quantized):
     _, model = quantized("arm64")
     assert {e.key: e.value for e in model.metadata_props} == {
         "edgeproof.name": "tiny",
@@ -111,8 +111,8 @@ def test_int8_answers_like_float(onnx_models, splits):
 
 
 def test_equal_inputs_give_equal_bytes(quantized):
-    one, other, drawn_anew = quantized()[1], quantized()[1], quantized(seed=3)[1]
-    assert one.SerializeToString() == other.SerializeToString() != drawn_anew.SerializeToString()
+    one, other, other_seed = quantized()[1], quantized()[1], quantized(seed=3)[1]
+    assert one.SerializeToString() == other.SerializeToString() != other_seed.SerializeToString()
 
 
 def test_excluded_nodes_stay_in_float(quantized):
@@ -123,7 +123,7 @@ def test_excluded_nodes_stay_in_float(quantized):
     assert len(weights(model)) == 2
 
 
-def test_unknown_nodes_are_refused_with_the_known(quantized):
+def test_the_error_for_an_unknown_node_lists_known_nodes(quantized):
     with pytest.raises(ExportError) as caught:
         quantized(exclude=("neck",))
     assert (caught.value.place, caught.value.cause) == (

@@ -1,4 +1,4 @@
-"""Quantizing with repairs: judged on held-out samples, kept or not, reported, and refused where need be."""
+"""Quantization with repairs: they are judged on held-out samples, kept or dropped, and reported."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ EVERY = ("equalize", "adaround", "bias")
 
 @pytest.fixture
 def coarse(onnx_models, tmp_path):
-    """The trained network with weights that 8 bits hold badly: one giant weight that sees nothing."""
+    """The trained network with a very large weight on a dead channel: 8 bits represent the others badly."""
     model = onnx.load(onnx_models.float)
     weight = next(i for i in model.graph.initializer if i.name == "body.weight")
     value = numpy_helper.to_array(weight).copy()
@@ -61,7 +61,7 @@ def plainly(model, out, splits):
     return quantize_model(onnx.load(model), out, splits.calibration, Int8Settings(TARGET), progress=SILENT)
 
 
-def test_every_repair_says_what_it_bought(coarse, splits, tmp_path):
+def test_every_repair_reports_its_effect(coarse, splits, tmp_path):
     out = tmp_path / "int8.onnx"
     found = quantized(coarse, out, splits, *EVERY)
     assert [report.repair for report in found.repairs] == list(EVERY)
@@ -81,8 +81,8 @@ def test_every_repair_says_what_it_bought(coarse, splits, tmp_path):
 
 
 @pytest.mark.parametrize("target", ["x86-avx2", "x86-vnni"])
-def test_what_was_judged_is_what_ships(tmp_path, target):
-    """Channels that saturate have fewer levels: weights rounded to more of them would lie between them."""
+def test_the_shipped_model_has_the_judged_score(tmp_path, target):
+    """AdaRound must round to the reduced levels of saturating channels, or its choice is lost."""
     draw = np.random.default_rng(0)
     nodes = [
         helper.make_node("MatMul", ["x", "w0"], ["a"], name="first"),
@@ -98,7 +98,7 @@ def test_what_was_judged_is_what_ships(tmp_path, target):
         [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    # Inputs that rise and fall together, which makes rounding errors add up.
+    # The inputs are correlated, so rounding errors add up.
     inputs = {"x": (draw.uniform(0.5, 1, (96, 1)) * draw.uniform(0.5, 1, 64)).astype(np.float32)}
     held_out = {"x": inputs["x"][::2]}
     found = quantize_repaired(
@@ -117,7 +117,7 @@ def test_what_was_judged_is_what_ships(tmp_path, target):
     assert reached == pytest.approx(report.sqnr_db_after, abs=0.2)
 
 
-def test_nothing_asked_is_plain_quantization(onnx_models, splits, tmp_path):
+def test_without_repairs_the_result_is_plain_quantization(onnx_models, splits, tmp_path):
     one, other = tmp_path / "one.onnx", tmp_path / "other.onnx"
     config = QuantizeConfig(samples=splits.calibration.count)
     found = quantize_split(
@@ -156,14 +156,14 @@ def test_a_repair_that_harms_is_not_kept(onnx_models, splits, tmp_path, monkeypa
     assert not preserving.kept
     assert "it changed the float model" in preserving.reason
     assert not bending.kept
-    assert "dB nearer to float" in bending.reason
+    assert "it did not improve the SQNR" in bending.reason
     assert (
         run_model(tmp_path / "int8.onnx", splits.evaluation).argmax(1) == splits.evaluation.labels
     ).all()
 
 
-def test_held_out_samples_give_no_ranges(onnx_models, splits, tmp_path):
-    """One wild sample: judged by, it leaves the ranges alone."""
+def test_held_out_samples_do_not_affect_ranges(onnx_models, splits, tmp_path):
+    """The held-out samples are multiplied by 1000; the ranges stay small."""
     inputs = {"image": splits.calibration.inputs["image"].copy()}
     wild = np.linspace(0, 23, 6).astype(int)
     inputs["image"][wild] *= 1000
@@ -187,7 +187,7 @@ def test_layers_are_left_in_float_until_the_budget_holds(coarse, splits, tmp_pat
     assert {"layers", "sqnr_db", "cost_ns"} == left.candidates[0].as_json().keys()
 
 
-def test_what_is_left_in_float_has_the_weights_of_before_the_repairs(coarse, splits, tmp_path):
+def test_layers_left_in_float_have_their_original_weights(coarse, splits, tmp_path):
     out = tmp_path / "int8.onnx"
     budget = FallbackConfig(max_drop=0.9, min_sqnr_db=35.0, max_layers=4)
     found = quantized(coarse, out, splits, "adaround", fallback=budget)
@@ -200,7 +200,7 @@ def test_what_is_left_in_float_has_the_weights_of_before_the_repairs(coarse, spl
     np.testing.assert_array_equal(after["body.weight"], before["body.weight"])
 
 
-def test_a_budget_that_holds_leaves_nothing(onnx_models, splits, tmp_path):
+def test_no_layer_is_left_in_float_if_int8_meets_the_budget(onnx_models, splits, tmp_path):
     left = quantized(
         onnx_models.float, tmp_path / "int8.onnx", splits, fallback=FallbackConfig(max_drop=0.5)
     ).fallback
@@ -213,7 +213,7 @@ def test_a_budget_that_cannot_be_met(coarse, splits, tmp_path):
         quantized(coarse, tmp_path / "int8.onnx", splits, fallback=budget)
     assert caught.value.place == "quantize.fallback"
     assert "no configuration meets the budget: the best of 2, with" in caught.value.cause
-    assert "200.0 dB are wanted" in caught.value.cause
+    assert "requires 200.0 dB" in caught.value.cause
     assert "max_layers (now 1)" in caught.value.fix
     assert not (tmp_path / "int8.onnx").exists()
 
@@ -254,12 +254,12 @@ def test_too_few_samples(splits):
 @pytest.mark.parametrize(
     ("names", "match"),
     [
-        (("smoothe",), "there is no repair 'smoothe'; choose of: .*equalize"),
+        (("smoothe",), "there is no repair 'smoothe'; choose from: .*equalize"),
         (("bias", "bias"), "repair 'bias' is named twice"),
         (("bias", "equalize"), "repair 'equalize' must stand before 'bias'"),
     ],
 )
-def test_repairs_that_make_no_sense(onnx_models, splits, tmp_path, names, match):
+def test_invalid_lists_of_repairs_are_rejected(onnx_models, splits, tmp_path, names, match):
     with pytest.raises(UsageError, match=match):
         quantized(onnx_models.float, tmp_path / "int8.onnx", splits, *names)
 
@@ -273,7 +273,7 @@ def test_repairs_that_make_no_sense(onnx_models, splits, tmp_path, names, match)
         ({"fallback": {"max_layers": 0}}, "quantize.fallback.max_layers"),
     ],
 )
-def test_recipes_are_refused_early(table, match):
+def test_invalid_repairs_and_fallbacks_are_rejected_with_the_recipe(table, match):
     content = {"name": "n", "model": {"factory": "a:b", "checkpoint": "c"}, "data": {"factory": "a:b"}}
     with pytest.raises(RecipeError, match=match):
         recipe_from({**content, "quantize": table}, "recipe.toml")

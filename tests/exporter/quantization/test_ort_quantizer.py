@@ -1,4 +1,4 @@
-"""The indexed quantizer gives what ONNX Runtime's own gives, byte for byte."""
+"""The indexed quantizer builds the same model as ONNX Runtime's own, byte for byte."""
 
 from __future__ import annotations
 
@@ -41,12 +41,15 @@ def model(nodes, weights, inputs, outputs):
 
 
 def convolutional():
-    """A residual block with all that the quantizer treats in its own way, and a tensor that ends twice."""
+    """A residual block with every operator that the quantizer treats specially.
+
+    Its tensors y and r3 are read inside the graph and are outputs too.
+    """
     weights = {
         "w1": normal(4, 3, 3, 3),
-        "b": normal(4),  # of two convolutions
+        "b": normal(4),  # shared by two convolutions
         "w2": normal(4, 4, 3, 3) * np.array([0, 1, 1e-30, 1e3], np.float32).reshape(4, 1, 1, 1),
-        "huge": normal(4) * np.float32(1e9),  # needs a larger weight scale
+        "huge": normal(4) * np.float32(1e9),  # requires a larger weight scale
         "w3": normal(4, 4, 1, 1),
         "low": np.float32(0),
         "high": np.float32(6),
@@ -85,7 +88,7 @@ def convolutional():
 
 
 def attention():
-    """Gemm, MatMul of two activations, Transpose, Where, LayerNormalization; no bias twice."""
+    """MatMul with constant weights, MatMul of two activations, Transpose, Where and LayerNormalization."""
     weights = {
         "wq": normal(8, 8),
         "bq": normal(8),
@@ -116,7 +119,7 @@ def ranges_of(graph):
 
 
 def everywhere(source, target="x86-vnni", exclude=(), **options):
-    """Every operator that the quantizer knows, whether or not the CPU has a kernel for it."""
+    """Options that quantize every operator that the quantizer knows, even without a kernel on the CPU."""
     operators = frozenset({*QLinearOpsRegistry, *QDQRegistry})
     names = frozenset(node.name for node in source.graph.node) - set(exclude)
     return QuantizerOptions(
@@ -125,7 +128,7 @@ def everywhere(source, target="x86-vnni", exclude=(), **options):
 
 
 def theirs(source, ranges, options, **extra):
-    """The quantizer as ONNX Runtime ships it."""
+    """The model that ONNX Runtime's unmodified quantizer builds."""
     copy = onnx.ModelProto()
     copy.CopyFrom(source)
     add_infer_metadata(copy)
@@ -161,7 +164,7 @@ def theirs(source, ranges, options, **extra):
         (attention, ("norm", "softmax")),
     ],
 )
-def test_the_model_is_theirs_byte_for_byte(build, exclude, target):
+def test_the_model_equals_onnxruntimes_byte_for_byte(build, exclude, target):
     source = build()
     before = source.SerializeToString()
     ranges = ranges_of(source.graph)
@@ -174,7 +177,7 @@ def test_the_model_is_theirs_byte_for_byte(build, exclude, target):
     assert any(node.op_type == "QuantizeLinear" for node in found.graph.node)
 
 
-def test_single_weights_are_rounded_as_told():
+def test_overrides_of_particular_weights_are_applied():
     source = convolutional()
     ranges = ranges_of(source.graph)
     told = {"w1": [{"axis": 0, "rmin": -float(c), "rmax": float(c)} for c in (1, 2, 3, 4)]}
@@ -187,7 +190,7 @@ def test_single_weights_are_rounded_as_told():
     )
 
 
-def test_single_results_stay_in_float():
+def test_the_placements_float_results_stay_in_float():
     source = convolutional()
     options = everywhere(source)
     kept = dataclasses.replace(options, placement=Placement(options.placement.nodes, frozenset({"y"})))
@@ -196,14 +199,14 @@ def test_single_results_stay_in_float():
     assert not any(node.op_type == "QuantizeLinear" and node.input[0] == "y" for node in found.graph.node)
 
 
-def test_no_node_is_none_and_not_all():
+def test_an_empty_placement_quantizes_nothing():
     source = convolutional()
     options = QuantizerOptions(TARGETS["x86-vnni"], Placement(frozenset(), frozenset()))
     assert rounded_tensors(source, options) == []
     assert run_quantizer(source, {}, options) == source
 
 
-def test_no_other_range_matters_than_those_of_rounded_tensors():
+def test_only_the_ranges_of_rounded_tensors_matter():
     source = convolutional()
     options = everywhere(source)
     everything = ranges_of(source.graph)
@@ -214,7 +217,7 @@ def test_no_other_range_matters_than_those_of_rounded_tensors():
         for ranges in (everything, {name: everything[name] for name in rounded})
     )
     assert whole == needed
-    # and each of them does, but where a tensor takes over the range of another
+    # Most of these ranges change the model; the others are of tensors that take over another one's range.
     changed = {
         name
         for name in rounded
@@ -226,7 +229,7 @@ def test_no_other_range_matters_than_those_of_rounded_tensors():
     assert len(changed) > len(rounded) / 2
 
 
-def test_what_the_quantizer_refuses_is_named():
+def test_an_error_of_the_quantizer_names_the_model():
     source = convolutional()
     broken = {name: Range(0.0, float("nan")) for name in ranges_of(source.graph)}
     with pytest.raises(ExportError, match="net: ONNX Runtime cannot quantize it"):

@@ -1,4 +1,4 @@
-"""Which operators run in int8, on graphs written by hand and on an encoder."""
+"""The operators that run in int8, in graphs written by hand and in an encoder."""
 
 from __future__ import annotations
 
@@ -51,17 +51,17 @@ def test_a_residual_network_runs_in_int8_from_end_to_end():
     assert placed(model).float_results == frozenset()
 
 
-def test_what_nothing_in_int8_reads_stays_in_float():
+def test_operators_without_an_int8_reader_stay_in_float():
     model = parse("a = Conv(x, w)  b = Sigmoid(a)  c = Mul(a, b)  y = Tanh(c)", SQUARE)
     assert placed(model).nodes == {"a"}
 
 
-def test_a_relu_goes_with_its_convolution_whoever_reads_it():
+def test_a_relu_is_quantized_with_its_convolution_whatever_reads_it():
     model = parse("a = Conv(x, w)  b = Relu(a)  y = Tanh(b)", SQUARE)
     assert placed(model).nodes == {"a", "b"}
 
 
-def test_what_comes_from_float_alone_stays_in_float():
+def test_operators_with_only_float_inputs_stay_in_float():
     model = parse("a = Tanh(x)  b = Exp(x)  c = Mul(a, b)  y = Conv(c, w)", SQUARE)
     assert placed(model).nodes == {"last3"}
 
@@ -72,13 +72,13 @@ def test_operators_without_kernels_and_excluded_nodes_stay_in_float():
     assert placed(model, ("c",)).nodes == {"a", "last3"}
 
 
-def test_computed_weights_are_no_weights():
+def test_convolutions_with_computed_weights_stay_in_float():
     model = parse("k = Tanh(w)  a = Conv(x, k)  y = Conv(a, w)", SQUARE)
     assert placed(model).nodes == {"last2"}
 
 
 @pytest.mark.parametrize("read_by", ["Tanh", "Gelu", "Identity"])
-def test_products_give_float_to_float_readers(read_by):
+def test_the_result_of_a_product_stays_in_float_for_float_readers(read_by):
     model = parse(
         f"a = MatMul(x, w)  y = {read_by}(a)",
         kernel("w", 6, 6),
@@ -88,7 +88,7 @@ def test_products_give_float_to_float_readers(read_by):
     assert placed(model) == Placement(frozenset({"a"}), frozenset({"a"}))
 
 
-def test_products_feed_products_in_int8():
+def test_the_result_of_a_product_is_rounded_for_another_product():
     model = parse(
         "a = Gemm(x, w)  b = Relu(a)  y = Gemm(b, w)",
         kernel("w", 6, 6),
@@ -149,15 +149,15 @@ def test_float_readers_of_a_float_result_read_it_unrounded(tmp_path):
     assert [n.op_type for n in model.graph.node].count("QuantizeLinear") == 2
 
 
-def test_float_readers_of_an_int8_result_read_what_is_quantized(tmp_path):
+def test_float_readers_of_an_int8_result_read_the_rounded_value(tmp_path):
     model = parse("a = Conv(x, w)  b = Tanh(a)  c = Conv(a, w)  y = Add(b, c)", SQUARE)
     found, _ = quantized(model, tmp_path)
     nodes = {node.name: node for node in found.graph.node}
-    # Else the convolution would have a reader besides Quantize, and stay in float.
+    # Otherwise the convolution would have another reader than QuantizeLinear and would stay in float.
     assert nodes["b"].input[0] == nodes["c"].input[0] == "a_DequantizeLinear_Output"
 
 
-def test_a_pair_that_nobody_reads_any_more_goes():
+def test_a_dequantize_node_without_readers_is_removed():
     model = parse(
         "q = QuantizeLinear(x, s, z)  d = DequantizeLinear(q, s, z)  y = Tanh(d)",
         "float s = {0.1}, uint8 z = {0}",
@@ -167,7 +167,7 @@ def test_a_pair_that_nobody_reads_any_more_goes():
     assert model.graph.node[-1].input[0] == "x"
 
 
-def test_what_a_branch_reads_is_not_taken_away():
+def test_readers_inside_branches_are_considered():
     model = parse(
         "q = QuantizeLinear(x, s, z)  d = DequantizeLinear(q, s, z)  p = ReduceMax(x)  c = Cast<to = 9>(p)"
         "  k = Squeeze(c)  y = If(k) <then_branch = t () => (float[N, 2, 6, 6] t) { t = Tanh(d) },"
@@ -190,7 +190,7 @@ def test_what_a_branch_reads_is_not_taken_away():
     assert kept.SerializeToString() == before
 
 
-def test_the_encoder_keeps_its_answers(tmp_path):
+def test_the_int8_encoder_is_close_to_float(tmp_path):
     model = encoder()
     found, x = quantized(model, tmp_path)
     before, after = (open_exact(m).run(None, {"x": x})[0] for m in (model, found))
@@ -199,11 +199,11 @@ def test_the_encoder_keeps_its_answers(tmp_path):
 
 
 def test_nothing_to_quantize_is_an_error(tmp_path):
-    with pytest.raises(ExportError, match="holds nothing that runs in int8"):
+    with pytest.raises(ExportError, match="has nothing that can run in int8"):
         quantized(parse("y = Tanh(x)"), tmp_path)
 
 
-def test_nodes_without_names_are_quantized_all_the_same(tmp_path):
+def test_nodes_without_names_are_quantized(tmp_path):
     model = parse("a = Conv(x, w)  b = Relu(a)  y = Conv(b, w)", SQUARE)
     for node in model.graph.node:
         node.name = ""
@@ -230,7 +230,7 @@ def test_nodes_without_names_are_quantized_all_the_same(tmp_path):
     ],
     ids=["convolution", "depthwise", "transposed"],
 )
-def test_what_is_left_in_float_runs_in_float(tmp_path, body, constants, excluded):
+def test_operators_left_in_float_run_in_float(tmp_path, body, constants, excluded):
     model = parse(body, constants)
     found, x = quantized(model, tmp_path, exclude=(excluded,) if excluded else ())
     result = audit(tmp_path / "int8.onnx")

@@ -1,4 +1,4 @@
-"""Quantizing as a recipe asks for it: how many samples of the split are used, and for what."""
+"""Quantization according to a recipe: how many samples of the split calibrate and how many judge."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ def quantized(onnx_models, tmp_path):
     return run
 
 
-def test_more_samples_than_there_are(quantized, splits):
-    with pytest.raises(DataError, match=r"25 samples are asked for, the calibration split has 24"):
+def test_more_samples_than_the_split_has_are_rejected(quantized, splits):
+    with pytest.raises(DataError, match=r"25 samples are requested, but the calibration split has 24"):
         quantized(splits.calibration, samples=25)
 
 
-def test_all_samples_are_used_unless_fewer_are_asked_for(quantized, splits):
+def test_all_samples_are_used_unless_fewer_are_requested(quantized, splits):
     assert quantized(splits.calibration).samples == 24
     assert quantized(splits.calibration, samples=16).samples == 16
 
 
-def test_repairs_are_judged_on_what_calibration_left(quantized, splits):
+def test_repairs_are_judged_on_the_rest_of_the_calibration_split(quantized, splits):
     many = np.arange(splits.evaluation.count)
     calibration = splits.evaluation.take(many)
     found = quantized(calibration, samples=40, repair=("adaround", "bias"))
@@ -48,7 +48,7 @@ def test_repairs_are_judged_on_what_calibration_left(quantized, splits):
     assert (few.samples, few.held_out_samples) == (30, 10)
 
 
-def test_bits_decide_what_is_made(quantized, splits):
+def test_bits_select_the_kind_of_quantization(quantized, splits):
     assert isinstance(quantized(splits.calibration), Int8Model)
     made = quantized(splits.calibration, bits=4, block_size=16)
     assert isinstance(made, Int4Model)

@@ -1,4 +1,4 @@
-"""The fallback search: fewest, cheapest, and honest where nothing helps. Nothing here is measured."""
+"""The fallback search: it finds the fewest and cheapest layers. All times here are invented."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def scored(sqnr_db, agreement, drop):
 
 
 def candidates(noises, costs=None):
-    """Layers a, b, c, ... that each take off a given noise, at a cost."""
+    """Layers a, b, c, ..., each of which removes the given noise at a cost."""
     return [
         candidate((NAMES[i],), decibels(sum(noises) - noise), cost)
         for i, (noise, cost) in enumerate(zip(noises, costs or itertools.repeat(100.0), strict=False))
@@ -47,7 +47,7 @@ def candidates(noises, costs=None):
 
 
 def additive(noises, calls=None):
-    """A model whose drop is the noise of the layers that are not in float."""
+    """The score function of a model whose drop is the total noise of the layers in int8."""
 
     def score(exclude):
         if calls is not None:
@@ -63,13 +63,13 @@ def find(noises, score=None, *, costs=None, int8_ns=100.0, **config):
     return search(layers, score or additive(noises), FallbackConfig(**config), order=NAMES, int8_ns=int8_ns)
 
 
-def test_nothing_is_left_in_float_without_need():
+def test_no_layer_is_left_in_float_without_need():
     calls = []
     found = find([0.01, 0.02], additive([0.01, 0.02], calls), max_drop=0.05)
     assert (found.exclude, found.met, found.tried, calls) == ((), True, 1, [()])
 
 
-def test_the_noisiest_layer_goes_first():
+def test_the_noisiest_layer_is_left_in_float_first():
     found = find([0.01, 0.2, 0.02], max_drop=0.05)
     assert (found.exclude, found.met) == (("b",), True)
     assert found.score.drop == pytest.approx(0.03)
@@ -79,20 +79,20 @@ def test_cheap_layers_are_preferred():
     assert find([0.1, 0.1], costs=[1000.0, 10.0], max_drop=0.15).exclude == ("b",)
 
 
-def test_a_cost_that_is_lost_in_noise_is_no_reason():
-    """Layer b seems to cost nothing: of a model of 100 microseconds, nobody can tell 1 from -500 ns."""
+def test_costs_below_the_measurement_noise_count_as_equal():
+    """With a model time of 100 microseconds, the difference between 1 and -500 ns is not measurable."""
     found = find([0.2, 0.1], costs=[1.0, -500.0], int8_ns=100_000.0, max_drop=0.15)
     assert found.exclude == ("a",)
 
 
-def test_what_turns_out_needless_is_quantized_again():
-    """a and b gain little by their ratio but come first; c alone would do."""
+def test_layers_that_prove_unnecessary_are_quantized_again():
+    """a and b come first because they are cheap, but c alone is enough."""
     found = find([0.04, 0.04, 0.3], costs=[2.0, 2.0, 100.0], max_drop=0.1, int8_ns=0.0)
     assert found.exclude == ("c",)
 
 
 def test_two_layers_that_help_only_together_are_found():
-    """Even where no candidate holds both."""
+    """The search finds them even if no candidate contains both."""
 
     def score(exclude):
         drop = 0.0 if {"a", "b"} <= set(exclude) else 0.3
@@ -102,7 +102,7 @@ def test_two_layers_that_help_only_together_are_found():
 
 
 def test_layers_are_left_in_float_together():
-    """Of a tensor's noise, nothing goes with one of its layers and all with both; c is in int8 again."""
+    """A tensor's noise remains with a or b alone in float, and is gone with both; c is quantized again."""
 
     def score(exclude):
         left = 0.1 + 0.3 * (not {"a", "b"} <= set(exclude)) + 0.05 * ("c" not in exclude)
@@ -118,18 +118,18 @@ def test_layers_are_left_in_float_together():
 
     assert found(max_drop=0.2).exclude == ("a", "b")
     assert found(max_drop=0.12).exclude == ("a", "b", "c")
-    alone = found(max_drop=0.2, max_layers=1)  # which leaves no room for two
+    alone = found(max_drop=0.2, max_layers=1)  # the candidate of two layers is too large
     assert (alone.met, alone.exclude, alone.tried) == (False, ("c",), 2)
 
 
-def test_a_budget_that_cannot_be_met_gives_the_nearest():
+def test_a_budget_that_cannot_be_met_returns_the_best_configuration():
     found = find([0.3, 0.2, 0.1], max_drop=0.05, max_layers=2)
     assert (found.exclude, found.met, found.tried) == (("a", "b"), False, 3)
     assert found.score.drop == pytest.approx(0.1)
     assert not find([], lambda _: scored(3.0, 0.5, 0.5), max_drop=0.1).met
 
 
-def test_a_wanted_sqnr_is_part_of_the_budget():
+def test_a_minimum_sqnr_is_part_of_the_budget():
     assert find([0.01, 0.001], max_drop=0.5).exclude == ()
     assert find([0.01, 0.001], max_drop=0.5, min_sqnr_db=25.0).exclude == ("a",)
     assert within(scored(20.0, 1.0, 0.0), FallbackConfig(min_sqnr_db=20.0))
@@ -141,7 +141,7 @@ def test_a_wanted_sqnr_is_part_of_the_budget():
     st.floats(0.0, 0.5),
     st.integers(1, 8),
 )
-def test_what_is_found_is_needed_and_holds(layers, max_drop, max_layers):
+def test_the_layers_found_are_needed_and_meet_the_budget(layers, max_drop, max_layers):
     noises, costs = [noise for noise, _ in layers], [cost for _, cost in layers]
     score = additive(noises)
     config = FallbackConfig(max_drop=max_drop, max_layers=max_layers)
@@ -172,7 +172,7 @@ def test_layers_that_round_are_found(onnx_models):
 
 
 def test_all_layers_that_touch_a_tensor_are_found():
-    """Behind an activation, behind what only moves values, on both branches of a residual block."""
+    """Layers are found after an activation, after a movement, and on both branches of a residual block."""
     nodes = [
         helper.make_node("Conv", ["x", "w"], ["a"], name="first"),
         helper.make_node("Relu", ["a"], ["b"], name="relu"),
@@ -193,7 +193,7 @@ def test_all_layers_that_touch_a_tensor_are_found():
 
 
 class Clock:
-    """Each model's runs take what was said, told apart by the order of bursts."""
+    """A clock for which each run takes the next of the given times."""
 
     def __init__(self, times):
         self.now, self.times, self.started = 0, iter(times), False
@@ -206,7 +206,7 @@ class Clock:
 
 
 def test_costs_are_medians_of_paired_differences(onnx_models):
-    """The model takes 100 ns and the variant 130, on a machine that grows slower and once stumbles."""
+    """The model takes 100 ns and the variant 130, on a machine that gets slower and pauses once."""
     model = onnx.load(onnx_models.int8)
     times = []
     for index in range(ROUNDS):

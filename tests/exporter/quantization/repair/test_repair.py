@@ -1,4 +1,4 @@
-"""Repairs: what they keep in float, and what they give in int8."""
+"""Repairs: which of them keep the float function, and how much they improve int8."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def convolutions(activation="Relu", limit=6.0, size=1.0):
         node("Flatten", "g", "f"),
         node("Gemm", "f w4 b4", "y", transB=1),
     ]
-    # Channels whose ranges differ by powers of ten, taken back by the next layer: hard in int8 alone.
+    # The channel ranges differ by powers of ten, and the next layer cancels this. It is hard only in int8.
     uneven = np.logspace(-2.5, 0, 8).astype(np.float32)
     constants = {
         "w1": normal(8, 3, 3, 3, seed=1, scale=size) * uneven[:, None, None, None],
@@ -89,7 +89,7 @@ def samples():
 
 
 def prepared(model, inputs, target=PER_CHANNEL):
-    """Maker of int8 models, and what a repair is given."""
+    """A builder of int8 models, and the context for a repair."""
     models = calibrated(model, inputs, Int8Settings(target), SILENT)
     return models, RepairContext(
         inputs=inputs,
@@ -153,20 +153,20 @@ def test_channels_that_reach_a_clip_stay_as_they_are(samples):
 @pytest.mark.parametrize(
     "between",
     [
-        [node("Clip", "a low high", "r")],  # cuts at -1, a place that would move
+        [node("Clip", "a low high", "r")],  # its lower limit is -1, not 0
         [node("Sigmoid", "a", "r")],
         [node("Relu", "a", "q"), node("Add", "q a", "r")],  # two readers
     ],
     ids=["clip from below", "sigmoid", "branch"],
 )
-def test_no_factor_passes_what_is_not_homogeneous(between):
+def test_factors_do_not_pass_operators_that_are_not_homogeneous(between):
     nodes = [node("Conv", "x w1", "a"), *between, node("Conv", "r w2", "y")]
     constants = {"w1": normal(4, 3, 1, 1), "w2": normal(4, 4, 1, 1), "low": np.float32(-1)}
     model = build(nodes, {**constants, "high": np.float32(1)}, output=("batch", 4, 8, 8))
     assert find_pairs(indexed(model)) == []
 
 
-def test_dead_channels_do_no_harm(samples):
+def test_dead_channels_give_finite_weights_and_outputs(samples):
     model = convolutions()
     for initializer in model.graph.initializer:
         if initializer.name in {"w1", "b1", "w2"}:
@@ -182,7 +182,7 @@ def test_dead_channels_do_no_harm(samples):
 
 
 @given(st.integers(1, 3), st.integers(1, 4), st.integers(2, 9), st.integers(0, 2**32 - 1), st.booleans())
-def test_no_single_flip_would_round_better(groups, out, products, seed, zeros):
+def test_no_single_flip_reduces_the_error_further(groups, out, products, seed, zeros):
     generator = np.random.default_rng(seed)
     weight = generator.standard_normal((groups, out, products))
     if zeros:
@@ -265,15 +265,15 @@ def test_the_quantizer_rounds_to_what_adaround_chose(samples, target):
         shape = (-1, *[1] * (weight.ndim - 1)) if scale.size > 1 else ()
         near = np.abs(weight / scale.reshape(shape) - integers)
         moved = integers != before[name][0]
-        assert (near[moved] < 1e-3).all()  # a chosen integer lies on the grid
+        assert (near[moved] < 1e-3).all()  # flipped weights are on the grid
         assert np.abs(integers.astype(int) - before[name][0]).max() <= 1
         changed += int(moved.sum())
     total = sum(integers.size for integers, _ in after.values())
     assert changed == round(found.flipped_share * total)
 
 
-def test_adaround_brings_the_output_nearer():
-    """Inputs that rise and fall together: nearest rounding adds up its errors, AdaRound cancels them."""
+def test_adaround_improves_the_output():
+    """The inputs are correlated: errors of nearest rounding add up, and AdaRound makes them cancel."""
     weight = normal(64, 4)
     weight[0] = 10  # makes the levels coarse
     model = build([node("MatMul", "x w", "y")], {"w": weight}, shape=("batch", 64))
@@ -298,7 +298,7 @@ def test_automatic_padding_is_left_to_the_quantizer(samples):
 def test_corrected_means_are_those_of_float(samples, target):
     model = convolutions()
     models, context = prepared(model, samples, target)
-    inputs = {"x": samples["x"][:32]}  # what the means are taken over
+    inputs = {"x": samples["x"][:32]}  # the samples that the means are computed from
     repaired, found = correct_bias(model, context)
     assert found.layers == 4  # the depthwise convolution got a bias
     assert found.largest_correction > 1e-3
@@ -323,7 +323,10 @@ def test_corrected_means_are_those_of_float(samples, target):
 
 
 def feed_forward(residual):
-    """Norm, MatMul, Gelu, MatMul; channels of the norm differ by hundreds. Its result may be summed too."""
+    """Norm, MatMul, Gelu, MatMul. One channel of the norm is 60 times larger than the others.
+
+    With `residual`, a sum reads the norm's result too.
+    """
     nodes = [
         helper.make_node("LayerNormalization", ["x", "gain", "shift"], ["n"], name="norm"),
         node("MatMul", "n w1", "h"),
@@ -352,20 +355,20 @@ def test_smoothing_keeps_the_float_function_and_helps_int8(residual):
     assert sqnr_db(outputs_of(model, inputs, 8), outputs_of(repaired, inputs, 8)) > 100
     assert int8_sqnr(repaired, model, inputs) > int8_sqnr(model, model, inputs) + 3
     assert found.product_noise_ratio < 0.5
-    # What the norm gives is read by a sum too: a Mul does then what the norm's own scale cannot.
+    # With `residual`, a sum reads the norm's result too. The factors are then in a Mul, not in the norm.
     assert [n.op_type for n in repaired.graph.node].count("Mul") == found.smoothed - found.folded
     assert found.folded == (0 if residual else 1)
     assert model.SerializeToString() == before
 
 
-def test_smoothing_leaves_alone_what_is_rounded_before_it(samples):
-    """A convolution's result is in int8 already: a factor behind it would come too late."""
+def test_results_of_int8_nodes_are_not_smoothed(samples):
+    """A convolution's result is already rounded, so a factor after it cannot help."""
     model = convolutions()
     repaired, found = smooth(model, prepared(model, samples)[1])
     assert (found.smoothed, repaired) == (0, model)
 
 
-def test_channels_that_hold_nothing_are_not_smoothed():
+def test_channels_of_zeros_are_not_smoothed():
     model, inputs = feed_forward(residual=False), {"x": normal(40, 5, 16, seed=4)}
     for name in ("gain", "shift"):
         entry = next(i for i in model.graph.initializer if i.name == name)
@@ -378,7 +381,7 @@ def test_channels_that_hold_nothing_are_not_smoothed():
     assert sqnr_db(outputs_of(model, inputs, 8), got) > 100
 
 
-def test_the_add_behind_a_matmul_is_its_bias():
+def test_the_add_after_a_matmul_is_its_bias():
     nodes = [
         node("MatMul", "x w1", "a"),
         node("Add", "b1 a", "s"),
@@ -407,7 +410,7 @@ def test_a_shared_bias_becomes_two():
     assert all((indexed(model).constant(name) == constants["b"]).all() for name in names)
 
 
-def test_constants_come_from_another_model_where_nobody_else_reads_them():
+def test_only_constants_with_one_reader_are_taken_from_another_model():
     nodes = [node("Conv", "x w1 b", "a"), node("Conv", "a w2 b", "y")]
     constants = {"w1": normal(4, 3, 1, 1), "w2": normal(4, 4, 1, 1), "b": normal(4)}
     bent, plain = (
@@ -422,7 +425,7 @@ def test_constants_come_from_another_model_where_nobody_else_reads_them():
     assert bent.SerializeToString() == before
 
 
-def test_layers_that_cannot_be_repaired_are_none():
+def test_layers_that_cannot_be_repaired_are_not_found():
     shared, alpha, dynamic = (
         [node("MatMul", "x w", "a"), node("MatMul", "a w", "y")],
         [node("Gemm", "x w", "y", alpha=2.0)],
@@ -438,7 +441,7 @@ def test_layers_that_cannot_be_repaired_are_none():
             assert correct_bias(model, context)[1].layers == 0
 
 
-def test_nodes_get_names_of_their_own():
+def test_nodes_get_unique_names():
     model = convolutions()
     for entry in model.graph.node[:3]:
         entry.name = ""
