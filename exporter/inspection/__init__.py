@@ -1,1 +1,1 @@
-"""What ONNX Runtime really runs, how fast, and how far from float."""
+"""Inspection of a model: the kernels that ONNX Runtime runs, their time, and the error against float."""

@@ -1,7 +1,7 @@
-"""What ONNX Runtime really runs: the optimized graph, counted in multiply-adds (`inspection.macs`).
+"""Count the multiply-adds of the graph that ONNX Runtime runs (`inspection.macs`), in int8 and in float.
 
-A QDQ model says what could run in int8; only the graph after fusion says what does. As long as an operator
-that may multiply is not counted, the share of int8 is only an upper bound, and is called so.
+A QDQ model shows which operators could run in int8. Only the optimized graph shows which ones do. If an
+operator that may multiply is not counted, the int8 share is an upper bound and is reported as one.
 """
 
 from __future__ import annotations
@@ -34,27 +34,28 @@ from exporter.inspection.node_calls import PlacedNode, all_nodes, node_calls
 from exporter.inspection.saturation import observe_saturation
 from exporter.results.audit import Audit, FloatOperator, SaturatingLayer, UncountedOperator
 
-# Samples on which saturation is observed; its shares hardly change with more.
+# Samples on which saturation is observed. More samples hardly change the shares.
 SAMPLES = 32
 _BATCH = 8
-# Whether signed activations (S8S8) fuse into int8 kernels. That is what ONNX Runtime's optimizer decides by
-# the kind of CPU (graph_transformer_utils.cc, QDQIsInt8Allowed), unless a session is told.
+# Whether signed activations (S8S8) fuse into int8 kernels. By default, ONNX Runtime's optimizer decides
+# this by the host's CPU (graph_transformer_utils.cc, QDQIsInt8Allowed). A session option overrides it.
 _SIGNED_FUSES = {"x86-vnni": "0", "x86-avx2": "0", "arm64": "1"}
 
 
 def audit(path: Path, data: Path | None = None, made_for: str | None = None) -> Audit:
-    """Load a model as it is run on this CPU, or on the kind of CPU that it was made for, and count.
+    """Optimize a model as on this CPU, or on the kind of CPU that it was made for, and count its operators.
 
     Args:
         path: an .onnx file.
-        made_for: a kind of CPU. ONNX Runtime's optimizer then fuses as it does there, which it can do on
-            any host; by default, and for a kind that is not known, as it does here.
-        data: samples as of `inputs.evaluation`, or None: then feeds are made up from the input signature
-            and saturation is bounded, not observed.
+        data: samples in the format of `inputs.evaluation`. Without samples, feeds are synthesized from
+            the input signature, and saturation is bounded instead of observed.
+        made_for: a kind of CPU. ONNX Runtime's optimizer then fuses as on that kind; this works on any
+            host. For None or an unknown kind, it fuses as on this host.
 
     Raises:
-        ModelError: it cannot be loaded or run.
-        DataError: it has open dimensions besides the batch and there are no samples; or they do not fit.
+        ModelError: the model cannot be loaded or run.
+        DataError: the samples do not fit the model, or there are none although the model has dynamic
+            dimensions besides the batch.
     """
     signature = signature_of(open_session(path))
     batches = [] if data is None else _read_batches(data, signature)
@@ -90,57 +91,66 @@ def audit(path: Path, data: Path | None = None, made_for: str | None = None) -> 
 
 
 def share_text(found: Audit) -> str:
-    """The share of int8 in words; what is not counted is named, for the share is an upper bound then."""
+    """The int8 share as text: an upper bound that names an operator if one is not counted."""
     if not found.uncounted:
         return f"{_share(found.int8_mac_ratio)} of {found.macs:,} multiply-adds run in int8"
     missing = _uncounted_text(found.uncounted)
     if not found.macs:
-        return f"how much runs in int8 is not known: {missing}"
+        return f"the int8 share is unknown: {missing}"
     return f"at most {_share(found.int8_mac_ratio)} of {found.macs:,} multiply-adds run in int8: {missing}"
 
 
 def coverage_failure(found: Audit, minimum: float) -> str | None:
-    """Why too little runs in int8, in one line, or None if `minimum` (a share of multiply-adds) is met.
+    """The reason why the int8 share is below `minimum`, in one line, or None if it is not.
 
-    An upper bound shows no share above 0 to be met.
+    An upper bound does not show that a minimum above 0 is met.
+
+    Args:
+        found: the audit.
+        minimum: the required share of multiply-adds, 0 to 1.
     """
     short = found.int8_mac_ratio < minimum
     if not short and (not found.uncounted or minimum == 0):
         return None
     most = "at most " if found.uncounted else ""
     parts = [
-        f"{most}{_share(found.int8_mac_ratio)} of multiply-adds run in int8, at least {minimum:.1%} wanted",
+        f"{most}{_share(found.int8_mac_ratio)} of multiply-adds run in int8, "
+        f"at least {minimum:.1%} required",
         *([_uncounted_text(found.uncounted)] if found.uncounted else []),
     ]
     if short and found.float_ops:
         worst = found.float_ops[0]
         parts.append(
             f"{len(found.float_ops)} operators stay in float, "
-            f"first {worst.name or worst.op_type}: {worst.reason}"
+            f"the largest is {worst.name or worst.op_type}: {worst.reason}"
         )
     return "; ".join(parts)
 
 
 def _share(ratio: float) -> str:
-    """A share as percent, which reads 100 % only where nothing is left out."""
+    """A share as a percentage, rounded to at most 99.9 % unless it is exactly 1."""
     return f"{min(ratio, 0.999) if ratio < 1 else ratio:.1%}"
 
 
 def _uncounted_text(uncounted: Sequence[UncountedOperator]) -> str:
     first, more = uncounted[0], len(uncounted) - 1
-    others = f"; nor {'is' if more == 1 else 'are'} {more} more" if more else ""
+    others = f"; {more} more {'is' if more == 1 else 'are'} not counted" if more else ""
     return f"{first.label} is not counted ({first.reason}){others}"
 
 
 def _count(
     path: Path, model: onnx.ModelProto, feeds: Mapping[str, Array]
 ) -> tuple[list[tuple[PlacedNode, Work]], tuple[UncountedOperator, ...]]:
-    """The work of each operator of an optimized graph, bodies included, and what has no count."""
+    """The work of each operator of an optimized graph and its bodies, and the operators without a count."""
     nodes = list(all_nodes(model.graph))
     try:
         calls = node_calls(model, feeds)
-    except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
-        raise ModelError(path, f"cannot be run to count its work ({error})", "check the model") from error
+    except Exception as error:  # ONNX Runtime's exceptions have no common base class except Exception
+        raise ModelError(
+            path,
+            f"cannot be run to count its multiply-adds ({error})",
+            "check that ONNX Runtime can run the model",
+        ) from error
     counted, uncounted = [], []
     for placed, runs in zip(nodes, calls, strict=True):
         work = _work(placed.node, runs)
@@ -152,13 +162,13 @@ def _count(
 
 
 def _work(node: onnx.NodeProto, runs: Sequence[Call] | None) -> Work | str:
-    """The multiply-adds of all runs of an operator, or why they are not known."""
+    """The multiply-adds of all runs of an operator, or the reason why they are unknown."""
     if has_no_macs(node):
         return NOTHING
     if runs is None:
-        return "ONNX Runtime does not tell its shapes"
+        return "ONNX Runtime does not report its shapes"
     if not runs:
-        return "it lies in a branch or loop that did not run on the samples"
+        return "it is in a branch or loop that did not run on the samples"
     total = NOTHING
     for run in runs:
         work = work_of(node, run)
@@ -171,9 +181,9 @@ def _work(node: onnx.NodeProto, runs: Sequence[Call] | None) -> Work | str:
 def _float_operator(placed: PlacedNode, work: Work, graph: GraphIndex, *, x86: bool) -> FloatOperator:
     node, container = placed.node, placed.container
     if work.int8:
-        reason = "its projections run in int8, the products of its activations do not"
+        reason = "its projections run in int8, but the products of its activations do not"
     elif container is not None:
-        reason = f"it lies in the body of {container.op_type} {container.name!r}, which is not quantized"
+        reason = f"it is in the body of {container.op_type} {container.name!r}, which is not quantized"
     else:
         reason = float_reason(node, graph, x86=x86)
     return FloatOperator(name=plain_name(node), op_type=node.op_type, macs=work.float, reason=reason)
@@ -194,8 +204,12 @@ def _saturation(
 ) -> tuple[SaturatingLayer, ...]:
     try:
         found = observe_saturation(model, batches or None)
-    except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
-        raise ModelError(path, f"cannot be run as written ({error})", "check the model") from error
+    except Exception as error:  # ONNX Runtime's exceptions have no common base class except Exception
+        raise ModelError(
+            path,
+            f"cannot be run without optimizations ({error})",
+            "check that ONNX Runtime can run the model",
+        ) from error
     vnni = has_vnni(fingerprint())
     return tuple(
         SaturatingLayer(
@@ -211,7 +225,7 @@ def _saturation(
 
 
 def _read_batches(data: Path, signature: Signature) -> list[dict[str, Array]]:
-    """At most `SAMPLES` samples, or one batch of the size that the model insists on."""
+    """Read up to `SAMPLES` samples in batches, or one batch if the model's fixed batch is larger."""
     size = fixed_batch(signature) or _BATCH
     evaluation = read_evaluation(data, rows=max(SAMPLES // size, 1) * size, spread=True)
     check_feeds(data, signature, dict(evaluation.feeds))
@@ -222,7 +236,7 @@ def _read_batches(data: Path, signature: Signature) -> list[dict[str, Array]]:
         raise DataError(
             data,
             f"{evaluation.count} samples do not fill one batch of {size}",
-            "export the model with a dynamic batch",
+            f"provide at least {size} samples, or export the model with a dynamic batch",
         )
     return [
         {n: np.ascontiguousarray(a[start : min(start + size, count)]) for n, a in evaluation.feeds.items()}
@@ -231,25 +245,25 @@ def _read_batches(data: Path, signature: Signature) -> list[dict[str, Array]]:
 
 
 def _first(batch: Mapping[str, Array], signature: Signature) -> dict[str, Array]:
-    """One sample, or the whole batch if the model insists on one."""
+    """One sample, or the whole batch if the model has a fixed batch size."""
     return {name: array[: fixed_batch(signature) or 1] for name, array in batch.items()}
 
 
 def _optimized(path: Path, destination: Path, target: str) -> onnx.ModelProto:
-    """The graph after all of ONNX Runtime's optimizations, as they are on a kind of CPU."""
+    """The graph after all optimizations that ONNX Runtime applies on a kind of CPU."""
     options = onnxruntime.SessionOptions()
     if (fuses := _SIGNED_FUSES.get(target)) is not None:
         options.add_session_config_entry("session.qdqisint8allowed", fuses)
     options.log_severity_level = ERRORS_ONLY
     options.optimized_model_filepath = str(destination)
     try:
-        # Without the blocked layout of float convolutions: it pads channels, which would be counted.
+        # The blocked layout of float convolutions is disabled: it pads channels, which would be counted.
         onnxruntime.InferenceSession(
             str(path),
             options,
             providers=["CPUExecutionProvider"],
             disabled_optimizers=["NchwcTransformer"],
         )
-    except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
+    except Exception as error:  # ONNX Runtime's exceptions have no common base class except Exception
         raise model_error(path, error) from error
     return onnx.load(destination)

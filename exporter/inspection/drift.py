@@ -1,4 +1,4 @@
-"""How far calibration samples are from the samples that accuracy is measured on."""
+"""Measure the distance between the calibration samples and the samples that accuracy is measured on."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import numpy as np
 
 from bench.core.arrays import Array
 
-# Measured on photographs: two draws of a dozen are 0.03 to 0.14 apart, of 64 no more than 0.04; the same
-# pictures normalised otherwise 0.3 and more, handwritten digits 0.7.
+# Measured distances on photographs: 0.03 to 0.14 between two draws of 12, and up to 0.04 between two draws
+# of
+# 64. The same pictures with another normalisation are 0.3 or more apart; handwritten digits 0.7.
 FAR = 0.2
 _TIMES_OWN = 3.0
 _SAMPLES = 64
@@ -19,12 +20,12 @@ _VALUES_A_SAMPLE = 4096
 
 @dataclass(frozen=True)
 class Drift:
-    """The distance of one input's values.
+    """The distance between the calibration and evaluation values of one input.
 
     Attributes:
-        name: of the model's input.
-        distance: greatest difference of the two distribution functions, 0 to 1.
-        own: the same between two halves of the calibration samples: what chance does.
+        name: name of the model's input.
+        distance: greatest difference between the two distribution functions, 0 to 1.
+        own: the same distance between two halves of the calibration samples, as a measure of chance.
     """
 
     name: str
@@ -33,7 +34,7 @@ class Drift:
 
     @property
     def is_far(self) -> bool:
-        """Whether ranges found on one are likely to be wrong for the other."""
+        """Whether the calibration ranges are probably wrong for the evaluation samples."""
         return self.distance > FAR and self.distance > _TIMES_OWN * self.own
 
 
@@ -41,8 +42,8 @@ def drifts(calibration: Mapping[str, Array], evaluation: Mapping[str, Array]) ->
     """Compare the values of each input by the two-sample Kolmogorov-Smirnov distance.
 
     Args:
-        calibration, evaluation: input name -> array [N, ...]; up to 64 samples of each are looked at,
-            spread evenly, and 4,096 values of each sample.
+        calibration, evaluation: input name -> array [N, ...]. Up to 64 evenly spaced samples of each are
+            compared, with up to about 4,096 values of each sample.
     """
     return tuple(
         Drift(
@@ -56,7 +57,7 @@ def drifts(calibration: Mapping[str, Array], evaluation: Mapping[str, Array]) ->
 
 
 def _values(array: Array) -> Array:
-    """Sorted values of some samples."""
+    """The sorted values of a selection of samples."""
     if not array.size:
         return np.zeros(0, np.float32)
     chosen = array[:: max(1, len(array) // _SAMPLES)][:_SAMPLES]

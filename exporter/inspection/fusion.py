@@ -1,8 +1,8 @@
-"""Why operators of an optimized graph stay in float, and which conversions to int8 and back are needless.
+"""Find why operators of an optimized graph stay in float, and which conversions to int8 are needless.
 
-ONNX Runtime fuses "dequantize, operate, quantize" into one int8 kernel only where types, neighbours and
-readers fit (onnxruntime/core/optimizer/qdq_transformer); what does not fit runs in float, and the
-conversions around it then cost time and buy nothing.
+ONNX Runtime fuses "dequantize, operate, quantize" into one int8 kernel only if types, neighbours and
+readers fit (onnxruntime/core/optimizer/qdq_transformer). Other operators run in float, and the conversions
+around them cost time without benefit.
 """
 
 from __future__ import annotations
@@ -14,38 +14,38 @@ import onnx
 from exporter.graphs.index import GraphIndex
 from exporter.results.audit import NeedlessPair
 
-# Operators with int8 kernels, or that move bytes and do not care; measured with ONNX Runtime 1.32 on x86.
+# Operators with int8 kernels, or that only move values of any type; measured with ONNX Runtime 1.32 on x86.
 _INT8_FORMS = {
     "Add", "ArgMax", "AveragePool", "Concat", "Conv", "Expand", "Flatten", "Gather", "Gemm",
     "GlobalAveragePool", "LeakyRelu", "MatMul", "MaxPool", "Mul", "ReduceMax", "ReduceMin", "Reshape",
     "Resize", "Sigmoid", "Slice", "Softmax", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze", "Where",
 }  # fmt: skip
-# Operators of which ONNX Runtime's quantizer, or its CPU kernels, have no static int8 form.
+# Operators for which ONNX Runtime's quantizer or its CPU kernels have no static int8 form.
 _FLOAT_ONLY = {
     "AffineGrid", "Attention", "ConvTranspose", "DeformConv", "Einsum", "GRU", "LSTM", "MultiHeadAttention",
     "RNN",
 }  # fmt: skip
 _SIGNED_FUSES_ONLY_ALONE = (
-    "ONNX Runtime turns signed activations (S8S8) into the unsigned ones (U8S8) that fuse on x86 "
-    "only where a tensor has one reader; quantize for x86-vnni or x86-avx2"
+    "ONNX Runtime converts signed activations (S8S8) to unsigned ones (U8S8), which fuse on x86, "
+    "only if a tensor has one reader; quantize for x86-vnni or x86-avx2"
 )
 
 
 def float_reason(node: onnx.NodeProto, graph: GraphIndex, *, x86: bool) -> str:
-    """Why a multiplying operator runs in float.
+    """The main reason why a multiplying operator runs in float.
 
     Args:
-        node: the operator, of a graph that ONNX Runtime has optimized.
-        graph: that graph.
-        x86: whether it was optimized on such a CPU.
+        node: the operator.
+        graph: its graph, optimized by ONNX Runtime.
+        x86: whether the graph was optimized for an x86 CPU.
     """
     return next(_reasons(node, graph, x86=x86))
 
 
 def _reasons(node: onnx.NodeProto, graph: GraphIndex, *, x86: bool) -> Iterator[str]:
-    """All that keeps an operator in float, the plainest first; there is always one."""
+    """The reasons why an operator runs in float, the simplest first. There is at least one."""
     if node.op_type in _FLOAT_ONLY:
-        yield "ONNX Runtime's CPU kernels have no int8 form of it"
+        yield "ONNX Runtime's quantizer or CPU kernels do not support it in int8"
     before = graph.maker(node.input[0], "DequantizeLinear")
     readers = graph.readers_of(node)
     rounded = [n for n in readers if n.op_type == "QuantizeLinear"]
@@ -54,16 +54,16 @@ def _reasons(node: onnx.NodeProto, graph: GraphIndex, *, x86: bool) -> Iterator[
         in_float.append("the model's output")
     if len(node.input) < 2 or graph.maker(node.input[1], "DequantizeLinear") is None:
         mixed = any(n.op_type == "DequantizeLinear" for n in graph.nodes)
-        hint = ": it is excluded, or the quantizer has no int8 form of it"
+        hint = ": it is excluded, or the quantizer does not support it"
         yield f"it was not quantized{hint if mixed else ''}"
     if before is None:
         yield "its input is not quantized"
     if len(node.input) > 2 and graph.maker(node.input[2], "DequantizeLinear") is None:
         yield "its bias is not quantized"
     if not rounded:
-        yield f"its output is not quantized: it goes to {_some(in_float)}"
+        yield f"its output is not quantized: it feeds {_some(in_float)}"
     elif in_float:
-        yield f"its output is quantized, but goes to {_some(in_float)} in float too"
+        yield f"its output is quantized, but it also feeds {_some(in_float)} in float"
     if x86 and before is not None and rounded:
         sides = {"input": (before, before.input[0]), "output": (rounded[0], rounded[0].output[0])}
         signed = {side: tensor for side, (n, tensor) in sides.items() if _is_signed(n, graph)}
@@ -72,15 +72,15 @@ def _reasons(node: onnx.NodeProto, graph: GraphIndex, *, x86: bool) -> Iterator[
         if signed:
             what = " and ".join(shared) or "its activations are signed"
             yield f"{what}: {_SIGNED_FUSES_ONLY_ALONE}"
-    yield "its types or its neighbours keep ONNX Runtime from fusing it (U8S8 fuses on x86)"
+    yield "its types or neighbours prevent ONNX Runtime from fusing it (U8S8 fuses on x86)"
 
 
 def needless_pairs(graph: GraphIndex) -> tuple[NeedlessPair, ...]:
     """All conversions of an optimized graph that no kernel needs, in graph order.
 
-    1. Quantized, and read by nothing but DequantizeLinear: it is only rounded.
-    2. Dequantized, and read by nothing but QuantizeLinear: it only changes its scale or type.
-    3. Dequantized for operators in float, whose results are quantized again: an island.
+    1. A tensor is quantized, and only DequantizeLinear reads it: it is only rounded.
+    2. A tensor is dequantized, and only QuantizeLinear reads it: only its scale or type changes.
+    3. A tensor is dequantized for float operators whose results are quantized again: a float island.
     """
     rounding = {id(n) for n in graph.nodes if _only_rounds(n, graph)}
     found = [(index, p) for index, n in enumerate(graph.nodes) for p in _single(n, graph, rounding)]
@@ -88,28 +88,28 @@ def needless_pairs(graph: GraphIndex) -> tuple[NeedlessPair, ...]:
 
 
 def _single(node: onnx.NodeProto, graph: GraphIndex, rounding: set[int]) -> Iterator[NeedlessPair]:
-    """Kinds 1 and 2."""
+    """The conversions of kinds 1 and 2 at a node."""
     readers = graph.readers_of(node)
     if id(node) in rounding:
-        behind = [_label(n) for reader in readers for n in graph.readers_of(reader)]
+        after = [_label(n) for reader in readers for n in graph.readers_of(reader)]
         yield NeedlessPair(
             name=node.input[0],
-            between=(_maker(node.input[0], graph), _some(behind or ["the model's output"])),
-            reason="no int8 operator reads the tensor, which is only rounded",
+            between=(_maker(node.input[0], graph), _some(after or ["the model's output"])),
+            reason="the tensor is only rounded: no int8 operator reads it",
         )
     elif node.op_type == "DequantizeLinear" and not graph.is_constant(node.input[0]):
         only = readers and all(n.op_type == "QuantizeLinear" for n in readers)
         if only and not _is_given(node, graph):
-            behind = [_label(n) for reader in readers for n in graph.readers_of(reader)]
+            after = [_label(n) for reader in readers for n in graph.readers_of(reader)]
             yield NeedlessPair(
                 name=node.input[0],
-                between=(_maker(node.input[0], graph), _some(behind or ["the model's output"])),
-                reason="the tensor only changes its scale or type",
+                between=(_maker(node.input[0], graph), _some(after or ["the model's output"])),
+                reason="only the tensor's scale or type changes",
             )
 
 
 def _islands(graph: GraphIndex, rounding: set[int]) -> list[tuple[int, NeedlessPair]]:
-    """Kind 3: connected regions in float between a DequantizeLinear and a QuantizeLinear."""
+    """The conversions of kind 3: connected float regions between DequantizeLinear and QuantizeLinear."""
     order = {id(node): index for index, node in enumerate(graph.nodes)}
     regions: list[tuple[set[int], list[onnx.NodeProto]]] = []
     for entry in graph.nodes:
@@ -141,24 +141,24 @@ def _island(
     operators: Sequence[onnx.NodeProto],
     exits: Sequence[onnx.NodeProto],
 ) -> NeedlessPair:
-    behind = [_label(n) for node in exits for n in graph.readers_of(node)]
+    after = [_label(n) for node in exits for n in graph.readers_of(node)]
     lacking = [op for op in dict.fromkeys(n.op_type for n in operators) if op not in _INT8_FORMS]
     return NeedlessPair(
         name=_some([_label(n) for n in operators]),
         between=(
             _some([_maker(entry.input[0], graph) for entry in entries]),
-            _some(behind or ["the model's output"]),
+            _some(after or ["the model's output"]),
         ),
         reason=(
             f"{_some(lacking)} runs in float"
             if lacking
-            else "its types or its neighbours keep ONNX Runtime from fusing it"
+            else "its types or neighbours prevent ONNX Runtime from fusing it"
         ),
     )
 
 
 def _reached(entry: onnx.NodeProto, graph: GraphIndex, rounding: set[int]) -> set[int]:
-    """Nodes that a dequantized tensor reaches in float, the QuantizeLinear at the ends included."""
+    """The nodes that a dequantized tensor reaches in float, including the QuantizeLinear at the ends."""
     found: set[int] = set()
     todo = list(graph.readers_of(entry))
     while todo:
@@ -182,7 +182,7 @@ def _only_rounds(node: onnx.NodeProto, graph: GraphIndex) -> bool:
 
 
 def _last_readers(tensor: str, graph: GraphIndex) -> list[onnx.NodeProto]:
-    """Readers of a quantized tensor, and of its dequantized copies."""
+    """The readers of a quantized tensor and of its dequantized copies."""
     found: list[onnx.NodeProto] = []
     for node in graph.readers(tensor):
         found.extend(graph.readers_of(node) if node.op_type == "DequantizeLinear" else [node])
@@ -194,12 +194,12 @@ def _is_signed(node: onnx.NodeProto, graph: GraphIndex) -> bool:
 
 
 def _is_given(node: onnx.NodeProto, graph: GraphIndex) -> bool:
-    """Whether the model itself gives what a node makes."""
+    """Whether a result of a node is an output of the model."""
     return any(name in graph.outputs for name in node.output)
 
 
 def _maker(tensor: str, graph: GraphIndex) -> str:
-    """The node that makes a tensor, a conversion before it looked through; or the model's input."""
+    """The label of the node that computes a tensor, skipping QuantizeLinear, or of the model's input."""
     node = graph.maker(tensor)
     if node is not None and node.op_type == "QuantizeLinear":
         return _maker(node.input[0], graph)
@@ -216,5 +216,5 @@ def _some(words: Sequence[str]) -> str:
 
 
 def plain_name(node: onnx.NodeProto) -> str:
-    """The node's own name, without what ONNX Runtime's layout transformer appends."""
+    """The node's original name, without the suffix of ONNX Runtime's layout transformer."""
     return node.name.partition("_token_")[0]

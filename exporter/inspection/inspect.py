@@ -1,4 +1,4 @@
-"""`edgeproof inspect`: what ONNX Runtime really runs of a model, and how far its layers are from float."""
+"""`edgeproof inspect`: show which kernels ONNX Runtime runs, and the error of each layer against float."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from exporter.sources.splits import ArraySamples
 
 @dataclass(frozen=True)
 class Inspection:
-    """What an inspection found.
+    """The result of an inspection.
 
     Attributes:
-        audit: what runs in int8, what stayed in float and why, what may saturate.
-        layers: the error of each tensor that is rounded, in graph order; None where it was not asked for.
+        audit: the operators in int8, the operators in float with reasons, and the layers that may saturate.
+        layers: the error of each rounded tensor, in graph order; None if it was not requested.
     """
 
     audit: Audit
     layers: tuple[LayerError, ...] | None = None
 
     def as_json(self) -> dict[str, JsonValue]:
-        """What `inspect --json` prints."""
+        """The output of `inspect --json`."""
         found: dict[str, JsonValue] = self.audit.model_dump(mode="json")
         if self.layers is not None:
             found["layers"] = [layer.model_dump(mode="json") for layer in self.layers]
@@ -45,19 +45,19 @@ def inspect(
     layers: bool = False,
     float_model: AnyPath | None = None,
 ) -> Inspection:
-    """Look at what ONNX Runtime really runs of a model.
+    """Inspect which operators of a model ONNX Runtime runs in int8 and in float.
 
     Args:
         model: an .onnx file, or the folder of an artifact.
-        data: samples, an `.npz` with one array [N, ...] per model input; an artifact brings its own.
-        layers: whether the error of each layer is measured, too; needs samples and a float model.
-        float_model: what layers are compared with; an artifact brings its own.
+        data: samples, an `.npz` with one array [N, ...] per model input. By default, an artifact's own.
+        layers: whether to measure the error of each layer; requires samples and a float model.
+        float_model: the model to compare layers with. By default, an artifact's own float model.
 
     Raises:
         MissingExtraError: the extra `export` is not installed.
-        UsageError: there is no such file, or layers are asked for without samples or a float model.
-        ArtifactError: the folder is not a whole artifact.
-        ModelError: the model cannot be loaded or run, or needs a newer ONNX Runtime.
+        UsageError: the file does not exist, or `layers` is set without samples or a float model.
+        ArtifactError: the folder is not a complete artifact.
+        ModelError: the model cannot be loaded or run, or requires a newer ONNX Runtime.
         DataError: the samples do not fit the model.
 
     Example:
@@ -84,10 +84,10 @@ def _layers(chosen: Subject, float_model: Path | None) -> tuple[LayerError, ...]
 
     reference = float_model or chosen.float_twin
     if reference is None:
-        raise UsageError("--layers", "there is no float model to compare with", "name it with --float")
+        raise UsageError("--layers", "there is no float model to compare with", "provide it with --float")
     if chosen.evaluation is None:
-        raise UsageError("--layers", "there are no samples to run", "name some with --data")
+        raise UsageError("--layers", "there are no samples to run", "provide samples with --data")
     check_runtime(reference, stated_version(reference))
-    open_session(reference)  # for its clear errors
+    open_session(reference)  # raises clear errors if the model cannot be loaded
     samples = read_evaluation(chosen.evaluation, rows=LAYER_SAMPLES, spread=True)
     return layer_errors(reference, chosen.model, ArraySamples(samples.feeds))

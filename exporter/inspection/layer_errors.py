@@ -1,4 +1,4 @@
-"""Per-layer error of an int8 model: where it departs from the float model."""
+"""Measure the error of each layer of an int8 model against the float model."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from exporter.sources.splits import Samples
 
 _DEQUANTIZED = "_DequantizeLinear_Output"
 _BATCH = 8
-# Layers rank the same with more.
+# More samples do not change the ranking of the layers.
 LAYER_SAMPLES = 32
 
 
 def layer_errors(float_model: Path, int8_model: Path, samples: Samples) -> tuple[LayerError, ...]:
-    """The error of every tensor that the quantizer rounds, in graph order.
+    """Measure the error of every tensor that the quantizer rounds, in graph order.
 
-    Both graphs run as written, without optimizations, a batch at a time; signal and noise energies are
-    summed, so that memory does not grow with the number of samples.
+    Both graphs run without optimizations, batch by batch. Signal and noise energies are summed, so memory
+    does not grow with the number of samples.
     """
     reference, quantized = onnx.load(float_model), onnx.load(int8_model)
     available = GraphIndex.of(quantized.graph)
@@ -34,7 +34,7 @@ def layer_errors(float_model: Path, int8_model: Path, samples: Samples) -> tuple
         for output in node.output
         if available.maker(output + _DEQUANTIZED) is not None
     ]
-    if not tensors:  # asked for no output, ONNX Runtime gives all
+    if not tensors:  # for an empty list of outputs, ONNX Runtime returns all outputs
         return ()
     names = [output for _, output in tensors]
     first = session_with_outputs(reference, names)
@@ -66,7 +66,7 @@ def layer_errors(float_model: Path, int8_model: Path, samples: Samples) -> tuple
 
 
 def _representable(graph: GraphIndex) -> dict[str, tuple[float, float]]:
-    """The ends of the grid of each dequantized activation."""
+    """The lowest and highest representable value of each dequantized activation."""
     found = {}
     for node in graph.nodes:
         if node.op_type != "DequantizeLinear" or graph.is_constant(node.input[0]):

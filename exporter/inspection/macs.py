@@ -1,9 +1,10 @@
-"""Multiply-adds of ONNX operators, from the shapes that they are run with.
+"""Multiply-adds of ONNX operators, computed from the shapes of each run.
 
-A multiply-add is one product that is added to a sum: what convolutions, matrix products, recurrent layers
-and attention are made of. Not counted, by convention: elementwise arithmetic, norms, pooling,
-interpolation and reductions, which are small beside them. `has_no_macs` lists the operators without
-multiply-adds. An operator that is neither there nor among the formulas here is unknown, never zero.
+A multiply-add is one product that is added to a sum. Convolutions, matrix products, recurrent layers and
+attention consist of multiply-adds. By convention, elementwise arithmetic, norms, pooling, interpolation and
+reductions are not counted, because they are small in comparison. `has_no_macs` knows the operators without
+multiply-adds. An operator that is neither there nor among the formulas here is unknown; it never counts as
+0.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from exporter.graphs.domains import domain_of, is_standard
 from exporter.inspection.operators_without_macs import CONTAINERS, WITHOUT_MACS
 
 Shape = tuple[int, ...]
-# Domains of the operators that ONNX Runtime fuses into.
+# Domains of the operators that ONNX Runtime's optimizer creates.
 _RUNTIME = {"com.microsoft", "com.ms.internal.nhwc", "com.microsoft.nchwc"}
 
 
@@ -28,8 +29,8 @@ class Call:
     """One run of an operator.
 
     Attributes:
-        inputs: their shapes in the node's order, None for an optional one that is left out.
-        outputs: the same of its outputs.
+        inputs: shapes of the inputs in the node's order; None for an omitted optional input.
+        outputs: shapes of the outputs in the node's order; None for an omitted optional output.
     """
 
     inputs: tuple[Shape | None, ...]
@@ -38,7 +39,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Work:
-    """Multiply-adds of an operator, by the numbers that its kernel multiplies."""
+    """Multiply-adds of an operator, by the type that its kernel multiplies."""
 
     int8: int
     float: int
@@ -52,17 +53,17 @@ _Formula = Callable[[onnx.NodeProto, Call], Work]
 
 
 class _ShapeMissingError(Exception):
-    """A formula needs a tensor that the node leaves out."""
+    """A formula requires a tensor that the node omits."""
 
 
 def has_no_macs(node: onnx.NodeProto) -> bool:
-    """Whether an operator is known to do no multiply-adds of its own; bodies of `If` and loops aside."""
+    """Whether an operator is known to do no multiply-adds, not counting the bodies of `If` and loops."""
     known = WITHOUT_MACS.get(domain_of(node), frozenset())
     return node.op_type in known or (is_standard(node) and node.op_type in CONTAINERS)
 
 
 def work_of(node: onnx.NodeProto, call: Call) -> Work | None:
-    """Multiply-adds of one run of an operator, or None where no formula here fits it."""
+    """Multiply-adds of one run of an operator, or None if there is no formula for it."""
     if has_no_macs(node):
         return NOTHING
     formula = _formula(node)
@@ -102,7 +103,7 @@ def _int8(count: Callable[[onnx.NodeProto, Call], int]) -> _Formula:
 
 
 def _convolution(weight: int) -> Callable[[onnx.NodeProto, Call], int]:
-    """Outputs times the weights that each is a sum over; weights are [out, in / group, ...]."""
+    """Count outputs times the weights summed for each output; weights are [out, in / group, ...]."""
 
     def count(_node: onnx.NodeProto, call: Call) -> int:
         return math.prod(_shape(call.outputs, 0)) * math.prod(_shape(call.inputs, weight)[1:])
@@ -111,7 +112,7 @@ def _convolution(weight: int) -> Callable[[onnx.NodeProto, Call], int]:
 
 
 def _transposed_convolution(weight: int) -> Callable[[onnx.NodeProto, Call], int]:
-    """Inputs times the weights that each is multiplied by; weights are [in, out / group, ...]."""
+    """Count inputs times the weights that multiply each input; weights are [in, out / group, ...]."""
 
     def count(_node: onnx.NodeProto, call: Call) -> int:
         return math.prod(_shape(call.inputs, 0)) * math.prod(_shape(call.inputs, weight)[1:])
@@ -120,13 +121,13 @@ def _transposed_convolution(weight: int) -> Callable[[onnx.NodeProto, Call], int
 
 
 def _product(node: onnx.NodeProto, call: Call) -> int:
-    """Outputs times the length of the sums, which the left matrix [..., M, K] tells."""
+    """Count outputs times the length K of the sums, from the shape of the left matrix [..., M, K]."""
     return math.prod(_shape(call.outputs, 0)) * _inner(node, _shape(call.inputs, 0))
 
 
 def _inner(node: onnx.NodeProto, left: Shape) -> int:
     stated = attributes_of(node)
-    if "K" in stated:  # of packed weights
+    if "K" in stated:  # the operator has packed weights
         return int(stated["K"])
     if len(left) < 2 or not stated.get("transA", 0):
         return left[-1] if left else 1
@@ -134,16 +135,16 @@ def _inner(node: onnx.NodeProto, left: Shape) -> int:
 
 
 def _packed_product(node: onnx.NodeProto, call: Call) -> Work:
-    """MatMulNBits: at accuracy level 4 the kernel rounds activations to int8, else it multiplies floats."""
+    """MatMulNBits: with accuracy level 4, the kernel rounds activations to int8; otherwise it is float."""
     count = _product(node, call)
     return Work(count, 0) if attributes_of(node).get("accuracy_level", 0) == 4 else Work(0, count)
 
 
 def _recurrent(_node: onnx.NodeProto, call: Call) -> int:
-    """Steps x samples x the weights of input and state, [directions, gates x hidden, ...].
+    """Count steps x samples x the weights of input and state, [directions, gates x hidden, ...].
 
-    The input is [steps, samples, features], or with layout 1 [samples, steps, features]. Gates and
-    peepholes work elementwise. Of shorter sequences in a batch the padding is counted too.
+    The input is [steps, samples, features], or [samples, steps, features] with layout 1. Gates and
+    peepholes are elementwise and not counted. The padding of shorter sequences in a batch is counted.
     """
     steps, samples, _ = _shape(call.inputs, 0)
     weights = math.prod(_shape(call.inputs, 1)) + math.prod(_shape(call.inputs, 2))
@@ -151,9 +152,9 @@ def _recurrent(_node: onnx.NodeProto, call: Call) -> int:
 
 
 def _einsum(node: onnx.NodeProto, call: Call) -> int:
-    """Operands are joined from the left, as ONNX Runtime does; each join is a matrix product.
+    """Count the matrix products of joining the operands from the left, as ONNX Runtime does.
 
-    A join that sums over nothing is an elementwise product, which is not counted.
+    A join without a summed axis is an elementwise product, which is not counted.
     """
     equation = str(attributes_of(node)["equation"]).replace(" ", "")
     terms = equation.partition("->")[0].split(",")
@@ -176,14 +177,14 @@ def _einsum(node: onnx.NodeProto, call: Call) -> int:
 
 
 def _labels(term: str, rank: int) -> list[str]:
-    """One label an axis; those of an ellipsis are numbered from the right, as axes are broadcast."""
-    before, dots, behind = term.partition("...")
-    hidden = rank - len(before) - len(behind) if dots else 0
-    return [*before, *(f"...{number}" for number in range(hidden, 0, -1)), *behind]
+    """One label for each axis. Axes of an ellipsis are numbered from the right, as in broadcasting."""
+    before, dots, after = term.partition("...")
+    hidden = rank - len(before) - len(after) if dots else 0
+    return [*before, *(f"...{number}" for number in range(hidden, 0, -1)), *after]
 
 
 def _einsum_output(equation: str, labels: Sequence[Sequence[str]]) -> set[str]:
-    """Labels of the result: those stated, or else those that appear once, and all of an ellipsis."""
+    """Labels of the result: those stated, by default those that appear once and all of an ellipsis."""
     every = [name for names in labels for name in names]
     dotted = {name for name in every if name.startswith("...")}
     _, arrow, stated = equation.partition("->")
@@ -193,10 +194,10 @@ def _einsum_output(equation: str, labels: Sequence[Sequence[str]]) -> set[str]:
 
 
 def _onnx_attention(_node: onnx.NodeProto, call: Call) -> int:
-    """Scores and their products with the values, each head over all keys, masked ones too.
+    """Count the scores and their products with the values; each head uses all keys, including masked ones.
 
     Queries are [N, heads, S, D] or [N, S, heads x D]; keys [N, heads, T, D] or [N, T, heads x D]; earlier
-    keys [N, heads, P, D]. Each of the queries' and of the result's elements meets T + P keys.
+    keys [N, heads, P, D]. Each element of the queries and of the result takes part in T + P multiply-adds.
     """
     query, key, past = _shape(call.inputs, 0), _shape(call.inputs, 1), _optional(call.inputs, 4)
     keys = key[-2] + (past[2] if past else 0)
@@ -204,7 +205,7 @@ def _onnx_attention(_node: onnx.NodeProto, call: Call) -> int:
 
 
 def _multi_head_attention(_node: onnx.NodeProto, call: Call) -> int:
-    """The same for com.microsoft's operator.
+    """Count the scores and products of com.microsoft's MultiHeadAttention, as `_onnx_attention` does.
 
     Queries are [N, S, heads x D], or [N, S, heads, 3, D] with keys and values. Keys are [N, T, heads x D],
     [N, T, heads, 2, D] with values, or [N, heads, T, D].
@@ -217,9 +218,9 @@ def _multi_head_attention(_node: onnx.NodeProto, call: Call) -> int:
 
 
 def _fused_attention(node: onnx.NodeProto, call: Call, past_position: int) -> tuple[int, int]:
-    """Projections, and products of queries, keys and values, of com.microsoft's Attention.
+    """Count the projections, and the products of activations, of com.microsoft's Attention.
 
-    The input is [N, S, features], its weights [features, Q + K + V], earlier keys [2, N, heads, P, D].
+    The input is [N, S, features], the weights [features, Q + K + V], earlier keys [2, N, heads, P, D].
     """
     samples, steps, _ = _shape(call.inputs, 0)
     weights, past = _shape(call.inputs, 1), _optional(call.inputs, past_position)
@@ -235,12 +236,12 @@ def _float_attention(node: onnx.NodeProto, call: Call) -> Work:
 
 
 def _int8_attention(node: onnx.NodeProto, call: Call) -> Work:
-    """QAttention: the projections multiply int8, the rest float (quantization/attention_quant.cc)."""
+    """QAttention: the projections are in int8, the rest in float (quantization/attention_quant.cc)."""
     return Work(*_fused_attention(node, call, 8))
 
 
 def _affine_grid(_node: onnx.NodeProto, call: Call) -> int:
-    """Each place of the grid [N, ..., D] times its matrix [N, D, D + 1]."""
+    """Count the products of each grid position [N, ..., D] with its matrix [N, D, D + 1]."""
     return math.prod(_shape(call.outputs, 0)) * _shape(call.inputs, 0)[-1]
 
 

@@ -1,4 +1,4 @@
-"""Which operators of a model run, how often, and on which shapes: bodies of `If` and loops included."""
+"""Record which operators of a model run, how often and with which shapes; bodies of `If` and loops too."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from exporter.graphs.inference import open_model, session_options
 from exporter.inspection.macs import Call, Shape
 
 _KERNEL = "_kernel_time"
-# One tensor: its type's name -> its shape.
+# One tensor: the name of its type -> its shape.
 _TypedShape = Mapping[str, Sequence[int]]
 
 
 class _Arguments(TypedDict):
-    """What ONNX Runtime's profile tells of a kernel's run."""
+    """The shapes of a kernel's run in ONNX Runtime's profile."""
 
     input_type_shape: Sequence[_TypedShape]
     output_type_shape: Sequence[_TypedShape]
 
 
 class _Event(TypedDict, total=False):
-    """A line of ONNX Runtime's profile; `args` are those of a kernel where `cat` is "Node"."""
+    """An event of ONNX Runtime's profile; `args` belong to a kernel if `cat` is "Node"."""
 
     cat: str
     name: str
@@ -40,14 +40,14 @@ class _Event(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class PlacedNode:
-    """A node and the control-flow node in whose body it is, or None in the graph itself."""
+    """A node, and the control-flow node whose body contains it, or None in the main graph."""
 
     node: onnx.NodeProto
     container: onnx.NodeProto | None
 
 
 def all_nodes(graph: onnx.GraphProto, container: onnx.NodeProto | None = None) -> Iterator[PlacedNode]:
-    """The nodes of a graph and of all bodies in it, each container before what is in it."""
+    """Yield the nodes of a graph and of all bodies in it; a container comes before its bodies' nodes."""
     for node in graph.node:
         yield PlacedNode(node, container)
         for body in bodies_of(node):
@@ -55,14 +55,14 @@ def all_nodes(graph: onnx.GraphProto, container: onnx.NodeProto | None = None) -
 
 
 def node_calls(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> list[tuple[Call, ...] | None]:
-    """Run a model once as it is written, and read what ran from ONNX Runtime's profile.
+    """Run a model once without optimizations, and read its calls from ONNX Runtime's profile.
 
     Args:
         model: the model; its local functions are inlined.
         feeds: input name -> array.
 
     Returns:
-        For each of `all_nodes`, its runs; None where the profile does not tell the shapes.
+        For each node of `all_nodes`, its runs, or None if the profile does not report the shapes.
     """
     named = copy_of(model)
     nodes = [placed.node for placed in all_nodes(named.graph)]
@@ -79,7 +79,7 @@ def _profile(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> list[_Event]
     with tempfile.TemporaryDirectory(prefix="edgeproof-") as folder:
         options = session_options(threads=0)
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        # The profile does not show inputs that are kept in a kernel's own layout alone.
+        # With prepacking, the profile omits inputs that exist only in a kernel's own layout.
         options.add_session_config_entry("session.disable_prepacking", "1")
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
@@ -101,7 +101,7 @@ def _calls(node: onnx.NodeProto, events: Sequence[_Arguments]) -> tuple[Call, ..
 
 
 def _shapes(names: Sequence[str], seen: Sequence[_TypedShape]) -> tuple[Shape | None, ...] | None:
-    """Shapes by position: the profile leaves out what a node leaves out. None if it leaves out more."""
+    """Shapes by position, with None for omitted tensors; None if the profile lacks another shape."""
     shapes = [tuple(shape) for entry in seen for shape in entry.values()]
     if len(shapes) != sum(1 for name in names if name):
         return None

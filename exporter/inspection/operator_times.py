@@ -1,4 +1,4 @@
-"""Where a model's time goes, operator by operator, as ONNX Runtime itself counts it."""
+"""The time of each operator of a model, from ONNX Runtime's profile."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from bench.inputs.session import ERRORS_ONLY, model_error
 RUNS = 30
 _UNTIMED_RUNS = 5
 _KERNEL = "_kernel_time"
-# What int8 adds and what it leaves: conversions, and everything that is no int8 kernel.
 _CONVERSIONS = {"QuantizeLinear", "DequantizeLinear"}
+# Operator types with one of these prefixes are int8 kernels.
 _INT8 = (
     "QLinear",
     "QGemm",
@@ -31,13 +31,13 @@ _INT8 = (
 
 
 class OperatorTime(FrozenModel):
-    """One operator of the graph that really runs.
+    """The time of one operator of the optimized graph.
 
     Attributes:
-        name: the node.
-        op_type: its type after fusion.
-        median_us: time of its kernel, microseconds a run.
-        share: of the sum over all operators.
+        name: name of the node.
+        op_type: type of the operator after fusion.
+        median_us: median time of the kernel in a run, in microseconds.
+        share: the median as a fraction of the sum over all operators.
     """
 
     name: str
@@ -47,27 +47,28 @@ class OperatorTime(FrozenModel):
 
     @property
     def is_int8(self) -> bool:
-        """Whether it is an int8 kernel."""
+        """Whether the operator is an int8 kernel."""
         return self.op_type.startswith(_INT8)
 
     @property
     def is_conversion(self) -> bool:
-        """Whether it only changes between float and int8."""
+        """Whether the operator only converts between float and int8."""
         return self.op_type in _CONVERSIONS
 
 
 def operator_times(path: Path, feeds: Mapping[str, Array], *, threads: int = 1) -> tuple[OperatorTime, ...]:
-    """Profile a model, the costliest operator first.
+    """Profile a model and return its operators, the slowest first.
 
-    Profiling costs some microseconds an operator and run: shares are right, sums are too high.
+    Profiling adds some microseconds for each operator and run: the shares are accurate, the sums are too
+    high.
 
     Args:
         path: the model.
         feeds: one batch, input name -> array.
-        threads: of the session.
+        threads: number of threads of the session.
 
     Raises:
-        ModelError: it cannot be loaded or run.
+        ModelError: the model cannot be loaded or run.
     """
     with tempfile.TemporaryDirectory(prefix="edgeproof-") as folder:
         options = onnxruntime.SessionOptions()
@@ -80,13 +81,13 @@ def operator_times(path: Path, feeds: Mapping[str, Array], *, threads: int = 1) 
             for _ in range(_UNTIMED_RUNS + RUNS):
                 session.run(None, dict(feeds))
             events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-        except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
+        except Exception as error:  # ONNX Runtime's exceptions have no common base class except Exception
             raise model_error(path, error) from error
     return _summed(events)
 
 
 def blamed(times: Sequence[OperatorTime], count: int = 5) -> tuple[OperatorTime, ...]:
-    """The operators that keep an int8 model from being fast: the costliest that are no int8 kernels."""
+    """The slowest operators of an int8 model that are not int8 kernels."""
     return tuple(time for time in times if not time.is_int8)[:count]
 
 

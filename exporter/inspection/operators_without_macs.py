@@ -1,15 +1,15 @@
-"""Operators known to do no multiply-adds of their own, by domain.
+"""The operators that are known to do no multiply-adds, by domain.
 
-This is a list of what is known, not of what is not: an operator that is missing here and has no formula in
-`inspection.macs` is reported as not counted. Elementwise arithmetic, norms, pooling, interpolation and
-reductions are here by convention. DFT, STFT, linear models and the like are missing on purpose.
+An operator that is neither in this list nor has a formula in `inspection.macs` is reported as not counted.
+Elementwise arithmetic, norms, pooling, interpolation and reductions are listed by convention. DFT, STFT,
+linear models and similar operators are not listed, because they multiply and add.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-# They run other operators, in bodies that are counted on their own.
+# These operators run bodies, whose operators are counted separately.
 CONTAINERS = frozenset({"If", "Loop", "Scan"})
 
 _ELEMENTWISE = """
@@ -61,7 +61,7 @@ _RUNTIME = """
     SkipLayerNormalization SkipSimplifiedLayerNormalization Tokenizer TorchEmbedding Trilu UnfoldTensor
     Unique
 """
-# Trees compare and add; the rest looks up, scales and selects.
+# Trees compare and add; the other operators look up, scale and select.
 _CLASSICAL = """
     ArrayFeatureExtractor Binarizer CastMap CategoryMapper DictVectorizer FeatureVectorizer Imputer
     LabelEncoder Normalizer OneHotEncoder Scaler TreeEnsemble TreeEnsembleClassifier
@@ -79,7 +79,7 @@ _OF_ONNX = _names(
 )  # fmt: skip
 _OF_RUNTIME = _names(_RUNTIME) | _OF_ONNX
 
-# Domain -> operators. ONNX Runtime's inner domains hold ONNX's operators in another layout.
+# Domain -> operators. ONNX Runtime's internal domains contain ONNX's operators in other layouts.
 WITHOUT_MACS: Mapping[str, frozenset[str]] = {
     "": _OF_ONNX,
     "ai.onnx.ml": _names(_CLASSICAL),

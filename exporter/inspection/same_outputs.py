@@ -1,7 +1,8 @@
-"""Whether a quantized model still gives what the file that it was made of gives: names, types and shapes.
+"""Check that a quantized model has the same outputs as the given file: names, types, shapes, finite values.
 
-Rewriting and quantizing trust what a file says of itself. Where it says something wrong, the result may be
-another function without any error; so both files are run on the same few samples before one is kept.
+Rewriting and quantization trust the shapes and types that a file states. If these are wrong, the result can
+be a different function without any error. Both models therefore run on the same few samples before the
+result is kept.
 """
 
 from __future__ import annotations
@@ -19,15 +20,16 @@ from bench.inputs.session import Signature, open_session, signature_of
 from bench.measuring.worker import fixed_batch, synthetic_feeds
 from exporter.errors import ExportError
 
-# Samples that both files are run on, some together and one alone: a shape may be right for one batch only.
+# Both models run on these samples in batches and on one sample alone, because a shape may be correct for
+# one batch size only.
 SAMPLES, _TOGETHER = 32, 8
-# What an axis that a model leaves open is given where there are no samples.
+# The size of a dynamic axis if there are no samples.
 _MADE_UP_SIZE = 8
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model gave for some feeds, output by output, in the model's order."""
+    """The outputs of a model for given feeds, in the model's order."""
 
     feeds: Mapping[str, Array]
     outputs: Mapping[str, object]
@@ -38,7 +40,7 @@ class Answer:
 
 
 def few_samples(data: Path, signature: Signature) -> list[dict[str, Array]]:
-    """Feeds to run both models on: some samples together, and one alone where the batch is open.
+    """Feeds to run both models on: batches of samples, and one sample alone if the batch is dynamic.
 
     Raises:
         DataError: the samples cannot be read.
@@ -56,7 +58,7 @@ def few_samples(data: Path, signature: Signature) -> list[dict[str, Array]]:
 
 
 def made_up_samples(model: Path, signature: Signature) -> list[dict[str, Array]]:
-    """Feeds for where there are no samples; none if the model takes what cannot be made up."""
+    """Synthetic feeds, if there are no samples; empty if an input cannot be synthesized."""
     closed = Signature(
         tuple(
             type(spec)(
@@ -73,10 +75,10 @@ def made_up_samples(model: Path, signature: Signature) -> list[dict[str, Array]]
 
 
 def answers_of(model: Path, batches: Sequence[Mapping[str, Array]]) -> list[Answer]:
-    """Run a model on each of some feeds.
+    """Run a model on each batch of feeds.
 
     Raises:
-        ModelError: it cannot be loaded, or fails when it runs.
+        ModelError: the model cannot be loaded, or fails when it runs.
     """
     session = open_session(model)
     names = [spec.name for spec in signature_of(session).outputs]
@@ -84,25 +86,25 @@ def answers_of(model: Path, batches: Sequence[Mapping[str, Array]]) -> list[Answ
     for feeds in batches:
         try:
             outputs = session.run(None, dict(feeds))
-        except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
+        except Exception as error:  # ONNX Runtime's exceptions have no common base class except Exception
             raise ModelError(
-                model, f"fails when it runs ({error})", "check it against the samples"
+                model, f"fails when it runs ({error})", "check that the samples fit the model"
             ) from error
         found.append(Answer(feeds, dict(zip(names, outputs, strict=True))))
     return found
 
 
 def check_same_outputs(given: Path, answers: Sequence[Answer], made: Path) -> None:
-    """Make sure that a model gives outputs as those of the file that it was made of.
+    """Check that a quantized model's outputs match those of the file that it was made from.
 
     Args:
-        given: that file, for the error.
-        answers: what it gave.
-        made: the model that was made of it.
+        given: the given file, named in the error.
+        answers: the outputs of the given file.
+        made: the quantized model.
 
     Raises:
-        ExportError: an output has another name, type or shape, or values that are not finite where the
-            given file's are; or the model does not run.
+        ExportError: an output has another name, type or shape, or NaN or infinity where the given file's
+            output is finite; or the model does not run.
     """
     try:
         found = answers_of(made, [answer.feeds for answer in answers])
@@ -115,18 +117,18 @@ def check_same_outputs(given: Path, answers: Sequence[Answer], made: Path) -> No
 
 def _difference(before: Mapping[str, object], after: Mapping[str, object]) -> str | None:
     if list(before) != list(after):
-        return f"the quantized model gives {list(after)}, the file {list(before)}"
+        return f"the outputs are {list(after)} in the quantized model, but {list(before)} in the given file"
     for name, wanted in before.items():
         one, other = _kind(wanted), _kind(after[name])
         if one != other:
-            return f"the quantized model gives {other} for output {name!r}, the file {one}"
+            return f"output {name!r} is {other} in the quantized model, but {one} in the given file"
         if _is_broken(wanted, after[name]):
-            return f"the quantized model gives NaN or infinity for output {name!r}, the file does not"
+            return f"output {name!r} is NaN or infinite in the quantized model, but not in the given file"
     return None
 
 
 def _is_broken(wanted: object, got: object) -> bool:
-    """Whether a tensor has values that are not finite where the wanted ones are; of the same shape."""
+    """Whether a tensor is not finite at a position where the expected tensor of the same shape is."""
     if not isinstance(wanted, np.ndarray) or not isinstance(got, np.ndarray) or wanted.dtype.kind != "f":
         return False
     return not np.isfinite(got[np.isfinite(wanted)]).all()
@@ -138,5 +140,7 @@ def _kind(value: object) -> str:
 
 def _changed(given: Path, cause: str) -> ExportError:
     return ExportError(
-        given, cause, "nothing was written; export the model again, or leave the layers before it in float"
+        given,
+        cause,
+        "nothing was written; export the model again, or exclude the nodes that compute this output",
     )

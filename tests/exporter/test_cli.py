@@ -156,8 +156,8 @@ def test_inspect_fails_below_the_share_that_is_wanted(built_once, command):
     ran = command("inspect", float_model, "--min-int8", 0.5, "--json")
     assert (ran.code, json.loads(ran.out)["int8_mac_ratio"]) == (1, 0.0)
     assert ran.err == (
-        "FAIL: 0.0% of multiply-adds run in int8, at least 50.0% wanted; "
-        "3 operators stay in float, first body: it was not quantized\n"
+        "FAIL: 0.0% of multiply-adds run in int8, at least 50.0% required; "
+        "3 operators stay in float, the largest is body: it was not quantized\n"
     )
     assert command("inspect", built_once.artifact, "--min-int8", 1).code == 0
     assert command("inspect", built_once.artifact, "--min-int8", 1.5).code == 2
@@ -191,7 +191,7 @@ def test_inspect_tells_what_it_does_not_count(command, tmp_path):
         "  not counted: [b]spectrum (DFT): no formula for its multiply-adds is known",
     ]
     assert ran.err == (
-        f"FAIL: at most 100.0% of multiply-adds run in int8, at least 95.0% wanted; {cause}\n"
+        f"FAIL: at most 100.0% of multiply-adds run in int8, at least 95.0% required; {cause}\n"
     )
     content = json.loads(command("inspect", tmp_path / "half.onnx", "--json").out)
     assert [one["op_type"] for one in content["uncounted"]] == ["DFT"]

@@ -1,4 +1,4 @@
-"""Saturation of 16-bit sums on x86 without VNNI: where it can happen, whether it does, how to avoid it."""
+"""Saturation of 16-bit sums on x86 without VNNI: find the layers at risk, measure it and avoid it."""
 
 from __future__ import annotations
 

@@ -1,14 +1,14 @@
-"""What `vpmaddubsw` computes, exactly.
+"""An exact simulation of the x86 instruction `vpmaddubsw`.
 
-Without VNNI, ONNX Runtime's x86 kernels (AVX2 and AVX512 alike) multiply unsigned activations by signed
-weights with `vpmaddubsw`: two neighbouring products are added into 16 bits *with saturation*. `vpmaddwd` by
-ones then widens the pairs to 32 bits, in which everything else is added. Neighbours are elements 2 i and
-2 i + 1 of the summed axis K; an odd K is filled up with a zero. Zero points are corrected afterwards, from
-sums that cannot saturate, so that the activations here are the raw bytes.
+Without VNNI, ONNX Runtime's x86 kernels (both AVX2 and AVX512) multiply unsigned activations by signed
+weights with `vpmaddubsw`. It adds two neighbouring products into 16 bits *with saturation*. `vpmaddwd` with
+ones then widens the pair sums to 32 bits; all other additions have 32 bits. Neighbours are elements 2 i and
+2 i + 1 of the summed axis K; an odd K is padded with a zero. The zero points are corrected later, with sums
+that cannot saturate, so the activations here are the raw bytes.
 
 Source: onnxruntime/core/mlas/lib/x86_64, macros MultiplyAccumulateRowU8S8Avx2 in QgemmU8X8KernelAvx2.S,
-MultiplyAccumulateRowAvx2 in ConvSymKernelAvx2.S and their AVX512 counterparts; U8U8 kernels widen to
-16 bits first and cannot saturate.
+MultiplyAccumulateRowAvx2 in ConvSymKernelAvx2.S and their AVX512 counterparts. U8U8 kernels widen to 16
+bits first and cannot saturate.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from bench.core.arrays import Array
 
 LEAST, MOST = -(2**15), 2**15 - 1
-# Rows worked on at once: bounds the memory of the sums of one pair to 16 MiB for a thousand columns.
+# Rows processed together. This limits the memory of one pair's sums to 16 MiB for a thousand columns.
 _ROWS = 4096
 
 
@@ -30,7 +30,7 @@ def vpmaddubsw_dot(a: Array, w: Array) -> Array:
         w: weights, int8 [K, N].
 
     Returns:
-        int32 [M, N]; like the hardware's, its 32-bit sums wrap around.
+        int32 [M, N]; the 32-bit sums wrap around, as in hardware.
     """
     weights = w.astype(np.float64)  # sums of fewer than 2 ** 38 products are exact in 53 bits
     exact = np.concatenate(
@@ -40,9 +40,9 @@ def vpmaddubsw_dot(a: Array, w: Array) -> Array:
 
 
 def saturation_excess(a: Array, w: Array) -> Array:
-    """What saturation takes away: the exact product less `vpmaddubsw_dot`.
+    """The error of saturation: the exact product minus `vpmaddubsw_dot`.
 
-    Only pairs that the smallest and largest activations of `a` allow to saturate are looked at.
+    Only pairs that can saturate with the smallest and largest activations of `a` are computed.
 
     Args:
         a: activations, uint8 [M, K].
@@ -71,9 +71,9 @@ def saturation_excess(a: Array, w: Array) -> Array:
 
 
 def pair_sums(w: Array, lowest: Array, highest: Array) -> tuple[Array, Array]:
-    """The least and the largest sum that each pair of products can have, before saturation.
+    """The smallest and the largest sum that each pair of products can have, before saturation.
 
-    Both are reached, by activations at the ends of their ranges.
+    Activations at the ends of their ranges reach both.
 
     Args:
         w: weights, int8 [K, N].
@@ -90,7 +90,7 @@ def pair_sums(w: Array, lowest: Array, highest: Array) -> tuple[Array, Array]:
 
 
 def _pairs(values: Array, axis: int) -> tuple[Array, Array]:
-    """Elements 0, 2, 4 ... and 1, 3, 5 ... along an axis; a zero where the last has no partner."""
+    """Elements 0, 2, 4 ... and 1, 3, 5 ... along an axis; an odd number of elements is padded with zero."""
     if values.shape[axis] % 2:
         fill = [(0, 0)] * values.ndim
         fill[axis] = (0, 1)

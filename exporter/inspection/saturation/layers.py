@@ -1,11 +1,12 @@
-"""The int8 layers of a model as their kernels see them: matrices of bytes, in the order of their sums.
+"""The int8 layers of a model as matrices of bytes, in the order in which the kernels sum them.
 
-A convolution is a product of matrices whose summed axis K runs over the kernel's places, and within each
-place over the channels of its group. This holds for both layouts: ONNX Runtime transposes NCHW to NHWC
-before it gathers (qlinearconv.cc: ReorderFilter "from MCK1..Kn to K1...KnCM", Im2col<StorageOrder::NHWC>),
-and its direct kernel (convsym.cpp: MlasConvSymPackW) walks places first and channels, a multiple of four,
-second. Padding is the zero point. Depthwise convolutions have kernels of their own that add in 32 bits
-(ConvSymKernelAvx2.S: DepthwiseMultiplyAccumulateCellAvx2, qdwconv_avx2.cpp) and are left out.
+A convolution is a product of matrices. Its summed axis K runs over the kernel's positions, and for each
+position over the channels of the group. This is true for both layouts. ONNX Runtime transposes NCHW to NHWC
+before it gathers (qlinearconv.cc: ReorderFilter "from MCK1..Kn to K1...KnCM", Im2col<StorageOrder::NHWC>).
+Its direct kernel (convsym.cpp: MlasConvSymPackW) iterates over positions first and over channels, a
+multiple of four, second. Padding has the value of the zero point. Depthwise convolutions are left out: they
+have special kernels that add in 32 bits (ConvSymKernelAvx2.S: DepthwiseMultiplyAccumulateCellAvx2,
+qdwconv_avx2.cpp).
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from bench.core.arrays import Array
 from exporter.graphs.attributes import attributes_of
 from exporter.graphs.index import GraphIndex
 
-# Static operators: activation, scale, zero point, weight, scale, zero point.
+# Static operators, whose inputs are activation, scale, zero point, weight, scale, zero point.
 _STATIC = {"QLinearConv", "QLinearMatMul", "QGemm"}
-# Operators whose activations are quantized again for every run.
+# Dynamic operators, whose activations are quantized at run time.
 _DYNAMIC = {"ConvInteger", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"}
 _CONVOLUTIONS = {"Conv", "QLinearConv", "ConvInteger"}
 _BYTES = {onnx.TensorProto.UINT8, onnx.TensorProto.INT8}
@@ -34,11 +35,12 @@ _UNSIGNED_SHIFT = 128
 
 @dataclass(frozen=True)
 class Geometry:
-    """How a convolution gathers its input.
+    """The geometry of a convolution.
 
     Attributes:
         kernel, strides, dilations: one size per spatial axis.
-        pads: places before each axis, then after each; or None where `auto_pad` decides.
+        pads: the padding before each spatial axis, then after each; None if `auto_pad` determines it.
+        auto_pad: the operator's attribute.
     """
 
     kernel: tuple[int, ...]
@@ -48,7 +50,7 @@ class Geometry:
     auto_pad: str
 
     def padding(self, sizes: tuple[int, ...]) -> list[tuple[int, int]]:
-        """Places to add before and after each spatial axis of the given sizes."""
+        """The padding before and after each spatial axis for an input of the given sizes."""
         if self.pads is not None:
             return list(zip(self.pads[: len(sizes)], self.pads[len(sizes) :], strict=True))
         found = []
@@ -67,15 +69,15 @@ class Int8Layer:
     """A product of uint8 activations by constant int8 weights.
 
     Attributes:
-        name: the node's.
-        weight: the initializer's name.
-        axis: of its scales, or None where it has a single one.
-        filters: weights of each group, int8 [K, N].
-        scales: of each output channel, float [groups x N].
-        zero_points: of each output channel's weights, int32 [groups x N].
-        activation: the quantized tensor that is read, or None where it cannot be observed.
-        zero_point: of the activation as an unsigned byte.
-        geometry: of a convolution.
+        name: name of the node.
+        weight: name of the weight's initializer.
+        axis: the weight's axis that has a scale per channel, or None if there is a single scale.
+        filters: the weights of each group, int8 [K, N].
+        scales: the weight scale of each output channel, float [groups x N].
+        zero_points: the weight zero point of each output channel, int32 [groups x N].
+        activation: the quantized input tensor, or None if it cannot be observed.
+        zero_point: zero point of the activation as an unsigned byte.
+        geometry: the geometry of a convolution, or None for a matrix product.
     """
 
     name: str
@@ -90,9 +92,10 @@ class Int8Layer:
 
     @cached_property
     def largest(self) -> Array:
-        """Magnitude of each output channel's largest weight, int [N]; of all, where they share a scale.
+        """Magnitude of each output channel's largest weight, int [N].
 
-        It is 127, and less where the quantizer took a coarser scale, so that the bias fits in 32 bits.
+        If all channels share a scale, it is the largest magnitude of all weights. It is usually 127. It is
+        smaller if the quantizer chose a coarser scale so that the bias fits in 32 bits.
         """
         magnitudes = [
             np.abs(filters.astype(np.int32) - self.zero_points[self.columns(group)]).max(axis=0, initial=0)
@@ -102,7 +105,7 @@ class Int8Layer:
         return largest if self.axis is not None else np.full_like(largest, largest.max(initial=0))
 
     def bounds(self, value: Array) -> tuple[Array, Array]:
-        """Smallest and largest byte of each input channel [C] (or feature [K]); padding counts."""
+        """The smallest and largest byte of each input channel [C] or feature [K], including padding."""
         channels = 1 if self.geometry is not None else value.ndim - 1
         others = tuple(axis for axis in range(value.ndim) if axis != channels)
         lowest, highest = value.min(axis=others), value.max(axis=others)
@@ -112,7 +115,7 @@ class Int8Layer:
         return lowest, highest
 
     def along_k(self, channels: Array, group: int) -> Array:
-        """Values of input channels [C], as bounds are, at each k of a group's sums: [K]."""
+        """Map values per input channel [C], for example bounds, to each k of a group's sums, [K]."""
         if self.geometry is None:
             return channels
         places = math.prod(self.geometry.kernel)
@@ -122,10 +125,9 @@ class Int8Layer:
     def rows(self, value: Array, limit: int) -> tuple[Array, ...]:
         """The activations of each group's sums, uint8 [rows, K].
 
-        Of more than `limit` rows, that many are taken at even distances.
-
         Args:
-            value: the activation, uint8 [B, C, ...] of a convolution, [..., K] of a product.
+            value: the activation, uint8 [B, C, ...] for a convolution, [..., K] for a product.
+            limit: the largest number of rows; if there are more, evenly spaced ones are selected.
         """
         if self.geometry is None:
             flat = value.reshape(-1, value.shape[-1])
@@ -144,14 +146,14 @@ class Int8Layer:
 
 
 def as_unsigned(value: Array) -> Array:
-    """Quantized bytes as x86 kernels read them: signed ones are shifted by 128 (qdq_s8_to_u8.cc)."""
+    """Quantized bytes as x86 kernels read them: signed bytes are shifted by 128 (qdq_s8_to_u8.cc)."""
     return value if value.dtype == np.uint8 else (value.astype(np.int16) + _UNSIGNED_SHIFT).astype(np.uint8)
 
 
 def int8_layers(model: onnx.ModelProto) -> tuple[Int8Layer, ...]:
-    """Layers of a quantized model (QDQ, QOperator or dynamic) that `vpmaddubsw` may compute.
+    """The layers of a quantized model (QDQ, QOperator or dynamic) that `vpmaddubsw` may compute.
 
-    Weights that are computed, and products of two activations, are no such layers.
+    Layers with computed weights and products of two activations are not included.
     """
     index = GraphIndex.of(model.graph)
     found = []
@@ -164,7 +166,7 @@ def int8_layers(model: onnx.ModelProto) -> tuple[Int8Layer, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Operands:
-    """Names of what a node multiplies; no activation where it is quantized at run time."""
+    """Names of the tensors that a node multiplies; `activation` is None if it is quantized at run time."""
 
     activation: str | None
     zero_point: str
@@ -201,7 +203,7 @@ def _operands(node: onnx.NodeProto, index: GraphIndex) -> _Operands | None:
 
 
 def _three(node: onnx.NodeProto) -> tuple[str, str, str]:
-    """Tensor, scale and zero point of a DequantizeLinear; the last may be absent."""
+    """Tensor, scale and zero point of a DequantizeLinear; an absent zero point is an empty name."""
     tensor, scale, zero_point = (*node.input, "")[:3]
     return tensor, scale, zero_point
 
@@ -224,9 +226,9 @@ def _layer(
     channels = sum(f.shape[1] for f in filters)
     zero_point = constants.get(operands.zero_point)
     if zero_point is not None and zero_point.data_type not in _BYTES:
-        return None  # activations of 16 bits have kernels of their own
+        return None  # 16-bit activations have other kernels
     scale = constants.get(operands.scale)
-    # Stacked or turned: bounded, not observed.
+    # Stacked or transposed operands are bounded but not observed.
     unusual = weight.ndim > 2 or attributes.get("transA", 0)
     if convolution:
         unusual = attributes.get("channels_last", 0)
@@ -245,7 +247,7 @@ def _layer(
 
 
 def _filters(weight: Array, groups: int) -> tuple[Array, ...]:
-    """Weights [M, C, ...] of a convolution as [K, M / groups] per group: places first, then channels."""
+    """Weights [M, C, ...] of a convolution as [K, M / groups] per group; K has positions, then channels."""
     outputs, inputs = weight.shape[:2]
     flat = weight.reshape(outputs, inputs, -1).transpose(2, 1, 0).reshape(-1, outputs)
     return tuple(np.split(flat, groups, axis=1))
@@ -256,7 +258,7 @@ def _matrix(node: onnx.NodeProto, weight: Array) -> Array:
         return weight.T
     if weight.ndim < 2:
         return weight.reshape(-1, 1)
-    # A stack of matrices: their columns side by side, which bounds each.
+    # The columns of stacked matrices are placed side by side, so each of them is bounded.
     return np.moveaxis(weight, -2, 0).reshape(weight.shape[-2], -1)
 
 
@@ -274,7 +276,7 @@ def _geometry(node: onnx.NodeProto, kernel: tuple[int, ...]) -> Geometry:
 
 
 def _gather(value: Array, geometry: Geometry, zero_point: int, limit: int) -> Array:
-    """Input bytes under the kernel for some output places: uint8 [rows, places of the kernel, C]."""
+    """Input bytes under the kernel at some output positions, uint8 [rows, positions of the kernel, C]."""
     sizes = value.shape[2:]
     padding = geometry.padding(sizes)
     padded = np.pad(value, [(0, 0), (0, 0), *padding], constant_values=zero_point)
@@ -299,7 +301,7 @@ def _gather(value: Array, geometry: Geometry, zero_point: int, limit: int) -> Ar
 
 
 def _even(count: int, limit: int) -> Array:
-    """At most `limit` indices below `count`, at even distances."""
+    """At most `limit` evenly spaced indices below `count`."""
     return np.arange(count) if count <= limit else np.arange(limit) * count // limit
 
 

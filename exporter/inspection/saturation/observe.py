@@ -1,4 +1,4 @@
-"""Which int8 layers can saturate without VNNI, how often they do on samples, and what that costs."""
+"""Find int8 layers that can saturate without VNNI, and measure on samples how often and how much."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from exporter.graphs.inference import session_with_outputs
 from exporter.inspection.saturation.dot import LEAST, MOST, pair_sums, saturation_excess
 from exporter.inspection.saturation.layers import Int8Layer, as_unsigned, int8_layers
 
-# Rows of sums (one sum per output channel) simulated per layer and batch.
+# Rows of sums (one sum for each output channel) to simulate for each layer and batch.
 ROWS = 1024
 
 
 @dataclass(frozen=True)
 class LayerSaturation:
-    """What is known of the 16-bit sums of a layer.
+    """The saturation of a layer's 16-bit sums.
 
     Attributes:
-        bounds: smallest and largest byte of each input channel, or None where it was not observed.
-        observed_share: share of the simulated sums that overflowing pairs changed; None if not observed.
-        drift_sqnr_db: energy of the layer's exact sums over that of the errors that saturation makes, in
-            dB; before bias, activation and rounding. None if not observed.
+        layer: the layer.
+        bounds: the smallest and largest byte of each input channel, or None if they were not observed.
+        observed_share: the share of simulated sums that saturation changed; None if not observed.
+        drift_sqnr_db: energy of the layer's exact sums divided by the energy of the saturation errors, in
+            dB, before bias, activation and rounding. None if not observed.
     """
 
     layer: Int8Layer
@@ -36,10 +37,10 @@ class LayerSaturation:
     drift_sqnr_db: float | None = None
 
     def risky(self, slack: int = 0) -> Array:
-        """Which output channels have a pair of products that can overflow, in the kernel's pairing.
+        """Whether each output channel has a pair of products that can overflow.
 
-        Each activation may take any value between its channel's bounds, which are widened by `slack`
-        levels; where it was not observed, any byte.
+        Pairs are those of the kernel. Each activation can have any value between its channel's bounds,
+        widened by `slack` levels. An activation that was not observed can have any byte value.
 
         Returns:
             Bool [N].
@@ -51,10 +52,10 @@ class LayerSaturation:
         return np.concatenate(found)
 
     def safe_share(self, slack: int = 0) -> Array:
-        """To what share of itself each output channel must shrink, so that none of its pairs can overflow.
+        """The factor by which to shrink each output channel's weights so that no pair can overflow.
 
-        Activations are bounded as in `risky`. Rounding the smaller weights again may move each of them
-        outward by a whole level, for which there is room.
+        Activations are bounded as in `risky`. The factor leaves room for rounding the shrunk weights, which
+        can increase each magnitude by a whole level.
 
         Returns:
             Float [N], at most 1.
@@ -68,7 +69,7 @@ class LayerSaturation:
         return share
 
     def _groups(self, slack: int) -> Iterator[tuple[Array, Array, Array]]:
-        """Weights [K, N] of each group, and bounds of the activations at each k, widened."""
+        """The weights [K, N] of each group, and the widened bounds of the activations at each k."""
         for group, filters in enumerate(self.layer.filters):
             if self.bounds is None:
                 lowest, highest = np.zeros(len(filters), np.int32), np.full(len(filters), 255, np.int32)
@@ -79,23 +80,25 @@ class LayerSaturation:
 
     @cached_property
     def channels(self) -> int:
-        """How many output channels can overflow."""
+        """The number of output channels that can overflow."""
         return int(self.risky().sum())
 
 
 def observe_saturation(
     model: onnx.ModelProto, batches: Iterable[Mapping[str, Array]] | None, *, simulate: bool = True
 ) -> tuple[LayerSaturation, ...]:
-    """Find the layers of a quantized model that can saturate; the others are not listed.
+    """Find the layers of a quantized model that can saturate. Other layers are not in the result.
 
-    The graph runs as written, in float between its roundings, so that what is observed does not depend on
-    the CPU at hand. A batch is reduced before the next one runs. Ranges rest on all activations; shares and
-    drift on the sums of at most `ROWS` places (rows of a product) per layer and batch, at even distances.
+    The graph runs without optimizations, in float between its roundings, so the observations do not depend
+    on this CPU. Each batch is reduced before the next one runs. The bounds are those of all activations.
+    The share and the drift are measured on the sums of up to `ROWS` evenly spaced positions (rows of a
+    product) for each layer and batch.
 
     Args:
         model: a quantized model.
-        batches: feeds, or None: then any byte may occur.
-        simulate: also count what does overflow; else ranges alone are looked at, which is faster.
+        batches: feeds; None to assume that any byte can occur.
+        simulate: whether to also count the sums that saturate. Otherwise only the bounds are observed,
+            which is faster.
     """
     unseen = [LayerSaturation(layer, None) for layer in int8_layers(model)]
     risky = [found for found in unseen if found.channels]
@@ -107,7 +110,7 @@ def observe_saturation(
 
 
 class _Observation:
-    """Running ranges, counts and energies of one layer."""
+    """The bounds, counts and energies of one layer so far."""
 
     def __init__(self, layer: Int8Layer) -> None:
         self._layer = layer
@@ -117,7 +120,7 @@ class _Observation:
 
     @cached_property
     def _real(self) -> list[Array]:
-        """The weights that the bytes stand for, [K, N] of each group."""
+        """The dequantized weights of each group, [K, N]."""
         layer = self._layer
         return [
             (filters.astype(np.float32) - layer.zero_points[layer.columns(group)])
@@ -127,11 +130,11 @@ class _Observation:
 
     @property
     def activation(self) -> str | None:
-        """The tensor to look at."""
+        """The tensor to observe, or None."""
         return self._layer.activation
 
     def see(self, value: Array) -> None:
-        """Widen the ranges by a batch of activations, uint8."""
+        """Widen the bounds by a batch of activations, uint8."""
         lowest, highest = self._layer.bounds(value)
         if self._bounds is not None:
             lowest = np.minimum(lowest, self._bounds[0])
@@ -139,7 +142,7 @@ class _Observation:
         self._bounds = lowest, highest
 
     def simulate(self, value: Array) -> None:
-        """Count the sums of a batch that overflows change; add up energies of exact sums and of errors."""
+        """Count the sums of a batch that saturation changes, and add the energies of sums and errors."""
         layer = self._layer
         for group, rows in enumerate(layer.rows(value, ROWS)):
             excess = saturation_excess(rows, layer.filters[group])
@@ -151,7 +154,7 @@ class _Observation:
             self._noise += float(np.square(error, dtype=np.float64).sum())
 
     def result(self) -> LayerSaturation:
-        """What was found so far."""
+        """The saturation found so far."""
         if not self._sums:
             return LayerSaturation(self._layer, self._bounds)
         drift = decibels(self._signal, self._noise)

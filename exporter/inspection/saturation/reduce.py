@@ -1,4 +1,4 @@
-"""Smaller integers for the weights of channels that could saturate without VNNI, and only for those."""
+"""Reduce the weight levels of channels that could saturate without VNNI, and only of those."""
 
 from __future__ import annotations
 
@@ -14,41 +14,42 @@ from exporter.graphs.targets import WEIGHT_LEVELS
 from exporter.inspection.saturation.layers import Int8Layer, int8_layers
 from exporter.inspection.saturation.observe import LayerSaturation, observe_saturation
 
-# What the quantizer is told of single tensors: its option TensorQuantOverrides.
+# Settings for particular tensors: the quantizer's option TensorQuantOverrides.
 Override = dict[str, bool | int | float]
 Overrides = Mapping[str, list[Override]]
 
 NO_OVERRIDES: Overrides = MappingProxyType({})
 
 _QUANTIZED = "_quantized"
-# Weights of 7 bits: 255 x (64 + 64) fits in 16 bits whatever the activations are.
+# With 7-bit weights, 255 x (64 + 64) fits in 16 bits for all activations.
 _SAFE = 64
-# Levels by which activations may shift once weights before them are reduced. It saves rounds of the search.
+# Levels by which activations may shift after earlier weights are reduced. This saves rounds of the search.
 _SLACK = 8
-# Rounds in which channels get as many levels as they can have; those found later get `_SAFE`, which ends
+# In this many rounds, channels get as many levels as possible. Channels found later get `_SAFE`, which ends
 # the search.
 _ROUNDS = 8
 
 
 @dataclass(frozen=True)
 class Reduction:
-    """The channels that must not have as many levels as they would.
+    """The channels that get fewer weight levels to prevent saturation.
 
     Attributes:
-        layers: those with such channels, by the name of the weight, in graph order; with full weights.
-        levels: of these weights, what the largest weight of each output channel becomes, [N]: 64 ... 127 in
-            those channels, and what it is in the others.
+        layers: the layers with such channels, by the name of the weight, in graph order. Their weights are
+            those before the reduction.
+        levels: by the name of the weight, the integer to which the largest weight of each output channel
+            is rounded, [N]: 64 ... 127 in reduced channels, unchanged in the others.
     """
 
     layers: Mapping[str, Int8Layer] = field(default_factory=dict)
     levels: Mapping[str, Array] = field(default_factory=dict)
 
     def overrides(self) -> Overrides:
-        """The same in the quantizer's terms."""
+        """The reduction as overrides for the quantizer."""
         return {name: _overrides(layer, self.levels[name]) for name, layer in self.layers.items()}
 
     def channels(self) -> dict[str, int]:
-        """How many channels of which layers are reduced."""
+        """The number of reduced channels of each layer, by the layer's name."""
         return {
             layer.name: int((self.levels[name] < layer.largest).sum())
             for name, layer in self.layers.items()
@@ -59,11 +60,12 @@ NO_REDUCTION = Reduction()
 
 
 def known_reduction(model: onnx.ModelProto, levels: Mapping[str, Array]) -> Reduction:
-    """The reduction that gives layers of a model these levels.
+    """The reduction that gives the weights of a model known levels.
 
     Args:
-        model: quantized with full weights.
-        levels: of some of its weights, [N], or one for all; what fits no layer is left out.
+        model: the quantized model without reduction.
+        levels: the levels of some weights by name, [N], or one for all channels. Entries that fit no layer
+            are ignored.
     """
     layers = {layer.weight.removesuffix(_QUANTIZED): layer for layer in int8_layers(model)}
     fitting = {
@@ -85,21 +87,21 @@ def without_saturation(
     feeds: Callable[[], Iterator[dict[str, Array]]],
     start: Reduction = NO_REDUCTION,
 ) -> tuple[onnx.ModelProto, Reduction]:
-    """Quantize, find the channels that can saturate on the samples, and give these fewer levels.
+    """Quantize a model, and reduce the levels of channels that can saturate on the samples.
 
-    An output channel is reduced if activations within the ranges that the input channels take on the
-    samples could overflow one of its pairs, whether or not they do; and by as much as its worst pair asks
-    for: its scale is coarser by 1 / `safe_share`, and seldom by the factor of two that ONNX Runtime's
-    `reduce_range` costs. Reduced weights shift the activations after them by a little, so the search goes
-    on until no channel is left that can saturate.
+    An output channel is reduced if one of its pairs could overflow with any activations within the observed
+    ranges of the input channels, even if no sample does. The reduction is as large as the worst pair
+    requires: the scale becomes coarser by 1 / `safe_share`. This is rarely as much as the factor of two of
+    ONNX Runtime's `reduce_range`. Reduced weights slightly change the activations after them, so the search
+    repeats until no channel can saturate.
 
     Args:
-        quantize: makes the model, given what the quantizer is to be told of single weights.
-        feeds: calibration samples, batch by batch, each time it is called.
-        start: what is known to be needed, for weights that have been rounded to that already.
+        quantize: builds the int8 model with overrides for particular weights.
+        feeds: returns the calibration samples, batch by batch, at each call.
+        start: the reduction to start from, for weights that are already rounded to it.
 
     Returns:
-        The model, and what was reduced.
+        The model and its reduction.
     """
     layers, levels = dict(start.layers), dict(start.levels)
     rounds = 0
@@ -109,7 +111,7 @@ def without_saturation(
         fresh = False
         for found in observe_saturation(model, feeds(), simulate=False):
             weight = found.layer.weight.removesuffix(_QUANTIZED)
-            layers.setdefault(weight, found.layer)  # the first has the scales of full weights
+            layers.setdefault(weight, found.layer)  # the first round has the scales of unreduced weights
             before = reduction.levels.get(weight, found.layer.largest)
             fewer = _fewer(found, before, least=rounds >= _ROUNDS)
             levels[weight] = np.minimum(fewer, levels.get(weight, before))  # layers may share a weight
@@ -120,7 +122,7 @@ def without_saturation(
 
 
 def _fewer(found: LayerSaturation, before: Array, *, least: bool) -> Array:
-    """Levels of each channel, fewer than before in those that can saturate, and in no other."""
+    """The new levels of each channel: fewer than before in channels that can saturate, else unchanged."""
     wanted = np.full(len(before), _SAFE) if least else np.floor(before * found.safe_share(_SLACK))
     wanted = np.clip(wanted, _SAFE, before).astype(int)
     if found.layer.axis is None:
@@ -129,7 +131,7 @@ def _fewer(found: LayerSaturation, before: Array, *, least: bool) -> Array:
 
 
 def _overrides(layer: Int8Layer, levels: Array) -> list[Override]:
-    """A range for each channel, of which its largest weight takes that many levels."""
+    """For each channel, the range for which its largest weight is rounded to the given level."""
     if layer.activation is None:
         return [{"reduce_range": True} | ({} if layer.axis is None else {"axis": layer.axis})]
     times = np.divide(layer.largest, levels, out=np.ones(len(levels)), where=levels > 0)

@@ -1,4 +1,4 @@
-"""What ONNX Runtime really runs, against counts made by hand."""
+"""The audit of the graph that ONNX Runtime runs, compared with counts made by hand."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from exporter.sources.splits import Split
 
 @pytest.fixture
 def save(tmp_path):
-    """A model from `x` to `y`; constants become initializers."""
+    """Save a model from `x` to `y`; constants become initializers."""
 
     def write(nodes, constants, shape, *, name="model.onnx", outputs=("y",), opset=18):
         graph = helper.make_graph(
@@ -44,7 +44,7 @@ def normal(*shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-CONV = 4 * 6 * 6 * 2 * 3 * 3  # output channels x places x input channels x kernel
+CONV = 4 * 6 * 6 * 2 * 3 * 3  # output channels x positions x input channels x kernel
 DEPTHWISE = 4 * 6 * 6 * 1 * 3 * 3
 GEMM = 4 * 6 * 6 * 5
 
@@ -114,13 +114,11 @@ def test_an_exported_net_runs_in_int8(onnx_models):
     assert found.macs == 8 * 64 * 9 + 8 * 16 * 8 * 9 + 8 * 3
 
 
-def test_an_excluded_node_is_told_with_a_reason(save, to_int8):
+def test_an_excluded_node_is_reported_with_a_reason(save, to_int8):
     found = audit(to_int8(conv_net(save), exclude=("depth",)))
     (operator,) = found.float_ops
     assert (operator.name, operator.macs) == ("depth", DEPTHWISE)
-    assert (
-        operator.reason == "it was not quantized: it is excluded, or the quantizer has no int8 form of it"
-    )
+    assert operator.reason == "it was not quantized: it is excluded, or the quantizer does not support it"
     assert found.int8_mac_ratio == pytest.approx((CONV + GEMM) / (CONV + DEPTHWISE + GEMM))
 
 
@@ -144,7 +142,7 @@ def test_transposed_convolutions_are_counted_by_their_input(save):
     nodes = [helper.make_node("ConvTranspose", ["x", "w"], ["y"], name="up", strides=[2, 2])]
     found = audit(save(nodes, {"w": normal(2, 3, 2, 2)}, ["N", 2, 4, 4]))
     assert found.macs == 2 * 4 * 4 * 3 * 2 * 2
-    assert found.float_ops[0].reason == "ONNX Runtime's CPU kernels have no int8 form of it"
+    assert found.float_ops[0].reason == "ONNX Runtime's quantizer or CPU kernels do not support it in int8"
 
 
 def test_a_model_without_products(save):
@@ -153,7 +151,7 @@ def test_a_model_without_products(save):
 
 
 def test_large_weights_of_one_sign_may_saturate(save, to_int8):
-    weight = np.ones((4, 2, 3, 3), np.float32)  # 127 each: 255 x (127 + 127) does not fit in 16 bits
+    weight = np.ones((4, 2, 3, 3), np.float32)  # all become 127: 255 x (127 + 127) does not fit in 16 bits
     found = audit(to_int8(conv_net(save, weight)))
     (layer,) = [layer for layer in found.saturation if layer.name == "conv"]
     assert layer.channels == 4
@@ -163,12 +161,13 @@ def test_large_weights_of_one_sign_may_saturate(save, to_int8):
 
 def test_saturation_is_observed_on_samples(save, to_int8, tmp_path):
     path = to_int8(conv_net(save, np.ones((4, 2, 3, 3), np.float32)))
-    np.savez(tmp_path / "bright.npz", x=np.full((3, 2, 8, 8), 9, np.float32))  # beyond calibration: 255
+    # The values are larger than in calibration, so their bytes are 255.
+    np.savez(tmp_path / "bright.npz", x=np.full((3, 2, 8, 8), 9, np.float32))
     found = audit(path, tmp_path / "bright.npz")
     layer = found.saturation[0]
     assert (layer.name, layer.channels, layer.observed_share, found.samples) == ("conv", 4, 1.0, 3)
-    # Bytes of 255 and weights of 127: each of nine pairs gives 32767 for 64770. The zero point z is taken
-    # from the sums afterwards.
+    # With bytes of 255 and weights of 127, each of nine pairs sums to 32767 instead of 64770. The zero
+    # point is subtracted later.
     model = onnx.load(path)
     constants = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
     zero_point = int(constants[next(n.input[2] for n in model.graph.node if n.op_type == "QuantizeLinear")])
@@ -178,18 +177,18 @@ def test_saturation_is_observed_on_samples(save, to_int8, tmp_path):
 
 def test_saturation_is_observed_on_all_of_sorted_data(save, to_int8, tmp_path):
     path = to_int8(conv_net(save, np.ones((4, 2, 3, 3), np.float32)))
-    level = np.repeat(np.float32([-9, 9]), 60)  # the bright half lies behind what the audit looks at
+    level = np.repeat(np.float32([-9, 9]), 60)  # the bright half comes after the first 32 samples
     np.savez(tmp_path / "sorted.npz", x=np.ones((120, 2, 8, 8), np.float32) * level[:, None, None, None])
     found = audit(path, tmp_path / "sorted.npz")
     assert (found.samples, found.saturation[0].observed_share) == (32, 0.5)
 
 
-def test_at_most_thirty_two_samples_are_looked_at(save, to_int8, tmp_path):
+def test_at_most_thirty_two_samples_are_observed(save, to_int8, tmp_path):
     path = to_int8(conv_net(save))
     assert audit(path, samples(tmp_path / "many.npz", (2, 8, 8), 40)).samples == 32
 
 
-def test_samples_that_do_not_fit_are_refused(save, tmp_path):
+def test_samples_that_do_not_fit_are_rejected(save, tmp_path):
     path = conv_net(save)
     with pytest.raises(DataError, match=r"feed 'x' has shape"):
         audit(path, samples(tmp_path / "wide.npz", (2, 8, 9)))
@@ -204,7 +203,7 @@ def test_a_fixed_batch_is_filled(save, tmp_path):
 
 
 def test_opposite_signs_cancel_and_small_weights_fit(save, to_int8):
-    # One large weight per channel, all others below half a level of 8 bits: no two of them overflow.
+    # One large weight of each sign per channel, all others zero: no pair overflows.
     lone = np.zeros((4, 2, 3, 3), np.float32)
     lone[:, 0, 1, 1] = 1
     lone[:, 1, 1, 1] = -1
@@ -212,14 +211,16 @@ def test_opposite_signs_cancel_and_small_weights_fit(save, to_int8):
     assert "conv" not in {layer.name for layer in found.saturation}
 
 
-def test_a_target_that_saturates_does_not_on_its_calibration_samples(save, to_int8, tmp_path):
+def test_a_model_for_a_saturating_target_does_not_saturate_on_its_calibration_samples(
+    save, to_int8, tmp_path
+):
     path = conv_net(save, np.ones((4, 2, 3, 3), np.float32))
     data = samples(tmp_path / "calibration.npz", (2, 8, 8))
     assert "conv" in {layer.name for layer in audit(to_int8(path), data).saturation}
     assert audit(to_int8(path, target="x86-avx2"), data).saturation == ()
 
 
-def test_hosts_without_vnni_are_told(save, to_int8, monkeypatch):
+def test_saturation_affects_hosts_without_vnni(save, to_int8, monkeypatch):
     monkeypatch.setattr(audit_module, "has_vnni", lambda host: False)
     found = audit(to_int8(conv_net(save, np.ones((4, 2, 3, 3), np.float32))))
     assert all(layer.affects_this_host for layer in found.saturation)
@@ -227,7 +228,7 @@ def test_hosts_without_vnni_are_told(save, to_int8, monkeypatch):
 
 
 def test_the_reasons_of_half_quantized_layers(save):
-    """QDQ on one side only cannot be fused."""
+    """A layer with QDQ on only one side cannot be fused."""
     scale = {"s": np.float32(0.1), "z": np.uint8(0), "wz": np.int8(0), "w": np.ones((4, 2, 3, 3), np.int8)}
     weight = helper.make_node("DequantizeLinear", ["w", "s", "wz"], ["dw"])
     rounded = [
@@ -237,9 +238,9 @@ def test_the_reasons_of_half_quantized_layers(save):
     before = save(
         [*rounded, weight, helper.make_node("Conv", ["d", "dw"], ["y"], name="conv")], scale, ["N", 2, 8, 8]
     )
-    reason = "its output is not quantized: it goes to the model's output"
+    reason = "its output is not quantized: it feeds the model's output"
     assert audit(before).float_ops[0].reason == reason
-    behind = save(
+    after = save(
         [
             weight,
             helper.make_node("Conv", ["x", "dw"], ["c"], name="conv"),
@@ -248,14 +249,14 @@ def test_the_reasons_of_half_quantized_layers(save):
         ],
         scale,
         ["N", 2, 8, 8],
-        name="behind.onnx",
+        name="after.onnx",
     )
-    assert audit(behind).float_ops[0].reason == "its input is not quantized"
+    assert audit(after).float_ops[0].reason == "its input is not quantized"
 
 
 @pytest.mark.skipif(fingerprint().machine != "x86_64", reason="signed activations fuse on Arm")
-def test_a_layer_that_could_run_in_int8_and_does_not_is_counted_and_told(save, to_int8):
-    """S8S8 is fused on x86 only where a tensor has one reader; here two layers share one."""
+def test_a_quantized_layer_that_runs_in_float_is_counted_as_float(save, to_int8):
+    """On x86, S8S8 is fused only if a tensor has one reader; here a tensor has two."""
     nodes = [
         helper.make_node("Conv", ["x", "w1"], ["a"], name="one", pads=[1, 1, 1, 1]),
         helper.make_node("Conv", ["a", "w2"], ["b"], name="two", pads=[1, 1, 1, 1]),
@@ -270,7 +271,7 @@ def test_a_layer_that_could_run_in_int8_and_does_not_is_counted_and_told(save, t
     assert audit(to_int8(path)).int8_macs == 2 * each
 
 
-def test_quantized_matrices_are_looked_through_for_saturation(save, to_int8):
+def test_matrix_products_are_checked_for_saturation(save, to_int8):
     nodes = [helper.make_node("MatMul", ["x", "w"], ["y"], name="product")]
     found = audit(to_int8(save(nodes, {"w": np.ones((7, 5), np.float32)}, ["N", 7])))
     assert found.int8_mac_ratio == 1.0
@@ -279,7 +280,7 @@ def test_quantized_matrices_are_looked_through_for_saturation(save, to_int8):
 
 
 @pytest.mark.parametrize("content", [b"", b"no model", None])
-def test_files_that_are_no_model(save, content):
+def test_files_that_are_not_models_are_rejected(save, content):
     path = conv_net(save)
     path.write_bytes(path.read_bytes()[:300] if content is None else content)
     with pytest.raises(ModelError, match=r"model.onnx: is truncated or not an ONNX model"):
@@ -295,20 +296,20 @@ def test_open_dimensions_need_samples(save, tmp_path):
     assert audit(path, samples(tmp_path / "real.npz", (3, 7))).macs == 3 * 7 * 5
 
 
-def test_the_share_that_is_wanted(save, to_int8):
+def test_a_share_below_the_minimum_is_a_failure(save, to_int8):
     found = audit(to_int8(conv_net(save), exclude=("depth",)))
     assert coverage_failure(found, found.int8_mac_ratio) is None
     assert coverage_failure(found, 0.9) == (
-        f"{found.int8_mac_ratio:.1%} of multiply-adds run in int8, at least 90.0% wanted; "
-        f"1 operators stay in float, first depth: {found.float_ops[0].reason}"
+        f"{found.int8_mac_ratio:.1%} of multiply-adds run in int8, at least 90.0% required; "
+        f"1 operators stay in float, the largest is depth: {found.float_ops[0].reason}"
     )
     empty = audit(save([helper.make_node("Relu", ["x"], ["y"])], {}, ["N", 3]))
-    assert coverage_failure(empty, 0.5) == "0.0% of multiply-adds run in int8, at least 50.0% wanted"
+    assert coverage_failure(empty, 0.5) == "0.0% of multiply-adds run in int8, at least 50.0% required"
 
 
 @pytest.fixture
 def residual(tmp_path):
-    """Two convolutions and a sum: a tensor with two readers, whose S8S8 form x86 does not fuse."""
+    """Quantize two convolutions and a sum. A tensor has two readers, so x86 does not fuse its S8S8 form."""
     generator = np.random.default_rng(0)
     weights = {f"w{k}": generator.standard_normal((8, 8, 3, 3)).astype(np.float32) for k in range(2)}
     graph = helper.make_graph(
@@ -337,8 +338,8 @@ def residual(tmp_path):
     return quantized
 
 
-def test_a_file_for_another_kind_of_cpu_is_fused_as_it_is_there(residual):
-    """The optimizer of any host can be told; what it makes for this one says nothing of the other."""
+def test_a_file_for_another_kind_of_cpu_is_fused_as_on_that_kind(residual):
+    """Any host's optimizer can do this. The graph for this host would not show how the other one fuses."""
     path = residual("arm64")
     there, here = audit(path, made_for="arm64"), audit(path, made_for="x86-vnni")
     assert (there.target, there.int8_mac_ratio, there.float_ops) == ("arm64", 1.0, ())
@@ -349,7 +350,7 @@ def test_a_file_for_another_kind_of_cpu_is_fused_as_it_is_there(residual):
     assert audit(residual("x86-vnni"), made_for="x86-avx2").int8_mac_ratio == 1.0
 
 
-def test_inspect_takes_the_kind_that_the_file_states(residual, command):
+def test_inspect_uses_the_kind_of_cpu_that_the_file_states(residual, command):
     host = host_target(fingerprint())
     ran = command("inspect", residual("arm64"))
     said = ran.out.splitlines()
@@ -362,7 +363,7 @@ def test_inspect_takes_the_kind_that_the_file_states(residual, command):
     assert command("inspect", residual("portable")).out.splitlines()[0].startswith("100.0% of ")
 
 
-def test_a_kind_that_is_not_known_is_looked_at_as_this_one(residual):
+def test_a_model_for_an_unknown_kind_of_cpu_is_fused_as_on_this_host(residual):
     path = residual("portable")
     for made_for in (None, "portable", "z80"):
         assert audit(path, made_for=made_for).target == host_target(fingerprint())

@@ -1,4 +1,4 @@
-"""The distance between calibration and evaluation."""
+"""The distance between calibration and evaluation samples."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def images(count, seed, scale=1.0, shift=0.0):
 
 
 @given(arrays(np.float32, (5, 7), elements=floats), arrays(np.float32, (3, 7), elements=floats))
-def test_the_distance_is_that_of_kolmogorov_and_smirnov(one, other):
+def test_the_distance_equals_scipys_kolmogorov_smirnov_statistic(one, other):
     found = drifts({"x": one}, {"x": other})[0].distance
     assert found == pytest.approx(ks_2samp(one.ravel(), other.ravel()).statistic)
 
 
-def test_draws_of_the_same_are_near():
+def test_two_draws_from_one_distribution_are_not_far():
     found = drifts({"image": images(64, 0)}, {"image": images(200, 1)})
     assert [drift.name for drift in found] == ["image"]
     assert not found[0].is_far
@@ -37,7 +37,7 @@ def test_another_normalisation_is_far(scale, shift):
     assert drifts({"image": images(64, 0)}, {"image": images(64, 1, scale, shift)})[0].is_far
 
 
-def test_what_differs_within_calibration_is_chance():
+def test_a_distance_is_not_far_if_calibration_halves_differ_too():
     assert not Drift("x", distance=0.3, own=0.2).is_far
     assert Drift("x", distance=0.3, own=0.05).is_far
 
@@ -48,5 +48,5 @@ def test_a_single_sample_and_token_ids_can_be_compared():
     assert drifts({"ids": ids}, {"ids": ids + 100})[0].distance == 1.0
 
 
-def test_inputs_that_only_one_side_has_are_left_out():
+def test_inputs_that_only_one_side_has_are_ignored():
     assert drifts({"x": images(2, 0)}, {}) == ()

@@ -1,4 +1,4 @@
-"""Why operators stay in float and which conversions are needless: a residual network, and small graphs."""
+"""Reasons for float operators, and needless conversions, in a residual network and in small graphs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ only_x86 = pytest.mark.skipif(not ON_X86, reason="signed activations fuse on Arm
 
 
 class Graph:
-    """Adds nodes one after the other; each method returns the tensor that it makes."""
+    """A graph builder. Each method that adds a node returns the node's output."""
 
     def __init__(self, *shape):
         self._nodes, self._constants = [], {}
@@ -100,7 +100,7 @@ def residual_network(width=8, side=64):
 
 @pytest.fixture(scope="module")
 def residual(tmp_path_factory):
-    """Paths of the residual network, quantized for each of two targets."""
+    """Paths of the residual network, quantized for two targets."""
     folder = tmp_path_factory.mktemp("residual")
     data = np.random.default_rng(2).standard_normal((4, 3, 64, 64)).astype(np.float32)
     paths = {}
@@ -135,25 +135,27 @@ def test_the_same_network_with_signed_activations_fails_with_the_reason(residual
     assert "layer1.0.conv1" in left
     assert all("(S8S8)" in reason for reason in left.values())
     shared = left["layer1.0.conv1"]
-    assert shared.startswith("its input is signed and has 2 readers: ONNX Runtime turns signed activations")
+    assert shared.startswith(
+        "its input is signed and has 2 readers: ONNX Runtime converts signed activations"
+    )
     model = onnx.load(residual["arm64"])
-    del model.metadata_props[:]  # as of another tool, which does not state what it is for
+    del model.metadata_props[:]  # a model of another tool, which states no target
     path = residual["arm64"].with_name("silent.onnx")
     onnx.save(model, path)
     ran = command("inspect", path, "--min-int8", 0.95)
     assert ran.code == 1
     (line,) = ran.err.splitlines()
     assert line.startswith(
-        f"FAIL: {found.int8_mac_ratio:.1%} of multiply-adds run in int8, at least 95.0% wanted"
+        f"FAIL: {found.int8_mac_ratio:.1%} of multiply-adds run in int8, at least 95.0% required"
     )
-    assert f"{len(left)} operators stay in float, first {found.float_ops[0].name}: " in line
+    assert f"{len(left)} operators stay in float, the largest is {found.float_ops[0].name}: " in line
     assert "(S8S8)" in line
     assert command("inspect", residual["x86-vnni"], "--min-int8", 0.95).code == 0
 
 
 @pytest.fixture
 def inspected(tmp_path):
-    """Audit a graph from its output's name on."""
+    """Audit a graph with the given output."""
 
     def run(graph, output):
         onnx.save(graph.model(output), tmp_path / "model.onnx")
@@ -163,18 +165,18 @@ def inspected(tmp_path):
 
 
 def between_convolutions(middle):
-    """An int8 convolution, whatever `middle` adds, and another one."""
+    """A graph of an int8 convolution, the nodes that `middle` adds, and another int8 convolution."""
     g = Graph(4, 6, 6)
     tensor = g.int8_conv(g.rounded("x", "in"), "one")
     return g, g.int8_conv(middle(g, tensor), "two")
 
 
-def test_no_pair_is_needless_between_int8_operators(inspected):
+def test_int8_operators_without_anything_between_have_no_needless_pair(inspected):
     found = inspected(*between_convolutions(lambda g, tensor: tensor))
     assert (found.int8_mac_ratio, found.needless_pairs) == (1.0, ())
 
 
-def test_an_island_in_float(inspected):
+def test_a_float_operator_between_int8_operators_is_an_island(inspected):
     found = inspected(*between_convolutions(lambda g, t: g.rounded(g.op("Tanh", [t], "act"), "back")))
     (pair,) = found.needless_pairs
     assert (pair.name, pair.between, pair.reason) == ("act", ("one", "two"), "Tanh runs in float")
@@ -195,7 +197,7 @@ def test_an_island_of_several_operators_is_one(inspected):
 def test_a_tensor_that_only_changes_its_type(inspected):
     found = inspected(*between_convolutions(lambda g, t: g.rounded(t, "again", kind=np.int8)))
     (pair,) = found.needless_pairs
-    assert (pair.between, pair.reason) == (("one", "two"), "the tensor only changes its scale or type")
+    assert (pair.between, pair.reason) == (("one", "two"), "only the tensor's scale or type changes")
 
 
 def test_a_tensor_that_is_only_rounded(inspected):
@@ -203,7 +205,7 @@ def test_a_tensor_that_is_only_rounded(inspected):
     output = g.op("Erf", [g.rounded(g.op("Tanh", ["x"], "first"), "rounded")], "last")
     (pair,) = inspected(g, output).needless_pairs
     assert (pair.name, pair.between) == ("first_out", ("first", "last"))
-    assert pair.reason == "no int8 operator reads the tensor, which is only rounded"
+    assert pair.reason == "the tensor is only rounded: no int8 operator reads it"
 
 
 def test_the_ends_of_a_model_are_named(inspected):
@@ -227,10 +229,10 @@ def test_an_output_that_is_read_in_float_too(inspected):
     conv = g.op("Conv", [tensor, weight], "conv")
     output = g.op("Sub", [g.rounded(conv, "out"), g.op("Tanh", [conv], "act")], "sub")
     (operator,) = inspected(g, output).float_ops
-    assert operator.reason == "its output is quantized, but goes to act in float too"
+    assert operator.reason == "its output is quantized, but it also feeds act in float"
 
 
-def test_what_quantize_static_excludes_may_run_in_int8_all_the_same(tmp_path, command):
+def test_a_node_that_quantize_static_excludes_can_still_run_in_int8(tmp_path, command):
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
     class Reader(CalibrationDataReader):

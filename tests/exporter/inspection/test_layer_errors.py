@@ -1,4 +1,4 @@
-"""Error by layer: rounding is seen where it happens."""
+"""The error of each layer."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def outputs_of(path, name, feeds):
     return onnxruntime.InferenceSession(model.SerializeToString(), options).run([name], feeds)[0]
 
 
-def test_the_figures_are_those_of_the_tensors(onnx_models, splits):
+def test_the_figures_equal_those_computed_from_the_tensors(onnx_models, splits):
     sample = splits.evaluation.take(np.arange(20))
     found = layer_errors(onnx_models.float, onnx_models.int8, sample)
     assert found
@@ -46,7 +46,7 @@ def test_the_figures_are_those_of_the_tensors(onnx_models, splits):
         assert lowest <= 0 <= highest
 
 
-def test_a_picture_on_blocks_errs_as_the_picture_does(tmp_path):
+def test_a_picture_on_blocks_has_the_error_of_the_picture(tmp_path):
     generator = np.random.default_rng(0)
     model = onnx.parser.parse_model(
         '<ir_version: 9, opset_import: ["" : 20]> g (float[N, 3, 8, 8] x) => (float[N, 4, A, B] y)'
@@ -69,11 +69,11 @@ def test_a_picture_on_blocks_errs_as_the_picture_does(tmp_path):
     assert moved == plain
 
 
-def test_layers_come_in_graph_order(onnx_models, splits):
+def test_layers_are_in_graph_order(onnx_models, splits):
     order = [node.name for node in onnx.load(onnx_models.float).graph.node]
     found = [error.layer for error in layer_errors(onnx_models.float, onnx_models.int8, splits.calibration)]
     assert found == sorted(found, key=order.index)
 
 
-def test_a_model_without_int8_has_no_lines(onnx_models, splits):
+def test_a_float_model_has_no_layer_errors(onnx_models, splits):
     assert layer_errors(onnx_models.float, onnx_models.float, splits.calibration) == ()

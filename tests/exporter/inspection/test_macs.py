@@ -1,4 +1,4 @@
-"""Multiply-adds of operators, against counts made by hand; what has no count is told, and never zero."""
+"""Multiply-adds of operators, compared with counts by hand. Operators without a count are reported."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def normal(*shape, seed=0):
 
 @pytest.fixture
 def save(tmp_path):
-    """A model from `x` to `y` with a file name of its own; constants become initializers."""
+    """Save a model from `x` to `y`; constants become initializers."""
 
     def write(nodes, constants, shape, *, opset=18, functions=()):
         graph = helper.make_graph(
@@ -67,7 +67,7 @@ def test_recurrent_layers_are_counted_by_step(save, kind, gates, directions):
     assert found.macs == steps * directions * gates * hidden * (features + hidden)
     (operator,) = found.float_ops
     assert (operator.name, operator.op_type, operator.macs) == ("memory", kind, found.macs)
-    assert operator.reason == "ONNX Runtime's CPU kernels have no int8 form of it"
+    assert operator.reason == "ONNX Runtime's quantizer or CPU kernels do not support it in int8"
     assert (found.uncounted, found.int8_mac_ratio) == ((), 0.0)
 
 
@@ -80,11 +80,11 @@ def test_a_constant_on_the_left_is_counted(save):
     ("equation", "shapes", "wanted"),
     [
         ("btd,bsd->bts", [(2, 5, 7), (2, 3, 7)], 2 * 5 * 3 * 7),
-        ("btd, bsd", [(2, 5, 7), (2, 3, 7)], 2 * 5 * 3 * 7),  # what appears once is the result
+        ("btd, bsd", [(2, 5, 7), (2, 3, 7)], 2 * 5 * 3 * 7),  # the result has the labels that appear once
         ("...td,...sd->...ts", [(2, 4, 5, 7), (2, 1, 3, 7)], 2 * 4 * 5 * 3 * 7),
         ("ij,jk,kl->il", [(2, 3), (3, 5), (5, 7)], 2 * 3 * 5 + 2 * 5 * 7),
         ("i,i->", [(6,), (6,)], 6),
-        ("ijk,jl->il", [(2, 3, 4), (3, 5)], 2 * 3 * 5),  # k is summed before, which multiplies nothing
+        ("ijk,jl->il", [(2, 3, 4), (3, 5)], 2 * 3 * 5),  # k is summed first, without multiplications
         ("ij,ij->ij", [(2, 3), (2, 3)], 0),
         ("i,j->ij", [(2,), (3,)], 0),
         ("ij->ji", [(2, 3)], 0),
@@ -132,9 +132,9 @@ def test_multi_head_attention_is_counted(save):
 @pytest.mark.parametrize(
     ("shapes", "keys", "queries"),
     [
-        (((1, 5, 2, 3, 4),), 5, 5 * 8),  # queries, keys and values in one
-        (((1, 5, 8), (1, 7, 2, 2, 4)), 7, 5 * 8),  # keys and values in one
-        (((1, 5, 8), (1, 2, 7, 4), (1, 2, 7, 4)), 7, 5 * 8),  # projected before
+        (((1, 5, 2, 3, 4),), 5, 5 * 8),  # queries, keys and values in one tensor
+        (((1, 5, 8), (1, 7, 2, 2, 4)), 7, 5 * 8),  # keys and values in one tensor
+        (((1, 5, 8), (1, 2, 7, 4), (1, 2, 7, 4)), 7, 5 * 8),  # keys and values [N, heads, T, D]
         (((1, 5, 8), (1, 7, 8), (1, 7, 8), None, None, None, (1, 2, 9, 4)), 16, 5 * 8),  # earlier keys
     ],
 )
@@ -143,7 +143,7 @@ def test_all_forms_of_multi_head_attention(shapes, keys, queries):
     assert work_of(node, Call(shapes, ((1, 5, 8),))) == Work(0, keys * (queries + 5 * 8))
 
 
-def test_of_quantized_attention_only_the_projections_are_int8(save):
+def test_only_the_projections_of_quantized_attention_are_int8(save):
     nodes = [
         helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
         helper.make_node(
@@ -165,7 +165,7 @@ def test_of_quantized_attention_only_the_projections_are_int8(save):
     found = audit(save(nodes, constants, ["N", 5, 6]))
     assert (found.int8_macs, found.macs) == (5 * 6 * 24, 5 * 6 * 24 + 2 * 5 * 5 * 8)
     assert [(o.name, o.macs, o.reason) for o in found.float_ops] == [
-        ("a", 2 * 5 * 5 * 8, "its projections run in int8, the products of its activations do not")
+        ("a", 2 * 5 * 5 * 8, "its projections run in int8, but the products of its activations do not")
     ]
 
 
@@ -204,7 +204,7 @@ def test_transposed_left_matrices(stated, left, wanted):
 
 
 @pytest.mark.parametrize(("level", "wanted"), [(4, Work(21, 0)), (0, Work(0, 21)), (None, Work(0, 21))])
-def test_packed_weights_are_int8_only_where_the_kernel_rounds(level, wanted):
+def test_packed_weights_are_int8_only_if_the_kernel_rounds_activations(level, wanted):
     stated = {} if level is None else {"accuracy_level": level}
     node = helper.make_node("MatMulNBits", ["a", "b", "s"], ["y"], domain=MICROSOFT, K=7, N=3, **stated)
     assert work_of(node, Call(((1, 7), (3, 1, 4), (3,)), ((1, 3),))) == wanted
@@ -242,24 +242,24 @@ def loop(trips_input):
     return helper.make_node("Loop", [trips_input, "", "x"], ["y"], name="repeat", body=body)
 
 
-def test_a_loop_is_counted_once_a_turn(save):
+def test_a_loop_is_counted_once_per_iteration(save):
     found = audit(save([loop("trips")], {"w": normal(7, 7), "trips": np.int64(5)}, ["N", 7]))
     assert (found.macs, found.uncounted) == (5 * 7 * 7, ())
     (operator,) = found.float_ops
     assert (operator.name, operator.reason) == (
         "inner",
-        "it lies in the body of Loop 'repeat', which is not quantized",
+        "it is in the body of Loop 'repeat', which is not quantized",
     )
     assert (found.operators["MatMul"], found.operators["Loop"]) == (1, 1)
 
 
-def test_what_did_not_run_has_no_count(save):
+def test_operators_that_did_not_run_have_no_count(save):
     found = audit(save([loop("trips")], {"w": normal(7, 7), "trips": np.int64(0)}, ["N", 7]))
     assert [(one.name, one.op_type) for one in found.uncounted] == [("inner", "MatMul")]
-    assert found.uncounted[0].reason == "it lies in a branch or loop that did not run on the samples"
+    assert found.uncounted[0].reason == "it is in a branch or loop that did not run on the samples"
 
 
-def test_local_functions_are_looked_into(save):
+def test_operators_in_local_functions_are_counted(save):
     inside = [
         helper.make_node("Transpose", ["a"], ["t"], perm=[1, 0]),
         helper.make_node("MatMul", ["a", "t"], ["o"]),
@@ -271,7 +271,7 @@ def test_local_functions_are_looked_into(save):
 
 @pytest.fixture
 def half_known(save):
-    """A product in float, and a Fourier transform, whose multiply-adds have no formula."""
+    """A float product, and a Fourier transform, for which there is no formula."""
     nodes = [
         helper.make_node("MatMul", ["x", "w"], ["h"], name="product"),
         helper.make_node("DFT", ["h"], ["y"], name="spectrum", axis=1),
@@ -295,25 +295,25 @@ def test_an_upper_bound_meets_no_minimum(half_known):
     wholly = audit(half_known).model_copy(update={"int8_mac_ratio": 1.0})
     assert coverage_failure(wholly, 0.0) is None
     assert coverage_failure(wholly, 0.95) == (
-        "at most 100.0% of multiply-adds run in int8, at least 95.0% wanted; "
+        "at most 100.0% of multiply-adds run in int8, at least 95.0% required; "
         "DFT 'spectrum' is not counted (no formula for its multiply-adds is known)"
     )
-    assert "1 operators stay in float, first product" in coverage_failure(audit(half_known), 0.95)
+    assert "1 operators stay in float, the largest is product" in coverage_failure(audit(half_known), 0.95)
 
 
-def test_several_uncounted_operators_are_told_in_one_line(half_known):
+def test_several_uncounted_operators_are_reported_in_one_line(half_known):
     found = audit(half_known)
     three = found.model_copy(update={"uncounted": found.uncounted * 3})
-    assert share_text(three).endswith("; nor are 2 more")
+    assert share_text(three).endswith("; 2 more are not counted")
     assert coverage_failure(three, 0.5).count("\n") == 0
 
 
-def test_a_share_of_nothing_counted_is_not_known(save):
+def test_the_share_is_unknown_if_nothing_is_counted(save):
     found = audit(save([helper.make_node("DFT", ["x"], ["y"], name="s", axis=1)], {}, ["N", 8, 1]))
-    assert share_text(found).startswith("how much runs in int8 is not known: DFT 's' is not counted")
+    assert share_text(found).startswith("the int8 share is unknown: DFT 's' is not counted")
 
 
-def test_operators_of_other_domains_are_unknown_whatever_they_are_called():
+def test_operators_of_other_domains_are_unknown_whatever_their_name():
     assert has_no_macs(helper.make_node("Add", ["a", "b"], ["y"]))
     foreign = helper.make_node("Add", ["a", "b"], ["y"], domain="vendor")
     assert not has_no_macs(foreign)
@@ -321,12 +321,12 @@ def test_operators_of_other_domains_are_unknown_whatever_they_are_called():
     assert work_of(helper.make_node("MatMul", ["a", "b"], ["y"], domain="vendor"), Call((), ())) is None
 
 
-def test_a_formula_that_lacks_a_shape_gives_no_count():
+def test_a_formula_without_a_required_shape_returns_no_count():
     node = helper.make_node("Conv", ["x", "w"], ["y"])
     assert work_of(node, Call(((1, 2, 3, 3), None), ((1, 2, 3, 3),))) is None
 
 
-def test_no_operator_is_listed_that_multiplies():
+def test_multiplying_operators_are_not_listed():
     suspects = {"Conv", "Gemm", "MatMul", "Attention", "Einsum", "GRU", "LSTM", "RNN", "DFT", "STFT", "MoE"}
     suspects |= {"GroupQueryAttention", "QMoE", "LinearClassifier", "SVMClassifier", "CDist", "Inverse"}
     assert not suspects & frozenset().union(*WITHOUT_MACS.values())

@@ -1,4 +1,4 @@
-"""Profiles of real models: names, shares, and who is to blame."""
+"""Profiles of real models: names, shares, and the operators that slow an int8 model down."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_every_operator_of_the_float_model_is_counted(onnx_models, image):
     assert len({time.name for time in times}) == len(times) > 3
 
 
-def test_int8_kernels_and_conversions_are_known(onnx_models, image):
+def test_int8_kernels_and_conversions_are_recognized(onnx_models, image):
     times = operator_times(onnx_models.int8, image)
     kinds = {time.op_type: (time.is_int8, time.is_conversion) for time in times}
     assert (False, True) in kinds.values()
@@ -30,7 +30,7 @@ def test_int8_kernels_and_conversions_are_known(onnx_models, image):
     assert not any(time.is_int8 for time in blamed(times))
 
 
-def test_blame_goes_to_the_costliest_first():
+def test_the_slowest_operators_are_blamed_first():
     times = [
         OperatorTime(name=name, op_type=kind, median_us=us, share=us / 10)
         for name, kind, us in (("a", "QLinearConv", 5), ("b", "HardSwish", 3), ("c", "QuantizeLinear", 2))
@@ -39,12 +39,12 @@ def test_blame_goes_to_the_costliest_first():
     assert [time.name for time in blamed(times, 1)] == ["b"]
 
 
-def test_feeds_that_do_not_fit_are_one_line(onnx_models):
+def test_feeds_that_do_not_fit_are_a_model_error(onnx_models):
     with pytest.raises(ModelError):
         operator_times(onnx_models.float, {"image": np.zeros((1, 2, 8, 8), np.float32)})
 
 
-def test_nothing_is_left_behind(onnx_models, image, tmp_path, monkeypatch):
+def test_no_profile_files_remain(onnx_models, image, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     operator_times(onnx_models.float, image)
     assert list(tmp_path.iterdir()) == []

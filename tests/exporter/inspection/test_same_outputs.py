@@ -1,4 +1,4 @@
-"""An int8 model that does not give what the given file gives is not written."""
+"""An int8 model whose outputs do not match those of the given file is not written."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def tensor(name, kind=TensorProto.FLOAT, shape=None):
 
 @pytest.fixture
 def given(tmp_path):
-    """Gives `x` again, and whether each of its values is above zero."""
+    """A model that returns `x`, and whether each of its values is above zero."""
     nodes = [
         helper.make_node("Identity", ["x"], ["y"]),
         helper.make_node("Greater", ["x", "zero"], ["above"]),
@@ -64,16 +64,16 @@ OUTPUTS = {"y": TensorProto.FLOAT, "z": TensorProto.FLOAT, "above": TensorProto.
 @pytest.mark.parametrize(
     ("nodes", "outputs", "words"),
     [
-        ([IDENTITY], "y", r"gives ['y'], the file ['y', 'above']"),
-        ([("Identity", ["x"], ["z"]), ABOVE], "z above", "gives ['z', 'above'], the file ['y', 'above']"),
-        ([IDENTITY, ABOVE], "above y", "gives ['above', 'y'], the file ['y', 'above']"),
-        ([("Identity", ["x"], ["above"]), IDENTITY], "y above", "gives float32 [2, 4] for output 'above'"),
-        ([("Reshape", ["x", "flat"], ["y"]), ABOVE], "y above", "gives float32 [8] for output 'y', the"),
+        ([IDENTITY], "y", "the outputs are ['y'] in the quantized model, but ['y', 'above'] in"),
+        ([("Identity", ["x"], ["z"]), ABOVE], "z above", "['z', 'above'] in the quantized model, but ['y"),
+        ([IDENTITY, ABOVE], "above y", "['above', 'y'] in the quantized model, but ['y', 'above'] in"),
+        ([("Identity", ["x"], ["above"]), IDENTITY], "y above", "output 'above' is float32 [2, 4] in the"),
+        ([("Reshape", ["x", "flat"], ["y"]), ABOVE], "y above", "output 'y' is float32 [8] in the"),
         ([("Reshape", ["x", "baked"], ["y"]), ABOVE], "y above", "the quantized model fails when it runs"),
-        ([("Sqrt", ["x"], ["y"]), ABOVE], "y above", "NaN or infinity for output 'y', the file does not"),
+        ([("Sqrt", ["x"], ["y"]), ABOVE], "y above", "output 'y' is NaN or infinite in the quantized"),
     ],
 )  # fmt: skip
-def test_what_differs_is_named(given, answers, nodes, outputs, words):
+def test_the_difference_is_named(given, answers, nodes, outputs, words):
     types = OUTPUTS | ({"above": TensorProto.FLOAT} if ABOVE not in nodes else {})
     made = save(
         given.with_name("made.onnx"),
@@ -87,7 +87,7 @@ def test_what_differs_is_named(given, answers, nodes, outputs, words):
     assert "nothing was written" in caught.value.fix
 
 
-def test_the_same_passes_and_so_does_infinity_that_the_file_gives(tmp_path, given, answers):
+def test_equal_outputs_pass_and_so_does_infinity_in_both(tmp_path, given, answers):
     check_same_outputs(given, answers, given)
     log = save(tmp_path / "log.onnx", [helper.make_node("Log", ["x"], ["y"])], [tensor("y")])
     zeros = [{"x": np.zeros((1, 4), np.float32)}]
@@ -100,7 +100,7 @@ def test_a_batch_and_a_single_sample_are_run(given, tmp_path):
     assert [batch["x"].shape for batch in found] == [(8, 4), (1, 4), (1, 4)]
 
 
-def test_a_fixed_batch_is_run_as_it_is(tmp_path):
+def test_a_fixed_batch_is_run_only_as_a_whole(tmp_path):
     inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [3, 4])]
     fixed = save(
         tmp_path / "f.onnx", [helper.make_node("Relu", ["x"], ["y"])], [tensor("y")], inputs=inputs
@@ -110,7 +110,7 @@ def test_a_fixed_batch_is_run_as_it_is(tmp_path):
     assert [batch["x"].shape for batch in found] == [(3, 4)]
 
 
-def test_without_samples_open_axes_are_closed(tmp_path):
+def test_without_samples_dynamic_axes_get_a_size(tmp_path):
     inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", "length", 4])]
     model = save(
         tmp_path / "m.onnx", [helper.make_node("Relu", ["x"], ["y"])], [tensor("y")], inputs=inputs
@@ -119,7 +119,7 @@ def test_without_samples_open_axes_are_closed(tmp_path):
     assert feeds["x"].shape == (1, 8, 4)
 
 
-def test_a_file_that_does_not_run_on_its_samples_is_told(tmp_path):
+def test_a_file_that_does_not_run_on_its_samples_is_an_error(tmp_path):
     model = save(
         tmp_path / "m.onnx",
         [helper.make_node("Reshape", ["x", "to"], ["y"])],
@@ -131,7 +131,10 @@ def test_a_file_that_does_not_run_on_its_samples_is_told(tmp_path):
 
 
 def recognizer(path, opset, stated):
-    """A recognition network as exporters write it: the output has three axes, whatever the file states."""
+    """A text recognition network in a form that exporters write.
+
+    The output has three axes, even if the file states another shape.
+    """
     generator = np.random.default_rng(0)
     constants = {
         "w": (generator.standard_normal((16, 1, 3, 3)) * 0.3).astype(np.float32),
@@ -172,8 +175,8 @@ def shape_of(model, width):
 @pytest.mark.parametrize(
     "stated", [(1, "steps"), (24, 1, 21), (1, 1, 20), ("a", "b", "c"), (24, 1, 20)], ids=str
 )
-def test_shapes_that_the_file_states_wrongly_are_not_believed(pictures, command, opset, stated):
-    """Also where they are right for the samples alone: other widths give other shapes."""
+def test_wrong_shapes_in_the_file_are_not_trusted(pictures, command, opset, stated):
+    """A stated shape that is correct only for the samples is not trusted either: the width can change."""
     given, out = pictures.with_name("m.onnx"), pictures.with_name("int8.onnx")
     recognizer(given, opset, stated)
     ran = command("quantize", given, "--data", pictures, "--out", out)
@@ -182,20 +185,20 @@ def test_shapes_that_the_file_states_wrongly_are_not_believed(pictures, command,
         assert shape_of(out, width) == shape_of(given, width) == (width // 2, 1, 20)
 
 
-def test_nothing_is_written_where_outputs_differ(pictures, tmp_path, command, monkeypatch):
-    """Whatever goes wrong between the given file and the int8 one: the earlier output stays."""
+def test_nothing_is_written_if_outputs_differ(pictures, tmp_path, command, monkeypatch):
+    """An existing output file is kept, whatever the reason of the difference."""
     path = recognizer(tmp_path / "m.onnx", 17, (1, "steps"))
     monkeypatch.setattr("exporter.pipeline.quantize_file.forget_stale_shapes", lambda *_: None)
     out = tmp_path / "int8.onnx"
     out.write_bytes(b"an earlier model")
     ran = command("quantize", path, "--data", pictures, "--out", out)
     assert ran.code == 2
-    assert ran.err.splitlines()[-1].startswith(f"error: {path}: the quantized model gives float32 [")
+    assert ran.err.splitlines()[-1].startswith(f"error: {path}: output 'y' is float32 [")
     assert out.read_bytes() == b"an earlier model"
     assert sorted(file.name for file in tmp_path.iterdir()) == ["int8.onnx", "m.onnx", "x.npz"]
 
 
-def test_weights_of_four_bits_are_checked_too(tmp_path, command, monkeypatch):
+def test_4_bit_models_are_checked_too(tmp_path, command, monkeypatch):
     generator = np.random.default_rng(0)
     path = save(
         tmp_path / "m.onnx",
@@ -206,7 +209,7 @@ def test_weights_of_four_bits_are_checked_too(tmp_path, command, monkeypatch):
     assert command("quantize", path, "--bits", 4, "--out", tmp_path / "o.onnx").code == 0
     (tmp_path / "o.onnx").unlink()
     monkeypatch.setattr(
-        # No valid model makes the two differ: the comparison itself has to say so.
+        # No valid model makes the two differ, so the comparison is replaced.
         "exporter.inspection.same_outputs._difference",
         lambda before, after: f"{list(before)} {list(after)}",
     )
@@ -214,19 +217,19 @@ def test_weights_of_four_bits_are_checked_too(tmp_path, command, monkeypatch):
     assert not (tmp_path / "o.onnx").exists()
 
 
-def test_an_opset_that_cannot_be_raised_is_refused(pictures, command):
+def test_an_opset_that_cannot_be_converted_is_rejected(pictures, command):
     given = recognizer(pictures.with_name("m.onnx"), 11, ("a", "b", "c"))
     model = onnx.load(given)
     model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
     model.graph.node[1].op_type, model.graph.node[1].domain = "Gelu", "com.microsoft"
     onnx.save(model, given)
     ran = command("quantize", given, "--data", pictures, "--out", pictures.with_name("int8.onnx"))
-    assert ran.code in {0, 2}, ran.err  # converted, or refused in one line
+    assert ran.code in {0, 2}, ran.err  # converted, or rejected in one line
     if ran.code:
         assert "opset 11 is too old for int8, and ONNX cannot raise it" in ran.err
 
 
-def test_what_is_forgotten(tmp_path):
+def test_stale_shapes_are_removed(tmp_path):
     model = onnx.load(recognizer(tmp_path / "m.onnx", 17, (1, "steps")))
     model.graph.value_info.append(tensor("z", shape=[24, 1, 20]))
     model.graph.output.extend([tensor("varies", shape=[2, 3]), tensor("bare"), tensor("unseen", shape=[7])])
@@ -244,8 +247,8 @@ def test_what_is_forgotten(tmp_path):
     assert not found["varies"].HasField("shape")
 
 
-def test_a_sample_among_many_that_gives_nan_is_met(tmp_path, command):
-    """A few dim pictures round to zero, whose norm divides by zero."""
+def test_a_few_samples_with_nan_outputs_are_found(tmp_path, command):
+    """A few dark pictures round to zero, and their norm divides by zero."""
     generator = np.random.default_rng(0)
     inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 8, 8])]
     nodes = [
@@ -261,7 +264,7 @@ def test_a_sample_among_many_that_gives_nan_is_met(tmp_path, command):
     x[3:40:8] *= 1e-6
     np.savez(tmp_path / "x.npz", x=x)
     ran = command("quantize", path, "--data", tmp_path / "x.npz", "--out", tmp_path / "o.onnx")
-    assert (ran.code, "gives NaN or infinity for output 'y'" in ran.err) == (2, True)
+    assert (ran.code, "output 'y' is NaN or infinite" in ran.err) == (2, True)
     assert not (tmp_path / "o.onnx").exists()
 
 

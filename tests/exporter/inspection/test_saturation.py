@@ -1,4 +1,4 @@
-"""The saturation audit against a naive simulation, one scalar at a time."""
+"""The saturation audit, compared with a simple simulation of one scalar at a time."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LEAST, MOST = -(2**15), 2**15 - 1
 
 
 def pairs(row, column):
-    """Products of neighbours; the last may stand alone."""
+    """Sums of two neighbouring products; the last one may have no neighbour."""
     products = [int(a) * int(w) for a, w in zip(row, column, strict=True)]
     return [sum(products[k : k + 2]) for k in range(0, len(products), 2)]
 
@@ -60,7 +60,7 @@ def draw(kind, maker, seed, shape, dtype):
 
 
 @given(st.tuples(*map(st.integers, (1, 1, 1), (4, 9, 4))), weights, activations, seeds)
-def test_the_dot_product_is_that_of_single_scalars(sizes, weight, activation, seed):
+def test_the_dot_product_equals_the_scalar_simulation(sizes, weight, activation, seed):
     m, k, n = sizes
     a = draw(activation, BYTES, seed, (m, k), np.uint8)
     w = draw(weight, WEIGHTS, seed + 1, (k, n), np.int8)
@@ -70,11 +70,11 @@ def test_the_dot_product_is_that_of_single_scalars(sizes, weight, activation, se
     assert found.tolist() == wanted
 
 
-def test_many_rows_are_worked_on_in_pieces(monkeypatch):
+def test_many_rows_are_processed_in_blocks(monkeypatch):
     a = draw("random", BYTES, 0, (50, 7), np.uint8)
     w = draw("random", WEIGHTS, 1, (7, 3), np.int8)
     whole = vpmaddubsw_dot(a, w)
-    # Several blocks of rows, which real layers reach with thousands of rows.
+    # Smaller blocks: real layers have several only with thousands of rows.
     monkeypatch.setattr("exporter.inspection.saturation.dot._ROWS", 8)
     assert (vpmaddubsw_dot(a, w) == whole).all()
 
@@ -85,7 +85,10 @@ def test_sums_of_32_bits_wrap():
 
 
 def qdq_model(op, weight, zero_point, shape, *, signed=False, **attributes):
-    """One layer with scales of 1, and 1/2 for the weights: floats are the bytes less the zero point."""
+    """One layer with an activation scale of 1 and a weight scale of 1/2.
+
+    Float activations equal the bytes minus the zero point.
+    """
     kind = np.int8 if signed else np.uint8
     constants = {
         "one": np.float32(1),
@@ -111,9 +114,14 @@ def qdq_model(op, weight, zero_point, shape, *, signed=False, **attributes):
 
 
 def check(model, value, zero_point, sums, channel_bounds):
-    """Compare with lists: per output channel, pairs of (activations, weights) for every sum.
+    """Compare the observation of a model with expected sums.
 
-    `channel_bounds` maps a channel's sums to the (lowest, highest) of each k.
+    Args:
+        model: a quantized model with one layer.
+        value: the activation bytes.
+        zero_point: zero point of the activations.
+        sums: output channel -> (activations, weights) of each of its sums.
+        channel_bounds: returns (lowest, highest) of each k for an output channel.
     """
     feeds = {"x": value.astype(np.float32) - zero_point}
     found = observe_saturation(model, [feeds])
@@ -159,8 +167,8 @@ CONVOLUTIONS = {
 
 @settings(max_examples=60)
 @given(st.builds(SimpleNamespace, **CONVOLUTIONS), weights, activations, seeds)
-def test_convolutions_are_those_of_single_scalars(conv, weight, activation, seed):
-    assume(conv.inputs > 1 or conv.outputs > 1)  # depthwise is another kernel
+def test_convolutions_match_the_scalar_simulation(conv, weight, activation, seed):
+    assume(conv.inputs > 1 or conv.outputs > 1)  # depthwise convolutions have another kernel
     channels = conv.groups * conv.inputs
     w = draw(weight, WEIGHTS, seed, (conv.groups * conv.outputs, conv.inputs, *conv.kernel), np.int8)
     value = draw(activation, BYTES, seed + 1, (2, channels, 5, 4), np.uint8)
@@ -212,7 +220,7 @@ def test_convolutions_are_those_of_single_scalars(conv, weight, activation, seed
     activations,
     seeds,
 )
-def test_products_are_those_of_single_scalars(op, sizes, weight, activation, seed):
+def test_products_match_the_scalar_simulation(op, sizes, weight, activation, seed):
     features, outputs, zero_point = sizes
     w = draw(weight, WEIGHTS, seed, (features, outputs), np.int8)
     value = draw(activation, BYTES, seed + 1, (3, features), np.uint8)
@@ -225,7 +233,7 @@ def test_products_are_those_of_single_scalars(op, sizes, weight, activation, see
     check(model, value, zero_point, sums, lambda _channel: ends)
 
 
-def test_without_samples_any_byte_may_occur():
+def test_without_samples_any_byte_is_assumed():
     small = np.full((4, 2), 64, np.int8)  # 255 x 128 fits
     assert observe_saturation(qdq_model("MatMul", small, 0, ["N", 4]), None) == ()
     large = small.copy()
@@ -234,8 +242,8 @@ def test_without_samples_any_byte_may_occur():
     assert (found.channels, found.observed_share, found.drift_sqnr_db) == (1, None, None)
 
 
-def test_weights_that_cannot_be_neighbours_do_not_add_up():
-    """The two largest weights of the column lie in different pairs."""
+def test_weights_of_different_pairs_do_not_add_up():
+    """The two largest weights of the column are in different pairs."""
     apart = np.array([[127], [0], [127], [0]], np.int8)
     assert observe_saturation(qdq_model("MatMul", apart, 0, ["N", 4]), None) == ()
 
@@ -248,7 +256,7 @@ def test_depthwise_kernels_add_in_32_bits():
 
 
 @pytest.mark.parametrize("auto_pad", ["SAME_UPPER", "SAME_LOWER", "VALID"])
-def test_padding_that_the_operator_chooses(auto_pad):
+def test_automatic_padding(auto_pad):
     model = qdq_model(
         "Conv", np.ones((2, 2, 2, 3), np.int8), 9, ["N", 2, 4, 5], auto_pad=auto_pad, strides=[1, 2]
     )
@@ -259,7 +267,7 @@ def test_padding_that_the_operator_chooses(auto_pad):
     assert found.tolist() == wanted[0, 0].ravel().tolist()
 
 
-def test_rows_are_taken_at_even_distances(monkeypatch):
+def test_selected_rows_are_evenly_spaced(monkeypatch):
     model = qdq_model("Conv", np.full((2, 3, 3, 3), 127, np.int8), 0, ["N", 3, 8, 8])
     value = draw("random", BYTES, 3, (2, 3, 8, 8), np.uint8)
     layer = int8_layers(model)[0]
@@ -280,7 +288,7 @@ def test_batches_add_up():
 
 
 def float_model(weights):
-    """`x` through one MatMul per weight, in a row."""
+    """A chain of MatMul nodes, one for each weight."""
     nodes = [
         helper.make_node("MatMul", ["x" if not i else f"t{i}", f"w{i}"], [f"t{i + 1}"], name=f"layer{i}")
         for i in range(len(weights))
@@ -304,7 +312,7 @@ def test_dynamic_models_are_bounded(tmp_path):
 
 @pytest.mark.parametrize("target", ["x86-avx2", "portable", "x86-vnni"])
 def test_only_channels_that_saturate_are_reduced(tmp_path, target):
-    identity = np.eye(4)  # one large weight a column: no pair overflows
+    identity = np.eye(4)  # one large weight in each column: no pair overflows
     mixed = np.where(np.arange(4) < 2, np.ones((4, 4)), identity * 5)  # two columns of ones
     model = float_model([identity, mixed, identity * 3])
     data = np.random.default_rng(0).random((16, 4)).astype(np.float32)
@@ -335,7 +343,7 @@ def test_only_channels_that_saturate_are_reduced(tmp_path, target):
 @given(seed=seeds, rows=st.integers(2, 9))
 @settings(max_examples=30, deadline=None)
 def test_channels_keep_as_many_levels_as_they_can(tmp_path_factory, seed, rows):
-    """The worst pair decides; room is left for rounding alone, since these activations use every byte."""
+    """The worst pair determines the levels. The only reserve is for rounding, as all bytes occur here."""
     rng = np.random.default_rng(seed)
     weight = rng.choice([-1, 1], (rows, 16)) * rng.uniform(0.2, 1, (rows, 16))
     data = np.concatenate([np.zeros((1, rows)), np.ones((1, rows)), rng.random((6, rows))])
