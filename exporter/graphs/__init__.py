@@ -1,1 +1,1 @@
-"""ONNX graphs: files, names, attributes, kernels, rewrites, and running them."""
+"""ONNX graphs: files, names, attributes, kernels, rewrites and inference."""

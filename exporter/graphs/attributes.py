@@ -9,7 +9,10 @@ from onnx import helper
 
 
 def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:
-    """What the node itself states, by name, text for bytes; without its operator's defaults."""
+    """The attributes that a node states, by name, with bytes decoded to text.
+
+    Defaults of the operator are not included.
+    """
     found = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
-    # No custom operator need hold to UTF-8.
+    # Attributes of custom operators need not be valid UTF-8.
     return {name: v.decode(errors="replace") if isinstance(v, bytes) else v for name, v in found.items()}

@@ -1,4 +1,4 @@
-"""Domains of operators. ONNX's own has two names, `""` and `"ai.onnx"`."""
+"""Domains of operators. ONNX's own domain has two names, `""` and `"ai.onnx"`."""
 
 from __future__ import annotations
 
@@ -20,5 +20,5 @@ def is_standard(item: _InDomain) -> bool:
 
 
 def domain_of(item: _InDomain) -> str:
-    """Its domain under one name: the empty one for ONNX's own."""
+    """The domain of an item, with the empty name for ONNX's own domain."""
     return "" if is_standard(item) else item.domain

@@ -1,22 +1,23 @@
-"""Edits of a graph on protobuf: the one way that is used where onnx-ir cannot be.
+"""Functions to edit a graph in protobuf, for rewrites that cannot use onnx-ir.
 
-A rewrite is an onnx-ir pass (`exporter.graphs.rewrites`) where the model is in onnx-ir anyway: after the
-export from torch, and where a file is prepared for the quantizer. Everywhere else the model goes from one
-library that takes only protobuf to the next: ONNX's shape inference, version converter and checker, ONNX
-Runtime's quantizers and sessions. There a rewrite reads a `GraphIndex`, collects its changes, and makes
-them with the functions here. To convert the model to onnx-ir and back for it would copy the model twice
-and would not give the same bytes: for an int8 model, onnx-ir also writes the types of all constants.
+A rewrite is an onnx-ir pass (`exporter.graphs.rewrites`) if the model is already in onnx-ir: after the
+export from torch, and when a file is prepared for the quantizer. Otherwise, the model passes between
+libraries that
+accept only protobuf: ONNX's shape inference, version converter and checker, ONNX Runtime's quantizers and
+sessions. There a rewrite reads a `GraphIndex`, collects its changes, and applies them with the functions of
+this module. A conversion to onnx-ir and back would copy the model twice. It would also change the bytes:
+for an int8 model, onnx-ir adds the types of all constants.
 
-These rewrites are on protobuf, the last one for a reason of its own:
+The rewrites in protobuf are:
 
-1. `rewrites.hard_swish`, between shape inference, the choice of nodes and ONNX Runtime's quantizer,
-2. what is done to the quantizer's result: `rewrites.first_convolution`, `rewrites.processing.join_bytes`,
+1. `rewrites.hard_swish`, between shape inference, placement and ONNX Runtime's quantizer,
+2. changes to the quantizer's result: `rewrites.first_convolution`, `rewrites.processing.join_bytes`,
    `quantization.placement` and `quantization.embedding_tables`,
 3. the split of Gemms before ONNX Runtime's 4-bit quantizer (`quantization.int4`),
 4. repairs (`quantization.repair`, `graphs.layers`), which run the model before and after each change,
 5. `rewrites.processing.network_alone`, from a file through shape inference to a session,
-6. `graphs.opsets`, on both sides of ONNX's version converter,
-7. `graphs.stale_shapes`: onnx-ir does not tell a shape that a file states from one that it knows.
+6. `graphs.opsets`, before and after ONNX's version converter,
+7. `graphs.stale_shapes`, because onnx-ir does not distinguish stated shapes from inferred ones.
 """
 
 from __future__ import annotations
@@ -32,16 +33,16 @@ from exporter.graphs.index import bodies_of
 
 
 def copy_of(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy that can be changed while the model stays as it is."""
+    """A copy of a model, to be changed without changing the model."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     return copy
 
 
 def replace_nodes(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> None:
-    """Give a graph these nodes, in this order. They are copied, also where they are its own.
+    """Replace all nodes of a graph by copies of these nodes, in this order.
 
-    Afterwards an index of the graph is out of date, and so is every node that was taken from it.
+    Afterwards, an index of the graph is outdated, and its nodes no longer belong to the graph.
     """
     kept = list(nodes)
     del graph.node[:]
@@ -49,7 +50,7 @@ def replace_nodes(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> No
 
 
 def remove_nodes(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> None:
-    """Take some of its own nodes out of a graph."""
+    """Remove nodes from a graph. The nodes must be objects of the graph, not equal copies."""
     doomed = {id(node): node for node in nodes}
     for index in reversed(range(len(graph.node))):
         if id(graph.node[index]) in doomed:
@@ -61,7 +62,7 @@ def rename_reads(nodes: Iterable[onnx.NodeProto], replacement: Mapping[str, str]
 
     Args:
         nodes: the readers, changed in place.
-        replacement: old name -> new name; other tensors are read as before.
+        replacement: old name -> new name; reads of other tensors do not change.
     """
     for node in nodes:
         for position, name in enumerate(node.input):
@@ -74,25 +75,25 @@ def rename_reads(nodes: Iterable[onnx.NodeProto], replacement: Mapping[str, str]
 
 
 def add_constant(graph: onnx.GraphProto, name: str, value: Array | np.generic) -> str:
-    """Add an initializer of a name that is not taken, and return that name."""
+    """Add an initializer and return its name; the name must be unused."""
     graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
     return name
 
 
 def set_constant(tensor: onnx.TensorProto, value: Array) -> None:
-    """Give an initializer another value; its name stays."""
+    """Set the value of an initializer; its name does not change."""
     tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
 
 
 def remove_constants(graph: onnx.GraphProto, names: Collection[str]) -> None:
-    """Take initializers out of a graph, without a copy of those that stay."""
+    """Remove initializers from a graph without copying the others."""
     for index in reversed(range(len(graph.initializer))):
         if graph.initializer[index].name in names:
             del graph.initializer[index]
 
 
 def add_outputs(graph: onnx.GraphProto, tensors: Iterable[str]) -> None:
-    """Let a graph give further tensors. Those that it takes or gives already are left out."""
+    """Add tensors to the outputs of a graph, except those that are already inputs or outputs."""
     known = {value.name for value in (*graph.input, *graph.output)}
     graph.output.extend(
         onnx.ValueInfoProto(name=name) for name in dict.fromkeys(tensors) if name not in known
@@ -100,7 +101,7 @@ def add_outputs(graph: onnx.GraphProto, tensors: Iterable[str]) -> None:
 
 
 def with_outputs(model: onnx.ModelProto, tensors: Iterable[str]) -> onnx.ModelProto:
-    """A copy of a model that gives further tensors; see `add_outputs`."""
+    """A copy of a model with more outputs; see `add_outputs`."""
     copy = copy_of(model)
     add_outputs(copy.graph, tensors)
     return copy

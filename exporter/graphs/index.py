@@ -1,4 +1,4 @@
-"""One index of an ONNX graph: who makes and who reads each tensor, its constants, shapes and types."""
+"""An index of an ONNX graph: the producer and readers of each tensor, its constants, shapes and types."""
 
 from __future__ import annotations
 
@@ -16,22 +16,23 @@ _BODIES = frozenset({onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS})
 
 @dataclass(frozen=True, eq=False)
 class GraphIndex:
-    """A snapshot of a graph; `GraphIndex.of` makes it in time proportional to the size of the graph.
+    """A snapshot of a graph. `GraphIndex.of` builds it in time proportional to the size of the graph.
 
-    The nodes and tensors in it are those of the graph, so that a change to one is a change to the model.
-    The index itself is not updated: build it again after an edit. A rewrite of many places therefore uses
-    one index, collects its changes and makes them at the end (`exporter.graphs.edits`).
+    The nodes and tensors of the index are objects of the graph, so a change to one changes the model. The
+    index itself is not updated: build it again after an edit. A rewrite with many changes therefore uses
+    one index, collects its changes and applies them at the end (`exporter.graphs.edits`).
 
-    An If, Loop or Scan reads what its bodies read from outside. What is made inside a body is not indexed.
-    The empty name, which stands for an optional input or output that is left out, is not a tensor.
+    The tensors that the bodies of an If, Loop or Scan read from outside count as read by that node. Results
+    inside a body are not indexed. The empty name marks an omitted optional input or output; it is not a
+    tensor.
 
     Attributes:
-        nodes: in graph order.
+        nodes: all nodes, in graph order.
         by_name: the nodes that have a name.
-        inputs: names of the tensors that are fed. Constants that are listed as inputs too are not fed.
-        outputs: names of the tensors that the graph gives.
-        constants: initializers by name. What a Constant node makes is not among them.
-        values: what the graph states of its inputs, outputs and inner tensors, by name.
+        inputs: names of the inputs to feed. A constant that is also listed as an input is not included.
+        outputs: names of the outputs.
+        constants: initializers by name. Results of Constant nodes are not included.
+        values: the stated types and shapes of inputs, outputs and inner tensors, by name.
     """
 
     nodes: tuple[onnx.NodeProto, ...]
@@ -70,11 +71,11 @@ class GraphIndex:
         )
 
     def maker(self, tensor: str, op_type: str | None = None) -> onnx.NodeProto | None:
-        """The node that makes a tensor; None for an input, a constant or an unknown name.
+        """The node that computes a tensor; None for an input, a constant or an unknown name.
 
         Args:
-            tensor: its name.
-            op_type: the only type that counts: a node of another one is None too.
+            tensor: name of the tensor.
+            op_type: if given, return None for a node of another type.
         """
         node = self._makers.get(tensor)
         return None if node is None or op_type not in {None, node.op_type} else node
@@ -89,12 +90,12 @@ class GraphIndex:
         return tuple(found.values())
 
     def only_reader(self, tensor: str) -> onnx.NodeProto | None:
-        """The one node that reads a tensor; None if it is used anywhere else, or more than once."""
+        """The only node that reads a tensor; None if the tensor is used more than once or is an output."""
         readers = self.readers(tensor)
         return readers[0] if readers and self.uses(tensor) == 1 else None
 
     def uses(self, tensor: str) -> int:
-        """How often a tensor is read; to be an output of the graph counts as one."""
+        """The number of times that a tensor is read; being an output of the graph counts as one."""
         return self._uses.get(tensor, 0)
 
     def is_constant(self, tensor: str) -> bool:
@@ -106,7 +107,7 @@ class GraphIndex:
         return numpy_helper.to_array(self.constants[tensor])
 
     def shape(self, tensor: str) -> tuple[int | None, ...] | None:
-        """The sizes of a tensor's axes, None for an open one; None where nothing is stated."""
+        """The sizes of a tensor's axes, None for a dynamic axis; None if the graph states no shape."""
         if tensor in self.constants:
             return tuple(self.constants[tensor].dims)
         value = self.values.get(tensor)
@@ -116,27 +117,27 @@ class GraphIndex:
         return tuple(axis.dim_value if axis.HasField("dim_value") else None for axis in axes)
 
     def element_type(self, tensor: str) -> int:
-        """The `TensorProto.DataType` of a tensor's elements; `UNDEFINED` (0) where nothing is stated."""
+        """The `TensorProto.DataType` of a tensor's elements; `UNDEFINED` (0) if the graph states none."""
         if tensor in self.constants:
             return self.constants[tensor].data_type
         value = self.values.get(tensor)
         return onnx.TensorProto.UNDEFINED if value is None else value.type.tensor_type.elem_type
 
     def names(self) -> set[str]:
-        """The names of all tensors, also of those inside bodies: a new one needs another name."""
+        """The names of all tensors, including those inside bodies; a new tensor needs another name."""
         inside = {name for node in self.nodes for body in bodies_of(node) for name in _names_in(body)}
         return {*self.values, *self.constants, *self._makers, *self._readers} | inside
 
 
 def bodies_of(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    """The graphs that a node holds: branches of an If, bodies of loops."""
+    """Yield the graphs that a node contains: branches of an If, bodies of loops."""
     for attribute in node.attribute:
         if attribute.type in _BODIES:
             yield from [attribute.g] if attribute.HasField("g") else attribute.graphs
 
 
 def reads_of(node: onnx.NodeProto) -> list[str]:
-    """The tensors that a node or a body in it reads, each as often as it is read."""
+    """The tensors that a node and its bodies read from the graph, each as often as it is read."""
     read = [name for name in node.input if name]
     for body in bodies_of(node):
         read += _reads_from_outside(body)

@@ -1,7 +1,7 @@
-"""Running models on this workstation, for numbers and not for times.
+"""Run models on this host for their outputs, not for their latency.
 
-Sums of int8 products are exact here, whatever this CPU is: without VNNI they would saturate, which the CPU
-that the model is for may not know. What saturates there is taken care of in the model; `bench` judges it.
+Sums of int8 products are exact here on any CPU. Without VNNI they would saturate, although the target CPU
+may not saturate. If the target CPU does, the int8 model itself prevents it, and `bench` judges the result.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ BATCH = 64
 
 
 def run_model(path: Path, split: Split) -> Array:
-    """The first output of a model on a split, [N, ...]."""
+    """Run a model on a split and return its first output, [N, ...]."""
     return _run(open_session(path, RuntimeOptions(exact_sums=True)), None, split)
 
 
 def run_scores(path: Path, split: Split) -> Array:
-    """The network's own output [N, classes] on a split, before any postprocessing inside the graph."""
+    """Run a model on a split and return its scores [N, classes], before postprocessing in the graph."""
     model = onnx.load(path, load_external_data=False)
     name = score_tensor(model)
     if name == model.graph.output[0].name:
@@ -42,12 +42,12 @@ def run_scores(path: Path, split: Split) -> Array:
 
 
 def open_exact(model: onnx.ModelProto, threads: int = 0) -> onnxruntime.InferenceSession:
-    """A session in which no sum of int8 products saturates; 0 threads are as many as there are cores."""
+    """A session in which no sum of int8 products saturates; 0 threads means one for each core."""
     return exact_session(lambda chosen: open_model(model, chosen), lambda: session_options(threads))
 
 
 def session_options(threads: int) -> onnxruntime.SessionOptions:
-    """Options of a quiet session with all optimizations."""
+    """Options of a session that logs only errors and applies all optimizations."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = ERRORS_ONLY
     options.intra_op_num_threads = threads
@@ -57,16 +57,16 @@ def session_options(threads: int) -> onnxruntime.SessionOptions:
 def session_with_outputs(
     model: onnx.ModelProto, tensors: Sequence[str], *, optimized: bool = False
 ) -> onnxruntime.InferenceSession:
-    """The model with further outputs, on all cores.
+    """A session on the model with more outputs, on all cores.
 
-    By default it runs as written, to the last bit. `optimized` keeps the outputs and lets ONNX Runtime
-    lay out and fuse the rest; sums may then round otherwise. (EfficientNet-Lite0 at 224 px with 61 outputs,
-    two threads: 5.4 ms an image instead of 9.9.)
+    By default, the graph runs without optimizations. With `optimized`, ONNX Runtime fuses operators and
+    changes layouts but keeps the outputs; sums may then round differently. (EfficientNet-Lite0 at 224 px
+    with 61 outputs, two threads: 5.4 ms per image instead of 9.9.)
     """
     options = session_options(os.cpu_count() or 1)
-    # Threads that wait for work by turning round would take the core from what looks at the outputs.
+    # Spinning threads would occupy the cores that process the outputs.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # A plan of all memory beforehand is made for each shape, beside what the outputs take (40 MB more).
+    # The memory pattern is planned for each shape and needs memory in addition to the outputs (40 MB more).
     options.enable_mem_pattern = False
     if not optimized:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -74,7 +74,7 @@ def session_with_outputs(
 
 
 def open_model(model: onnx.ModelProto, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
-    """A session on a model in memory; one too large for a message goes by way of two files."""
+    """A session on a model in memory; a model too large for one message is first written to two files."""
     if not is_large(model):
         return onnxruntime.InferenceSession(
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]

@@ -1,10 +1,10 @@
-"""The oldest ONNX Runtime that can run a model, from its opset, its IR version and its operators.
+"""Find the oldest ONNX Runtime that can run a model, from its opset, its IR version and its operators.
 
-A model loads where the opset and the IR version are known and where each operator has a CPU kernel for its
-types. The tables are differences between the kernel registries of all releases from the oldest that
-edgeproof supports on (`onnxruntime_pybind11_state.get_all_opkernel_def`); `tests/perf/kernel_versions.py`
-prints them again. Left out is what every version runs by other means: ONNX Runtime casts float16 to float
-where it has no kernel for it, and writes an operator that ONNX defines by others as those.
+A version loads a model if it supports the opset and the IR version and has a CPU kernel for each operator
+with its types. The tables list the differences between the kernel registries of all releases since the
+oldest one that edgeproof supports (`onnxruntime_pybind11_state.get_all_opkernel_def`).
+`tests/perf/kernel_versions.py` prints them. The tables omit cases that every version can run without a
+kernel: ONNX Runtime casts float16 to float, and it expands operators that ONNX defines by other operators.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from exporter.graphs.onnx_files import infer_shapes
 _V1_23, _V1_24, _V1_25, _V1_26, _V1_27, _V1_28, _V1_29, _V1_30, _V1_31, _V1_32 = (
     RuntimeVersion(1, minor) for minor in range(23, 33)
 )
-# The highest opset of ONNX, and the highest IR version, that each version loads. 1.23 loads opset 23 too,
-# but its QuantizeLinear of that opset has no kernel.
+# The highest opset and the highest IR version that each version loads. Version 1.23 also loads opset 23,
+# but it has no kernel for QuantizeLinear of that opset.
 _OPSETS = {22: OLDEST, 25: _V1_24, 26: _V1_25, 28: _V1_32}
 _IR_VERSIONS = {10: OLDEST, 11: _V1_23, 13: _V1_24, 14: _V1_32}
 _MICROSOFT = "com.microsoft"
-# Operators that the oldest version has no kernel for at all: domain, names, the version that has.
+# Operators for which the oldest version has no kernel: domain, names, first version with a kernel.
 _NEW_OPERATORS = (
     ("", ("Attention", "RMSNormalization", "RotaryEmbedding"), _V1_23),
     ("", ("BitCast", "CumProd", "DeformConv", "TensorScatter"), _V1_25),
@@ -51,11 +51,11 @@ _NEW_OPERATORS = (
     ),
     (_MICROSOFT, ("GatedDeltaNet", "GatherPacked", "MoEGroupRouter", "VarlenCausalConvWithState"), _V1_32),
 )  # fmt: skip
-# Operators whose newer version in ONNX came to the kernels later: its opset, and the runtime.
+# Operators with a revision in ONNX that got a kernel later: opset of the revision, first ONNX Runtime.
 _REVISED = {("", "LpNormalization"): (22, _V1_25)}
 _OPERATORS = {(domain, name): version for domain, names, version in _NEW_OPERATORS for name in names}
 _FLOAT8 = ("float8e4m3fn", "float8e4m3fnuz", "float8e5m2", "float8e5m2fnuz")
-# Element types of inputs or outputs that came to the kernels of an operator later than the operator.
+# Element types of inputs or outputs that an operator's kernel supports only since a later version.
 _TYPES: dict[tuple[str, str], dict[str, RuntimeVersion]] = {
     ("", "Cast"): {
         "int4": _V1_23, "uint4": _V1_23, "int2": _V1_24, "uint2": _V1_24, "float8e8m0": _V1_27,
@@ -85,30 +85,30 @@ _TYPES: dict[tuple[str, str], dict[str, RuntimeVersion]] = {
 
 @dataclass(frozen=True)
 class Need:
-    """The oldest ONNX Runtime that runs a model, and what of the model asks for it."""
+    """The oldest ONNX Runtime that runs a model, and the part of the model that requires it."""
 
     version: RuntimeVersion
     reason: str
 
 
 def kernel_version(operator: str, element_type: str, domain: str = "") -> RuntimeVersion:
-    """The oldest ONNX Runtime whose CPU kernel of an operator takes an element type.
+    """The oldest ONNX Runtime whose CPU kernel of an operator supports an element type.
 
     Args:
-        operator: such as `SpaceToDepth`.
-        element_type: as ONNX Runtime writes it: `float`, `uint8`, `bfloat16`.
-        domain: of the operator; empty for ONNX's own.
+        operator: type of the operator, for example `SpaceToDepth`.
+        element_type: ONNX Runtime's name of the type, for example `float`, `uint8` or `bfloat16`.
+        domain: domain of the operator; empty for ONNX's own.
     """
     types = _TYPES.get((domain, operator), {})
     return max(_OPERATORS.get((domain, operator), OLDEST), types.get(element_type, OLDEST))
 
 
 def oldest_runtime(model: onnx.ModelProto) -> Need:
-    """The oldest ONNX Runtime that runs a model.
+    """Find the oldest ONNX Runtime that runs a model.
 
-    Types of tensors are inferred; where ONNX cannot tell one, the operator alone decides.
+    Types of tensors are inferred. If ONNX cannot infer a type, only the operator counts.
     """
-    needs = [Need(OLDEST, "edgeproof supports no older one")]
+    needs = [Need(OLDEST, "edgeproof supports no older version")]
     opsets = [opset.version for opset in model.opset_import if is_standard(opset)]
     needs += [Need(_of_table(_OPSETS, opset), f"opset {opset}") for opset in opsets]
     needs.append(Need(_of_table(_IR_VERSIONS, model.ir_version), f"IR version {model.ir_version}"))
@@ -124,7 +124,7 @@ def oldest_runtime(model: onnx.ModelProto) -> Need:
 
 
 def state_oldest_runtime(model: onnx.ModelProto) -> RuntimeVersion:
-    """Write into a model's metadata, in place, which ONNX Runtime it needs; return that version."""
+    """Write the oldest ONNX Runtime that runs a model into its metadata, in place, and return it."""
     needed = oldest_runtime(model).version
     metadata = {entry.key: entry.value for entry in model.metadata_props} | {METADATA_KEY: str(needed)}
     onnx.helper.set_model_props(model, dict(sorted(metadata.items())))
@@ -132,22 +132,22 @@ def state_oldest_runtime(model: onnx.ModelProto) -> RuntimeVersion:
 
 
 def check_runtime_asked(model: onnx.ModelProto, asked: RuntimeVersion, place: object) -> None:
-    """Make sure that a float model itself runs on the ONNX Runtime that is asked for.
+    """Check that a float model runs on the requested ONNX Runtime.
 
     Raises:
-        ModelError: it needs a newer one; names the operator, opset or IR version.
+        ModelError: the model requires a newer version; the error names the operator, opset or IR version.
     """
     need = oldest_runtime(model)
     if need.version > asked:
         raise ModelError(
             place,
-            f"cannot run on ONNX Runtime {asked}: {need.reason} needs {need.version}",
-            f'ask for onnxruntime ">={need.version}", or change the network',
+            f"cannot run on ONNX Runtime {asked}: {need.reason} requires {need.version}",
+            f'set onnxruntime to ">={need.version}", or change the network',
         )
 
 
 def _of_table(table: Mapping[int, RuntimeVersion], wanted: int) -> RuntimeVersion:
-    """The version of the lowest entry that reaches `wanted`; the last one where none does."""
+    """The version of the lowest entry that is at least `wanted`; the last version if there is none."""
     return next((version for reached, version in table.items() if wanted <= reached), [*table.values()][-1])
 
 
@@ -171,9 +171,9 @@ def _need_of(node: onnx.NodeProto, types: Mapping[str, str], opset: int) -> Need
     since, revised = _REVISED.get((domain, node.op_type), (opset + 1, OLDEST))
     if opset >= since:
         needs.append(Need(revised, f"{node.op_type} of opset {since}"))
-    return max(needs, key=lambda need: need.version)  # of equals the first, which is the operator itself
+    return max(needs, key=lambda need: need.version)  # among equals the first: the operator itself
 
 
 def _type_name(elem_type: int) -> str:
-    """The name that ONNX Runtime gives an element type: that of ONNX in small letters."""
+    """ONNX Runtime's name of an element type: ONNX's name in lower case."""
     return TensorProto.DataType.Name(elem_type).lower() if elem_type else ""

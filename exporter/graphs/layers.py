@@ -1,4 +1,4 @@
-"""The layers of a graph: nodes with constant weights, and copies of a model with other ones."""
+"""Find the layers of a graph (nodes with constant weights), and copy models with other constants."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ class Layer:
     """A node that multiplies by constant weights.
 
     Attributes:
-        node: its name.
+        node: name of the node.
         op_type: `Conv`, `Gemm` or `MatMul`.
-        source: the tensor that it reads.
-        weight: the initializer of its weights.
-        transposed: whether the weights are [out, in, ...] and not [in, out].
-        groups: of a convolution; 1 for all others.
-        bias_node: the node that adds the bias: itself, the Add behind a MatMul, or None.
-        bias: the initializer of the bias [out], or None.
-        output: what `bias_node` makes (or the node itself): the layer's result before any activation.
+        source: name of the input tensor.
+        weight: name of the initializer with the weights.
+        transposed: whether the weights are [out, in, ...]; otherwise they are [in, out].
+        groups: groups of a convolution; 1 for other nodes.
+        bias_node: name of the node that adds the bias: the node itself, the Add after a MatMul, or None.
+        bias: name of the initializer with the bias [out], or None.
+        output: name of the layer's result before any activation: the output of `bias_node` or of the node.
     """
 
     node: str
@@ -49,7 +49,7 @@ class Layer:
 
 
 def find_layers(index: GraphIndex) -> list[Layer]:
-    """All layers whose weights are float, constant and their own, in graph order."""
+    """All layers whose weights are float constants that no other node reads, in graph order."""
     return [layer for node in index.nodes if (layer := _layer(index, node)) is not None]
 
 
@@ -93,7 +93,7 @@ def _multiplies_by_own_constant(index: GraphIndex, node: onnx.NodeProto) -> bool
 
 
 def _matmul(index: GraphIndex, node: onnx.NodeProto, weight: onnx.TensorProto) -> Layer | None:
-    """A MatMul has no bias; the Add behind it, if there is one, is taken for it."""
+    """The layer of a MatMul; an Add of a constant after it is the bias."""
     if len(weight.dims) != 2:
         return None
     follower = index.only_reader(node.output[0])
@@ -120,7 +120,7 @@ def _is_bias(index: GraphIndex, name: str, width: int) -> bool:
 
 
 def rows(layer: Layer, weight: Array) -> Array:
-    """The weights as [out, products that an output sums]."""
+    """The weights as a matrix [out, products summed for each output]."""
     return weight.reshape(len(weight), -1) if layer.transposed else weight.T
 
 
@@ -130,7 +130,7 @@ def from_rows(layer: Layer, matrix: Array, shape: Sequence[int]) -> Array:
 
 
 def with_constants(model: onnx.ModelProto, values: Mapping[str, Array]) -> onnx.ModelProto:
-    """A copy of the model with other values for some initializers, of the same shapes."""
+    """A copy of the model with new values of the same shapes for some initializers."""
     copy = copy_of(model)
     for initializer in copy.graph.initializer:
         if initializer.name in values:
@@ -141,9 +141,9 @@ def with_constants(model: onnx.ModelProto, values: Mapping[str, Array]) -> onnx.
 def with_constants_of(
     model: onnx.ModelProto, other: onnx.ModelProto, nodes: Collection[str]
 ) -> onnx.ModelProto:
-    """A copy of the model in which some nodes have the constants that they have in another.
+    """A copy of the model in which some nodes have their constants of another model.
 
-    What else reads such a constant keeps it as it is, and so do both.
+    A constant that several nodes read does not change.
     """
     index, theirs = GraphIndex.of(model.graph), GraphIndex.of(other.graph)
     own = {
@@ -157,9 +157,9 @@ def with_constants_of(
 
 
 def with_own_biases(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy in which every convolution and Gemm has a bias, and shares it with nobody.
+    """A copy in which every convolution and Gemm has its own bias, which no other node reads.
 
-    A convolution without one gets zeros: its accumulators start from a bias at no cost.
+    A layer without bias gets zeros. This costs nothing, because the kernels start their sums from the bias.
     """
     copy = copy_of(model)
     index = GraphIndex.of(copy.graph)

@@ -8,7 +8,7 @@ import onnx
 
 
 def name_nodes(model: onnx.ModelProto) -> None:
-    """Give each node a name of its own, in place: quantizer, repairs and reports speak of nodes by name."""
+    """Give each node a unique name, in place. The quantizer, repairs and reports identify nodes by name."""
     taken: set[str] = set()
     for node in model.graph.node:
         node.name = unused_name(node.name or node.output[0] or node.op_type, taken)
@@ -16,7 +16,7 @@ def name_nodes(model: onnx.ModelProto) -> None:
 
 
 def unused_name(wanted: str, taken: Collection[str]) -> str:
-    """`wanted`, or the first of `wanted_2`, `wanted_3`, ... that is not taken."""
+    """`wanted`, or the first unused name of `wanted_2`, `wanted_3`, ..."""
     name, number = wanted, 1
     while name in taken:
         number += 1

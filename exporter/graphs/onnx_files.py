@@ -1,7 +1,8 @@
-"""Writing .onnx files that ONNX's own checker has accepted, and reading those of others.
+"""Write .onnx files that ONNX's checker accepts, and read files of other tools.
 
-A protobuf message ends at 2 GB. Above, the weights lie in a second file beside the model, which the model
-names: `model.onnx` and `model.onnx.data`.
+A protobuf message has at most 2 GB. The weights of a larger model are in a second file next to it, which
+the
+model names: `model.onnx` and `model.onnx.data`.
 """
 
 from __future__ import annotations
@@ -31,60 +32,62 @@ from exporter.errors import ExportError
 from exporter.graphs.edits import copy_of
 from exporter.graphs.index import GraphIndex, bodies_of
 
-# Weights of more bytes go to a file of their own; 64 MiB of the message stay for the graph.
+# Weights with more bytes are written to a second file. 64 MiB of the message remain for the graph.
 MAX_WEIGHT_BYTES = 2**31 - 2**26
 _HALVES: dict[int, str] = {onnx.TensorProto.FLOAT16: "float16", onnx.TensorProto.BFLOAT16: "bfloat16"}
 _WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-# Beside QLinear*: operators that only a quantized model has.
+# Operators that only a quantized model has, in addition to QLinear*.
 _INTEGER = frozenset(
     {
         "QuantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger", "MatMulIntegerToFloat",
         "DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "QGemm", "QAttention", "MatMulNBits",
     }
 )  # fmt: skip
-_SMALL_TENSOR_BYTES = 1024  # stays in the model: shape inference looks into it
+_SMALL_TENSOR_BYTES = 1024  # small tensors stay in the model because shape inference reads their values
 
 
 def read_model(path: Path) -> onnx.ModelProto:
     """Read a model that ONNX Runtime can load, with its external data.
 
     Raises:
-        ModelError: it is missing, damaged, wants what this runtime lacks, or reads files elsewhere.
+        ModelError: the file is missing or damaged, requires features that this ONNX Runtime lacks, or reads
+            files outside its folder.
     """
-    external_data(path)  # refuses files elsewhere
-    open_session(path)  # for its clear errors
+    external_data(path)  # rejects files outside the folder
+    open_session(path)  # raises clear errors if the model cannot be loaded
     try:
         return onnx.load(path)
-    except Exception as error:  # protobuf's own exceptions
+    except Exception as error:  # protobuf raises exceptions of its own
         raise model_error(path, error) from error
 
 
 def write_checked(
     proto: onnx.ModelProto, path: Path, accept: Callable[[Path], None] = lambda _written: None
 ) -> None:
-    """Write a model once ONNX's checker and strict shape inference have accepted it.
+    """Write a model after ONNX's checker and strict shape inference have accepted it.
 
-    A reader finds the old model or the new one, whole; while a second file of weights is replaced, none.
+    At any time, a reader finds either the complete old model or the complete new one. Only while a second
+    file of weights is replaced, there is no model at `path`.
 
     Args:
         proto: the model.
         path: the file to write.
-        accept: called with the finished file before it takes its place. If it raises, all stays as it was.
+        accept: called with the finished file before it is moved to `path`. If it raises, nothing changes.
 
     Raises:
-        ExportError: in the checker's words.
-        StorageError: the second file would replace one that belongs to another model.
+        ExportError: the checker rejects the model; the error contains its message.
+        StorageError: the file of weights would replace a file that belongs to another model.
     """
     check_writable(path)
     beside = path.with_name(path.name + DATA_SUFFIX)
     replaced = external_data(path)
     if is_large(proto) and beside.exists() and beside not in replaced:
-        raise StorageError(beside, f"is there and does not belong to {path.name}", "choose another --out")
+        raise StorageError(beside, f"exists and does not belong to {path.name}", "choose another --out")
     with (
         storage_errors(path),
         tempfile.TemporaryDirectory(prefix=temporary_prefix(path), dir=path.parent) as folder,
     ):
-        staged = Path(folder) / path.name  # of the same name: a large model names its data after itself
+        staged = Path(folder) / path.name  # same name: a large model states the name of its data file
         _write_accepted_by_onnx(proto, staged, path)
         accept(staged)
         _publish(staged, path, replaced)
@@ -104,16 +107,22 @@ def _write_accepted_by_onnx(proto: onnx.ModelProto, staged: Path, path: Path) ->
 
 
 def _publish(staged: Path, path: Path, replaced: Sequence[Path]) -> None:
-    """Let a finished model take the place of the one at `path`, whose weights were `replaced`."""
+    """Replace the model at `path` by a finished one.
+
+    Args:
+        staged: the finished model in a temporary folder.
+        path: the file to replace.
+        replaced: the external data files of the model that is replaced.
+    """
     data, beside = (file.with_name(file.name + DATA_SUFFIX) for file in (staged, path))
     files = [file for file in (staged, data) if file.exists()]
     for file in files:
         sync_file(file)
     if data in files:
-        path.unlink(missing_ok=True)  # or it would be there with the weights of the new one
+        path.unlink(missing_ok=True)  # so the old model is never read with the new weights
         data.replace(beside)
     staged.replace(path)
-    if data not in files and beside in replaced:  # another file of that name is not ours
+    if data not in files and beside in replaced:  # a file that the old model did not name is kept
         beside.unlink()
     sync_directory(path.parent)
 
@@ -124,7 +133,7 @@ def is_large(model: onnx.ModelProto) -> bool:
 
 
 def save_large(model: onnx.ModelProto, path: Path) -> None:
-    """Write a model and, beside it, its weights; without checks."""
+    """Write a model, and its weights to a second file, without checks."""
     ir.save(
         ir.from_proto(model),
         path,
@@ -134,7 +143,7 @@ def save_large(model: onnx.ModelProto, path: Path) -> None:
 
 
 def infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with the shapes of all its tensors, as far as ONNX can tell."""
+    """The model with the shapes of all tensors that ONNX can infer."""
     if not is_large(model):
         return onnx.shape_inference.infer_shapes(model, data_prop=True)
     light = copy_of(model)
@@ -155,7 +164,7 @@ def infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def content_hash(model: onnx.ModelProto) -> str:
-    """SHA-256 of a model in memory, of any size."""
+    """SHA-256 of a model in memory, which may be larger than a protobuf message."""
     light = copy_of(model)
     digest = hashlib.sha256()
     for tensor in light.graph.initializer:
@@ -166,11 +175,11 @@ def content_hash(model: onnx.ModelProto) -> str:
 
 
 def check_quantizable(model: onnx.ModelProto, path: Path) -> None:
-    """Refuse what static quantization cannot take.
+    """Reject models that static quantization does not support.
 
     Raises:
-        ModelError: the model is quantized already, decides by the values of tensors, holds float16, or has
-            inputs without a shape; or weights are not float32, or not finite.
+        ModelError: the model is already quantized, has control flow, contains float16, or has inputs
+            without a shape; or weights are not float32 or not finite.
     """
     nodes = [node for part in (model.graph, *model.functions) for node in part.node]
     _check_operators(nodes, model, path)
@@ -188,7 +197,9 @@ def check_quantizable(model: onnx.ModelProto, path: Path) -> None:
             raise ModelError(path, f"input {value.name!r} is {kind}", "export the network in float32")
         if not value.type.tensor_type.HasField("shape"):
             raise ModelError(
-                path, f"input {value.name!r} has no shape", "export it with sizes, or names for open ones"
+                path,
+                f"input {value.name!r} has no shape",
+                "export the model with a size for each axis, or a name for a dynamic axis",
             )
     for node in nodes:
         if node.op_type in _WEIGHTED:
@@ -202,14 +213,14 @@ def _check_operators(nodes: Sequence[onnx.NodeProto], model: onnx.ModelProto, pa
     constants = {*GraphIndex.of(model.graph).constants, *made}
     for node in nodes:
         label = repr(node.name or node.op_type)
-        # Bytes that enter the graph may be dequantized there (`rewrites.processing`); weights are not.
+        # A float model may dequantize input bytes (`rewrites.processing`), but not weights.
         dequantized = node.op_type == "DequantizeLinear" and bool(constants.intersection(node.input[:1]))
         if dequantized or node.op_type in _INTEGER or node.op_type.startswith("QLinear"):
-            raise ModelError(path, f"is quantized already (node {label})", "give the float model")
+            raise ModelError(path, f"is quantized already (node {label})", "provide the float model")
         if node.op_type in {"If", "Loop", "Scan"}:
             raise ModelError(
                 path,
-                f"node {label} is a {node.op_type}, whose branches have no fixed ranges",
+                f"node {label} is control flow ({node.op_type}), which cannot be calibrated",
                 "export the network without control flow",
             )
 
@@ -228,7 +239,7 @@ def _check_weight(tensor: onnx.TensorProto, path: Path) -> None:
 def _tensors(
     nodes: Iterable[onnx.NodeProto], initializers: Iterable[onnx.TensorProto]
 ) -> Iterator[onnx.TensorProto]:
-    """All constants: initializers, attributes, and those of branches."""
+    """Yield all constants: initializers, tensors in attributes, and those of bodies."""
     yield from initializers
     for node in nodes:
         for attribute in node.attribute:
@@ -246,16 +257,20 @@ def _graph_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
 
 
 def _refused(path: Path, error: Exception) -> ExportError:
-    return ExportError(path.name, f"ONNX's checker refuses the graph ({error})", "report this as a bug")
+    return ExportError(
+        path.name,
+        f"ONNX's checker rejects the graph ({error})",
+        "change the network, or exclude the node that this error names from quantization",
+    )
 
 
 def carry_metadata(source: onnx.ModelProto, model: onnx.ModelProto, added: Mapping[str, str]) -> None:
-    """Give a model made of another its provenance and some more; marks of the tools between are dropped.
+    """Copy the provenance of a model to a model made from it, and drop metadata of other tools.
 
     Args:
-        source: where the provenance is.
-        model: the model made of it, changed in place.
-        added: what it has beside.
+        source: the model with the provenance.
+        model: the model made from `source`, changed in place.
+        added: additional metadata.
     """
     metadata = {entry.key: entry.value for entry in source.metadata_props} | dict(added)
     del model.metadata_props[:]

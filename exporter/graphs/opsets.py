@@ -1,7 +1,8 @@
-"""Bringing the opset and the IR version of models to what int8 needs and old runtimes know.
+"""Convert models to an opset and an IR version that int8 requires and old ONNX Runtimes support.
 
-int8 with a scale for each channel came with opset 13 (DequantizeLinear). IR version 3 wants each constant
-among the inputs. Versions above 10 are known to newer runtimes alone; opsets up to 22 need none of them.
+int8 with a scale for each channel requires opset 13 (DequantizeLinear). IR version 3 requires each constant
+to be an input too. Only newer ONNX Runtimes support IR versions above 10, and opsets up to 22 do not need
+them.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from bench.core.errors import ModelError, one_line
 from exporter.graphs.domains import is_standard
 from exporter.graphs.index import GraphIndex
 
-# Below, rewriting and quantizing write what the opset does not know: `DequantizeLinear.axis` is of 13,
-# `Reshape.allowzero` of 14.
+# Rewrites and quantization write attributes that older opsets lack: `DequantizeLinear.axis` is new in 13,
+# `Reshape.allowzero` in 14.
 _OLDEST = 14
 _RAISED = 17
 _IR_VERSIONS = 8, 10
@@ -24,15 +25,15 @@ _LAST_OPSET_OF_IR_10 = 22
 
 
 def raise_opset(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
-    """The model, or a copy in a newer opset where its own is too old for int8.
+    """Return the model, or a copy in a newer opset if its opset is too old for int8.
 
     Args:
         model: a model that ONNX Runtime can run. Its IR version is changed in place, and constants are
-            taken out of its inputs.
-        path: its file, for the error.
+            removed from its inputs.
+        path: the file of the model, named in the error.
 
     Raises:
-        ModelError: ONNX's converter cannot raise it.
+        ModelError: ONNX's converter cannot convert the model.
     """
     opset = next((entry.version for entry in model.opset_import if is_standard(entry)), None)
     _settle_ir_version(model, opset or 1)
@@ -40,11 +41,11 @@ def raise_opset(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
         return model
     try:
         return version_converter.convert_version(model, _RAISED)
-    except Exception as error:  # the converter raises whatever its many parts do
+    except Exception as error:  # the converter documents no exception types
         raise ModelError(
             path,
-            f"opset {opset} is too old for int8, and ONNX cannot raise it ({one_line(str(error), 200)})",
-            f"export it with opset {_RAISED} or later",
+            f"opset {opset} is too old for int8, and ONNX cannot convert it ({one_line(str(error), 200)})",
+            f"export the model with opset {_RAISED} or later",
         ) from error
 
 

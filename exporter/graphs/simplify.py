@@ -1,4 +1,4 @@
-"""Folding and rewriting a graph by onnxscript's own rules, in time that grows as the graph does."""
+"""Fold constants and simplify a graph with onnxscript's rules, in time proportional to the graph."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from onnxscript.rewriter.rules import common as rules
 
 _MAX_ROUNDS = 8
 _INPUT_BYTES, _OUTPUT_BYTES = 8192, 512 * 512
-# Those that `onnxscript.optimizer` applies, in its order; it has no public name for them together.
+# The rules that `onnxscript.optimizer` applies, in its order. Its own list of them is not public.
 _RULES = (
     *rules.mul_by_1_rule.commute(),
     *rules.add_0_rule.commute(),
@@ -61,16 +61,16 @@ _RULES = (
 )
 
 
-# Each rule remembers what it has just matched, and there is one of each in the process.
+# Each rule stores its last match, and all threads of the process share the rules.
 rules_in_use = threading.Lock()
 
 
 def simplify(model: ir.Model) -> None:
-    """Fold constants and rewrite in turn until nothing changes, in place.
+    """Alternate constant folding and rewriting until nothing changes, in place.
 
-    The passes are those of `onnxscript.optimizer.optimize_ir`, but for one rule. It makes a Split of two
-    Slices, and looks at all nodes for the second one once for every node: half the time of a chain of
-    1,600 convolutions. It is left out where there are no Slices.
+    The passes are those of `onnxscript.optimizer.optimize_ir`. One rule is skipped if the graph has no
+    Slice. This rule replaces two Slices by a Split. For every node, it searches all nodes for the second
+    Slice, which takes half the time for a chain of 1,600 convolutions.
     """
     sliced = any(node.op_type == "Slice" for node in model.graph)
     chosen = [rule for rule in _RULES if sliced or rule is not rules.slice_split_rule]
@@ -96,7 +96,7 @@ def simplify(model: ir.Model) -> None:
 
 
 class _FoldPass(ir.passes.InPlacePass):
-    """Computes what is constant, as far as it stays small."""
+    """Replaces constant expressions by their values if these are small."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         found = optimizer.fold_constants(

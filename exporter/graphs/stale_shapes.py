@@ -1,8 +1,7 @@
-"""Forgetting what a file says wrongly about the shapes of its tensors.
+"""Remove shapes from a model that may be wrong.
 
-Exporters write down shapes of tensors inside a graph and of its outputs. Nothing makes sure that they are
-right: ONNX Runtime warns of an output of another shape and runs on. Folding constants would take such a
-shape for the truth.
+Exporters store the shapes of inner tensors and of outputs in a file. Nothing checks them: if an output has
+another shape, ONNX Runtime only warns. Constant folding would use a wrong shape as if it were correct.
 """
 
 from __future__ import annotations
@@ -13,16 +12,16 @@ import onnx
 
 
 def forget_stale_shapes(model: onnx.ModelProto, seen: Sequence[Mapping[str, tuple[int, ...]]]) -> None:
-    """Remove the shapes that a model states, in place; ONNX infers again those that follow from its inputs.
+    """Remove stated shapes from a model, in place. ONNX can infer again those that follow from its inputs.
 
-    1. Shapes of tensors inside the graph go. Element types stay.
-    2. An output keeps the rank that was seen, with all sizes open. A size that was right each time may be
+    1. Shapes of inner tensors are removed. Element types are kept.
+    2. An output gets the observed rank with dynamic sizes. A size that was the same in each run may be
        wrong for other inputs.
 
     Args:
         model: the model.
-        seen: output name -> shape, for each time that the model was run. An output that was never seen
-            keeps what is stated.
+        seen: output name -> shape, for each run of the model. An output that is in no run keeps its stated
+            shape.
     """
     for value in model.graph.value_info:
         value.type.tensor_type.ClearField("shape")
@@ -34,5 +33,5 @@ def forget_stale_shapes(model: onnx.ModelProto, seen: Sequence[Mapping[str, tupl
         shape.Clear()
         if len(ranks) == 1:
             shape.dim.extend(onnx.TensorShapeProto.Dimension() for _ in range(*ranks))
-        else:  # no shape says that the rank varies
+        else:  # no shape can express that the rank varies
             value.type.tensor_type.ClearField("shape")

@@ -1,4 +1,4 @@
-"""What weights were fitted to, by training or by repairs, and the quantizer then takes as it is."""
+"""Quantization parameters that weights were fitted to, by training or repairs; the quantizer uses them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from exporter.graphs.ranges import Range
 
 @dataclass(frozen=True)
 class TrainedQparams:
-    """Both by their names in the exported graph.
+    """Ranges and levels that weights were fitted to, by tensor names of the exported graph.
 
     Attributes:
         ranges: activation -> its range.
-        levels: weight -> what the largest weight of each output channel becomes, int [N] or one
-            for all; only for weights that have fewer than 127 in a channel, so that it does not saturate.
+        levels: weight -> the integer to which the largest weight of each output channel is rounded, int [N]
+            or one for all channels. Contains only weights with a channel below 127, to prevent saturation.
     """
 
     ranges: Mapping[str, Range] = field(default_factory=dict)

@@ -137,9 +137,9 @@ MODELS = {
             [choice(), helper.make_node("Conv", ["x", "v"], ["y"])], {"w": WEIGHT, "flag": np.array(True)}
         ),
         X,
-        "node 'choice' is a If, whose branches have no fixed ranges",
+        "node 'choice' is control flow (If), which cannot be calibrated",
     ),
-    "If in a function": (looped, X, "node 'hidden' is a If, whose branches have no fixed ranges"),
+    "If in a function": (looped, X, "node 'hidden' is control flow (If), which cannot be calibrated"),
     "own operator": (
         lambda: make([helper.make_node("Magic", ["x"], ["y"], domain="my.ops")], {}, domains=("my.ops",)),
         X,

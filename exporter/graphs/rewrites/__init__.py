@@ -1,4 +1,4 @@
-"""Changes to an exported graph, one a file; each is kept for a gain that its docstring states."""
+"""Rewrites of an exported graph, one in each file. Each docstring states the measured gain."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = [
 
 
 def rewrite_for_cpu(model: ir.Model) -> None:
-    """Bring a float graph into the form that ONNX Runtime's CPU kernels run best, in float and in int8."""
+    """Rewrite a float graph to the form that ONNX Runtime's CPU kernels run fastest, in float and int8."""
     for rewrite in (
         GlobalAveragePoolPass(),
         LastAxesTransposePass(),

@@ -1,4 +1,4 @@
-"""The first convolution of an int8 network on blocks of two by two pixels."""
+"""Run the first convolution of an int8 network on blocks of two by two pixels."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from exporter.graphs.index import GraphIndex
 from exporter.graphs.kernels import kernel_version
 from exporter.graphs.onnx_files import infer_shapes
 
-# Pictures have 1 to 4 channels. Of many channels each tap is a long copy already.
+# Pictures have 1 to 4 channels. With many channels, each kernel tap is already a long copy.
 MAX_CHANNELS = 4
-# What SpaceToDepth of bytes needs.
+# The oldest ONNX Runtime with SpaceToDepth for bytes.
 BYTES_NEED = kernel_version("SpaceToDepth", "uint8")
 
 
 @dataclass(frozen=True)
 class _Stem:
-    """The convolution, what dequantizes its picture, and its int8 weights."""
+    """The first convolution, the node that dequantizes its picture, and its int8 weights."""
 
     convolution: onnx.NodeProto
     dequantize: onnx.NodeProto
@@ -33,32 +33,33 @@ class _Stem:
 
 
 def fold_stem(model: onnx.ModelProto, runtime: RuntimeVersion) -> bool:
-    """Write a convolution of stride 2 over a picture as one of stride 1 over blocks of 2 x 2, in place.
+    """Replace a picture's convolution with stride 2 by one with stride 1 on blocks of 2 x 2, in place.
 
-    ONNX Runtime's int8 convolution gathers the taps of each output, and a tap of a picture is 3 bytes: the
-    first layer of EfficientNet-Lite0 took 12 % of the int8 model's time for 3 % of the multiply-adds. Over
-    SpaceToDepth of the picture it is a convolution with four times the channels and about half the kernel,
-    whose further weights are zero: the same sums to the bit, from fewer and longer taps. Measured on
-    AVX512-VNNI, one thread, interleaved, with another convolution of 3 x 3 behind: a stem of 3 x 3 takes
-    0.75 x the time, one of 7 x 7 (ResNet) 0.75 x; all of EfficientNet-Lite0 at 224 px 0.96 x.
+    ONNX Runtime's int8 convolution gathers the taps of each output, and a tap of a picture has only 3
+    bytes. The first layer of EfficientNet-Lite0 took 12 % of the int8 model's time for 3 % of the
+    multiply-adds. On SpaceToDepth of the picture, the convolution has four times the channels and about
+    half the kernel size; the additional weights are zero. The sums are the same to the bit, but the taps
+    are fewer and longer. Measured on AVX512-VNNI, one thread, interleaved, followed by another convolution
+    of 3 x 3: a stem of 3 x 3 takes 0.75 x the time, a stem of 7 x 7 (ResNet) 0.75 x; the whole
+    EfficientNet-Lite0 at 224 px takes 0.96 x.
 
     A convolution is rewritten if
 
-    1. it is int8, with one group, stride 2 both ways, no dilation and a kernel of at least 2,
-    2. its picture has at most 4 channels and an even, known size, and nothing else reads it,
-    3. its weights are constants of its own.
+    1. it is int8, with one group, stride 2 in both axes, no dilation and a kernel of at least 2 x 2,
+    2. its picture has at most 4 channels and an even, known size, and nothing else reads it, and
+    3. its weights are constants that no other node reads.
 
-    SpaceToDepth stands in front of the node that quantizes the picture, where it moves floats: every ONNX
-    Runtime has that kernel, and it is faster than the one for bytes (a picture of 224 px is quantized and
-    moved in 135 us, against 159 us the other way round). Where the model takes bytes, it moves bytes, which
-    needs ONNX Runtime 1.28.
+    SpaceToDepth is placed before the node that quantizes the picture, where it moves floats. Every ONNX
+    Runtime has this kernel, and it is faster than the kernel for bytes (quantizing and moving a picture of
+    224 px takes 135 us in this order and 159 us in the other). If the model's input is bytes, SpaceToDepth
+    moves bytes, which requires ONNX Runtime 1.28.
 
     Args:
         model: a QDQ model.
-        runtime: the oldest ONNX Runtime that the model has to run on.
+        runtime: the oldest ONNX Runtime that must run the model.
 
     Returns:
-        Whether there was such a convolution.
+        Whether a convolution was rewritten.
     """
     index = GraphIndex.of(model.graph)
     stem = _find_stem(index)
@@ -94,14 +95,14 @@ def fold_stem(model: onnx.ModelProto, runtime: RuntimeVersion) -> bool:
 
 
 def blocks_of(tensor: str) -> str:
-    """The name of a picture's blocks, where its convolution reads those."""
+    """The name of the tensor with a picture's blocks, if its convolution reads blocks."""
     return f"{tensor}.blocks"
 
 
 def on_blocks(pictures: Array) -> Array:
-    """What SpaceToDepth makes of pictures [N, channels, rows, columns]: [N, 4 * channels, rows / 2, ...].
+    """SpaceToDepth of pictures [N, channels, rows, columns]: [N, 4 * channels, rows / 2, columns / 2].
 
-    It counts channels by the row in the block, the column in it, the channel.
+    The output channels are ordered by row in the block, then column in the block, then channel.
     """
     count, channels, rows, columns = pictures.shape
     split = pictures.reshape(count, channels, rows // 2, 2, columns // 2, 2)
@@ -110,7 +111,7 @@ def on_blocks(pictures: Array) -> Array:
 
 
 def _quantizer(index: GraphIndex, tensor: str) -> onnx.NodeProto | None:
-    """The node that quantizes a picture with one scale, or None where it comes as bytes."""
+    """The node that quantizes a picture with one scale, or None if the model's input is bytes."""
     node = index.maker(tensor, "QuantizeLinear")
     if node is None or not all(index.is_constant(n) and index.shape(n) == () for n in node.input[1:]):
         return None
@@ -118,9 +119,9 @@ def _quantizer(index: GraphIndex, tensor: str) -> onnx.NodeProto | None:
 
 
 def _spread(weight: Array, taps: list[int], offsets: list[int]) -> Array:
-    """Weights [out, channels, rows, columns] with zeros around them, [out, channels, *(2 * taps)].
+    """Pad weights [out, channels, rows, columns] with zeros to [out, channels, *(2 * taps)].
 
-    The first row and column of the kernel come `offsets` after those of the first block.
+    The first row and column of the kernel are `offsets` after those of the first block.
     """
     out, channels, rows, columns = weight.shape
     wide = np.zeros((out, channels, 2 * taps[0], 2 * taps[1]), weight.dtype)

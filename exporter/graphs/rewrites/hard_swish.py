@@ -1,4 +1,4 @@
-"""HardSwish in int8: a sum, a clip and a product, and its sixth hidden in a scale."""
+"""Run HardSwish in int8 as an Add, a Clip and a Mul; the division by six is merged into a scale."""
 
 from __future__ import annotations
 
@@ -18,27 +18,28 @@ _SHIFT, _LIMIT, _FACTOR = 3.0, 6.0, 6.0
 
 
 def candidates(model: onnx.ModelProto) -> frozenset[str]:
-    """Names of the HardSwish nodes whose input a convolution makes."""
+    """Names of the HardSwish nodes whose input is a convolution's result."""
     index = GraphIndex.of(model.graph)
     found = (node for node in index.nodes if node.op_type == "HardSwish" and is_standard(node))
     return frozenset(node.name for node in found if index.maker(node.input[0], "Conv") is not None)
 
 
 def split(model: onnx.ModelProto, names: Collection[str]) -> dict[str, Range]:
-    """Write HardSwish, x * clip(x + 3, 0, 6) / 6, as operators that run in int8, in place.
+    """Replace HardSwish, x * clip(x + 3, 0, 6) / 6, by operators that run in int8, in place.
 
-    ONNX Runtime has no int8 HardSwish: the tensor is dequantized, activated in float and quantized again.
-    Measured on blocks as in MobileNetV3 (64 to 96 channels, 28 x 28, one thread, AVX512-VNNI): the int8
-    model takes 0.81 x the time so written, at the same SQNR. Three operators and a division would gain
-    nothing (1.06 x): the division is left out here, and `hide_factor` puts it into a scale once the graph
-    is quantized. Until then the graph is not the network's; its ranges must come from the network itself.
+    ONNX Runtime has no int8 HardSwish. The tensor would be dequantized, activated in float and quantized
+    again. Measured on blocks like those of MobileNetV3 (64 to 96 channels, 28 x 28, one thread,
+    AVX512-VNNI): the int8 model takes 0.81 x the time with the rewrite, at the same SQNR. With the
+    division, there would be no gain (1.06 x). The division is therefore omitted here, and `hide_factor`
+    merges it into a scale after quantization. Until then, the graph does not compute the network's
+    function, so ranges must be collected on the original network.
 
     Args:
         model: the float model, changed in place.
-        names: the nodes to split; each must then be quantized, the product above all.
+        names: the nodes to split. All nodes that replace them must be quantized later.
 
     Returns:
-        The ranges of the gates clip(x + 3, 0, 6), which the network itself does not have.
+        The ranges of the gates clip(x + 3, 0, 6), which the original network does not have.
     """
     graph = model.graph
     ranges: dict[str, Range] = {}
@@ -67,17 +68,17 @@ def split(model: onnx.ModelProto, names: Collection[str]) -> dict[str, Range]:
 
 
 def hide_factor(model: onnx.ModelProto, gates: Collection[str]) -> None:
-    """Divide by six where that costs nothing: between quantizing and dequantizing.
+    """Divide by six at no cost, by changing the scale of a QuantizeLinear.
 
-    The product is six times the activation. Quantized with six times the scale it gives the same
-    integers as the activation with its own, and those who read them dequantize with that.
+    The product is six times the activation. With six times the scale, it is quantized to the same integers
+    as the activation with the original scale. The readers dequantize with the original scale.
 
     Args:
         model: a QDQ model, changed in place.
-        gates: the gates that `split` made.
+        gates: the gates that `split` added.
 
     Raises:
-        ExportError: a product is not quantized, and would stay six times too large.
+        ExportError: a product is not quantized, so it would stay six times too large.
     """
     index = GraphIndex.of(model.graph)
     hidden = 0
@@ -90,12 +91,14 @@ def hide_factor(model: onnx.ModelProto, gates: Collection[str]) -> None:
         hidden += 1
     if hidden != len(gates):
         raise ExportError(
-            "HardSwish", f"{len(gates)} were split, {hidden} quantized", "report this as a bug"
+            "HardSwish",
+            f"only {hidden} of {len(gates)} split nodes are quantized",
+            "exclude the HardSwish nodes from quantization",
         )
 
 
 def _undone(index: GraphIndex, name: str) -> str:
-    """The tensor that a dequantized one comes from."""
+    """The tensor before QuantizeLinear and DequantizeLinear, or the tensor itself."""
     for op_type in ("DequantizeLinear", "QuantizeLinear"):
         node = index.maker(name, op_type)
         name = name if node is None else node.input[0]

@@ -1,4 +1,4 @@
-"""Reshape, Transpose, Reshape that only swap the last two axes become one Transpose."""
+"""Replace Reshape, Transpose, Reshape by one Transpose if they only swap the last two axes."""
 
 from __future__ import annotations
 
@@ -8,19 +8,18 @@ from exporter.graphs.rewrites.symbols import Size, computed_shape, permutation, 
 
 
 class LastAxesTransposePass(ir.passes.InPlacePass):
-    """Swap the last two axes of a tensor of four in one step.
+    """Swap the last two axes of a tensor with four axes in one step.
 
-    PyTorch's exporter writes the transposed keys of an attention by merging the two leading axes,
-    transposing the three that are left, and splitting again; with an open batch the shapes for it are
-    computed at each run, by eight small nodes. Measured on MiniLM-L6 (batch 1, 32 tokens, one thread,
-    AVX512-VNNI): these nodes are 2 % of the float model's time and 4 % of the int8 model's; and
-    `AttentionPass` reads what is left.
+    For the transposed keys of an attention, PyTorch's exporter merges the two leading axes, transposes the
+    remaining three and splits the leading axis again. With a dynamic batch, eight small nodes compute the
+    shapes for this in each run. Measured on MiniLM-L6 (batch 1, 32 tokens, one thread, AVX512-VNNI): these
+    nodes take 2 % of the float model's time and 4 % of the int8 model's.
 
-    A chain is rewritten when
+    A chain is rewritten if
 
     1. it is `Reshape(Transpose(Reshape(x, s1), perm=[0, 2, 1]), s2)` with single readers in between,
-    2. s1 is one size (merged) and the last two sizes of x,
-    3. s2 is the first two sizes of x, then its last two, swapped.
+    2. s1 is one merged size, then the last two sizes of x, and
+    3. s2 is the first two sizes of x, then its last two in swapped order.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -40,7 +39,7 @@ class LastAxesTransposePass(ir.passes.InPlacePass):
 
 
 def _swapped(last: ir.Node) -> ir.Value | None:
-    """The tensor of four axes whose last two the chain that ends here swaps."""
+    """The tensor with four axes whose last two axes are swapped by the chain that ends at `last`."""
     if last.op_type != "Reshape":
         return None
     middle = producer(last.inputs[0], "Transpose")
@@ -65,7 +64,7 @@ def _size(value: ir.Value, axis: int) -> Size:
 
 
 def _same(written: tuple[Size, ...], wanted: list[Size], source: ir.Value) -> bool:
-    """Whether computed sizes are those wanted; an axis whose size is known may be written either way."""
+    """Whether computed sizes equal the wanted ones; a known size may be a number or an axis of `source`."""
     known = [
         _size(source, size[1]) if isinstance(size, tuple) and size[0] is source else size
         for size in written

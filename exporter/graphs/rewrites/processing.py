@@ -1,8 +1,8 @@
-"""Pre- and post-processing inside the graph, so that a device feeds raw bytes and reads classes.
+"""Pre- and postprocessing inside the graph: a device feeds raw bytes and reads classes.
 
-A data factory goes on returning what the network takes. Where the recipe moves the preprocessing into the
-graph, the bytes of each picture are recovered from that (`as_shipped`), exactly or not at all; parity then
-compares torch on the one with ONNX on the other, so that it covers the recovery too.
+A data factory always returns the network's own inputs. If the recipe moves the preprocessing into the
+graph, `as_shipped` recovers the bytes of each picture from these inputs, or fails if they are not exact.
+Parity compares torch on the original inputs with ONNX on the bytes, so it also checks the recovery.
 """
 
 from __future__ import annotations
@@ -28,18 +28,19 @@ from exporter.sources.splits import Split
 BEFORE, AFTER = "preprocess.", "postprocess."
 NHWC_TO_NCHW = (0, 3, 1, 2)
 NCHW_TO_NHWC = (0, 2, 3, 1)
-# How far from a whole number a recovered byte may lie: float32 rounding makes 0.0001 of 255, a picture
-# that was scaled after decoding up to 0.5.
+# Largest distance of a recovered byte from a whole number. Rounding in float32 causes 0.0001 for values up
+# to 255; a picture that was resized after decoding has up to 0.5.
 _WHOLE = 0.01
-# Two scales that differ by less are one: the error of 255 levels is far below half a level.
+# Two scales with a smaller relative difference count as equal: over 255 levels, the error is far below half
+# a level.
 _SAME_SCALE = 1e-5
 
 
 def as_shipped(split: Split, config: PreprocessConfig | None) -> Split:
-    """The samples as the exported model takes them: float32 [N, C, H, W] becomes uint8 pictures.
+    """The samples in the form of the exported model's inputs: float32 [N, C, H, W] becomes uint8 pictures.
 
     Raises:
-        DataError: the pictures are not (byte - mean) / std of any bytes.
+        DataError: the pictures are not (byte - mean) / std of whole bytes.
     """
     if config is None:
         return split
@@ -47,14 +48,14 @@ def as_shipped(split: Split, config: PreprocessConfig | None) -> Split:
     pictures = split.inputs[name]
     mean, std = _channels(config, pictures.shape[1])
     content = np.empty(pictures.shape, np.uint8)
-    for index, picture in enumerate(pictures):  # one by one: a whole split may be large
+    for index, picture in enumerate(pictures):  # one by one, because a whole split may be large
         values = picture.astype(np.float64) * std + mean
         whole = np.rint(values)
         if np.abs(values - whole).max() > _WHOLE or whole.min() < 0 or whole.max() > 255:
             raise DataError(
                 f"export.preprocess: sample {index} of {name!r}",
                 "is not (byte - mean) / std of whole bytes",
-                "let the data factory prepare 8-bit pictures with just this mean and std",
+                "let the data factory normalize 8-bit pictures with exactly this mean and std",
             )
         content[index] = whole
     if config.layout == "nhwc":
@@ -63,22 +64,23 @@ def as_shipped(split: Split, config: PreprocessConfig | None) -> Split:
 
 
 def take_bytes(model: ir.Model, config: PreprocessConfig) -> None:
-    """Put (byte - mean) / std in front of a network, behind an input of the same name.
+    """Insert (byte - mean) / std between the model's input and the network; the input keeps its name.
 
-    1. Pictures of layout `nhwc` are transposed while they are bytes, a quarter of the traffic.
-    2. One whole mean for all channels: DequantizeLinear is exactly that. Its qparams are handed on to the
-       quantizer (`byte_ranges`), and what it then puts between the bytes and the first convolution
-       vanishes (`join_bytes`): QLinearConv reads the raw bytes.
-    3. Else Cast and BatchNormalization, whose four constants say (x - mean) / std per channel. Mul and Add
-       say it too, but ONNX Runtime moves the transposition behind them, where they run along three channels
-       at a time. The quantizer leaves both in float.
+    1. Pictures in layout `nhwc` are transposed as bytes, which moves a quarter of the data.
+    2. With one integer mean and one std for all channels, DequantizeLinear computes exactly this. The
+       quantizer uses its qparams (`byte_ranges`). `join_bytes` removes the conversions between the bytes
+       and the first convolution, so QLinearConv reads the raw bytes.
+    3. Otherwise, Cast and BatchNormalization compute (x - mean) / std per channel. Mul and Add would
+       compute the same, but ONNX Runtime moves the transposition after them, where they process three
+       channels at a time. The quantizer leaves Cast and BatchNormalization in float.
 
-    Measured on the int8 EfficientNet-Lite0 at 224 px, one thread, AVX512-VNNI, interleaved in one
-    run on random weights, p50: 2.57 ms
-    fed with floats (2.74 with numpy making them), 2.50 as in 2, 2.70 as in 3, 3.39 with Mul and Add.
+    Measured on the int8 EfficientNet-Lite0 at 224 px, one thread, AVX512-VNNI, interleaved in one run on
+    random weights, p50: 2.57 ms with float inputs (2.74 with their computation in numpy), 2.50 with rule 2,
+    2.70 with rule 3, 3.39 with Mul and Add.
 
     Raises:
-        ExportError: the network has no such input, or another number of channels.
+        DataError: the network has no such input, or `mean` or `std` fit another number of channels.
+        ExportError: the number of channels is dynamic.
     """
     graph = model.graph
     name = _picture(
@@ -90,7 +92,11 @@ def take_bytes(model: ir.Model, config: PreprocessConfig) -> None:
     assert inner.shape is not None
     channels = inner.shape[1]
     if not isinstance(channels, int):
-        raise ExportError("export.preprocess", f"the channels of {name!r} are open", "close axis 1")
+        raise ExportError(
+            "export.preprocess",
+            f"the number of channels of input {name!r} is dynamic",
+            "export axis 1 with a fixed size",
+        )
     mean, std = (values.reshape(-1) for values in _channels(config, channels))
     order = NCHW_TO_NHWC if config.layout == "nhwc" else range(4)
     outer = ir.Value(
@@ -119,20 +125,25 @@ def take_bytes(model: ir.Model, config: PreprocessConfig) -> None:
 
 
 def give_classes(model: ir.Model, config: PostprocessConfig) -> None:
-    """Put softmax, argmax or top-k behind a network, whose first output is [N, classes].
+    """Append softmax, argmax or top-k to a network, whose first output is [N, classes].
 
-    `softmax` gives `probabilities` [N, classes]; `argmax` gives `classes`, int64 [N]; `topk` gives
-    `classes`, int64 [N, k], the likeliest first, and their `scores` [N, k], values of the network's own
-    output. The quantizer leaves them in float: 8 bits cannot hold a probability.
+    `softmax` outputs `probabilities` [N, classes]. `argmax` outputs `classes`, int64 [N]. `topk` outputs
+    `classes`, int64 [N, k], the most likely first, and their `scores` [N, k], which are values of the
+    network's output. The quantizer leaves these nodes in float, because 8 bits are too coarse for
+    probabilities.
 
     Raises:
-        ExportError: the network tells fewer than k classes apart.
+        ExportError: the first output is not [N, classes], or the network has fewer than k classes.
     """
     graph = model.graph
     logits = graph.outputs[0]
     classes = logits.shape[-1] if logits.shape is not None and len(logits.shape) == 2 else None
     if not isinstance(classes, int):
-        raise ExportError("export.postprocess", f"{logits.name!r} is no [N, classes]", "leave it out")
+        raise ExportError(
+            "export.postprocess",
+            f"output {logits.name!r} does not have the shape [N, classes]",
+            "remove export.postprocess",
+        )
     tape = TapeBuilder()
     if config.kind == "softmax":
         found = [_output(tape.Softmax(logits, axis=-1), "probabilities", logits, ir.DataType.FLOAT)]
@@ -141,7 +152,11 @@ def give_classes(model: ir.Model, config: PostprocessConfig) -> None:
         found = [_output(best, "classes", logits, ir.DataType.INT64, ())]
     else:
         if config.k > classes:
-            raise ExportError("export.postprocess.k", f"{config.k} of {classes} classes", "ask for fewer")
+            raise ExportError(
+                "export.postprocess.k",
+                f"is {config.k}, but the network has {classes} classes",
+                f"set it to at most {classes}",
+            )
         k = _constant(tape, "k", np.array([config.k], np.int64), AFTER)
         scores, best = tape.TopK(logits, k, axis=-1, _outputs=2)
         found = [
@@ -155,21 +170,22 @@ def give_classes(model: ir.Model, config: PostprocessConfig) -> None:
 
 
 def edge_nodes(model: onnx.ModelProto) -> tuple[str, ...]:
-    """Names of the nodes before and after the network, which stay as they are in an int8 model."""
+    """Names of the nodes before and after the network, which an int8 model does not change."""
     return tuple(node.name for node in model.graph.node if node.name.startswith((BEFORE, AFTER)))
 
 
 def score_tensor(model: onnx.ModelProto) -> str:
-    """The tensor that holds the network's own output [N, classes], postprocessing or not."""
+    """The name of the tensor with the network's scores [N, classes], before any postprocessing."""
     after = [n.input[0] for n in model.graph.node if n.name.startswith(AFTER) and n.input]
     return str(after[0] if after else model.graph.output[0].name)
 
 
 def network_alone(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The network of an exported model: it takes what a data factory returns, and gives its own scores.
+    """The network of an exported model without pre- and postprocessing.
 
-    A copy without the nodes before and after it; the model itself if there are none. An int8 network that
-    reads the bytes themselves (`join_bytes`) keeps them for its input.
+    Its inputs are those of the data factory, and its output is the scores. The result is a copy without the
+    nodes before and after the network, or the model itself if there are none. If an int8 network reads raw
+    bytes (`join_bytes`), its input stays bytes.
     """
     edges = set(edge_nodes(model))
     if not edges:
@@ -195,7 +211,7 @@ def network_alone(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def byte_ranges(model: onnx.ModelProto) -> dict[str, Range]:
-    """The ranges of tensors that were made of bytes by one scale and zero point: known, not observed."""
+    """The ranges of tensors dequantized from bytes with one scale and zero point; they need no samples."""
     return {
         node.output[0]: Range((0 - zero_point) * scale, (255 - zero_point) * scale)
         for node, (scale, zero_point) in _from_bytes(GraphIndex.of(model.graph))
@@ -203,9 +219,9 @@ def byte_ranges(model: onnx.ModelProto) -> dict[str, Range]:
 
 
 def join_bytes(model: onnx.ModelProto) -> None:
-    """Let the quantized network read the bytes themselves where its qparams are those of the bytes.
+    """Let the quantized network read the input bytes directly if it quantizes them with the same qparams.
 
-    DequantizeLinear and QuantizeLinear with the same qparams give the byte that they got.
+    DequantizeLinear followed by QuantizeLinear with the same qparams returns the same byte.
     """
     index = GraphIndex.of(model.graph)
     replacement: dict[str, str] = {}
@@ -225,7 +241,7 @@ def join_bytes(model: onnx.ModelProto) -> None:
 
 
 def _from_bytes(index: GraphIndex) -> Iterator[tuple[onnx.NodeProto, tuple[float, int]]]:
-    """Each DequantizeLinear of what no QuantizeLinear made, with its qparams."""
+    """Yield each DequantizeLinear whose input does not come from a QuantizeLinear, with its qparams."""
     for node in index.nodes:
         if node.op_type != "DequantizeLinear" or index.is_constant(node.input[0]):
             continue
@@ -235,7 +251,7 @@ def _from_bytes(index: GraphIndex) -> Iterator[tuple[onnx.NodeProto, tuple[float
 
 
 def _qparams(node: onnx.NodeProto, index: GraphIndex) -> tuple[float, int] | None:
-    """(scale, zero_point) of a node with uint8 on one side, or None where they are no such scalars."""
+    """(scale, zero_point) of a node with uint8 on one side; None if they are not constant scalars."""
     if len(node.input) < 3 or not all(index.is_constant(name) for name in node.input[1:3]):
         return None
     scale, zero_point = (index.constant(name) for name in node.input[1:3])
@@ -251,34 +267,43 @@ def _same(first: tuple[float, int], second: tuple[float, int] | None) -> bool:
 
 
 def _picture(config: PreprocessConfig, inputs: dict[str, tuple[int, bool]]) -> str:
-    """The input that holds pictures: the one named, else the only one; (axes, is float) of each."""
+    """The name of the input with pictures: `config.input`, or by default the only input.
+
+    Args:
+        config: the recipe's table.
+        inputs: name -> (number of axes, whether it is float32).
+    """
     names = [config.input] if config.input is not None else list(inputs)
     if len(names) != 1 or names[0] not in inputs:
         raise DataError(
-            "export.preprocess.input", f"names none of {', '.join(inputs)}", "name the input with pictures"
+            "export.preprocess.input",
+            f"names none of the inputs {', '.join(inputs)}",
+            "set it to the input with pictures",
         )
     if inputs[names[0]] != (4, True):
         raise DataError(
-            "export.preprocess", f"{names[0]!r} is no float32 [N, C, H, W]", "name the input with pictures"
+            "export.preprocess",
+            f"input {names[0]!r} is not float32 [N, C, H, W]",
+            "set export.preprocess.input to the input with pictures",
         )
     return names[0]
 
 
 def _channels(config: PreprocessConfig, channels: int) -> tuple[Array, Array]:
-    """Mean and std, float64 [channels, 1, 1]."""
+    """Mean and std of each channel, float64 [channels, 1, 1]."""
     for key, values in (("mean", config.mean), ("std", config.std)):
         if len(values) not in {1, channels}:
             raise DataError(
                 f"export.preprocess.{key}",
-                f"has {len(values)} values, the pictures have {channels} channels",
-                "give one value, or one per channel",
+                f"has {len(values)} values, but the pictures have {channels} channels",
+                "write one value, or one per channel",
             )
     mean, std = (np.broadcast_to(np.asarray(v, np.float64), channels) for v in (config.mean, config.std))
     return mean.reshape(-1, 1, 1), std.reshape(-1, 1, 1)
 
 
 def _is_affine(mean: Array, std: Array) -> bool:
-    """Whether one scale and one uint8 zero point say it all."""
+    """Whether one scale and one uint8 zero point can express mean and std."""
     return bool(np.ptp(mean) == 0 and np.ptp(std) == 0 and mean[0] == np.rint(mean[0]))
 
 
@@ -289,7 +314,7 @@ def _constant(tape: TapeBuilder, name: str, value: Array | np.generic, prefix: s
 def _output(
     value: ir.Value, name: str, logits: ir.Value, dtype: ir.DataType, rest: tuple[int, ...] | None = None
 ) -> ir.Value:
-    """Name a result and say its shape: that of the logits, or [N, *rest]."""
+    """Set the name, type and shape of a result; the shape is that of the logits, or [N, *rest]."""
     assert logits.shape is not None
     value.name, value.type = name, ir.TensorType(dtype)
     value.shape = logits.shape.copy() if rest is None else ir.Shape([logits.shape[0], *rest])

@@ -1,4 +1,4 @@
-"""Nodes and values are called after the module that they came from."""
+"""Name nodes and values after the module that they come from."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 class ReadableNamesPass(ir.passes.InPlacePass):
-    """Give every node a stable name that a person finds in the PyTorch code.
+    """Give every node a stable name that can be found in the PyTorch code.
 
-    The exporter numbers nodes (`node_Conv_996`) in a way that changes with its version; reports, exclude
-    lists and error messages need names that do not.
+    The numbers in the exporter's names (`node_Conv_996`) change with its version. Reports, exclude lists
+    and error messages need stable names.
 
-    1. A node with weights is called after the module that owns them: `_blocks.3._expand_conv`.
-    2. Any other is called after the module that it ran in, and its operator: `_blocks.3.Add`.
-    3. A name that is taken gets a number: `_blocks.3.Clip_2`.
-    4. A single output is called as its node; inputs and outputs of the graph keep their names.
-    5. Folded biases (`x.weight_bias`) are called as in PyTorch (`x.bias`).
+    1. The name of a node with weights is the module that owns them: `_blocks.3._expand_conv`.
+    2. The name of any other node is the module that it ran in, and its operator: `_blocks.3.Add`.
+    3. A name that is already used gets a number: `_blocks.3.Clip_2`.
+    4. A single output has the name of its node. Inputs and outputs of the graph keep their names.
+    5. Folded biases (`x.weight_bias`) get PyTorch's name (`x.bias`).
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -50,7 +50,7 @@ def _name_of(node: ir.Node) -> str:
         scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
     except (SyntaxError, ValueError):
         scopes = []
-    # The last scope is the call itself, the one before it the module that it stands in.
+    # The last scope is the call itself, and the one before it is the module that contains the call.
     module = str(scopes[-2]) if len(scopes) >= 2 else ""
     return f"{module}.{node.op_type}" if module else node.op_type
 

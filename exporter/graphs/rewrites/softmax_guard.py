@@ -1,4 +1,4 @@
-"""Attention masks get finite values, and the guard against NaN behind their softmax goes."""
+"""Make attention masks finite, and remove the guard against NaN after their softmax."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ import onnx_ir as ir
 
 from exporter.graphs.rewrites.symbols import constant, producer, scalar
 
-# exp(-10000) is 0 in float32. The most negative float32 (-3.4e38) or minus infinity would widen a tensor's
-# range until 8 bits hold nothing else of it.
+# exp(-10000) is 0 in float32. The most negative float32 (-3.4e38) or minus infinity would widen the
+# tensor's range so much that 8 bits could not represent its other values.
 _MASKED = np.float32(-10_000.0)
 
 
 class SoftmaxGuardPass(ir.passes.InPlacePass):
-    """Mask by -10,000, and drop what only a mask of minus infinity needs.
+    """Mask with -10,000, and remove guards that only a mask of minus infinity needs.
 
-    PyTorch's exporter writes `Where(IsNaN(p), 0, p)` behind each softmax, because a row in which all is
-    masked by minus infinity gives NaN. Measured on MiniLM-L6 (batch 1, 32 tokens, one thread,
+    PyTorch's exporter writes `Where(IsNaN(p), 0, p)` after each softmax, because a row that is completely
+    masked with minus infinity becomes NaN. Measured on MiniLM-L6 (batch 1, 32 tokens, one thread,
     AVX512-VNNI, profile): the guards take 1.3 % of the float model's time and 3.5 % of the int8 model's.
 
-    Where a Softmax reads `scores + mask` and the mask is a choice between constants, `Where(c, a, b)`:
+    If a Softmax reads `scores + mask` and the mask is a choice between constants, `Where(c, a, b)`:
 
-    1. elements of a and b below -10,000 become -10,000,
-    2. the guard goes, if there is one.
+    1. elements of a and b below -10,000 become -10,000, and
+    2. the guard is removed, if there is one.
 
-    Only rows in which everything is masked differ: they get uniform attention instead of none, for
-    queries whose result means nothing. A mask that is computed otherwise is left alone, guard and all.
+    Only completely masked rows change: they get uniform attention instead of zeros. They belong to queries
+    whose result is not used. If the mask is computed in another way, mask and guard do not change.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -43,7 +43,7 @@ class SoftmaxGuardPass(ir.passes.InPlacePass):
 
 
 def _mask(softmax: ir.Node) -> ir.Node | None:
-    """The choice between constants that is added to the scores."""
+    """The Where between constants that is added to the scores of a softmax, or None."""
     addition = producer(softmax.inputs[0], "Add")
     if addition is None:
         return None

@@ -1,4 +1,4 @@
-"""What the exporter noted down for its own debugging leaves the graph."""
+"""Remove the exporter's debugging metadata from the graph."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import onnx_ir as ir
 
 
 class StripMetadataPass(ir.passes.InPlacePass):
-    """Remove the exporter's notes from the model, the graph, its nodes and values.
+    """Remove the exporter's metadata from the model, the graph, its nodes and values.
 
-    They hold stack traces with the paths and source lines of the machine that exported, which have no
-    business on a customer's device, and make equal networks differ in their bytes.
+    The metadata contains stack traces with paths and source lines of the exporting machine. These must not
+    be delivered to a device, and they make the files of equal networks differ.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:

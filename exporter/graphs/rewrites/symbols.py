@@ -1,4 +1,4 @@
-"""Small readings of a graph that several rewrites need: constants, and shapes computed inside the graph."""
+"""Functions that several rewrites use to read constants, and shapes computed inside the graph."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import onnx_ir as ir
 from bench.core.arrays import Array
 from exporter.graphs.domains import is_standard
 
-# One entry of a computed shape: a number, or "axis `n` of that value".
+# One entry of a computed shape: a number, or (value, n) for the size of axis n of a value.
 Size = int | tuple[ir.Value, int]
 
 
 def constant(value: ir.Value | None) -> Array | None:
-    """The content of a constant or initializer, or None where a value is computed."""
+    """The content of a constant or initializer, or None if the value is computed or an input."""
     if value is None or value.is_graph_input():
         return None
     tensor = ir.convenience.get_const_tensor(value)
@@ -20,18 +20,18 @@ def constant(value: ir.Value | None) -> Array | None:
 
 
 def scalar(value: ir.Value | None) -> float | None:
-    """The number in a constant of one element, else None."""
+    """The number in a constant with one element, or None."""
     content = constant(value)
     return float(content.reshape(())) if content is not None and content.size == 1 else None
 
 
 def rank(value: ir.Value | None) -> int | None:
-    """The number of axes, where known."""
+    """The number of axes, or None if unknown."""
     return None if value is None or value.shape is None else len(value.shape)
 
 
 def producer(value: ir.Value | None, op_type: str) -> ir.Node | None:
-    """The node that makes a value, if it is an ONNX operator of that type."""
+    """The node that computes a value if it is an ONNX operator of the given type, or None."""
     node = None if value is None else value.producer()
     if node is None or node.op_type != op_type or not is_standard(node):
         return None
@@ -39,13 +39,13 @@ def producer(value: ir.Value | None, op_type: str) -> ir.Node | None:
 
 
 def permutation(node: ir.Node) -> tuple[int, ...] | None:
-    """`perm` of a Transpose, where written out."""
+    """The attribute `perm` of a Transpose, or None if it is not stated."""
     attribute = node.attributes.get("perm")
     return None if attribute is None else tuple(attribute.as_ints())
 
 
 def computed_shape(value: ir.Value | None) -> tuple[Size, ...] | None:
-    """What a shape that the graph computes consists of; None where it is more than picking and joining.
+    """The entries of a shape that the graph computes with Shape, Slice and Concat only; otherwise None.
 
     PyTorch's exporter writes `x.reshape(-1, x.shape[-2], x.shape[-1])` as Shape, Slice, Concat, Reshape.
     """

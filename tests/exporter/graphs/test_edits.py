@@ -37,7 +37,7 @@ def operators(model):
     return [node.op_type for node in model.graph.node]
 
 
-def test_a_copy_is_changed_alone():
+def test_a_change_to_a_copy_does_not_change_the_model():
     model = parse("y = Relu(x)")
     copy = copy_of(model)
     assert copy == model
@@ -56,7 +56,7 @@ def test_nodes_are_replaced_by_new_ones_and_by_those_of_the_graph_itself():
     np.testing.assert_allclose(run(model)[0], np.exp([0, 0, 1, 2]), rtol=1e-6)
 
 
-def test_nodes_may_change_places_and_the_old_ones_are_no_part_of_the_graph():
+def test_nodes_can_be_reordered_and_old_nodes_do_not_belong_to_the_graph():
     model = parse("a = Relu(x)  b = Neg(x)  y = Add(a, b)")
     relu, neg, add = model.graph.node
     replace_nodes(model.graph, [neg, relu, add])
@@ -65,7 +65,7 @@ def test_nodes_may_change_places_and_the_old_ones_are_no_part_of_the_graph():
     assert operators(model) == ["Neg", "Relu", "Add"]
 
 
-def test_of_equal_nodes_the_one_that_is_meant_goes():
+def test_among_equal_nodes_the_given_object_is_removed():
     model = parse("a = Relu(x)  y = Neg(x)")
     model.graph.node.append(model.graph.node[0])
     first, _, last = model.graph.node
@@ -76,7 +76,7 @@ def test_of_equal_nodes_the_one_that_is_meant_goes():
     assert operators(model) == ["Neg"]
 
 
-def test_reads_are_renamed_and_results_are_not():
+def test_inputs_are_renamed_and_outputs_are_not():
     model = parse("a = Relu(x)  b = Neg(a)  y = Add(a, b)")
     rename_reads(model.graph.node, {"a": "x"})
     assert [list(node.input) for node in model.graph.node] == [["x"], ["x"], ["x", "b"]]
@@ -111,7 +111,7 @@ def test_constants_are_added_changed_and_removed():
     np.testing.assert_array_equal(run(model)[0], [-5, 0, 5, 10])
 
 
-def test_further_outputs_are_added_once_and_to_a_copy():
+def test_outputs_are_added_once_and_to_a_copy():
     model = parse("a = Relu(x)  y = Neg(a)")
     more = with_outputs(model, ["x", "a", "y", "a"])
     assert [value.name for value in more.graph.output] == ["y", "a"]

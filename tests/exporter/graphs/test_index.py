@@ -1,4 +1,4 @@
-"""The index of a graph: who makes, who reads, constants, shapes; on graphs as ONNX allows them."""
+"""The index of a graph: producers, readers, constants and shapes, for all forms that ONNX allows."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TABLE = "float[2, 4] table = {0, 1, 2, 3, 4, 5, 6, 7}"
 
 
 def branch(name, *nodes, output="out"):
-    """A body of an If, which has no inputs of its own."""
+    """A body of an If; it has no inputs."""
     return helper.make_graph(
         nodes, name, [], [helper.make_tensor_value_info(output, TensorProto.FLOAT, ["N", 4])]
     )
@@ -48,7 +48,7 @@ def conditional(then, otherwise):
     return graph
 
 
-def test_makers_and_readers_are_found_by_the_tensors_name():
+def test_producers_and_readers_are_found_by_the_tensors_name():
     graph = parse("a = Relu(x)  b = Tanh(a)  y = Add(a, b)")
     index = GraphIndex.of(graph)
     relu, tanh, add = graph.node
@@ -65,7 +65,7 @@ def test_makers_and_readers_are_found_by_the_tensors_name():
     assert index.only_reader("b") is add
 
 
-def test_nodes_without_names_are_told_apart():
+def test_nodes_without_names_are_distinguished():
     graph = parse("a = Relu(x)  b = Relu(x)  y = Add(a, b)")
     graph.node[2].name = "sum"
     index = GraphIndex.of(graph)
@@ -84,7 +84,7 @@ def test_a_tensor_that_a_node_reads_twice_has_one_reader_and_two_uses():
     assert len(index.readers_of(index.nodes[0])) == 1
 
 
-def test_what_leaves_the_graph_is_used_there_too():
+def test_an_output_of_the_graph_counts_as_a_use():
     index = GraphIndex.of(parse("a = Relu(x)  y = Tanh(a)", outputs="float[N, 4] y, float[N, 4] a"))
     assert index.outputs == ("y", "a")
     assert index.uses("a") == 2
@@ -93,7 +93,7 @@ def test_what_leaves_the_graph_is_used_there_too():
     assert index.only_reader("y") is None
 
 
-def test_an_optional_tensor_that_is_left_out_is_no_tensor():
+def test_an_omitted_optional_tensor_is_not_a_tensor():
     nodes = [
         helper.make_node("Clip", ["x", "", "high"], ["a"]),
         helper.make_node("MaxPool", ["a"], ["y", ""], kernel_shape=[1]),
@@ -120,7 +120,7 @@ def test_a_constant_among_the_inputs_is_a_constant():
         index.constant("x")
 
 
-def test_shapes_and_types_are_those_that_the_graph_states():
+def test_shapes_and_types_are_read_from_the_graph():
     graph = parse(
         "a = Gather(table, x)  y = Cast<to = 10>(a)", TABLE, "int64[N, 3] x", "float16[A, 3, 4] y"
     )
@@ -142,7 +142,7 @@ def test_a_scalar_has_no_axes_and_a_size_of_zero_is_a_size():
     assert GraphIndex.of(graph).shape("e") == (0, 2)
 
 
-def test_a_branch_reads_what_it_takes_from_outside():
+def test_tensors_that_a_branch_reads_from_outside_count_as_read():
     then = branch(
         "then", helper.make_node("Mul", ["h", "w"], ["inner"]), helper.make_node("Relu", ["inner"], ["out"])
     )
@@ -161,7 +161,7 @@ def test_a_branch_reads_what_it_takes_from_outside():
     assert sorted(body.name for body in bodies_of(condition)) == ["else", "then"]
 
 
-def test_branches_in_branches_count_and_own_constants_of_a_branch_do_not():
+def test_reads_of_nested_branches_count_and_a_branchs_own_constants_do_not():
     deep = branch("deep", helper.make_node("Mul", ["h", "k"], ["deep_out"]), output="deep_out")
     flat = branch("flat", helper.make_node("Relu", ["inner"], ["flat_out"]), output="flat_out")
     then = branch(
@@ -180,7 +180,7 @@ def test_branches_in_branches_count_and_own_constants_of_a_branch_do_not():
     assert {"k", "deep_out", "flat_out"} <= index.names()
 
 
-def test_a_loop_reads_what_its_body_takes_from_outside():
+def test_tensors_that_a_loop_body_reads_from_outside_count_as_read():
     value = helper.make_tensor_value_info
     body = helper.make_graph(
         [

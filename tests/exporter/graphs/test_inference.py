@@ -1,4 +1,4 @@
-"""Running a model over a split."""
+"""Running a model on a split."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_batches_are_joined_in_order(onnx_models, splits):
     assert np.allclose(whole[70:], last, atol=1e-6)
 
 
-def test_arrays_may_lie_in_any_order(onnx_models, splits):
+def test_arrays_can_have_any_memory_order(onnx_models, splits):
     turned = Split(
         {"image": np.asfortranarray(splits.evaluation.inputs["image"])}, splits.evaluation.labels
     )
@@ -34,7 +34,7 @@ def test_a_missing_model_is_named(splits, tmp_path):
 
 
 def test_no_sum_saturates(tmp_path, capfd):
-    """255 * 127 * 64 is far above what 16 bits hold; two layers share their weights."""
+    """255 * 127 * 64 does not fit in 16 bits. Two layers share their weights."""
     proto = onnx.parser.parse_model("""
         <ir_version: 9, opset_import: ["" : 21]> g (float[N, 64] x) => (float[N, 64] y)
         <float one = {1}, uint8 none = {0}, int8 zero = {0}, float out = {8192}>
@@ -62,7 +62,7 @@ def test_no_sum_saturates(tmp_path, capfd):
     assert not "".join(capfd.readouterr())
 
 
-def test_optimized_sessions_keep_the_outputs_asked_for(onnx_models, splits):
+def test_optimized_sessions_keep_the_requested_outputs(onnx_models, splits):
     model = onnx.load(onnx_models.float)
     names = [node.output[0] for node in model.graph.node]
     feeds = next(splits.evaluation.batches(4))

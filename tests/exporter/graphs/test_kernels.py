@@ -1,4 +1,4 @@
-"""The oldest ONNX Runtime of a model: from its opset, its IR version, and its operators and their types."""
+"""The oldest ONNX Runtime of a model, from its opset, its IR version, its operators and their types."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from exporter.graphs.kernels import (
 )
 
 INT8, UINT8 = TensorProto.INT8, TensorProto.UINT8
+OLDEST_REASON = "edgeproof supports no older version"
 
 
 def one_operator(
@@ -36,32 +37,32 @@ def one_operator(
 @pytest.mark.parametrize(
     ("model", "version", "reason"),
     [
-        (one_operator("Relu"), (1, 22), "edgeproof supports no older one"),
-        (one_operator("SpaceToDepth", blocksize=2), (1, 22), "edgeproof supports no older one"),
+        (one_operator("Relu"), (1, 22), "edgeproof supports no older version"),
+        (one_operator("SpaceToDepth", blocksize=2), (1, 22), "edgeproof supports no older version"),
         (one_operator("SpaceToDepth", UINT8, blocksize=2), (1, 28), "SpaceToDepth of uint8 ('node')"),
         (one_operator("SpaceToDepth", INT8, blocksize=2), (1, 28), "SpaceToDepth of int8 ('node')"),
         (one_operator("Max", INT8, inputs=2), (1, 24), "Max of int8 ('node')"),
         (one_operator("DeformConv", inputs=3, opset=22), (1, 25), "DeformConv ('node')"),
-        (one_operator("MatMul", TensorProto.FLOAT16, inputs=2), (1, 22), "edgeproof supports no older one"),
-        (one_operator("Relu", opset=22), (1, 22), "edgeproof supports no older one"),
+        (one_operator("MatMul", TensorProto.FLOAT16, inputs=2), (1, 22), OLDEST_REASON),
+        (one_operator("Relu", opset=22), (1, 22), OLDEST_REASON),
         (one_operator("Relu", opset=23, ir_version=10), (1, 24), "opset 23"),
         (one_operator("Relu", opset=24), (1, 24), "opset 24"),
-        (one_operator("LpNormalization", opset=21), (1, 22), "edgeproof supports no older one"),
+        (one_operator("LpNormalization", opset=21), (1, 22), OLDEST_REASON),
         (one_operator("LpNormalization", opset=22), (1, 25), "LpNormalization of opset 22"),
         (one_operator("Relu", opset=26), (1, 25), "opset 26"),
         (one_operator("Relu", ir_version=11), (1, 23), "IR version 11"),
         (one_operator("Relu", ir_version=12), (1, 24), "IR version 12"),
         (one_operator("GatedAdd", domain="com.microsoft"), (1, 30), "GatedAdd ('node')"),
-        (one_operator("GatedAdd", domain="somebody.else"), (1, 22), "edgeproof supports no older one"),
+        (one_operator("GatedAdd", domain="somebody.else"), (1, 22), OLDEST_REASON),
     ],
 )  # fmt: skip
-def test_what_decides(model, version, reason):
+def test_the_reason_for_a_version_is_named(model, version, reason):
     need = oldest_runtime(model)
     assert (need.version, need.reason) == (version, reason)
 
 
-def test_types_that_only_inference_knows_count():
-    """Quantized, then moved: nothing in the file states the type of what is moved."""
+def test_types_that_only_inference_finds_count():
+    """The file does not state the type of the quantized tensor that SpaceToDepth reads."""
     graph = helper.make_graph(
         [
             helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
@@ -81,7 +82,7 @@ def test_types_that_only_inference_knows_count():
     )
 
 
-def test_branches_count():
+def test_operators_in_branches_count():
     inner = one_operator("SpaceToDepth", TensorProto.UINT8, blocksize=2).graph
     inner.node[0].input[0] = "outer"  # the type of a tensor outside the branch
     del inner.input[:]
@@ -117,14 +118,14 @@ def test_a_revised_operator_counts_in_a_branch_too():
         assert oldest_runtime(model).version == version
 
 
-def test_a_kernel_is_as_old_as_its_operator_and_its_type():
+def test_the_version_of_a_kernel_depends_on_its_operator_and_its_type():
     assert kernel_version("Conv", "float") == OLDEST
     assert kernel_version("SpaceToDepth", "uint8") == (1, 28)
     assert kernel_version("DeformConv", "float") == (1, 25)
     assert kernel_version("GroupQueryAttention", "int8", "com.microsoft") == (1, 27)
 
 
-def test_a_model_states_what_it_needs_beside_what_it_said_before(tmp_path):
+def test_the_oldest_runtime_is_added_to_the_metadata(tmp_path):
     model = one_operator("Max", INT8, inputs=2)
     helper.set_model_props(model, {"author": "somebody", METADATA_KEY: "1.0"})
     assert state_oldest_runtime(model) == (1, 24)
@@ -136,12 +137,12 @@ def test_a_model_states_what_it_needs_beside_what_it_said_before(tmp_path):
     }
 
 
-def test_a_network_that_needs_more_than_is_asked_for_is_refused():
+def test_a_network_that_needs_a_newer_runtime_than_requested_is_rejected():
     model = one_operator("DeformConv", inputs=3, opset=22)
     check_runtime_asked(model, RuntimeVersion(1, 25), "m.onnx")
     with pytest.raises(ModelError) as caught:
         check_runtime_asked(model, RuntimeVersion(1, 24), "m.onnx")
     assert str(caught.value) == (
-        "m.onnx: cannot run on ONNX Runtime 1.24: DeformConv ('node') needs 1.25; "
-        'ask for onnxruntime ">=1.25", or change the network'
+        "m.onnx: cannot run on ONNX Runtime 1.24: DeformConv ('node') requires 1.25; "
+        'set onnxruntime to ">=1.25", or change the network'
     )

@@ -1,4 +1,4 @@
-"""Layers of a graph: only weights of their own may be changed for the sake of one layer."""
+"""Layers of a graph. Only weights that no other node reads can be changed for a layer."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def constants():
 
 
 def branching(*read):
-    """An If, one of whose branches reads tensors from outside."""
+    """An If with a branch that reads tensors from outside."""
     value = helper.make_tensor_value_info("out", TensorProto.FLOAT, ["N", 4])
     then = helper.make_graph([helper.make_node("Sum", read, ["out"])], "then", [], [value])
     otherwise = helper.make_graph([helper.make_node("Identity", ["h"], ["out"])], "else", [], [value])
@@ -49,7 +49,7 @@ def test_weights_that_a_branch_reads_too_are_not_a_layers_own():
     assert found(build([gemm(), branching("h", "w")], constants())) == []
 
 
-def test_weights_that_the_model_gives_are_not_a_layers_own():
+def test_weights_that_are_a_model_output_are_not_a_layers_own():
     assert found(build([gemm()], constants(), outputs=("h", "w"))) == []
 
 
@@ -61,7 +61,7 @@ def test_a_bias_that_a_branch_reads_too_is_copied():
     assert own.graph.node[1] == model.graph.node[1]
 
 
-def test_a_new_bias_takes_no_name_that_is_in_use():
+def test_a_new_bias_gets_an_unused_name():
     nodes = [
         helper.make_node("Gemm", ["x", "w"], ["h"], name="gemm"),
         helper.make_node("Relu", ["h"], ["gemm.bias"]),

@@ -24,13 +24,13 @@ WEIGHT = np.random.default_rng(0).standard_normal((30, 20)).astype(np.float32)
 
 @pytest.fixture
 def small_files(monkeypatch):
-    """As if a protobuf message held no more than 512 bytes of weights."""
+    """Limit a protobuf message to 512 bytes of weights."""
     monkeypatch.setattr(onnx_files, "MAX_WEIGHT_BYTES", 512)
 
 
 @pytest.fixture
 def model():
-    """y = x @ w, w of 2,400 bytes."""
+    """y = x @ w; w has 2,400 bytes."""
     graph = helper.make_graph(
         [helper.make_node("MatMul", ["x", "w"], ["y"], name="product")],
         "net",
@@ -80,7 +80,7 @@ def test_the_hash_of_a_large_model_covers_its_weights(model, folder):
     assert model_sha256(path) != before
 
 
-def test_no_stale_weights_are_left(model, folder, monkeypatch):
+def test_the_weights_of_the_replaced_model_are_removed(model, folder, monkeypatch):
     with monkeypatch.context() as lowered:
         lowered.setattr(onnx_files, "MAX_WEIGHT_BYTES", 512)
         write_checked(model, folder / "m.onnx")
@@ -89,7 +89,7 @@ def test_no_stale_weights_are_left(model, folder, monkeypatch):
 
 
 def test_a_file_that_the_old_model_does_not_name_is_kept(model, folder):
-    """A name that ends in `.data` makes no file ours."""
+    """A file name that ends in `.data` is not enough to remove the file."""
     folder.mkdir()
     (folder / "m.onnx.data").write_bytes(b"somebody's weights")
     write_checked(model, folder / "m.onnx")
@@ -107,12 +107,12 @@ def test_weights_of_another_model_are_not_replaced(model, folder):
 
 
 @pytest.mark.usefixtures("small_files")
-def test_a_refused_large_model_leaves_nothing_and_keeps_the_old_one(model, folder):
+def test_a_rejected_large_model_leaves_no_files_and_keeps_the_old_model(model, folder):
     path = folder / "m.onnx"
     write_checked(model, path)
     before = [file.read_bytes() for file in sorted(folder.iterdir())]
     model.graph.node[0].op_type = "NoSuchOperator"
-    with pytest.raises(ExportError, match="ONNX's checker refuses"):
+    with pytest.raises(ExportError, match="ONNX's checker rejects"):
         write_checked(model, path)
     assert [file.read_bytes() for file in sorted(folder.iterdir())] == before
 
@@ -138,7 +138,7 @@ def test_a_large_model_is_quantized_into_two_files(model, folder):
     assert np.corrcoef(run_model(path, split).ravel(), run_model(int8, split).ravel())[0, 1] > 0.999
 
 
-def test_the_hash_of_a_model_in_memory_tells_weights_and_nodes_apart(model):
+def test_the_hash_of_a_model_in_memory_depends_on_weights_and_nodes(model):
     other, renamed = onnx.ModelProto(), onnx.ModelProto()
     for copy in (other, renamed):
         copy.CopyFrom(model)
@@ -162,7 +162,7 @@ def test_shapes_of_a_large_model_are_inferred_and_its_weights_kept(model):
 @pytest.mark.parametrize(
     "location", ["/etc/hostname", "../secret.data", "C:\\secret", "sub/../../secret.data"]
 )
-def test_weights_outside_the_folder_are_refused(model, tmp_path, location):
+def test_weights_outside_the_folder_are_rejected(model, tmp_path, location):
     (tmp_path / "secret.data").write_bytes(bytes(2400))
     path = tmp_path / "inner" / "m.onnx"
     path.parent.mkdir()
@@ -176,7 +176,7 @@ def test_weights_outside_the_folder_are_refused(model, tmp_path, location):
     assert caught.value.cause == f"reads its weights from {location!r}, outside its folder"
 
 
-def test_a_link_out_of_the_folder_is_refused(model, tmp_path):
+def test_a_link_out_of_the_folder_is_rejected(model, tmp_path):
     (tmp_path / "secret").write_bytes(bytes(2400))
     inner = tmp_path / "inner"
     inner.mkdir()
@@ -191,7 +191,7 @@ def test_a_link_out_of_the_folder_is_refused(model, tmp_path):
 
 
 @pytest.mark.usefixtures("small_files")
-def test_missing_weights_are_said_to_be_missing(model, folder):
+def test_missing_weights_are_reported(model, folder):
     write_checked(model, folder / "m.onnx")
     (folder / "m.onnx.data").unlink()
     with pytest.raises(ModelError, match="external data cannot be read"):

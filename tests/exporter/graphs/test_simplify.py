@@ -1,4 +1,4 @@
-"""Folding and rewriting: with whose rules, and in several threads at once."""
+"""Folding and rewriting: the rules are those of onnxscript, and several threads can run at once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BLOCKS, CHANNELS = 30, 4
 
 
 def network(seed):
-    """Blocks of Pad, Conv, BatchNormalization, two Relus, two Reshapes, of which three nodes are left."""
+    """Blocks of Pad, Conv, BatchNormalization, two Relus and two Reshapes; three nodes remain of each."""
     generator = np.random.default_rng(seed)
     weights = {"pads": np.array([0, 0, 1, 1, 0, 0, 1, 1], np.int64)}
     for name, shape in (("flat", [-1, CHANNELS, 36]), ("back", [-1, CHANNELS, 6, 6])):
@@ -60,14 +60,14 @@ def simplified(model):
     return ir.to_proto(converted)
 
 
-def test_pads_norms_and_repetitions_go():
+def test_pads_norms_and_repetitions_are_removed():
     found = simplified(network(0))
     assert [node.op_type for node in found.graph.node] == BLOCKS * ["Conv", "Relu", "Reshape"]
     onnx.checker.check_model(found, full_check=True)
 
 
 def test_the_rules_are_those_of_the_optimizer():
-    # Neither list has a public name; ours must not fall behind theirs unnoticed.
+    # Neither list is public. This test fails if onnxscript changes its list.
     theirs, ours = rewriter._DEFAULT_REWRITE_RULES, simplify_module._RULES
     assert len(ours) == len(theirs)
     commuted = {*rules.mul_by_1_rule.commute(), *rules.add_0_rule.commute()}

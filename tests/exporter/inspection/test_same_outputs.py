@@ -226,7 +226,7 @@ def test_an_opset_that_cannot_be_converted_is_rejected(pictures, command):
     ran = command("quantize", given, "--data", pictures, "--out", pictures.with_name("int8.onnx"))
     assert ran.code in {0, 2}, ran.err  # converted, or rejected in one line
     if ran.code:
-        assert "opset 11 is too old for int8, and ONNX cannot raise it" in ran.err
+        assert "opset 11 is too old for int8, and ONNX cannot convert it" in ran.err
 
 
 def test_stale_shapes_are_removed(tmp_path):

@@ -1,4 +1,4 @@
-"""The three rewrites for attention and norms, on what PyTorch's exporter writes."""
+"""The three rewrites for attention and norms, on graphs like those of PyTorch's exporter."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ g (float[N, 4, 8] x, float[N, 4, 8] z) => (float[N, 4, 8] y)
         ),
     ],
 )
-def test_residual_sums_are_kept_from_the_slow_fusion(body, left, tmp_path):
+def test_residual_sums_are_not_fused_into_the_slow_operator(body, left, tmp_path):
     model, untouched = parse(NORM.replace("BODY", body)), parse(NORM.replace("BODY", body))
     rewrite_for_cpu(model)
     assert operators(model) == left
@@ -132,7 +132,7 @@ def test_other_sums_are_left_alone(body):
     assert not ResidualNormPass()(model).modified
 
 
-def test_a_bias_that_others_read_too_stays_apart():
+def test_a_bias_sum_with_other_readers_is_not_merged():
     model = parse(
         NORM.replace(
             "BODY",
@@ -165,7 +165,7 @@ def guarded(low):
 
 
 @pytest.mark.parametrize("low", [-np.inf, np.finfo(np.float32).min, -10_001.0])
-def test_masks_become_finite_and_the_guard_goes(low):
+def test_masks_become_finite_and_the_guard_is_removed(low):
     model, untouched = guarded(low), guarded(low)
     rewrite_for_cpu(model)
     assert operators(model) == ["Where", "Add", "Softmax", "Relu"]
@@ -176,7 +176,7 @@ def test_masks_become_finite_and_the_guard_goes(low):
     assert np.allclose(run(model, x=x, keep=keep), run(untouched, x=x, keep=keep), atol=1e-7)
 
 
-def test_rows_in_which_all_is_masked_are_numbers():
+def test_completely_masked_rows_are_finite():
     model = guarded(-np.inf)
     rewrite_for_cpu(model)
     result = run(model, x=normal(1, 2, 4, 4), keep=np.zeros((1, 1, 1, 4), bool))
@@ -194,7 +194,7 @@ def test_rows_in_which_all_is_masked_are_numbers():
     ],
     ids=["computed mask", "no sum", "another test", "other way round", "another value"],
 )
-def test_other_guards_stay(old, new):
+def test_other_guards_are_kept(old, new):
     model = parse(GUARD.replace("LOW", "-1").replace(old, new))
     before = operators(model)
     SoftmaxGuardPass()(model)

@@ -1,4 +1,4 @@
-"""The first convolution over blocks of pixels: the same sums, and only where they are."""
+"""The first convolution on blocks of pixels: the sums do not change, and other nodes are not rewritten."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from exporter.pipeline.quantize_file import quantize_file
 
 
 def int8_convolution(weight, size, channels=None, second_reader=None, **attributes):
-    """A picture, quantized and convolved; `size` may hold names of open axes."""
+    """A model that quantizes and convolves a picture; `size` may contain names of dynamic axes."""
     channels = weight.shape[1] if channels is None else channels
     constants = {
         "scale": np.float32(0.02),
@@ -57,7 +57,7 @@ def weights(channels=3, kernel=(3, 3), out=5):
 
 
 def run(model, image):
-    """In float, node by node: no kernel's sums may saturate, whatever this CPU is."""
+    """Run without optimizations, in float, so no sums saturate on any CPU."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
@@ -89,13 +89,13 @@ def test_the_result_is_the_same(drawn):
 
 
 @pytest.mark.parametrize("stated", [{}, {"auto_pad": "NOTSET"}])  # as torch's exporter states it
-def test_no_pads_are_none(stated):
+def test_a_convolution_without_pads_is_rewritten(stated):
     model = int8_convolution(weights(), (8, 8), strides=[2, 2], **stated)
     image = np.random.default_rng(1).uniform(-3, 3, (1, 3, 8, 8)).astype(np.float32)
     before = run(model, image)
     assert fold_stem(model, OLDEST)
     np.testing.assert_allclose(run(model, image), before, rtol=1e-4, atol=1e-4)
-    assert not fold_stem(model, OLDEST)  # once is enough
+    assert not fold_stem(model, OLDEST)  # it is not rewritten twice
 
 
 @pytest.mark.parametrize(
@@ -117,27 +117,27 @@ def test_no_pads_are_none(stated):
         int8_convolution(weights(), (8, 8), strides=[2, 2], second_reader="weight_dq"),
     ],
 )
-def test_everything_else_stays(model):
+def test_other_convolutions_are_not_rewritten(model):
     before = model.SerializeToString()
     assert not fold_stem(model, OLDEST)
     assert model.SerializeToString() == before
 
 
-def test_weights_that_a_node_without_inputs_makes_are_left_alone():
+def test_computed_weights_are_not_rewritten():
     model = int8_convolution(weights(), (8, 8), strides=[2, 2])
     made = helper.make_node("RandomNormal", [], ["weight_dq"], shape=[5, 3, 3, 3])
     model.graph.node[2].CopyFrom(made)
     assert not fold_stem(model, OLDEST)
 
 
-def test_a_picture_of_unknown_rank_is_left_alone():
+def test_a_picture_of_unknown_rank_is_not_rewritten():
     model = int8_convolution(weights(), (8, 8), strides=[2, 2])
     model.graph.input[0].type.tensor_type.ClearField("shape")
     assert not fold_stem(model, OLDEST)
 
 
 def bytes_convolution():
-    """A picture of bytes, dequantized and convolved: nothing quantizes it in the graph."""
+    """A model that dequantizes and convolves a picture of bytes, without a QuantizeLinear."""
     model = int8_convolution(weights(), (8, 8), strides=[2, 2], pads=[1] * 4)
     graph = model.graph
     graph.node.remove(graph.node[0])
@@ -146,7 +146,7 @@ def bytes_convolution():
     return model
 
 
-def test_bytes_are_moved_where_the_runtime_can():
+def test_bytes_are_moved_if_the_runtime_has_the_kernel():
     model = bytes_convolution()
     image = np.random.default_rng(1).integers(0, 256, (2, 3, 8, 8), dtype=np.uint8)
     before = run(model, image)
@@ -159,7 +159,7 @@ def test_bytes_are_moved_where_the_runtime_can():
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_the_quantizer_does_so_for_the_cpus_it_was_measured_on(tmp_path, target):
+def test_the_stem_is_rewritten_only_for_the_measured_kind_of_cpu(tmp_path, target):
     generator = np.random.default_rng(0)
     graph = helper.make_graph(
         [

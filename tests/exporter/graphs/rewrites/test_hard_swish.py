@@ -1,4 +1,4 @@
-"""HardSwish in int8: the same function, in int8 kernels, with no factor of six left over."""
+"""HardSwish in int8: it has the same outputs and runs in int8 kernels, and no factor of six remains."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def quantized(model, path, target="x86-vnni", exclude=()):
 
 
 @pytest.mark.parametrize("target", sorted(TARGETS))
-def test_the_answers_stay(tmp_path, target):
+def test_the_outputs_stay_close_to_float(tmp_path, target):
     assert quantized(parse(BLOCK), tmp_path / "int8.onnx", target) > 25
 
 
@@ -69,21 +69,21 @@ def test_nothing_runs_in_float(tmp_path):
     ],
     ids=["read in float", "made in float", "excluded"],
 )
-def test_others_stay_as_they_are(tmp_path, body, exclude):
+def test_other_hard_swishes_are_not_split(tmp_path, body, exclude):
     model, path = parse(body), tmp_path / "int8.onnx"
     assert quantized(model, path, exclude=exclude) > 20
     names = [node.op_type for node in onnx.load(path).graph.node]
     assert names.count("HardSwish") == [node.op_type for node in model.graph.node].count("HardSwish")
 
 
-def test_a_second_reader_in_float_reads_the_activation_itself(tmp_path):
+def test_a_float_reader_reads_the_activation_without_the_factor(tmp_path):
     model = parse("a = Conv(x, w)  h = HardSwish(a)  b = Conv(h, w)  t = Tanh(h)  y = Add(b, t)")
     assert quantized(model, tmp_path / "int8.onnx") > 25
 
 
-def test_a_product_that_is_not_quantized_is_never_shipped():
+def test_a_product_that_is_not_quantized_is_an_error():
     model = parse(BLOCK)
     gates = split(model, candidates(model))
     assert sorted(gates) == ["h.gate", "i.gate"]
-    with pytest.raises(ExportError, match="2 were split, 0 quantized"):
+    with pytest.raises(ExportError, match="only 0 of 2 split nodes are quantized"):
         hide_factor(model, gates)

@@ -1,4 +1,4 @@
-"""Bytes in, classes out: what stands before and after the network inside the graph."""
+"""Pre- and postprocessing inside the graph: inputs are bytes, outputs are classes."""
 
 from __future__ import annotations
 
@@ -40,21 +40,21 @@ BY_CHANNEL = PreprocessConfig(mean=(123.7,), std=(58.4,))
 
 @pytest.fixture(scope="module")
 def pictures():
-    """Bytes [40, 8, 8, 1], of the whole range."""
+    """Random bytes [40, 8, 8, 1]; 0 and 255 occur."""
     drawn = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1)).astype(np.uint8)
     drawn[0, 0, 0], drawn[0, 0, 1] = 0, 255
     return drawn
 
 
 def normalised(pictures, config):
-    """What a data factory makes of them: float32 [N, C, H, W]."""
+    """The split that a data factory would return for pictures of bytes: float32 [N, C, H, W]."""
     values = (pictures.astype(np.float32) - np.float32(config.mean)) / np.float32(config.std)
     return Split({"image": values.transpose(0, 3, 1, 2)}, np.arange(len(pictures)) % 3)
 
 
 @pytest.fixture(scope="module")
 def made(tiny, tmp_path_factory):
-    """Export the tiny network with a configuration, quantize it: module, paths, samples as shipped."""
+    """Export and quantize the tiny network; returns module, split, shipped split and both paths."""
 
     @cache
     def make_once(content, preprocess, postprocess, target):
@@ -82,7 +82,7 @@ def operators(path):
 
 
 def run_as(path, folder):
-    """The operators that ONNX Runtime makes of a model."""
+    """The operators of a model after ONNX Runtime's optimizations."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.optimized_model_filepath = str(folder / "optimized.onnx")
@@ -92,7 +92,7 @@ def run_as(path, folder):
 
 @pytest.mark.parametrize("layout", ["nhwc", "nchw"])
 @pytest.mark.parametrize("config", [AFFINE, BY_CHANNEL, PreprocessConfig(mean=(0.0,), std=(255.0,))])
-def test_bytes_give_what_torch_makes_of_the_normalised_picture(made, pictures, config, layout):
+def test_bytes_have_the_outputs_of_torch_on_normalised_pictures(made, pictures, config, layout):
     config = config.model_copy(update={"layout": layout})
     module, split, shipped, path, _ = made(pictures, config)
     expected = pictures if layout == "nhwc" else pictures.transpose(0, 3, 1, 2)
@@ -121,19 +121,19 @@ def test_the_tensors_of_the_network_keep_their_names(made, pictures):
 
 def test_raw_bytes_feed_the_first_integer_convolution(made, pictures, tmp_path):
     *_, int8 = made(pictures, AFFINE)
-    assert run_as(int8, tmp_path)[0] == "QLinearConv"  # grey: even the transposition is gone
+    assert run_as(int8, tmp_path)[0] == "QLinearConv"  # with one channel, the transposition is removed too
     *_, plain = made(pictures, None)
     assert run_as(plain, tmp_path)[0] == "QuantizeLinear"
 
 
-def test_the_joint_bytes_give_what_floats_give(made, pictures):
+def test_bytes_read_directly_have_the_outputs_of_floats(made, pictures):
     _, split, _, _, int8 = made(pictures, None)
     expected = run_model(int8, split)
     _, _, shipped, _, int8 = made(pictures, AFFINE)
     assert np.allclose(run_model(int8, shipped), expected, atol=1e-6)
 
 
-def test_the_range_of_bytes_is_known_and_not_observed(made, pictures):
+def test_the_range_of_bytes_does_not_depend_on_samples(made, pictures):
     dim = np.clip(pictures, 100, 150)
     *_, path, int8 = made(dim, AFFINE)
     (found,) = byte_ranges(onnx.load(path)).values()
@@ -157,7 +157,7 @@ def test_signed_activations_keep_their_own_rounding(made, pictures):
         (np.full((2, 1, 4, 4), -1.0, np.float32), "is not (byte - mean) / std of whole bytes"),
     ],
 )
-def test_pictures_that_come_from_no_bytes(values, cause):
+def test_pictures_that_do_not_come_from_bytes_are_rejected(values, cause):
     with pytest.raises(DataError) as caught:
         as_shipped(Split({"image": values}, np.zeros(2, np.int64)), AFFINE)
     assert caught.value.place == "export.preprocess: sample 0 of 'image'"
@@ -167,19 +167,23 @@ def test_pictures_that_come_from_no_bytes(values, cause):
 @pytest.mark.parametrize(
     ("inputs", "config", "message"),
     [
-        ({"a": (2, 3)}, AFFINE, "'a' is no float32 \\[N, C, H, W\\]"),
-        ({"a": (2, 3, 4, 4), "b": (2, 3)}, AFFINE, "export.preprocess.input: names none of a, b"),
-        ({"a": (2, 3, 4, 4)}, PreprocessConfig(input="x"), "names none of a; name the input"),
-        ({"a": (2, 3, 4, 4)}, PreprocessConfig(mean=(1.0, 2.0)), "has 2 values, the pictures have 3"),
+        ({"a": (2, 3)}, AFFINE, "input 'a' is not float32 \\[N, C, H, W\\]"),
+        (
+            {"a": (2, 3, 4, 4), "b": (2, 3)},
+            AFFINE,
+            "export.preprocess.input: names none of the inputs a, b",
+        ),
+        ({"a": (2, 3, 4, 4)}, PreprocessConfig(input="x"), "names none of the inputs a; set it to"),
+        ({"a": (2, 3, 4, 4)}, PreprocessConfig(mean=(1.0, 2.0)), "has 2 values, but the pictures have 3"),
     ],
 )
-def test_what_the_recipe_names_must_be_there(inputs, config, message):
+def test_the_recipe_must_fit_the_inputs(inputs, config, message):
     arrays = {name: np.zeros(shape, np.float32) for name, shape in inputs.items()}
     with pytest.raises(DataError, match=message):
         as_shipped(Split(arrays, np.zeros(2, np.int64)), config)
 
 
-def test_without_preprocessing_a_split_is_shipped_as_it_is(splits):
+def test_without_preprocessing_a_split_does_not_change(splits):
     assert as_shipped(splits.evaluation, None) is splits.evaluation
 
 
@@ -200,7 +204,7 @@ def test_argmax(made, pictures):
     np.testing.assert_array_equal(run_model(int8, shipped), run_scores(int8, shipped).argmax(axis=1))
 
 
-def test_top_k_gives_classes_first(made, pictures):
+def test_top_k_outputs_classes_first(made, pictures):
     module, split, shipped, path, int8 = made(pictures, AFFINE, PostprocessConfig(kind="topk", k=2))
     session = onnxruntime.InferenceSession(str(path))
     assert [(o.name, o.shape) for o in session.get_outputs()] == [
@@ -230,18 +234,18 @@ def test_repairs_are_judged_by_the_scores(made, pictures, tmp_path):
         Int8Settings(TARGETS["x86-vnni"]), repairs, progress=SILENT,
     )  # fmt: skip
     (report,) = found.repairs
-    assert 10 < report.sqnr_db_before < 80  # classes would agree to the last bit, or in nothing
+    assert 10 < report.sqnr_db_before < 80  # classes would be equal or completely different
     assert run_model(out, shipped).dtype == np.int64
     assert run_as(out, tmp_path)[0] == "QLinearConv"
 
 
-def test_more_classes_than_there_are(made, pictures):
-    with pytest.raises(ExportError, match=r"export\.postprocess\.k: 4 of 3 classes"):
+def test_more_classes_than_the_network_has_are_rejected(made, pictures):
+    with pytest.raises(ExportError, match=r"export\.postprocess\.k: is 4, but the network has 3 classes"):
         made(pictures, None, PostprocessConfig(kind="topk", k=4))
 
 
 def test_a_build_ships_bytes_and_classes(project):
-    # The factory's pictures as bytes, which is what a camera would have seen.
+    # The factory's pictures become bytes, like those of a camera.
     project.edit(
         "shapes.py",
         '    return Split({"image": images}, labels.astype(np.int64))',
@@ -260,7 +264,7 @@ def test_a_build_ships_bytes_and_classes(project):
     assert evaluation.feeds["image"].dtype == np.uint8
     assert evaluation.feeds["image"].shape[1:] == (8, 8, 1)
     model = project.entry("quantize") / "model.onnx"
-    # Who is to blame where int8 is no faster is found with the bytes that the model takes.
+    # If int8 is not faster, the slow operators are profiled with the bytes that the model reads.
     resolved = resolve_recipe(read_recipe(project.recipe), project.folder, SILENT)
     assert "not faster than float on this CPU" in GateStep(resolved).blame(model)
     split = Split(evaluation.feeds, evaluation.labels)
@@ -271,7 +275,7 @@ def test_a_build_ships_bytes_and_classes(project):
         assert golden["image"].dtype == np.uint8
 
 
-def test_a_build_of_other_pictures_stops_before_it_trains(project):
+def test_a_build_of_pictures_that_are_not_bytes_stops_before_training(project):
     project.edit("recipe.toml", "[quantize]", "[export.preprocess]\n\n[quantize]")
     with pytest.raises(DataError, match=r"is not .byte - mean. / std of whole bytes"):
         project.build()
@@ -280,7 +284,7 @@ def test_a_build_of_other_pictures_stops_before_it_trains(project):
 
 @pytest.mark.parametrize("preprocess", [None, AFFINE, BY_CHANNEL], ids=["floats", "affine", "by channel"])
 @pytest.mark.parametrize("kind", [None, "softmax", "argmax", "topk"])
-def test_the_network_alone_gives_its_own_scores(made, pictures, preprocess, kind, tmp_path):
+def test_the_network_alone_returns_its_scores(made, pictures, preprocess, kind, tmp_path):
     k = {"k": 2} if kind == "topk" else {}
     postprocess = None if kind is None else PostprocessConfig(kind=kind, **k)
     module, split, _, path, _ = made(pictures, preprocess, postprocess)
@@ -292,14 +296,17 @@ def test_the_network_alone_gives_its_own_scores(made, pictures, preprocess, kind
         assert alone.SerializeToString() == onnx.load(path).SerializeToString()
 
 
-def test_an_artifact_that_takes_bytes_and_gives_classes_teaches_like_its_network(made, pictures):
+def test_a_teacher_with_bytes_and_classes_has_the_scores_of_its_network(made, pictures):
     module, split, _, path, _ = made(pictures, BY_CHANNEL, PostprocessConfig(kind="topk", k=2))
     teacher = OnnxTeacher(path, split.first(1), "stage.teacher.model")
     assert np.allclose(predict(teacher, split), predict(module, split), atol=1e-4)
 
 
 def joined(nodes, outputs):
-    """A picture of bytes, dequantized and quantized again by the same qparams, and what else reads it."""
+    """The nodes of a graph after `join_bytes`.
+
+    The graph dequantizes and quantizes a picture of bytes with the same qparams, followed by `nodes`.
+    """
     value = onnx.helper.make_tensor_value_info
     qparams = [
         onnx.numpy_helper.from_array(np.float32(0.5), "s"),
@@ -320,12 +327,12 @@ def joined(nodes, outputs):
     return [(node.op_type, list(node.input)) for node in model.graph.node]
 
 
-def test_bytes_are_read_as_they_come():
+def test_bytes_are_read_directly():
     found = joined([onnx.helper.make_node("Relu", ["again"], ["y"])], {"y": onnx.TensorProto.FLOAT})
     assert found == [("DequantizeLinear", ["x", "s", "z"]), ("Relu", ["again"])]
 
 
-def test_what_a_branch_or_the_model_itself_gives_stays():
+def test_tensors_that_a_branch_or_an_output_uses_are_kept():
     value = onnx.helper.make_tensor_value_info("out", onnx.TensorProto.FLOAT, [4])
     bodies = {
         key: onnx.helper.make_graph([onnx.helper.make_node("Relu", [name], ["out"])], key, [], [value])

@@ -1,4 +1,4 @@
-"""Changes to graphs, one by one, on graphs written by hand."""
+"""Single rewrites, on graphs written by hand."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ g (float[N, 2, 3, 4] x) => (float[N, A, B, C] y)
 
 
 def parse(text, **values):
-    """A graph with inferred shapes; `__` in names stands for a dot, which the syntax does not know."""
+    """A graph with inferred shapes; `__` in names represents a dot, which the syntax does not allow."""
     for name, value in values.items():
         text = text.replace(name, value)
     proto = onnx.parser.parse_model(text)
@@ -99,7 +99,7 @@ def named(scopes=None):
     return model
 
 
-def test_nodes_are_called_after_their_module():
+def test_nodes_are_named_after_their_module():
     model = named("['', 'features.0', 'relu']")
     assert [node.name for node in model.graph] == [
         "features.0.Relu",
@@ -124,7 +124,7 @@ def test_the_renamed_graph_computes_the_same():
     assert np.array_equal(run(named(), x), run(parse(NAMES), x))
 
 
-def test_taken_names_get_a_number_more():
+def test_used_names_get_a_number():
     model = parse(NAMES)
     nodes = list(model.graph)
     nodes[0].metadata_props["pkg.torch.onnx.name_scopes"] = "['', 'x', 'call']"
@@ -134,7 +134,7 @@ def test_taken_names_get_a_number_more():
     assert nodes[1].name == "Relu_2"
 
 
-def test_no_metadata_survive():
+def test_all_metadata_is_removed():
     model = parse(NAMES)
     model.metadata_props["a"] = model.graph.metadata_props["a"] = "secret"
     model.doc_string = model.graph.doc_string = "secret"
