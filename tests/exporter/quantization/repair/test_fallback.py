@@ -1,4 +1,4 @@
-"""The fallback search: it finds the fewest and cheapest layers. All times here are invented."""
+"""The fallback search: it finds the fewest and cheapest layers. No times are measured here."""
 
 from __future__ import annotations
 
