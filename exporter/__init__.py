@@ -1,13 +1,14 @@
 """From a pretrained PyTorch checkpoint to a gated int8 artifact.
 
-What the commands do, these functions do:
+These functions do the same as the commands of the same name:
 
-    build, ablate       run a recipe; measure what each of its stages gave
-    quantize            a finished model to int8, or its weights to 4 bits
-    inspect             what ONNX Runtime really runs of a model
-    load_trained        the network that a stage left, in your own code
+    build               run a recipe
+    ablate              measure the effect of each stage of a recipe
+    quantize            quantize a float model to int8, or only its weights to 4 bits
+    inspect             show which operators ONNX Runtime runs in int8
 
-The rest is for a recipe's own model and data code. Importing this package loads none of its parts.
+`load_trained` loads the network that a stage wrote. The other names are for the model and data code of a
+recipe. Importing this package loads none of its modules.
 """
 
 from importlib import import_module
@@ -50,7 +51,7 @@ __all__ = [
     "stratified_indices",
 ]
 
-# Where each name is defined; that module is imported when the name is first used.
+# The module that defines each name; it is imported when the name is first used.
 _HOMES = {
     "bench.core.errors": ("DataError", "EdgeproofError"),
     "exporter.inspection.inspect": ("Inspection", "inspect"),
@@ -66,7 +67,7 @@ _HOMES = {
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 
-if not TYPE_CHECKING:  # a type checker would take any name for one of this package
+if not TYPE_CHECKING:  # with this function, a type checker would accept every name
 
     def __getattr__(name: str) -> object:
         if name == "__version__":

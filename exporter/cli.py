@@ -1,6 +1,6 @@
-"""The command `edgeproof`: the device's commands, and those of the workstation.
+"""The command `edgeproof`: the commands of `bench.cli` for the device, and those for the workstation.
 
-Nothing heavy is imported here; each command imports what it needs when it runs.
+This module imports nothing heavy; each command imports what it needs when it runs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Replace a value of the recipe; repeatable."),
+    typer.Option(
+        "--set", metavar="TABLE.KEY=VALUE", help="Replace a value of the recipe; may be repeated."
+    ),
 ]
 
 app = typer.Typer(
@@ -62,13 +64,14 @@ def build(
     recipe: Annotated[Path, typer.Argument(help="The recipe, a TOML file.")],
     out: Annotated[
         Path | None,
-        typer.Option(help="The artifact's folder.", show_default="artifacts/NAME"),
+        typer.Option(help="Folder to write the artifact to.", show_default="artifacts/NAME"),
     ] = None,
     until: Annotated[
-        str | None, typer.Option(metavar="STAGE", help="Stop after this stage; --out takes its files.")
+        str | None,
+        typer.Option(metavar="STAGE", help="Stop after this stage or step; --out receives its files."),
     ] = None,
     overrides: SetOption = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Run every stage, whatever is cached.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Run every stage; do not read the cache.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run a recipe: fine-tune, compress, export, quantize, measure and judge."""
@@ -88,12 +91,16 @@ def build(
 @app.command()
 def ablate(
     recipe: Annotated[Path, typer.Argument(help="The recipe, a TOML file.")],
-    blocks: Annotated[int, typer.Option(min=1, max=1000, help="Fresh processes a model.")] = 10,
+    blocks: Annotated[int, typer.Option(min=1, max=1000, help="Fresh processes per model.")] = 10,
     overrides: SetOption = None,
     out: OutOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Build every prefix of a recipe and table what each stage gave: accuracy, time, size and memory."""
+    """Show the effect of each stage of a recipe on accuracy, time, size and memory.
+
+    Builds the recipe with its first stage only, with its first two, and so on, and measures all models
+    together.
+    """
     from bench.measuring.result import check_result_place, write_result
     from exporter.pipeline.ablate import ablate as ablate_recipe
     from exporter.pipeline.ablate import ablation_json, ablation_table
@@ -113,10 +120,11 @@ def follow(
     recipe: Annotated[Path, typer.Argument(help="The recipe, on a file system that all machines share.")],
     node: Annotated[int, typer.Option(min=1, help="Which of train.nodes this machine is, from 1.")],
 ) -> None:
-    """Take part, until it is ended, in the trainings of a build that runs on another machine.
+    """Take part in the trainings of a build that runs on another machine, until this command is stopped.
 
-    A build says which code to run. It is followed only if it runs as this user, and if nobody else but root
-    can write to the recipe's folder, the cache, the working directory or a folder above them.
+    The build decides which code runs here. This command therefore follows a build only if it runs as the
+    same user, and only if no other user except root can write to the recipe's folder, the cache, the
+    working directory or a folder above them.
     """
     from exporter.caching.cache import cache_root
     from exporter.extras import require
@@ -140,25 +148,29 @@ def inspect(
     model: Annotated[Path, typer.Argument(help="An .onnx file or an artifact folder.")],
     data: Annotated[
         Path | None,
-        typer.Option(help="Samples: .npz, one array per model input; an artifact brings its own."),
+        typer.Option(help="Samples: .npz, one array per model input; default: the artifact's own."),
     ] = None,
     min_int8: Annotated[
         float | None,
-        typer.Option(min=0.0, max=1.0, help="Exit with 1 if less of the multiply-adds is int8, or may be."),
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="Exit with 1 unless at least this share of the multiply-adds is known to be int8.",
+        ),
     ] = None,
     layers: Annotated[
-        bool, typer.Option("--layers", help="Also show each layer's error and range; needs samples.")
+        bool, typer.Option("--layers", help="Also show the error and range of each layer; needs samples.")
     ] = False,
     float_model: Annotated[
         Path | None,
-        typer.Option("--float", help="What layers are compared with; an artifact brings its own."),
+        typer.Option("--float", help="Float model to compare layers with; default: the artifact's own."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what ONNX Runtime really runs: the share of int8, what stayed in float, what may saturate.
+    """Show what ONNX Runtime runs: the share of int8, which operators stay in float, which may saturate.
 
-    Shares are of multiply-adds: convolutions, matrix products, recurrent layers and attention. Elementwise
-    work, norms, pooling and reductions are none.
+    Shares are shares of multiply-adds. Convolutions, matrix products, recurrent layers and attention count;
+    elementwise operators, norms, pooling and reductions do not.
     """
     from exporter.inspection.inspect import inspect as inspect_model
 
@@ -185,42 +197,49 @@ def quantize(
     ] = None,
     bits: Annotated[
         int,
-        typer.Option(min=4, max=8, help="8, or 4: weights of products alone, in blocks; needs no samples."),
+        typer.Option(
+            min=4, max=8, help="8, or 4: only weights of matrix products, in blocks; needs no samples."
+        ),
     ] = 8,
     block_size: Annotated[
-        int, typer.Option(help="With 4 bits: weights that share a scale (16, 32, 64, 128, 256).")
+        int, typer.Option(help="With 4 bits: number of weights that share a scale (16, 32, 64, 128, 256).")
     ] = 32,
-    target: Annotated[TargetName, typer.Option(help="The CPU kind to make it for.")] = "auto",
+    target: Annotated[TargetName, typer.Option(help="CPU kind that the model will run on.")] = "auto",
     onnxruntime: Annotated[
         str | None,
         typer.Option(
             metavar="'>=1.28'",
-            help="The ONNX Runtime to make it for; by default nothing is added that the oldest one lacks.",
+            help="ONNX Runtime that the model will run on; by default every supported version.",
         ),
     ] = None,
-    method: Annotated[CalibrationMethod, typer.Option(help="How activation ranges are chosen.")] = "minmax",
+    method: Annotated[
+        CalibrationMethod, typer.Option(help="Method that chooses the activation ranges.")
+    ] = "minmax",
     exclude: Annotated[
-        list[str] | None, typer.Option(metavar="NODE", help="Leave this node in float; repeatable.")
+        list[str] | None, typer.Option(metavar="NODE", help="Keep this node in float; may be repeated.")
     ] = None,
     cache: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Keep activation ranges here, and use those kept.")
+        Path | None, typer.Option(metavar="DIR", help="Store activation ranges here and reuse stored ones.")
     ] = None,
     repair: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="equalize, smooth, adaround or bias, kept if it helps on held-out samples; repeatable.",
+            help="equalize, smooth, adaround or bias; kept only if it helps on held-out samples; "
+            "may be repeated.",
         ),
     ] = None,
     max_drop: Annotated[
         float | None,
         typer.Option(
-            min=0.0, max=0.99, help="Leave layers in float until int8 loses at most this share of accuracy."
+            min=0.0,
+            max=0.99,
+            help="Largest accuracy loss of int8 on held-out samples, as a fraction; keeps layers in float.",
         ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Quantize a finished model, statically to int8 or its weights to 4 bits; needs no recipe."""
+    """Quantize a float model without a recipe: statically to int8, or only its weights to 4 bits."""
     from exporter.pipeline.quantize import quantize as quantize_model
 
     found = quantize_model(
@@ -265,9 +284,9 @@ def _print_quantized(found: QuantizedFile, *, as_json: bool) -> None:
 
 @app.command()
 def new(
-    folder: Annotated[Path, typer.Argument(help="A folder to make.")],
+    folder: Annotated[Path, typer.Argument(help="Folder to create.")],
 ) -> None:
-    """Write a commented recipe with a model and data to start from; it builds as it is."""
+    """Write a commented recipe with an example model and data; it builds without changes."""
     from rich.markup import escape
 
     from exporter.pipeline.scaffold import scaffold
@@ -283,8 +302,8 @@ def _print_audit(found: Audit) -> None:
 
     if found.target != found.host_target:
         print_rich(
-            f"made for {found.target}: fused as ONNX Runtime does there; its kernels were not run, "
-            f"for this CPU is {found.host_target}"
+            f"made for {found.target}: operators are fused as ONNX Runtime fuses them there; "
+            f"the kernels were not run, because this CPU is {found.host_target}"
         )
     print_rich(escape(share_text(found)))
     for unknown in found.uncounted:
@@ -293,17 +312,22 @@ def _print_audit(found: Audit) -> None:
         share = operator.macs / found.macs if found.macs else 0.0
         print_rich(escape(f"  float: {operator.name} ({operator.op_type}, {share:.1%}): {operator.reason}"))
     for name in found.quantized_at_load:
-        print_rich(escape(f"  int8 all the same: {name}, whose float weights are quantized at load"))
-    for pair in found.needless_pairs:
-        before, behind = pair.between
         print_rich(
-            escape(f"  needless: to int8 and back, {pair.name}, from {before} to {behind}: {pair.reason}")
+            escape(f"  int8: {name} (float in the file; ONNX Runtime quantizes its weights at load)")
+        )
+    for pair in found.needless_pairs:
+        before, after = pair.between
+        print_rich(
+            escape(
+                f"  needless conversion to int8 and back: {pair.name}, between {before} and {after}: "
+                f"{pair.reason}"
+            )
         )
     for layer in found.saturation:
         seen = "not observed"
         if layer.observed_share is not None:
             seen = (
-                f"{layer.observed_share:.3%} of its sums do on {found.samples} samples, "
+                f"{layer.observed_share:.3%} of its sums saturate on {found.samples} samples, "
                 f"SQNR {layer.drift_sqnr_db:.1f} dB"
             )
         print_rich(escape(f"  may saturate without VNNI: {layer.name} ({layer.channels} channels; {seen})"))
@@ -314,7 +338,7 @@ def _print_layers(errors: Sequence[LayerError]) -> None:
 
     for error in errors:
         low, high = error.range
-        ends = f"values {error.lowest:.3g} to {error.highest:.3g}, int8 tells {low:.3g} to {high:.3g}"
+        ends = f"values {error.lowest:.3g} to {error.highest:.3g}, int8 range {low:.3g} to {high:.3g}"
         print_rich(escape(f"  {error.sqnr_db:6.1f} dB  {error.layer} ({error.op}): {ends}"))
 
 
@@ -340,7 +364,7 @@ def _print_outcome(outcome: BuildOutcome) -> None:
 
     judgement = outcome.judgement
     if judgement is None:
-        print_rich(f"stopped after {list(outcome.steps)[-1]}, as asked")
+        print_rich(f"stopped after {list(outcome.steps)[-1]} because of --until")
         return
     float_model, int8_model = judgement.result.models
     print_rich(figures_table({"float": float_model, "int8": int8_model}, judgement.metrics))
@@ -355,5 +379,5 @@ def _print_outcome(outcome: BuildOutcome) -> None:
 
 
 def main() -> None:
-    """Entry point of the command."""
+    """Run the command `edgeproof`."""
     run(app)

@@ -1,12 +1,12 @@
-"""The workstation's part of the error tree (its root and the rest: `bench.core.errors`).
+"""Errors that only the workstation raises (the base class and the others: `bench.core.errors`).
 
 EdgeproofError
-├── RecipeError        a recipe that cannot be read, or asks for what cannot be
-├── LookupFailed       a dotted path, `pkg://` address or file that leads nowhere
-├── CheckpointError    weights that are missing, damaged, foreign, or a program in disguise
-├── PlanError          a plan that is damaged, or belongs to another network
-├── StageError         a stage that cannot do what it was asked
-└── ExportError        a network that does not survive the way to ONNX
+├── RecipeError        a recipe cannot be read, or its values are invalid or contradictory
+├── LookupFailed       a dotted path, `pkg://` address or file cannot be found or loaded
+├── CheckpointError    weights are missing, damaged, of another network, or would run code when loaded
+├── PlanError          a shrinking plan is damaged, or belongs to another network
+├── StageError         a stage cannot do what the recipe asks
+└── ExportError        a network cannot be exported to ONNX
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from bench.core.errors import EdgeproofError
 
 
 class RecipeError(EdgeproofError):
-    """A recipe that cannot be read, or asks for what cannot be."""
+    """The recipe cannot be read, or its values are invalid or contradictory."""
 
 
 class LookupFailed(EdgeproofError):  # noqa: N818 (LookupError is a builtin)
-    """A dotted path, `pkg://` address or file that leads nowhere."""
+    """A dotted path, `pkg://` address or file cannot be found or loaded."""
 
 
 class CheckpointError(EdgeproofError):
-    """Weights that are missing, damaged, of another network, or a program in disguise."""
+    """Weights are missing, damaged, of another network, or would run code when loaded."""
 
 
 class PlanError(EdgeproofError):
-    """A plan that is damaged, or belongs to another network."""
+    """A shrinking plan is damaged, or belongs to another network."""
 
 
 class StageError(EdgeproofError):
-    """A stage that cannot do what it was asked."""
+    """A stage cannot do what the recipe asks."""
 
 
 class ExportError(EdgeproofError):
-    """A network that does not survive the way to ONNX."""
+    """A network cannot be exported to ONNX."""

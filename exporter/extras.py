@@ -1,4 +1,4 @@
-"""Optional dependencies, checked before the work starts."""
+"""Checks for optional dependencies, made before the work starts."""
 
 from __future__ import annotations
 
@@ -11,20 +11,24 @@ from bench.inputs.runtime import RuntimeVersion
 
 
 class Tested(NamedTuple):
-    """The versions of a library whose private parts are used, from `oldest` to before `below`.
+    """Range of versions of a library whose private functions edgeproof calls.
 
-    They are those of pyproject.toml. What is private may change with any release, so that a newer one is
-    refused until edgeproof was tested with it.
+    The bounds equal those in pyproject.toml. Private functions may change with any release, so edgeproof
+    refuses a newer version until it has been tested.
+
+    Attributes:
+        oldest: the first supported version.
+        below: the first version that is not supported.
     """
 
     oldest: RuntimeVersion
     below: RuntimeVersion
 
 
-# `onnxruntime`: quantization/ort_quantizer.py.
+# quantization/ort_quantizer.py calls private functions of onnxruntime.
 TESTED: Final = {"onnxruntime": Tested(RuntimeVersion(1, 27), RuntimeVersion(1, 33))}
 
-# module -> extra that brings it; checked before an hour of training, not after
+# module -> extra that installs it; checked before an hour of training, not after
 _NEEDED = {
     "torch": "export",
     "onnx": "export",
@@ -38,10 +42,11 @@ _NEEDED = {
 
 
 def require_all() -> None:
-    """Make sure that all is there that a build needs.
+    """Check that everything that a build needs is installed.
 
     Raises:
-        MissingExtraError: with the line that installs it.
+        MissingExtraError: a module is missing; the error names the command that installs it.
+        UsageError: a library is of a version that was not tested.
     """
     for module, extra in _NEEDED.items():
         require(module, extra)
@@ -50,14 +55,14 @@ def require_all() -> None:
 
 
 def require_tested(library: str, installed: str | None = None) -> None:
-    """Make sure that a library whose private parts are used is of a version that was tested.
+    """Check that the version of a library was tested with edgeproof.
 
     Args:
         library: a key of `TESTED`.
-        installed: the version; by default that of the installed package.
+        installed: the version to check; by default that of the installed package.
 
     Raises:
-        UsageError: it is older or newer.
+        UsageError: the version is outside the tested range.
     """
     installed = installed or version(library)
     here, tested = RuntimeVersion.parse(installed), TESTED[library]
@@ -66,16 +71,16 @@ def require_tested(library: str, installed: str | None = None) -> None:
     wanted = f"{tested.oldest} or later" if here < tested.oldest else f"a version before {tested.below}"
     raise UsageError(
         library,
-        f"to quantize takes {wanted}, this is {installed}",
-        'run: pip install -c constraints.txt "edgeproof[export]" (models run on older ones too)',
+        f"quantizing needs {wanted}; version {installed} is installed",
+        'run: pip install -c constraints.txt "edgeproof[export]" (models also run on older versions)',
     )
 
 
 def require(module: str, extra: str) -> None:
-    """Make sure that an optional dependency is there.
+    """Check that an optional dependency is installed.
 
     Raises:
-        MissingExtraError: with the line that installs it.
+        MissingExtraError: the module is missing; the error names the command that installs it.
     """
     if find_spec(module) is None:
         raise MissingExtraError(module, extra)

@@ -1,6 +1,6 @@
-"""The values between which a recipe and the command line let a person choose.
+"""Allowed values of options that the recipe and the command line share.
 
-The command line reads them before it knows what to do, so they load nothing.
+The command line imports this module at every start, so it imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -14,5 +14,5 @@ AllocationMethod = Literal["latency", "macs", "uniform"]
 Precision = Literal["int8", "fp32"]
 BlockSize = Literal[16, 32, 64, 128, 256]
 RepairName = Literal["equalize", "smooth", "adaround", "bias"]
-# They leave the float model's function as it is, and so come before those that do not.
+# These repairs do not change the outputs of the float model, so they run before the repairs that do.
 PRESERVING_REPAIRS: tuple[RepairName, ...] = ("equalize", "smooth")

@@ -1,9 +1,10 @@
-"""What belongs to the whole process, and how threads share it.
+"""Locks for state of the whole process that several threads use.
 
-Quantizing an `.onnx`, inspecting and judging change nothing that another thread can see. A build and
-PyTorch's exporter do: PyTorch's random numbers, its switch for deterministic kernels, the modes and caches
-that it traces with, `sys.path` and the user's modules, Python's filter of warnings. So one of them runs at
-a time, and the others wait. What a build measures would be worth nothing otherwise, either.
+Quantizing an `.onnx` file, inspecting and judging change no state that another thread can see. A build and
+PyTorch's exporter do. They change PyTorch's random number generator, its switch for deterministic kernels,
+the modes and caches of its tracer, `sys.path`, the user's loaded modules and Python's warning filter. So
+only one of them runs at a time, and the others wait. Builds that ran at the same time would also distort
+each other's measurements.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ _turn = threading.RLock()
 
 @contextmanager
 def one_at_a_time(on_wait: Callable[[str], None] = lambda _words: None) -> Iterator[None]:
-    """Let no other thread of this process in; the thread that is inside may enter again.
+    """Keep other threads of this process out; the thread inside may enter again (a reentrant lock).
 
     Args:
-        on_wait: told once, if another thread has to be waited for.
+        on_wait: called once with a message if this thread has to wait for another.
     """
     if not _turn.acquire(blocking=False):
         on_wait("waiting for the build of another thread to finish")
@@ -33,10 +34,10 @@ def one_at_a_time(on_wait: Callable[[str], None] = lambda _words: None) -> Itera
 
 
 class _SharedFilter:
-    """A filter of warnings that threads share while they overlap: the last one to leave takes it away.
+    """A warning filter that overlapping threads share; the last thread to leave removes it.
 
-    `warnings.catch_warnings` puts back what it found: of two threads that overlap, the second would put
-    back the filter of the first, for good.
+    `warnings.catch_warnings` restores the filters that it found at its start. If two threads overlap, the
+    second finds the filter of the first, and would restore it permanently.
     """
 
     def __init__(self) -> None:
@@ -64,7 +65,7 @@ _filter = _SharedFilter()
 
 @contextmanager
 def warnings_ignored() -> Iterator[None]:
-    """Show no warnings, whichever thread they come from; Python has no filter of a single thread's."""
+    """Ignore warnings of all threads; Python cannot filter the warnings of a single thread."""
     _filter.enter()
     try:
         yield

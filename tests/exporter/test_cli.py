@@ -89,7 +89,7 @@ def test_a_second_build_says_so(built, command):
 
 def test_build_stops_where_it_is_told(project, command):
     ran = command("build", project.recipe, "--until", "pretrained")
-    assert (ran.code, ran.out) == (0, "stopped after pretrained, as asked\n")
+    assert (ran.code, ran.out) == (0, "stopped after pretrained because of --until\n")
     ran = command("build", project.recipe, "--until", "pretrained", "--fresh", "--json")
     content = json.loads(ran.out)
     assert (content["artifact"], content["verdict"], content["metrics"]) == (None, None, {})
@@ -148,7 +148,7 @@ def test_inspect_says_what_saturates(built_once, command):
     assert seen == command("inspect", built_once.artifact).out
     lines = [line for line in seen.splitlines() if "saturate" in line]
     assert len(lines) <= len(bounded)
-    assert all("of its sums do on 32 samples, SQNR " in line for line in lines)
+    assert all("of its sums saturate on 32 samples, SQNR " in line for line in lines)
 
 
 def test_inspect_fails_below_the_share_that_is_wanted(built_once, command):

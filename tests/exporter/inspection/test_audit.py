@@ -354,7 +354,10 @@ def test_inspect_uses_the_kind_of_cpu_that_the_file_states(residual, command):
     host = host_target(fingerprint())
     ran = command("inspect", residual("arm64"))
     said = ran.out.splitlines()
-    words = "made for arm64: fused as ONNX Runtime does there; its kernels were not run, for this CPU is"
+    words = (
+        "made for arm64: operators are fused as ONNX Runtime fuses them there; the kernels were not run, "
+        "because this CPU is"
+    )
     assert said[:-1] == ([] if host == "arm64" else [f"{words} {host}"])
     assert said[-1].startswith("100.0% of ")
     assert "x86" not in said[-1]

@@ -258,7 +258,7 @@ def test_a_node_that_quantize_static_excludes_can_still_run_in_int8(tmp_path, co
     )
     found = audit(tmp_path / "int8.onnx")
     assert (found.int8_mac_ratio, found.quantized_at_load) == (1.0, ("second",))
-    assert "  int8 all the same: second, " in command("inspect", tmp_path / "int8.onnx").out
+    assert "  int8: second (float in the file; " in command("inspect", tmp_path / "int8.onnx").out
 
 
 def test_a_bias_that_is_computed(inspected):
