@@ -1,7 +1,7 @@
-"""What a person may ask for: a recipe as frozen, strict, documented values read from TOML.
+"""The classes of a recipe: immutable, strictly typed and documented values that are read from TOML.
 
-One file a theme. The JSON Schema that `recipe_schema` makes of these classes is published as
-`docs/recipe.schema.json`; editors complete and check recipes with it.
+Each file holds one theme. `recipe_schema` builds a JSON Schema from these classes, which is published as
+`docs/recipe.schema.json`. Editors use it to complete and check recipes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`[export]`: the way to ONNX."""
+"""`[export]`: the conversion to ONNX."""
 
 from __future__ import annotations
 
@@ -11,25 +11,34 @@ from exporter.recipes.fields import Axis, Channels, Name, positive, refuse_witho
 
 
 class PreprocessConfig(FrozenModel):
-    """`[export.preprocess]`: pictures enter the graph as bytes; it makes (byte - mean) / std of them."""
+    """`[export.preprocess]`: the model takes images as uint8 and computes (value - mean) / std itself."""
 
-    input: str | None = Field(None, description="The input that holds pictures; by default the only one.")
-    mean: Channels = Field((127.0,), description="Of 0 to 255; one number, or one per channel.")
+    input: str | None = Field(
+        None, description="Name of the input that holds the images; may be omitted if there is one input."
+    )
+    mean: Channels = Field(
+        (127.0,),
+        description="Mean to subtract, on the scale 0 to 255: one number, or one per channel.",
+    )
     std: Annotated[Channels, AfterValidator(positive)] = Field(
-        (128.0,), description="Of 0 to 255; one number, or one per channel."
+        (128.0,),
+        description="Standard deviation to divide by, on the scale 0 to 255: one number, or one per "
+        "channel.",
     )
     layout: Literal["nhwc", "nchw"] = Field(
-        "nhwc", description="Order of the axes of the bytes; cameras and decoders give `nhwc`."
+        "nhwc",
+        description="Order of the axes of the uint8 input; cameras and image decoders deliver `nhwc`.",
     )
 
 
 class PostprocessConfig(FrozenModel):
-    """`[export.postprocess]`: what the graph makes of the network's class scores."""
+    """`[export.postprocess]`: the operation that the model applies to the class scores of the network."""
 
     kind: Literal["softmax", "argmax", "topk"] = Field(
-        description="`softmax`: probabilities; `argmax`: the class; `topk`: the k best classes and scores."
+        description="Output of the model. `softmax`: probabilities. `argmax`: index of the best class. "
+        "`topk`: the k best classes with their scores."
     )
-    k: int = Field(5, ge=1, le=100_000, description="How many classes `topk` gives.")
+    k: int = Field(5, ge=1, le=100_000, description="Number of classes that `topk` returns.")
 
     @model_validator(mode="after")
     def _k_counts(self) -> PostprocessConfig:
@@ -39,29 +48,37 @@ class PostprocessConfig(FrozenModel):
 
 
 class ExportConfig(FrozenModel):
-    """`[export]`: the way to ONNX."""
+    """`[export]`: the conversion to ONNX."""
 
     opset: int = Field(
         20,
         ge=18,
         le=23,
-        description="ONNX opset; the device's runtime must know it, and an old one knows only low numbers.",
+        description="Version of the ONNX operator set. The runtime on the device must support it; older "
+        "runtimes support only lower versions.",
     )
     dynamic: dict[str, dict[Axis, Name]] = Field(
         default_factory=dict,
-        description="Axes whose size the model leaves open, besides the batch: input, axis (from 1) and a "
-        'name for the size, as in `{ input_ids = { 1 = "sequence" } }`. Equal names are equal sizes.',
+        description="Input axes of variable size, besides the batch axis: input name, axis number (from 1) "
+        'and a name for the size, for example `{ input_ids = { 1 = "sequence" } }`. Axes with the same '
+        "name have the same size.",
     )
     preprocess: PreprocessConfig | None = Field(
-        None, description="Take pictures as bytes; the graph normalises them. Off by default."
+        None,
+        description="If set, the model takes images as uint8 and normalises them itself. Off by default.",
     )
     postprocess: PostprocessConfig | None = Field(
-        None, description="Give probabilities or classes instead of scores. Off by default."
+        None,
+        description="If set, the model returns probabilities or classes instead of scores. Off by default.",
     )
     min_sqnr_db: float = Field(
-        50.0, ge=0.0, le=200.0, description="Parity of torch and ONNX below which the build stops."
+        50.0,
+        ge=0.0,
+        le=200.0,
+        description="Minimum SQNR of the exported float model's outputs against PyTorch, in dB; the build "
+        "fails below it.",
     )
 
     def network_alone(self) -> ExportConfig:
-        """The same, with nothing done before and after the network: it takes what the data hold."""
+        """A copy without preprocessing and postprocessing: the exported model takes the data's arrays."""
         return self.model_copy(update={"preprocess": None, "postprocess": None})

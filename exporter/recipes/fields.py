@@ -1,4 +1,4 @@
-"""Types of keys that several tables share."""
+"""Types of recipe keys that several tables share."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 
 def _finite(arguments: dict[str, JsonValue]) -> dict[str, JsonValue]:
-    """Refuse NaN and infinity, which JSON lacks: arguments are hashed and kept as JSON."""
+    """Refuse NaN and infinity: arguments are hashed and stored as JSON, which cannot represent them."""
     json.dumps(arguments, allow_nan=False)
     return arguments
 
 
 def positive(values: tuple[float, ...]) -> tuple[float, ...]:
-    """Refuse numbers that are not above zero."""
+    """Refuse numbers that are zero or negative."""
     if min(values) <= 0:
         raise ValueError("must be above 0")
     return values
@@ -42,10 +42,15 @@ Channels = Annotated[tuple[Annotated[float, Field(ge=0.0, le=1e6)], ...], Field(
 
 
 def refuse_without_effect(config: FrozenModel, keys: Sequence[str], condition: str) -> None:
-    """Refuse keys that say something nobody would hear.
+    """Refuse keys that have no effect.
+
+    Args:
+        config: the table to check.
+        keys: names of its keys that have no effect.
+        condition: the reason, as it continues "KEY has no effect".
 
     Raises:
-        ValueError: the first whose value is not its default.
+        ValueError: a key has a value other than its default; the error names the first such key.
     """
     for key in keys:
         if getattr(config, key) != type(config).model_fields[key].default:

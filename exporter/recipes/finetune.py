@@ -1,4 +1,4 @@
-"""The stages `finetune` and `pretrain`: training on labels."""
+"""The stages `finetune` and `pretrain`: train on labels."""
 
 from __future__ import annotations
 
@@ -12,14 +12,27 @@ from exporter.recipes.training import StageConfig, SupervisedConfig
 
 
 class FewShotConfig(FrozenModel):
-    """The few-shot curve: transfer against random weights, at several sizes of data."""
+    """The few-shot curve: accuracy from pretrained and from random weights for several training sizes."""
 
     images: tuple[int, ...] = Field(
-        (10, 30, 100), min_length=1, description="Training samples of each class, one point each."
+        (10, 30, 100),
+        min_length=1,
+        description="Numbers of training samples per class, in ascending order; each is one point of the "
+        "curve.",
     )
-    seeds: int = Field(3, ge=2, le=100, description="Trainings of each kind and size; intervals need two.")
+    seeds: int = Field(
+        3,
+        ge=2,
+        le=100,
+        description="Number of seeds. Each point takes two trainings per seed: from pretrained and from "
+        "random weights.",
+    )
     epochs: int | None = Field(
-        None, ge=1, le=10_000, description="Epochs of each; by default the stage's. Small data need more."
+        None,
+        ge=1,
+        le=10_000,
+        description="Epochs of each training; by default those of the stage. Small training sets need "
+        "more.",
     )
 
     @field_validator("images")
@@ -27,38 +40,41 @@ class FewShotConfig(FrozenModel):
     def _two_of_each(cls, images: tuple[int, ...]) -> tuple[int, ...]:
         if min(images) < 2:
             raise ValueError(
-                "one sample of a class cannot be both learnt and held out; ask for two or more"
+                "one sample per class cannot be both trained on and held out; ask for two or more"
             )
         if list(images) != sorted(set(images)):
-            raise ValueError("the sizes do not grow; write each once, the smallest first")
+            raise ValueError("the sizes are not in ascending order; write each once, the smallest first")
         return images
 
 
 class FineTuneConfig(StageConfig, SupervisedConfig):
-    """`kind = "finetune"`: fit the pretrained network to the data."""
+    """`kind = "finetune"`: train the pretrained network on the recipe's data."""
 
     kind: Literal["finetune"]
     head: str | None = Field(
-        None, description="Module to initialise anew, such as `fc`; its old classes are forgotten."
+        None,
+        description="Name of the module, for example `fc`, whose weights are replaced by random ones "
+        "before training; use it if the classes are new.",
     )
     from_scratch: bool = Field(
         False,
-        description="Also train the same network from random weights on the same budget, and report "
-        "both: what the pretrained weights bought.",
+        description="If true, also train the same network from random weights for the same number of "
+        "epochs, and report both accuracies: the gain from the pretrained weights.",
     )
     few_shot: FewShotConfig | None = Field(
-        None, description="Do so on a few samples of each class too, and report the curve."
+        None,
+        description="If set, repeat that comparison with a few samples per class, and report the curve.",
     )
 
     @model_validator(mode="after")
     def _probe_fits_few_shots(self) -> FineTuneConfig:
         if self.few_shot is not None and self.probe_epochs >= (self.few_shot.epochs or self.epochs):
-            raise ValueError("few_shot.epochs leaves no epoch after probe_epochs; raise it")
+            raise ValueError("few_shot.epochs leaves no epoch after probe_epochs; raise few_shot.epochs")
         return self
 
 
 class PretrainConfig(StageConfig, SupervisedConfig):
-    """`kind = "pretrain"`: fit the network to other, source data first."""
+    """`kind = "pretrain"`: train the network on other data (the source data) first."""
 
     kind: Literal["pretrain"]
-    data: DataConfig = Field(description="The source data.")
+    data: DataConfig = Field(description="The data to pretrain on.")

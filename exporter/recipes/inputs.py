@@ -1,4 +1,4 @@
-"""Where networks, weights, teachers and samples come from."""
+"""`[model]`, `[data]` and teachers: sources of networks, weights and samples."""
 
 from __future__ import annotations
 
@@ -11,42 +11,49 @@ from exporter.recipes.fields import Arguments, Reference
 
 
 class ModelConfig(FrozenModel):
-    """`[model]`: where the network and its pretrained weights come from."""
+    """`[model]`: the source of the network and of its pretrained weights."""
 
     factory: Reference = Field(description="`module:callable` that returns a torch.nn.Module.")
-    args: Arguments = Field(default_factory=dict, description="Arguments of the factory.")
+    args: Arguments = Field(default_factory=dict, description="Keyword arguments of the factory.")
     checkpoint: str | None = Field(
         None,
-        description="Pretrained weights: a path relative to the recipe, or `pkg://package/path`. "
-        "`.safetensors`, or a PyTorch file that holds tensors only.",
+        description="File with pretrained weights: a path relative to the recipe, or `pkg://package/path`. "
+        "Either `.safetensors`, or a PyTorch file that holds only tensors. Without it, training starts "
+        "from random weights.",
     )
 
 
 class DataConfig(FrozenModel):
-    """`[data]`: where the samples come from."""
+    """`[data]`: the source of the samples."""
 
     factory: Reference = Field(description="`module:callable` that returns exporter.Splits.")
-    args: Arguments = Field(default_factory=dict, description="Arguments of the factory.")
+    args: Arguments = Field(default_factory=dict, description="Keyword arguments of the factory.")
 
 
 class TeacherConfig(FrozenModel):
-    """Another network to learn from."""
+    """A PyTorch network as a teacher."""
 
     factory: Reference = Field(description="`module:callable` that returns a torch.nn.Module.")
-    args: Arguments = Field(default_factory=dict, description="Arguments of the factory.")
-    checkpoint: str = Field(description="Its weights: a path relative to the recipe, or `pkg://`.")
+    args: Arguments = Field(default_factory=dict, description="Keyword arguments of the factory.")
+    checkpoint: str = Field(
+        description="File with the teacher's weights: a path relative to the recipe, or "
+        "`pkg://package/path`."
+    )
 
 
 class OnnxTeacherConfig(FrozenModel):
-    """A finished model to learn from, run by ONNX Runtime."""
+    """An ONNX model as a teacher; ONNX Runtime runs it."""
 
     model: str = Field(
-        description="An .onnx file, or another recipe's artifact, whose float model is taken; a path "
-        "relative to the recipe, or `pkg://`."
+        description="An .onnx file, or an artifact folder, whose float model is used: a path relative to "
+        "the recipe, or `pkg://package/path`."
     )
 
 
 Teacher = Annotated[
     str | TeacherConfig | OnnxTeacherConfig,
-    Field(description="The name of an earlier stage (or `pretrained`), another checkpoint, or a model."),
+    Field(
+        description="The teacher: the name of an earlier stage, `pretrained`, a table with `factory` and "
+        "`checkpoint`, or a table with `model`."
+    ),
 ]

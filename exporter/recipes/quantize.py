@@ -1,4 +1,4 @@
-"""`[quantize]`: the way to int8."""
+"""`[quantize]`: the quantization of the exported model."""
 
 from __future__ import annotations
 
@@ -13,61 +13,71 @@ from exporter.options import PRESERVING_REPAIRS, BlockSize, CalibrationMethod, R
 
 
 class FallbackConfig(FrozenModel):
-    """`[quantize.fallback]`: leave layers in float until a budget holds on held-out calibration samples."""
+    """`[quantize.fallback]`: keep layers in float until held-out calibration samples meet these limits."""
 
     max_drop: float = Field(
         0.01,
         ge=0.0,
         lt=1.0,
-        description="Accuracy that int8 may lose, as a share of the samples; without labels, the share "
-        "of samples on which it may disagree with float.",
+        description="Largest accuracy loss of int8 against float, as a fraction of the samples. Without "
+        "labels: largest fraction of samples whose predicted class differs.",
     )
     min_sqnr_db: float | None = Field(
-        None, ge=0.0, le=200.0, description="SQNR of the output that must be reached too, in dB."
+        None,
+        ge=0.0,
+        le=200.0,
+        description="Minimum SQNR of the int8 output against the float output, in dB; by default only "
+        "`max_drop` limits the loss.",
     )
-    max_layers: int = Field(8, ge=1, le=1000, description="Layers that may stay in float.")
+    max_layers: int = Field(8, ge=1, le=1000, description="Largest number of layers to keep in float.")
 
 
-# What has no meaning where activations stay in float.
+# Keys that have no effect if activations stay in float.
 _OF_ACTIVATIONS = frozenset({"samples", "method", "repair", "fallback"})
 
 
 class QuantizeConfig(FrozenModel):
-    """`[quantize]`: static int8, or weights alone in 4 bits, by ONNX Runtime."""
+    """`[quantize]`: static quantization to int8, or of weights only to 4 bits."""
 
-    target: TargetName = Field("auto", description="The CPU kind to ship to; `auto` is this one.")
+    target: TargetName = Field(
+        "auto", description="Kind of CPU that the model will run on; `auto` is the CPU of the build."
+    )
     onnxruntime: str | None = Field(
         None,
-        description='The ONNX Runtime to ship to, such as ">=1.28". Rewrites that need a newer one are '
-        "left out, and a network that needs a newer one is refused. By default rewrites run on every "
-        f"version that edgeproof supports, from {OLDEST} on, and the network may need a newer one.",
+        description='Versions of ONNX Runtime that the model must run on, for example ">=1.28". Rewrites '
+        "that need a newer version are left out, and a network that needs a newer version is an error. By "
+        f"default rewrites run on every version that edgeproof supports, from {OLDEST} on; the network may "
+        "need a newer one.",
     )
     samples: int | None = Field(
-        None, ge=1, description="Calibration samples to use; by default up to 256, as there are."
+        None, ge=1, description="Number of calibration samples to use; by default all, but at most 256."
     )
     method: CalibrationMethod = Field(
-        "minmax", description="How activation ranges are chosen from the calibration samples."
+        "minmax", description="Method that chooses the activation ranges from the calibration samples."
     )
-    exclude: tuple[str, ...] = Field((), description="Nodes to leave in float, by name.")
+    exclude: tuple[str, ...] = Field((), description="Names of ONNX nodes to keep in float.")
     bits: Literal[4, 8] = Field(
         8,
-        description="8: weights and activations. 4: weights of products alone, block by block, for "
-        "networks whose size is that of these; nothing is calibrated.",
+        description="8: quantize weights and activations. 4: quantize only the weights of matrix products, "
+        "in blocks, without calibration; for networks whose size is mostly such weights.",
     )
     block_size: BlockSize = Field(
-        32, description="Weights of 4 bits that share a scale: fewer are nearer to float, and larger."
+        32,
+        description="With `bits = 4`: number of weights that share a scale. Smaller blocks are more "
+        "accurate but make a larger file.",
     )
     min_int8_ratio: float = Field(
         0.0,
         ge=0.0,
         le=1.0,
-        description="The build fails if a smaller share of multiply-adds runs in int8, after fusion on "
-        "this CPU, or if the share is only an upper bound because an operator cannot be counted.",
+        description="Minimum fraction of multiply-adds that runs in int8, after fusion on this CPU. The "
+        "build fails below it, or if an operator cannot be counted, because the fraction is then only an "
+        "upper bound.",
     )
     repair: tuple[RepairName, ...] = Field(
         (),
-        description="Accuracy repairs, in this order; each is kept only if it brings the int8 output "
-        "nearer to float on held-out calibration samples.",
+        description="Accuracy repairs to try, in this order. Each is kept only if it brings the int8 "
+        "output nearer to float on held-out calibration samples.",
     )
     fallback: FallbackConfig | None = None
 
@@ -83,18 +93,22 @@ class QuantizeConfig(FrozenModel):
         if (problem := repair_order_problem(self.repair)) is not None:
             raise ValueError(problem)
         if self.bits == 4 and (unused := self.model_fields_set & _OF_ACTIVATIONS):
-            raise ValueError(f"bits = 4 rounds no activations: leave out {', '.join(sorted(unused))}")
+            raise ValueError(
+                f"bits = 4 does not quantize activations; leave out {', '.join(sorted(unused))}"
+            )
         if self.bits == 8 and "block_size" in self.model_fields_set:
-            raise ValueError("block_size goes with bits = 4: 8 bits have a scale for each channel")
+            raise ValueError(
+                "block_size has no effect with bits = 8, which has one scale per channel; leave it out"
+            )
         return self
 
 
 def repair_order_problem(names: Sequence[str]) -> str | None:
-    """What is wrong with a list of repairs, or None."""
+    """Describe the error in the order of a list of repairs; None if the order is valid."""
     for index, name in enumerate(names):
         if name in names[:index]:
             return f"repair {name!r} is named twice"
         bending = [n for n in names[:index] if n not in PRESERVING_REPAIRS]
         if name in PRESERVING_REPAIRS and bending:
-            return f"repair {name!r} must stand before {bending[0]!r}, whose work it would undo"
+            return f"repair {name!r} must come before {bending[0]!r}, because it would undo its effect"
     return None

@@ -1,4 +1,4 @@
-"""Reading recipes from TOML."""
+"""Read recipes from TOML."""
 
 from __future__ import annotations
 
@@ -22,52 +22,62 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Args:
         path: a TOML file.
-        overrides: `table.key=value` texts that replace values; a stage is named by its position or
-            name, as in `stage.finetune.epochs=5`.
+        overrides: `table.key=value` texts that replace values. A stage is named by its position or its
+            name, for example `stage.finetune.epochs=5`.
 
     Raises:
-        RecipeError: with file, key and what to do.
+        RecipeError: the file cannot be read, or a key or value is invalid; the error names file and key.
     """
     try:
         if path.stat().st_size > MAX_RECIPE_BYTES:
-            raise RecipeError(path, "is larger than a recipe can be", "check the path")
+            raise RecipeError(
+                path, f"is larger than a recipe can be ({MAX_RECIPE_BYTES:,} bytes)", "check the path"
+            )
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RecipeError(path, f"cannot be read ({error.strerror})", "check the path") from error
-    except (ValueError, RecursionError) as error:  # also for numbers of thousands of digits
-        raise RecipeError(path, f"is no TOML ({error})", "mend the line") from error
+    except (ValueError, RecursionError) as error:  # ValueError also for numbers of thousands of digits
+        raise RecipeError(path, f"is not valid TOML ({error})", "correct the file") from error
     for override in overrides:
         _apply_override(content, override)
     return recipe_from(content, path)
 
 
 def recipe_from(content: Mapping[str, Any], place: object) -> Recipe:
-    """Validate nested tables.
+    """Validate the nested tables of a recipe.
+
+    Args:
+        content: the tables, as TOML or JSON readers return them.
+        place: name of the recipe in errors.
 
     Raises:
-        RecipeError: with `place`, key and what to do.
+        RecipeError: a key or value is invalid; the error names `place` and the key.
     """
     try:
-        # By way of JSON, whose arrays may become tuples where Python's strict lists may not.
+        # Strict mode converts JSON arrays to tuples, but not Python lists: hence the detour through JSON.
         return Recipe.model_validate_json(json.dumps(content, default=str))
     except ValidationError as error:
         key, cause, fix = explain_validation(error, Recipe)
         raise RecipeError(place if key == THE_FILE else f"{place}: {key}", cause, fix) from error
     except RecursionError as error:
-        raise RecipeError(place, "its tables are nested too deeply", "flatten them") from error
+        raise RecipeError(place, "its tables are nested too deeply", "remove levels of nesting") from error
 
 
 def _apply_override(content: dict[str, Any], override: str) -> None:
-    """Replace one value in nested tables, making tables on the way where there are none."""
+    """Replace one value in nested tables; create missing tables on the way."""
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
-        raise RecipeError(f"--set {override}", "is no table.key=value", "write such as stage.0.epochs=3")
+        raise RecipeError(
+            f"--set {override}",
+            "does not have the form table.key=value",
+            "write for example stage.0.epochs=3",
+        )
     table: Any = content
     for part in parts[:-1]:
         table = _enter(table, part, override)
     if not isinstance(table, dict):
-        raise RecipeError(f"--set {override}", f"{parts[-2]!r} is no table", "check the key")
+        raise RecipeError(f"--set {override}", f"{parts[-2]!r} is not a table", "check the key")
     table[parts[-1]] = _toml_value(text.strip())
 
 
@@ -82,13 +92,15 @@ def _enter(table: Any, part: str, override: str) -> Any:
         if part in names:
             return table[names.index(part)]
         raise RecipeError(
-            f"--set {override}", f"there is no stage {part!r}", f"there are: {', '.join(map(str, names))}"
+            f"--set {override}",
+            f"there is no stage {part!r}",
+            f"choose one of: {', '.join(map(str, names))}",
         )
-    raise RecipeError(f"--set {override}", f"{part!r} lies in no table", "check the key")
+    raise RecipeError(f"--set {override}", f"{part!r} is not inside a table", "check the key")
 
 
 def _toml_value(text: str) -> Any:
-    """A TOML value, or the text itself where it is none: `--set name=test` needs no quotes."""
+    """Parse a TOML value; return the text itself if it is not TOML: `--set name=test` needs no quotes."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except (ValueError, RecursionError):

@@ -18,19 +18,23 @@ from exporter.recipes.quantize import QuantizeConfig
 from exporter.recipes.shrink import ShrinkConfig
 from exporter.recipes.stages import Stage, teachers_of, trains
 
-# The steps that every build has, in order; the stages run after the first.
+# The steps of every build, in order; the stages of the recipe run after the first step.
 RESERVED_NAMES = ("pretrained", "export", "quantize", "parity", "gate")
 
 
 class Recipe(FrozenModel):
-    """The whole way from a checkpoint to a gated artifact."""
+    """A recipe: all settings of a build, from the checkpoint to the gated artifact."""
 
-    name: Name = Field(description="Name of the artifact.")
-    seed: int = Field(0, ge=0, le=2**31 - 1, description="Of everything random in the build.")
+    name: Name = Field(
+        description="Name of the artifact; its folder is `artifacts/NAME` unless `--out` names another."
+    )
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="Seed of all random numbers in the build.")
     model: ModelConfig
     data: DataConfig
     train: TrainConfig = Field(default_factory=TrainConfig)
-    stage: tuple[Stage, ...] = Field((), description="Stages in PyTorch, in the order they run.")
+    stage: tuple[Stage, ...] = Field(
+        (), description="Stages in PyTorch (training, pruning and so on), in the order in which they run."
+    )
     export: ExportConfig = Field(default_factory=ExportConfig)
     quantize: QuantizeConfig = Field(default_factory=QuantizeConfig)
     bench: BenchConfig = Field(default_factory=BenchConfig)
@@ -47,8 +51,8 @@ class Recipe(FrozenModel):
             for teacher in teachers_of(stage):
                 if isinstance(teacher, str) and teacher not in earlier:
                     raise ValueError(
-                        f"teacher {teacher!r} of stage {name!r} is no earlier stage; "
-                        f"there are: {', '.join(earlier)}"
+                        f"teacher {teacher!r} of stage {name!r} is not an earlier stage; "
+                        f"choose one of: {', '.join(earlier)}"
                     )
                 if teacher == "pretrained" and self.model.checkpoint is None:
                     raise ValueError(
@@ -59,33 +63,46 @@ class Recipe(FrozenModel):
             if untrained and isinstance(stage, FineTuneConfig) and (stage.from_scratch or stage.few_shot):
                 raise ValueError(
                     f"stage {name!r} would compare random weights with random weights; set "
-                    "model.checkpoint or pretrain first, or leave from_scratch and few_shot out"
+                    "model.checkpoint, add an earlier stage that trains, or leave out from_scratch and "
+                    "few_shot"
                 )
             if isinstance(stage, QatConfig):
                 self._check_qat(index, name)
             if isinstance(stage, ShrinkConfig) and stage.precision == "int8" and self.quantize.bits != 8:
-                raise ValueError(f'stage {name!r} measures 8 bits; set its precision = "fp32"')
+                raise ValueError(
+                    f"stage {name!r} measures int8 models, but quantize.bits is {self.quantize.bits}; "
+                    'set its precision = "fp32"'
+                )
         if self.model.checkpoint is None and not any(trains(s) for s in self.stage):
-            raise ValueError("nothing was ever trained: name model.checkpoint or add a stage that trains")
+            raise ValueError(
+                "the network is never trained; set model.checkpoint or add a stage that trains"
+            )
         return self
 
     def _check_qat(self, index: int, name: str) -> None:
         if index + 1 < len(self.stage):
-            raise ValueError(f"stage {name!r} must be the last: others would undo what it learned")
+            raise ValueError(f"stage {name!r} is not the last stage; move it to the end")
         if self.quantize.repair or self.quantize.fallback is not None:
             raise ValueError(
-                f"stage {name!r} trains the plain int8 model; remove quantize.repair and quantize.fallback"
+                f"stage {name!r} trains the int8 model without repairs and fallback; "
+                "remove quantize.repair and quantize.fallback"
             )
         if self.quantize.bits != 8:
-            raise ValueError(f"stage {name!r} trains for 8 bits; remove quantize.bits")
+            raise ValueError(
+                f"stage {name!r} trains for 8 bits, but quantize.bits is {self.quantize.bits}; "
+                "remove quantize.bits"
+            )
 
     def stage_names(self) -> list[str]:
-        """The name of each stage: its own, or its kind, numbered from the second of a kind on."""
+        """The name of each stage; see `numbered` for a stage without a name."""
         return numbered([(stage.name, stage.kind) for stage in self.stage])
 
 
 def numbered(stages: Sequence[tuple[str | None, str]]) -> list[str]:
-    """Names of stages given as (name or None, kind): the kind stands in, numbered from the second on."""
+    """The names of stages, each given as (name or None, kind).
+
+    A stage without a name is called by its kind; the second one of a kind is `KIND-2`, and so on.
+    """
     names: list[str] = []
     for index, (name, kind) in enumerate(stages):
         before = sum(n is None and k == kind for n, k in stages[:index])

@@ -1,4 +1,4 @@
-"""Any stage, and what can be asked of each."""
+"""The type of any stage, and questions about a stage."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from exporter.recipes.training import Training
 
 
 def trains(stage: object) -> bool:
-    """Whether a stage fits weights to data."""
+    """Whether a stage trains weights."""
     if isinstance(stage, Training):
         return stage.epochs > 0
     return getattr(stage, "gradual", None) is not None
 
 
 def teachers_of(stage: object) -> tuple[str | TeacherConfig | OnnxTeacherConfig, ...]:
-    """Whom a stage learns from; most learn from none."""
+    """The teachers of a stage; empty for most stages."""
     if isinstance(stage, ShrinkConfig):
         stage = stage.distillation()
     return stage.teachers() if isinstance(stage, DistillConfig) else ()

@@ -1,4 +1,4 @@
-"""How weights are fitted; the keys that all stages that train have in common."""
+"""Keys that several kinds of stages share, most of them about training."""
 
 from __future__ import annotations
 
@@ -11,53 +11,83 @@ from exporter.recipes.fields import Fraction, Name
 
 
 class Training(FrozenModel):
-    """How weights are fitted: AdamW with a linear warmup and a cosine schedule, best epoch kept."""
+    """Settings of a training: AdamW with linear warmup and a cosine schedule; the best epoch is kept."""
 
-    epochs: int = Field(2, ge=1, le=10_000, description="Passes over the training data.")
-    batch_size: int = Field(64, ge=1, le=65_536, description="Samples per step, over all devices.")
-    learning_rate: float = Field(1e-3, gt=0.0, le=10.0, description="Peak of the cosine schedule.")
-    layer_decay: float = Field(
-        1.0, gt=0.0, le=1.0, description="Factor on the learning rate from each layer to the one below it."
+    epochs: int = Field(2, ge=1, le=10_000, description="Number of passes over the training data.")
+    batch_size: int = Field(
+        64, ge=1, le=65_536, description="Number of samples per training step, over all devices together."
     )
-    weight_decay: float = Field(1e-2, ge=0.0, le=1.0, description="AdamW's decoupled weight decay.")
-    warmup: float = Field(0.1, ge=0.0, lt=1.0, description="Share of all steps spent warming up.")
+    learning_rate: float = Field(
+        1e-3, gt=0.0, le=10.0, description="Highest learning rate of the cosine schedule."
+    )
+    layer_decay: float = Field(
+        1.0,
+        gt=0.0,
+        le=1.0,
+        description="Factor by which the learning rate falls from each layer to the one before it, "
+        "starting at the last layer; 1 trains all layers at the same rate.",
+    )
+    weight_decay: float = Field(
+        1e-2, ge=0.0, le=1.0, description="Decoupled weight decay of AdamW; biases and norms do not decay."
+    )
+    warmup: float = Field(
+        0.1,
+        ge=0.0,
+        lt=1.0,
+        description="Fraction of all training steps in which the learning rate rises linearly from 0.",
+    )
     validation: Fraction = Field(
         0.1,
-        description="Share of the training data held out to choose the best epoch; the evaluation "
-        "split is never used to choose anything.",
+        description="Fraction of the training data that is held out to choose the best epoch; the "
+        "evaluation split is never used to choose anything.",
     )
     freeze: tuple[str, ...] = Field(
         (),
-        description="Modules that learn nothing, norm statistics included; by name or dotted prefix.",
+        description="Modules that are not trained, by name or dotted prefix; their BatchNorm statistics do "
+        "not change either.",
     )
     unfreeze_epoch: int | None = Field(
-        None, ge=1, description="Epoch (from 0) at which frozen modules begin to learn too."
+        None,
+        ge=1,
+        description="Epoch (from 0) from which on the modules in `freeze` are trained too; by default "
+        "never.",
     )
     unfreeze_every: int | None = Field(
         None,
         ge=1,
-        description="Epochs between one frozen module and the next to learn, the last named first; by "
-        "default all begin at unfreeze_epoch.",
+        description="Number of epochs after which the next module of `freeze` is trained too, starting "
+        "with the last one in the list; by default all start at `unfreeze_epoch`.",
     )
     probe_epochs: int = Field(
         0,
         ge=0,
-        description="Epochs, of all, at the start in which the last layer alone learns; the rest has a "
-        "schedule of its own.",
+        description="Number of epochs at the start, included in `epochs`, in which only the last layer is "
+        "trained. The remaining epochs have their own learning rate schedule.",
     )
     norm_statistics: Literal["batch", "frozen"] = Field(
         "batch",
-        description="What BatchNorm divides by while training: `frozen` keeps the statistics it came with, "
-        "which small batches need.",
+        description="Mean and variance that BatchNorm uses during training: `batch` those of each batch, "
+        "`frozen` the stored ones, which do not change. Use `frozen` with small batches.",
     )
     ema: float = Field(
-        0.0, ge=0.0, lt=1.0, description="Decay of a running average of the weights, kept instead of them."
+        0.0,
+        ge=0.0,
+        lt=1.0,
+        description="Decay of an exponential moving average of the weights, which replaces the weights; "
+        "0 turns it off.",
     )
     patience: int | None = Field(
-        None, ge=1, description="Epochs without a better validation accuracy after which training stops."
+        None,
+        ge=1,
+        description="Training stops after this number of epochs without a better validation accuracy; by "
+        "default it never stops early.",
     )
     mixup: float = Field(
-        0.0, ge=0.0, le=10.0, description="Alpha of mixup's Beta distribution; 0 mixes nothing."
+        0.0,
+        ge=0.0,
+        le=10.0,
+        description="Parameter alpha of the Beta distribution from which mixup draws its weights; 0 turns "
+        "mixup off.",
     )
 
     @model_validator(mode="after")
@@ -68,29 +98,40 @@ class Training(FrozenModel):
                 "raise epochs"
             )
         if self.unfreeze_every is not None and self.unfreeze_epoch is None:
-            raise ValueError("unfreeze_every needs unfreeze_epoch; set the epoch at which the first learns")
+            raise ValueError(
+                "unfreeze_every needs unfreeze_epoch; set unfreeze_epoch to the epoch of the first module"
+            )
         if self.unfreeze_epoch is not None and not self.freeze:
-            raise ValueError("unfreeze_epoch has nothing to unfreeze; name modules in freeze")
+            raise ValueError("unfreeze_epoch has no effect without freeze; name modules in freeze")
         if self.unfreeze_epoch is not None and 0 < self.epochs <= self.unfreeze_epoch:
             raise ValueError(
                 f"unfreeze_epoch ({self.unfreeze_epoch}) is never reached in {self.epochs} epochs; "
-                "lower it, or leave it out"
+                "lower unfreeze_epoch, or leave it out"
             )
         return self
 
 
 class SupervisedConfig(Training):
-    """Training on labels alone."""
+    """Settings of a training on labels only."""
 
-    label_smoothing: float = Field(0.0, ge=0.0, lt=1.0, description="Share spread over all classes.")
+    label_smoothing: float = Field(
+        0.0,
+        ge=0.0,
+        lt=1.0,
+        description="Fraction of each label that is spread equally over all classes.",
+    )
     class_weights: Literal["equal", "balanced"] = Field(
         "equal",
-        description="Weight of each class in the loss: `balanced` makes rare classes count as much as "
-        "frequent ones.",
+        description="Weight of the samples in the loss. `equal`: all the same. `balanced`: every class has "
+        "the same total weight, however rare it is.",
     )
 
 
 class StageConfig(FrozenModel):
-    """What all stages have in common."""
+    """Keys that all stages share."""
 
-    name: Name | None = Field(None, description="How later stages call this one; else its kind.")
+    name: Name | None = Field(
+        None,
+        description="Name of the stage, by which later stages and `--set` refer to it; by default its "
+        "`kind`, followed by `-2`, `-3` and so on if the kind occurs again.",
+    )

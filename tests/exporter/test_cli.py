@@ -267,7 +267,7 @@ def module(project, text):
 
 
 BAD_PROJECTS = {
-    "no TOML": (lambda p: p.recipe.write_text("name = "), "is no TOML"),
+    "no TOML": (lambda p: p.recipe.write_text("name = "), "is not valid TOML"),
     "unknown key": (
         lambda p: p.edit("recipe.toml", "epochs", "epoch"),
         "recipe.toml: stage.0.finetune.epoch: unknown key; use one of: batch_size",
@@ -367,7 +367,7 @@ def test_bad_projects_are_refused_in_one_line(project, command, name):
     ("arguments", "words"),
     [
         (["build", "absent.toml"], "absent.toml: cannot be read (No such file or directory)"),
-        (["build", "recipe.toml", "--set", "seed"], "--set seed: is no table.key=value"),
+        (["build", "recipe.toml", "--set", "seed"], "--set seed: does not have the form table.key=value"),
         (["build", "recipe.toml", "--set", "stage.tune.epochs=1"], "there is no stage 'tune'"),
         (["build", "recipe.toml", "--until", "never"], "is no step of this recipe"),
         (["build", "recipe.toml", "--out", "."], "is a folder with other content"),

@@ -256,7 +256,7 @@ def test_too_few_samples(splits):
     [
         (("smoothe",), "there is no repair 'smoothe'; choose from: .*equalize"),
         (("bias", "bias"), "repair 'bias' is named twice"),
-        (("bias", "equalize"), "repair 'equalize' must stand before 'bias'"),
+        (("bias", "equalize"), "repair 'equalize' must come before 'bias'"),
     ],
 )
 def test_invalid_lists_of_repairs_are_rejected(onnx_models, splits, tmp_path, names, match):
@@ -267,7 +267,7 @@ def test_invalid_lists_of_repairs_are_rejected(onnx_models, splits, tmp_path, na
 @pytest.mark.parametrize(
     ("table", "match"),
     [
-        ({"repair": ["bias", "equalize"]}, "must stand before"),
+        ({"repair": ["bias", "equalize"]}, "must come before"),
         ({"repair": ["polish"]}, "quantize.repair"),
         ({"fallback": {"max_drop": 1.5}}, "quantize.fallback.max_drop"),
         ({"fallback": {"max_layers": 0}}, "quantize.fallback.max_layers"),
@@ -302,7 +302,7 @@ def test_the_command_repairs(command, onnx_models, splits, tmp_path):
     assert refused.code == 2
     refused = command(*arguments, "--repair", "bias", "--repair", "equalize")
     assert refused.code == 2
-    assert "must stand before" in refused.err
+    assert "must come before" in refused.err
     assert read_evaluation(data).labels is not None
     found = quantize_file(onnx_models.float, data, out, repairs=RepairSettings(("bias",)))
     assert found.made.repairs[0].repair == "bias"

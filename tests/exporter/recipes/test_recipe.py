@@ -1,4 +1,4 @@
-"""Recipes: what is refused, in which words; defaults; overrides; the published schema."""
+"""Recipes: refused values and their messages, defaults, overrides, and the published schema."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FINETUNE = '[[stage]]\nkind = "finetune"\n'
 
 @pytest.fixture
 def write(tmp_path):
-    """Write a recipe that is complete but for `extra`, and give its path."""
+    """Write a recipe that consists of the required tables and `extra`; return its path."""
 
     def recipe(extra=FINETUNE, *, tables=TABLES, head='name = "tiny"\n'):
         path = tmp_path / "recipe.toml"
@@ -81,7 +81,7 @@ def test_the_kind_decides_the_class_of_a_stage(write):
     assert recipe.stage_names() == ["finetune", "pretrain", "prune", "distill", "distill-2"]
 
 
-def test_own_names_do_not_count_among_the_numbered(write):
+def test_stages_with_a_name_are_not_numbered(write):
     recipe = read_recipe(write(FINETUNE + FINETUNE + 'name = "second"\n' + FINETUNE))
     assert recipe.stage_names() == ["finetune", "second", "finetune-2"]
 
@@ -167,7 +167,7 @@ def test_wrong_types_and_impossible_values(write, extra, key, given):
         ("3", "teacher: 3 is refused; input should be a valid string"),
     ],
 )
-def test_a_teacher_is_read_as_what_it_comes_nearest_to(write, teacher, told):
+def test_errors_in_a_teacher_are_about_the_most_similar_form(write, teacher, told):
     path = write(f'[[stage]]\nkind = "distill"\nteacher = {teacher}\n')
     assert str(refusal(path)).startswith(f"{path}: stage.0.distill.{told}")
 
@@ -175,14 +175,14 @@ def test_a_teacher_is_read_as_what_it_comes_nearest_to(write, teacher, told):
 @pytest.mark.parametrize(
     ("extra", "told"),
     [
-        ("", "nothing was ever trained; name model.checkpoint or add a stage that trains"),
+        ("", "the network is never trained; set model.checkpoint or add a stage that trains"),
         (
             '[[stage]]\nkind = "prune"\ntarget = {}\n',
-            "stage.0.prune.target: give one of sparsity, threshold, pattern; there are 0",
+            "stage.0.prune.target: 0 of its keys are set; set exactly one of sparsity, threshold, pattern",
         ),
         (
             FINETUNE + "[quantize]\nbits = 4\nsamples = 3\n",
-            "quantize: bits = 4 rounds no activations; leave out samples",
+            "quantize: bits = 4 does not quantize activations; leave out samples",
         ),
         (
             FINETUNE + "[export.preprocess]\nstd = [0.0]\n",
@@ -194,13 +194,13 @@ def test_a_teacher_is_read_as_what_it_comes_nearest_to(write, teacher, told):
         ),
     ],
 )
-def test_tables_and_lists_are_not_printed(write, extra, told):
+def test_errors_do_not_print_whole_tables_and_lists(write, extra, told):
     path = write(extra)
     assert str(refusal(path)) == f"{path}: {told}"
 
 
 @pytest.mark.parametrize("name", ["", "-x", "a b", "a/b", "../x", "é", "a\\n", "x" * 65])
-def test_a_name_must_serve_as_a_file_name(write, name):
+def test_a_name_must_be_usable_as_a_file_name(write, name):
     assert refusal(write(head=f'name = "{name}"\n')).place.endswith(": name")
 
 
@@ -211,7 +211,7 @@ def test_a_factory_is_a_dotted_path(write, reference):
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "[1, -inf]", "{ a = nan }"])
-def test_arguments_must_be_what_json_can_hold(write, value):
+def test_arguments_must_be_representable_in_json(write, value):
     extra = FINETUNE + f"[data.args]\nx = {value}\n"
     assert refusal(write(extra)).place.endswith(": data.args")
 
@@ -238,33 +238,36 @@ def test_stage_names_are_unique_and_not_reserved(write, name):
 def test_a_teacher_must_come_earlier(write, stages, teacher, known):
     distill = f'[[stage]]\nkind = "distill"\nteacher = "{teacher}"\n' + FINETUNE + 'name = "late"\n'
     error = refusal(write(stages + distill))
-    assert error.cause == f"teacher {teacher!r} of stage 'distill' is no earlier stage"
-    assert error.fix == f"there are: {known}"
+    assert error.cause == f"teacher {teacher!r} of stage 'distill' is not an earlier stage"
+    assert error.fix == f"choose one of: {known}"
 
 
 @pytest.mark.parametrize(
     ("after", "problem"),
     [
-        (FINETUNE, "stage 'qat' must be the last; others would undo what it learned"),
+        (FINETUNE, "stage 'qat' is not the last stage; move it to the end"),
         ('[quantize]\nrepair = ["bias"]\n', "remove quantize.repair and quantize.fallback"),
         ("[quantize.fallback]\n", "remove quantize.repair and quantize.fallback"),
-        ("[quantize]\nbits = 4\n", "stage 'qat' trains for 8 bits; remove quantize.bits"),
+        (
+            "[quantize]\nbits = 4\n",
+            "stage 'qat' trains for 8 bits, but quantize.bits is 4; remove quantize.bits",
+        ),
     ],
 )
-def test_nothing_may_undo_what_qat_learned(write, after, problem):
+def test_settings_that_undo_qat_are_refused(write, after, problem):
     text = FINETUNE + '[[stage]]\nkind = "qat"\n'
     read_recipe(write(text))
     assert problem in str(refusal(write(text + after)))
 
 
 @pytest.mark.parametrize("teacher", ["pretrained", "finetune"])
-def test_an_earlier_stage_may_teach(write, teacher):
+def test_an_earlier_stage_can_be_a_teacher(write, teacher):
     distill = f'[[stage]]\nkind = "distill"\nteacher = "{teacher}"\n'
     recipe = read_recipe(write(FINETUNE + distill, tables=WITH_CHECKPOINT))
     assert recipe.stage[1].teacher == teacher
 
 
-def test_random_weights_do_not_teach(write):
+def test_a_teacher_with_random_weights_is_refused(write):
     text = FINETUNE + '[[stage]]\nkind = "distill"\nteacher = "pretrained"\n'
     assert "teacher 'pretrained' of stage 'distill' has random weights" in str(refusal(write(text)))
 
@@ -293,14 +296,14 @@ def test_keys_without_effect_are_refused(write, lines, key):
     assert f"{key} has no effect" in str(refusal(write(f"{FINETUNE}[[stage]]\n{lines}\n")))
 
 
-def test_postprocessing_that_gives_no_classes_has_no_k(write):
+def test_k_is_refused_without_topk(write):
     text = FINETUNE + '[export.postprocess]\nkind = "softmax"\nk = 3\n'
     assert "k has no effect with softmax" in str(refusal(write(text)))
 
 
 def test_something_must_be_trained(write):
     prune = '[[stage]]\nkind = "prune"\ntarget = { sparsity = 0.5 }\n'
-    assert "nothing was ever trained; name model.checkpoint" in str(refusal(write(prune)))
+    assert "the network is never trained; set model.checkpoint" in str(refusal(write(prune)))
     checkpoint = 'checkpoint = "weights.pth"\n'
     tables = TABLES.replace("[data]", checkpoint + "[data]")
     assert read_recipe(write(prune, tables=tables)).model.checkpoint == "weights.pth"
@@ -309,15 +312,15 @@ def test_something_must_be_trained(write):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"name = ", "is no TOML"),
-        (b"name = 'a'\nname = 'b'", "is no TOML"),
-        (b"\xff\xfe", "is no TOML"),
-        (b"seed = " + b"9" * 5000, "is no TOML"),
-        (b"seed = " + b"[" * 20_000, "is no TOML"),
+        (b"name = ", "is not valid TOML"),
+        (b"name = 'a'\nname = 'b'", "is not valid TOML"),
+        (b"\xff\xfe", "is not valid TOML"),
+        (b"seed = " + b"9" * 5000, "is not valid TOML"),
+        (b"seed = " + b"[" * 20_000, "is not valid TOML"),
         (b"#" * (2 << 20), "is larger than a recipe can be"),
     ],
 )
-def test_files_that_are_no_recipe(tmp_path, content, words):
+def test_files_that_are_not_a_recipe(tmp_path, content, words):
     path = tmp_path / "recipe.toml"
     path.write_bytes(content)
     error = refusal(path)
@@ -330,7 +333,7 @@ def test_files_that_cannot_be_read(tmp_path):
     assert "directory" in refusal(tmp_path).cause
 
 
-def test_tables_can_be_nested_too_deeply():
+def test_too_deeply_nested_tables_are_refused():
     nested: dict[str, object] = {}
     for _ in range(100_000):
         nested = {"a": nested}
@@ -338,7 +341,7 @@ def test_tables_can_be_nested_too_deeply():
         with pytest.raises(RecipeError, match="nested"):
             recipe_from({"name": nested}, "recipe")
     finally:
-        while nested:  # freed level by level: the interpreter would recurse
+        while nested:  # freed level by level, because the interpreter would free it recursively
             nested = nested.popitem()[1]
 
 
@@ -373,13 +376,13 @@ def test_later_overrides_win(write):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("seed", "is no table.key=value"),
-        ("=3", "is no table.key=value"),
-        ("a..b=3", "is no table.key=value"),
-        ("name.x=3", "'name' is no table"),
-        ("name.x.y=3", "'x' lies in no table"),
-        ("stage.epochs=3", "'stage' is no table"),
-        ("stage.prune.epochs=3", "there is no stage 'prune'; there are: finetune"),
+        ("seed", "does not have the form table.key=value"),
+        ("=3", "does not have the form table.key=value"),
+        ("a..b=3", "does not have the form table.key=value"),
+        ("name.x=3", "'name' is not a table"),
+        ("name.x.y=3", "'x' is not inside a table"),
+        ("stage.epochs=3", "'stage' is not a table"),
+        ("stage.prune.epochs=3", "there is no stage 'prune'; choose one of: finetune"),
         ("stage.1.epochs=3", "there is no stage '1'"),
         ("stage.².epochs=3", "there is no stage '²'"),
         ("stage.finetune.epoch=3", "unknown key; use one of: batch_size"),
@@ -388,23 +391,23 @@ def test_later_overrides_win(write):
         ("seed=" + "[" * 20_000, "is refused"),
     ],
 )
-def test_overrides_that_make_no_sense(write, override, words):
+def test_invalid_overrides_are_refused(write, override, words):
     assert words in str(refusal(write(), override))
 
 
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
-        ("target = {}", "give one of sparsity, threshold, pattern; there are 0"),
-        ("target = { sparsity = 0.5, threshold = 0.1 }", "there are 2"),
-        ("target = { pattern = '4:4' }", "keeps 4 of 4; write such as 2:4"),
+        ("target = {}", "0 of its keys are set; set exactly one of sparsity, threshold, pattern"),
+        ("target = { sparsity = 0.5, threshold = 0.1 }", "2 of its keys are set"),
+        ("target = { pattern = '4:4' }", "keeps 4 of 4 weights; write N:M with 0 < N < M, for example 2:4"),
         ("target = { pattern = '0:4' }", "keeps 0 of 4"),
         ("target = { sparsity = 0.5 }\nmethod = 'movement'", "add gradual = { epochs = 3 }"),
         ("target = { threshold = 0.5 }\ngradual = {}", "set target.sparsity"),
         ("target = { sparsity = 0.5 }\ngradual = { begin = 0.8, end = 0.5 }", "is not after begin"),
     ],
 )
-def test_prunings_that_make_no_sense(write, lines, words):
+def test_invalid_prune_stages_are_refused(write, lines, words):
     error = refusal(write(f'[[stage]]\nkind = "prune"\n{lines}\n'))
     assert words in str(error)
 
@@ -414,29 +417,32 @@ def test_prunings_that_make_no_sense(write, lines, words):
     [
         ("epochs = 2\nprobe_epochs = 2", "leaves no epoch of 2 to train the rest; raise epochs"),
         ("unfreeze_every = 2", "unfreeze_every needs unfreeze_epoch"),
-        ("unfreeze_epoch = 1", "unfreeze_epoch has nothing to unfreeze; name modules in freeze"),
+        ("unfreeze_epoch = 1", "unfreeze_epoch has no effect without freeze; name modules in freeze"),
         ("freeze = ['a']\nunfreeze_epoch = 2", "unfreeze_epoch (2) is never reached in 2 epochs"),
-        ("few_shot = { images = [5, 2] }", "the sizes do not grow; write each once"),
-        ("few_shot = { images = [2, 2] }", "the sizes do not grow; write each once"),
+        ("few_shot = { images = [5, 2] }", "the sizes are not in ascending order; write each once"),
+        ("few_shot = { images = [2, 2] }", "the sizes are not in ascending order; write each once"),
         ("layer_decay = 0.0", "layer_decay"),
         ("norm_statistics = 'none'", "norm_statistics"),
     ],
 )
-def test_trainings_that_make_no_sense(write, lines, words):
+def test_invalid_training_settings_are_refused(write, lines, words):
     assert words in str(refusal(write(f"{FINETUNE}{lines}\n")))
 
 
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
-        ("teacher = []", "teacher is empty; name one"),
-        ("teacher = ['finetune', 'later']", "teacher 'later' of stage 'distill' is no earlier stage"),
+        ("teacher = []", "teacher is an empty list; name at least one teacher"),
+        ("teacher = ['finetune', 'later']", "teacher 'later' of stage 'distill' is not an earlier stage"),
         ("teacher = 'pretrained'\nunlabelled = { factory = 'a:b' }\nmixup = 0.2", "set mixup = 0"),
-        ("teacher = 'pretrained'\nunlabelled = { factory = 'a:b' }\nhard_weight = 1.0", "lower it"),
+        (
+            "teacher = 'pretrained'\nunlabelled = { factory = 'a:b' }\nhard_weight = 1.0",
+            "lower hard_weight",
+        ),
         ("teacher = 'pretrained'\nfeatures = [{ student = 'a', kind = 'gram' }]", "kind"),
     ],
 )
-def test_distillations_that_make_no_sense(write, lines, words):
+def test_invalid_distill_stages_are_refused(write, lines, words):
     assert words in str(refusal(write(f'{FINETUNE}[[stage]]\nkind = "distill"\n{lines}\n')))
 
 

@@ -461,9 +461,9 @@ def test_a_shrunk_network_is_loaded_from_its_folder(run, shapes, data, tmp_path)
 
 
 def test_a_stage_needs_something_to_do_and_at_most_one_target():
-    with pytest.raises(ValueError, match="nothing to do: give target, drop or resolution"):
+    with pytest.raises(ValueError, match="nothing to do; set target, drop or resolution"):
         ShrinkConfig(kind="shrink")
-    with pytest.raises(ValueError, match=r"give one of latency_ms, .*; there are 2"):
+    with pytest.raises(ValueError, match=r"2 of its keys are set; set exactly one of latency_ms, "):
         settings(target={"latency_ms": 1.0, "macs_ratio": 0.5})
     with pytest.raises(ValueError, match="there are 0"):
         settings(target={})
@@ -491,8 +491,11 @@ batch_size = 10
 @pytest.mark.parametrize(
     ("override", "line"),
     [
-        ("stage.shrink.teacher=nobody", "teacher 'nobody' of stage 'shrink' is no earlier stage"),
-        ("quantize={ bits = 4 }", "stage 'shrink' measures 8 bits; set its precision = \"fp32\""),
+        ("stage.shrink.teacher=nobody", "teacher 'nobody' of stage 'shrink' is not an earlier stage"),
+        (
+            "quantize={ bits = 4 }",
+            "stage 'shrink' measures int8 models, but quantize.bits is 4; set its precision = \"fp32\"",
+        ),
         ("stage.shrink.target={ latency = 0.5 }", "unknown key"),
         ("stage.shrink.importance=luck", "'luck' is refused"),
     ],
