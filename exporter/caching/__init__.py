@@ -1,1 +1,1 @@
-"""Steps that are run once: the store, the runner, the lock, the log and where things come from."""
+"""Run the steps of a build and reuse finished ones: the store, the runner, the lock and the log."""

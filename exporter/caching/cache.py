@@ -1,8 +1,8 @@
 """The content-addressed store of finished steps.
 
-An entry is a folder named after the hash of everything that can change its content. It appears whole, by
-one rename, or not at all; its record holds the hash of every file, so that a damaged entry is noticed
-and made anew.
+An entry is a folder whose name is the hash of everything that can change its content. One rename creates
+it, so an entry is never incomplete. Its record holds the hash of every file; if a file is damaged, the step
+runs again.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ CACHE_VARIABLE = "EDGEPROOF_CACHE"
 CACHE_FOLDER = ".edgeproof"
 RECORD = "entry.json"
 UNFINISHED = "unfinished"
-# Steps of edited recipes that were killed are mostly never taken up again, and a checkpoint may be large.
+# Number of interrupted steps whose checkpoints are kept. Checkpoints may be large, and after an edit of the
+# recipe most interrupted steps are never resumed.
 KEPT_UNFINISHED = 4
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A finished step: its key, its files, what it found."""
+    """A finished step: its key, the folder of its files, and its result."""
 
     key: str
     folder: Path
@@ -36,13 +37,18 @@ class Entry:
 
 
 class Cache:
-    """Finished steps below one folder, `root`. The caller holds the build lock."""
+    """Store of finished steps in the folder `root`. The caller must hold the build lock."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def find(self, key: str, kind: str) -> Entry | None:
-        """The entry of a key, if it is there and unharmed; `kind` is that of its step."""
+        """Return the entry of a key; None if it does not exist or is damaged.
+
+        Args:
+            key: hash of everything that can change the entry.
+            kind: the kind of its step.
+        """
         folder = self._folder(key)
         try:
             record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
@@ -55,7 +61,13 @@ class Cache:
         return Entry(key, folder, result) if whole else None
 
     def store(self, key: str, name: str, fill: Callable[[Path], StepResult]) -> Entry:
-        """Keep what `fill` writes into a folder, and the result that it returns; nothing if it raises."""
+        """Store the files that `fill` writes and the result that it returns; nothing if it raises.
+
+        Args:
+            key: hash of everything that can change the entry.
+            name: name of the step.
+            fill: receives an empty folder, writes the files into it and returns the result.
+        """
         folder = self._folder(key)
         with atomic_directory(folder) as staging:
             result = fill(staging)
@@ -65,15 +77,15 @@ class Cache:
         return Entry(key, folder, result)
 
     def unfinished(self, key: str) -> Path:
-        """A folder for what a step keeps while it runs, to go on from when it is killed."""
+        """The folder in which a step keeps checkpoints, so that it can resume after an interruption."""
         return self.root / UNFINISHED / key
 
     def forget(self, key: str) -> None:
-        """Remove what a step kept while it ran."""
+        """Remove the checkpoints of a step."""
         shutil.rmtree(self.unfinished(key), ignore_errors=True)
 
     def sweep(self) -> None:
-        """Remove what killed builds left behind, but for the newest of what they can go on from."""
+        """Remove leftover files of interrupted builds, except the newest `KEPT_UNFINISHED` checkpoints."""
         kept = sorted(
             (self.root / UNFINISHED).glob("*"), key=lambda folder: (folder.stat().st_mtime_ns, folder)
         )
@@ -87,11 +99,11 @@ class Cache:
 
 
 def content_key(ingredients: Mapping[str, object]) -> str:
-    """SHA-256 of nested plain values, independent of the order of keys."""
+    """SHA-256 of nested values that JSON can represent; the order of keys does not matter."""
     text = json.dumps(ingredients, sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def cache_root(recipe_path: Path) -> Path:
-    """Where a recipe's finished steps are kept."""
+    """The folder that holds a recipe's finished steps: `EDGEPROOF_CACHE`, or `.edgeproof` at the recipe."""
     return Path(os.environ.get(CACHE_VARIABLE) or recipe_path.resolve().parent / CACHE_FOLDER).absolute()

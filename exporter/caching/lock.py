@@ -1,4 +1,4 @@
-"""One build at a time in one cache, and in one process: the second waits."""
+"""A lock that allows one build at a time per cache and per process; a second build waits."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ from exporter.process import one_at_a_time
 
 @contextmanager
 def exclusive(path: Path, on_wait: Callable[[str], None]) -> Iterator[None]:
-    """Hold an exclusive lock on `path`, and have this process to oneself; the system frees both.
+    """Hold an exclusive lock on a file, and keep other threads of this process from building.
+
+    The operating system releases the file lock when the process ends, even if it is killed.
 
     Args:
-        path: the lock file, made if need be; it holds the number of the process that has the lock.
-        on_wait: told once who holds the lock, if it has to be waited for.
+        path: the lock file, created if it does not exist. It contains the id of the process that holds the
+            lock.
+        on_wait: called once with a message that names the holder if this build has to wait.
     """
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -27,7 +30,7 @@ def exclusive(path: Path, on_wait: Callable[[str], None]) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            # The holder writes its number just after it got the lock: a moment earlier nobody can name it.
+            # The holder writes its process id just after it gets the lock, so the file may still be empty.
             number = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
             on_wait(
                 f"waiting for the build of {f'process {number}' if number else 'another process'} to finish"

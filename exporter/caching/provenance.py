@@ -1,4 +1,4 @@
-"""What a result depends on besides its recipe: code and library versions."""
+"""Code and library versions: the inputs of a result that are not in its recipe."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ LIBRARIES = (
     "torch-pruning",
 )
 _OWN_PACKAGES = ("bench", "exporter")
-# What a folder of installed packages is called, of whichever interpreter it is.
+# Names of folders of installed packages, for any interpreter.
 _PACKAGE_FOLDERS = frozenset({"site-packages", "dist-packages"})
 
 
 @cache
 def library_versions() -> dict[str, str]:
-    """Versions of everything that shapes a model; `absent` where a library is not installed."""
+    """Versions of Python and of all libraries that affect a model; `absent` if one is not installed."""
     versions = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:
@@ -43,18 +43,22 @@ def library_versions() -> dict[str, str]:
 
 @cache
 def own_code() -> str:
-    """A hash over the source of edgeproof itself: a development version is never mistaken for another."""
+    """Hash of the source of edgeproof itself; two development versions never share cache entries."""
     root = Path(__file__).resolve().parents[2]
     files = [file for package in _OWN_PACKAGES for file in sorted((root / package).rglob("*.py"))]
     return _hash_files(root, files)
 
 
 def user_code(roots: tuple[Path, ...], factories: tuple[str, ...]) -> str:
-    """A hash over the user's modules that are loaded: those below `roots` and those of the factories.
+    """Hash of the user's loaded modules: those below `roots`, and those that define the factories.
 
-    Python's own library, installed packages and edgeproof do not count, wherever `roots` lie, unless a
-    factory is theirs. They count by their versions: which of their modules are loaded differs from one
-    run to the next.
+    Python's standard library, installed packages and edgeproof are left out even if they are below `roots`,
+    unless a factory is defined there. Their versions represent them instead, because the set of their
+    loaded modules differs from run to run.
+
+    Args:
+        roots: folders of the user's code.
+        factories: `module:attribute` references of the recipe.
     """
     named = {reference.partition(":")[0] for reference in factories}
     places = tuple(root.resolve() for root in roots)
@@ -65,10 +69,10 @@ def user_code(roots: tuple[Path, ...], factories: tuple[str, ...]) -> str:
         if file is None or not file.endswith(".py"):
             continue
         path = Path(file).resolve()
-        if _is_below(path, own) or not path.is_file():  # torch registers modules without a file
+        if _is_below(path, own) or not path.is_file():  # torch registers modules that have no file
             continue
         foreign = (
-            # Distributions link single modules of Python's library to files elsewhere.
+            # Linux distributions link single modules of the standard library to files elsewhere.
             _is_below(path, standard | installed)
             or _is_below(Path(file), standard)
             or not _PACKAGE_FOLDERS.isdisjoint(path.parts)
@@ -79,21 +83,21 @@ def user_code(roots: tuple[Path, ...], factories: tuple[str, ...]) -> str:
 
 
 def _standard_library() -> set[Path]:
-    """Where the modules of Python itself lie, for a virtual environment those of its base too."""
+    """Folders of Python's standard library, including that of a virtual environment's base interpreter."""
     return _library_paths("stdlib", "platstdlib")
 
 
 def _installed_packages() -> set[Path]:
-    """Where packages are installed: for this environment, its base and this user."""
+    """Folders of installed packages: of this environment, of its base interpreter and of this user."""
     others = [*site.getsitepackages(), site.getusersitepackages()]
     return _library_paths("purelib", "platlib") | {Path(path).resolve() for path in others}
 
 
 def _library_paths(*names: str) -> set[Path]:
-    """Folders by their names in `sysconfig`, as they are written and with links resolved.
+    """Folders by their names in `sysconfig`, both as written and with links resolved.
 
-    The prefixes themselves are not libraries: a project may lie in its virtual environment, or below
-    `/usr`.
+    The prefixes themselves do not count as libraries, because a project may be inside its virtual
+    environment or below `/usr`.
     """
     found: set[Path] = set()
     for prefix in (sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix):

@@ -1,4 +1,4 @@
-"""The run log: one JSON line for everything that a build did, kept beside the cache."""
+"""The run log: a file in the cache folder with one JSON line for each event of a build."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ FILE = "builds.jsonl"
 
 
 class RunLog:
-    """Appends events; every line is one write, so that a kill cannot mix two."""
+    """Appends events to the log. Each line is a single write, so lines of two processes never mix."""
 
     def __init__(self, folder: Path, recipe: str) -> None:
         self._path = folder / FILE
         self._recipe = recipe
 
     def write(self, event: str, **details: Any) -> None:
-        """Append one event with its time."""
+        """Append one event with its UTC time, the process id and the recipe's name."""
         line = {
             "utc": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "pid": os.getpid(),

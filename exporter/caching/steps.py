@@ -1,4 +1,4 @@
-"""Running steps: each once, in order, from the cache where nothing that matters has changed."""
+"""Run the steps of a build in order, or take them from the cache if their inputs have not changed."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Result = TypeVar("Result", bound=StepResult)
 
 @dataclass(frozen=True)
 class StepFolders:
-    """Where a step reads and writes.
+    """Folders that a step reads from and writes to.
 
     Attributes:
         parents: folders of all earlier steps, by name.
-        out: to fill.
-        unfinished: for what a killed step goes on from; not made yet.
+        out: empty folder that the step fills.
+        unfinished: folder for checkpoints, from which an interrupted step resumes; the step creates it.
     """
 
     parents: Mapping[str, Path]
@@ -36,48 +36,48 @@ class Step(Protocol):
 
     @property
     def name(self) -> str:
-        """Unique in the build."""
+        """Name of the step; unique in the build."""
 
     @property
     def kind(self) -> str:
-        """As recipes, cache and manifest call what it does."""
+        """Kind of the step, as written in recipes, cache and manifest."""
 
     @property
     def parents(self) -> tuple[str, ...]:
-        """Names of earlier steps whose files it reads."""
+        """Names of the earlier steps whose files this step reads."""
 
     def ingredients(self) -> Mapping[str, object]:
-        """Plain values that, with the parents, decide its result."""
+        """JSON values that, together with the parents, determine the result of the step."""
 
     def run(self, folders: StepFolders) -> StepResult:
-        """Do it.
+        """Run the step: write its files and return its result.
 
         Raises:
-            EdgeproofError: what a user can fix.
+            EdgeproofError: an error that the user can fix.
         """
 
 
 @dataclass(frozen=True)
 class FinishedSteps:
-    """What became of the steps.
+    """The finished steps of a build.
 
     Attributes:
-        entries: by name, in order.
-        ran: names of those that had to be run; the others came from the cache.
+        entries: the cache entry of each step, by name, in order.
+        ran: names of the steps that had to be run; the others came from the cache.
     """
 
     entries: Mapping[str, Entry]
     ran: tuple[str, ...]
 
     def folder(self, name: str) -> Path:
-        """The files of a step."""
+        """The folder with the files of a step."""
         return self.entries[name].folder
 
     def result(self, name: str, kind: type[Result]) -> Result:
-        """What a step found, which is of a class.
+        """The result of a step, checked to be an instance of `kind`.
 
         Raises:
-            TypeError: it is not.
+            TypeError: the result is of another class.
         """
         found = self.entries[name].result
         if not isinstance(found, kind):
@@ -96,12 +96,13 @@ def run_steps(
 ) -> FinishedSteps:
     """Run steps in order, up to and including `until`.
 
-    A step's key covers its ingredients and its parents' keys: an edit reruns what follows from it and
-    nothing else. With `fresh`, nothing is taken from the cache.
+    The key of a step covers its ingredients and the keys of its parents. So an edit of the recipe reruns
+    only the steps that depend on it. With `fresh`, no step is taken from the cache.
     """
     entries: dict[str, Entry] = {}
     ran: list[str] = []
-    # Of all steps before the first runs: what a later step cannot read is told now, not after hours.
+    # Collected before the first step runs, so that an unreadable input of a later step fails now, not after
+    # hours.
     ingredients = {step.name: dict(step.ingredients()) for step in steps}
     for step in steps:
         key = content_key(

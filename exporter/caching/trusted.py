@@ -1,7 +1,7 @@
-"""Whether nobody but a user, and root, could have written a file or changed what leads to it.
+"""Checks that only a given user and root could have written a file or replaced a folder of its path.
 
-These are the rules of OpenSSH's StrictModes: owner and mode of the file and of each folder above it are
-looked at, and nothing that others could have put there is used.
+The rules are those of OpenSSH's StrictModes: they check owner and mode of the file and of each folder above
+it. A file that other users could have written is not used.
 """
 
 from __future__ import annotations
@@ -18,12 +18,19 @@ from exporter.errors import StageError
 
 ROOT = 0
 _OTHERS = stat.S_IWGRP | stat.S_IWOTH
-# No file, or one that was removed on another machine while it was read.
+# The file does not exist, or was removed on another machine (ESTALE on a network file system) while it was
+# read.
 _GONE = {errno.ENOENT, errno.ESTALE}
 
 
 def file_fault(place: Path, status: os.stat_result, uid: int) -> tuple[str, str] | None:
-    """Why a file may be the work of others, and what to do about it; None if it can only be the user's."""
+    """Return cause and fix if another user could have written a file, otherwise None.
+
+    Args:
+        place: path of the file.
+        status: status of the file.
+        uid: id of the user who must own the file.
+    """
     if not stat.S_ISREG(status.st_mode):
         return "is not a regular file", "remove it"
     if status.st_uid != uid:
@@ -35,21 +42,22 @@ def file_fault(place: Path, status: os.stat_result, uid: int) -> tuple[str, str]
 
 
 def folder_fault(place: Path, status: os.stat_result, uid: int, *, above: bool) -> tuple[str, str] | None:
-    """Why others may change what lies in a folder, and what to do about it; None if they cannot.
+    """Return cause and fix if another user could change the content of a folder, otherwise None.
 
     Args:
-        place: the folder.
-        status: of it.
-        uid: the user; root is trusted too.
-        above: whether only one entry of the folder counts, and it is known to be the user's or root's. In a
-            sticky folder, such as `/tmp`, others can add entries and cannot replace that one.
+        place: path of the folder.
+        status: status of the folder.
+        uid: id of the user who must own the folder; root may own it too.
+        above: whether only one entry of the folder matters, which is known to belong to the user or root.
+            In a folder with the sticky bit, for example `/tmp`, other users can add entries but cannot
+            replace that one.
     """
     if not stat.S_ISDIR(status.st_mode):
         return "is not a folder", "move it away"
     if status.st_uid not in {uid, ROOT}:
         return (
             f"belongs to user {status.st_uid}, not to user {uid} or root",
-            "choose a place in folders of your own",
+            "choose a path inside your own folders",
         )
     if above and status.st_mode & stat.S_ISVTX:
         return None
@@ -57,12 +65,13 @@ def folder_fault(place: Path, status: os.stat_result, uid: int, *, above: bool) 
 
 
 def check_folder(folder: Path, uid: int, *, status_of: Callable[[Path], os.stat_result] = os.stat) -> None:
-    """Make sure that nobody but a user, and root, can change what lies in a folder, or replace the folder.
+    """Check that only a given user and root can change the content of a folder or replace the folder.
 
-    What does not exist yet is passed over: the folders above it are checked.
+    A folder that does not exist yet is skipped; the folders above it are checked.
 
     Raises:
-        StageError: the folder or one above it belongs to others, or they can write to it.
+        StageError: the folder or a folder above it belongs to another user, or another user can write to
+            it.
     """
     inner = resolved(folder)
     for place in (inner, *inner.parents):
@@ -77,19 +86,19 @@ def check_folder(folder: Path, uid: int, *, status_of: Callable[[Path], os.stat_
 
 
 def read_own(path: Path, uid: int, limit: int) -> bytes | None:
-    """The content of a file that nobody but a user can have written; None if there is no file.
+    """Read a file that only a given user can have written; return None if the file does not exist.
 
-    The open file itself is checked, so that what was checked is what is read. A symbolic link is not
-    followed, and a pipe is not waited for.
+    The checks are made on the open file, so the file cannot be exchanged between check and read. Symbolic
+    links are not followed, and opening a pipe does not block.
 
     Args:
         path: the file; the caller checks its folder.
-        uid: the user.
-        limit: the most bytes that it may have.
+        uid: id of the user.
+        limit: largest allowed size in bytes.
 
     Raises:
-        StageError: it is a link or no regular file, belongs to or can be written by others, is too large or
-            cannot be read.
+        StageError: the file is a symbolic link or not a regular file, belongs to another user or can be
+            written by one, is too large, or cannot be read.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -114,10 +123,10 @@ def read_own(path: Path, uid: int, limit: int) -> bytes | None:
 
 
 def make_private(folder: Path) -> None:
-    """Make a folder, and what is missing above it, for its owner alone, whatever the umask is.
+    """Create a folder, and missing folders above it, accessible only to the owner whatever the umask is.
 
     Raises:
-        StorageError: it cannot be made.
+        StorageError: a folder cannot be created.
     """
     with storage_errors(folder):
         missing = [place for place in (folder, *folder.parents) if not place.is_dir()]
@@ -126,15 +135,17 @@ def make_private(folder: Path) -> None:
 
 
 def resolved(path: Path) -> Path:
-    """A path without links.
+    """A path with all symbolic links resolved.
 
     Raises:
-        StageError: its links run in a circle.
+        StageError: the links form a circle.
     """
     try:
         return path.resolve()
     except (OSError, RuntimeError, ValueError) as error:
-        raise StageError(path, "leads nowhere", "check the path for links that run in a circle") from error
+        raise StageError(
+            path, "cannot be resolved", "check the path for symbolic links that form a circle"
+        ) from error
 
 
 def _writable_by_others(place: Path, status: os.stat_result) -> tuple[str, str] | None:

@@ -1,6 +1,7 @@
-"""What each kind of step finds: frozen, typed figures, one definition for cache, manifest, report, command.
+"""Results of all kinds of steps, as immutable, typed classes.
 
-They lie below all that makes them and all that reads them, and need neither torch nor onnx.
+Cache, manifest, report and commands share these definitions. This package imports neither torch nor onnx,
+and none of the code that creates or reads results.
 """
 
 from __future__ import annotations
@@ -93,11 +94,15 @@ _OF_KIND: Final[Mapping[str, TypeAdapter[AnyResult]]] = {
 
 
 def read_step_result(kind: str, content: bytes) -> AnyResult:
-    """The result of a step of a kind, from JSON.
+    """Read the result of a step from JSON.
+
+    Args:
+        kind: the kind of the step.
+        content: JSON text.
 
     Raises:
-        ValueError: it is damaged, or another version wrote it in another form; pydantic's
-            `ValidationError` is one.
+        ValueError: the kind is unknown, or the content is damaged or of another format version (pydantic's
+            `ValidationError` is a `ValueError`).
     """
     if kind not in _OF_KIND:
         raise ValueError(f"there is no step of kind {kind!r}")

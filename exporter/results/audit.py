@@ -1,4 +1,4 @@
-"""What ONNX Runtime really runs of a model, and how far each layer is from float."""
+"""Results of an inspection: the operators that ONNX Runtime runs, and the error of each layer."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from bench.core.schema import FrozenModel
 
 
 class NeedlessPair(FrozenModel):
-    """A conversion from int8 to float and back, or the other way round, that no kernel needs.
+    """A conversion from int8 to float and back, or from float to int8 and back, that no kernel needs.
 
     Attributes:
-        name: the operator that it surrounds, or the tensor if there is none.
-        between: the nodes (or the model's input or output) before and after it.
+        name: the operator between the two conversions, or the tensor if there is no operator.
+        between: the nodes (or the model's input or output) before and after the pair.
+        reason: why the conversion is there.
     """
 
     name: str
@@ -19,7 +20,12 @@ class NeedlessPair(FrozenModel):
 
 
 class FloatOperator(FrozenModel):
-    """A multiplying operator that runs in float, and why."""
+    """An operator with multiply-adds that runs in float.
+
+    Attributes:
+        macs: multiply-adds of one run.
+        reason: why it runs in float.
+    """
 
     name: str
     op_type: str
@@ -28,7 +34,7 @@ class FloatOperator(FrozenModel):
 
 
 class UncountedOperator(FrozenModel):
-    """An operator that may multiply, whose multiply-adds are in no figure, and why not."""
+    """An operator whose multiply-adds are unknown and therefore not counted; `reason` says why."""
 
     name: str
     op_type: str
@@ -36,7 +42,7 @@ class UncountedOperator(FrozenModel):
 
     @property
     def label(self) -> str:
-        """Type and name, for people."""
+        """Type and name of the operator, for messages."""
         return f"{self.op_type} {self.name!r}" if self.name else self.op_type
 
 
@@ -44,10 +50,11 @@ class SaturatingLayer(FrozenModel):
     """A layer whose 16-bit sums can overflow on x86 without VNNI (`exporter.inspection.saturation`).
 
     Attributes:
-        channels: output channels in which a pair of products can overflow, in the kernel's own pairing.
-        affects_this_host: False where the CPU adds in 32 bits.
-        observed_share: share of the layer's sums that overflows changed on samples, or None without.
-        drift_sqnr_db: exact sums against those with overflows, in dB, or None without samples.
+        channels: number of output channels in which the sum of two products can overflow, with products
+            paired as the kernel pairs them.
+        affects_this_host: False if this CPU adds in 32 bits.
+        observed_share: share of the layer's sums that an overflow changed on samples; None without samples.
+        drift_sqnr_db: SQNR of the sums with overflows against the exact sums, in dB; None without samples.
     """
 
     name: str
@@ -58,21 +65,27 @@ class SaturatingLayer(FrozenModel):
 
 
 class Audit(FrozenModel):
-    """The outcome of an inspection; multiply-adds are those of a batch of one.
+    """The result of an inspection. All multiply-adds are those of one run with batch size 1.
 
-    In loops and branches they are those of the run that was looked at.
+    In loops and branches, the multiply-adds are those of the inspected run.
 
     Attributes:
-        target: the kind of CPU whose fusions these are.
-        host_target: the kind of this CPU. Where it is another, the graph is the one that ONNX Runtime makes
-            for `target`, and its kernels were not seen.
-        macs: multiply-adds that were counted; what `uncounted` operators do is not among them.
+        target: the kind of CPU that the graph was optimized for.
+        host_target: the kind of this CPU. If it differs from `target`, the graph is the one that ONNX
+            Runtime creates for `target`, and its kernels were not run.
+        macs: counted multiply-adds; those of `uncounted` operators are not included.
+        int8_macs: counted multiply-adds that run in int8.
         int8_mac_ratio: share of the counted multiply-adds that run in int8. With `uncounted` operators it
-            is an upper bound of the true share; `share_text` says so.
-        quantized_at_load: operators with float weights in the file that run in int8 all the same. Between
-            quantized tensors, ONNX Runtime quantizes the weights of Conv and Gemm itself, with a single
-            scale (weight_bias_quantization.cc); to exclude such a node has no effect.
-        samples: how many real samples saturation was observed on.
+            is an upper bound of the true share; `share_text` states that.
+        operators: operator type -> number of operators in the optimized graph.
+        float_ops: operators with multiply-adds that run in float.
+        uncounted: operators whose multiply-adds are unknown.
+        needless_pairs: conversions between int8 and float that no kernel needs.
+        quantized_at_load: operators that have float weights in the file but run in int8. Between quantized
+            tensors, ONNX Runtime itself quantizes the weights of Conv and Gemm, with a single scale
+            (weight_bias_quantization.cc). Excluding such a node from quantization has no effect.
+        saturation: layers whose 16-bit sums can overflow on x86 without VNNI.
+        samples: number of samples on which saturation was observed.
     """
 
     target: str
@@ -90,15 +103,15 @@ class Audit(FrozenModel):
 
 
 class LayerError(FrozenModel):
-    """Error of a tensor that is rounded.
+    """Quantization error of one tensor.
 
     Attributes:
-        layer: the node that makes it.
-        op: its operator.
-        sqnr_db: 20 log10(|x| / |x - y|), float x against int8 y.
-        lowest: lowest value in float.
-        highest: highest value in float.
-        range: the lowest and the highest value that int8 can tell.
+        layer: name of the node that computes the tensor.
+        op: operator type of that node.
+        sqnr_db: 20 log10(|x| / |x - y|), with x the float tensor and y the int8 tensor.
+        lowest: lowest value of the float tensor.
+        highest: highest value of the float tensor.
+        range: lowest and highest value that int8 can represent with the tensor's scale and zero point.
     """
 
     layer: str

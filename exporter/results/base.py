@@ -1,4 +1,4 @@
-"""What every result has in common."""
+"""Base classes of all results."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from bench.core.schema import FrozenModel
 
 
 class Figures(FrozenModel):
-    """Frozen, typed figures, written to the cache and the manifest by this one definition.
+    """Immutable, typed figures that the cache and the manifest store as JSON.
 
-    A field whose value is its default is left out of JSON: what does not apply has no key.
+    A field whose value is its default is not written, so a figure that does not apply has no key.
     """
 
     @model_serializer(mode="wrap")
@@ -36,17 +36,17 @@ class Figures(FrozenModel):
 
 
 class StepResult(Figures):
-    """What a step of a build found.
+    """The result of a step of a build.
 
     Attributes:
-        warnings: what a person should look at, a line each.
+        warnings: problems that the user should look at, one line each.
     """
 
-    # The kind of step, as recipes, cache and manifest call it.
+    # The kind of the step, as written in recipes, cache and manifest.
     kind: ClassVar[str]
 
     warnings: tuple[str, ...] = ()
 
     def headline(self) -> tuple[str, ...]:
-        """The one or two figures that a person waiting wants to see."""
+        """The most important figures, as short texts for the progress line."""
         return ()

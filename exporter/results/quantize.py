@@ -1,4 +1,4 @@
-"""What quantizing found."""
+"""Results of quantization."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from exporter.results.base import Figures, StepResult
 
 
 class EqualizeFigures(Figures):
-    """What equalization changed.
+    """Figures of cross-layer equalization.
 
     Attributes:
-        pairs: pairs of layers whose channels were scaled against each other.
-        channels: channels that were scaled.
-        channels_at_a_clip: channels that could not be scaled freely because a clip is between.
+        pairs: number of pairs of layers whose channels were scaled against each other.
+        channels: number of channels that were scaled.
+        channels_at_a_clip: number of channels whose scaling was limited by a Clip between the layers.
     """
 
     pairs: int
@@ -25,12 +25,13 @@ class EqualizeFigures(Figures):
 
 
 class SmoothFigures(Figures):
-    """What smoothing changed.
+    """Figures of smoothing.
 
     Attributes:
-        smoothed: activations that were scaled.
-        folded: those whose factors went into a norm.
-        product_noise_ratio: estimated noise of the products after, as a share of that before.
+        smoothed: number of activations that were scaled.
+        folded: number of scaled activations whose factors were folded into a norm.
+        product_noise_ratio: estimated quantization noise of the matrix products after smoothing, divided by
+            that before.
     """
 
     smoothed: int
@@ -39,12 +40,12 @@ class SmoothFigures(Figures):
 
 
 class AdaRoundFigures(Figures):
-    """What adaptive rounding changed.
+    """Figures of adaptive rounding (AdaRound).
 
     Attributes:
-        layers: layers whose weights were rounded.
-        flipped_share: share of the weights that are not rounded to the nearest.
-        local_error_ratio: mean output error of a layer after, as a share of that of nearest rounding.
+        layers: number of layers whose weights were rounded adaptively.
+        flipped_share: share of the weights that are not rounded to the nearest value.
+        local_error_ratio: mean output error of a layer, divided by that with rounding to the nearest value.
     """
 
     layers: int
@@ -53,10 +54,10 @@ class AdaRoundFigures(Figures):
 
 
 class BiasFigures(Figures):
-    """What bias correction changed.
+    """Figures of bias correction.
 
     Attributes:
-        layers: layers whose bias was corrected.
+        layers: number of layers whose bias was corrected.
         largest_correction: largest change of a bias, in units of the layer's output.
     """
 
@@ -68,12 +69,16 @@ RepairFigures = EqualizeFigures | SmoothFigures | AdaRoundFigures | BiasFigures
 
 
 class RepairReport(Figures):
-    """What a repair bought on held-out samples.
+    """The effect of a repair, measured on held-out samples against the float model.
 
     Attributes:
-        repair: its name.
-        kept: whether it stays.
+        repair: name of the repair.
+        kept: whether the repair is part of the int8 model.
         reason: why it was not kept; empty if it was.
+        sqnr_db_before: SQNR of the output without the repair, in dB.
+        sqnr_db_after: SQNR of the output with the repair, in dB.
+        agreement_before: share of equal predictions without the repair.
+        agreement_after: share of equal predictions with the repair.
     """
 
     repair: str
@@ -94,31 +99,32 @@ class RepairReport(Figures):
 
 
 class EqualizeReport(RepairReport, EqualizeFigures):
-    """What `equalize` bought."""
+    """The effect and figures of `equalize`."""
 
 
 class SmoothReport(RepairReport, SmoothFigures):
-    """What `smooth` bought."""
+    """The effect and figures of `smooth`."""
 
 
 class AdaRoundReport(RepairReport, AdaRoundFigures):
-    """What `adaround` bought."""
+    """The effect and figures of `adaround`."""
 
 
 class BiasReport(RepairReport, BiasFigures):
-    """What `bias` bought."""
+    """The effect and figures of `bias`."""
 
 
 AnyRepairReport = EqualizeReport | SmoothReport | AdaRoundReport | BiasReport
 
 
 class Score(Figures):
-    """An int8 model on held-out samples.
+    """Scores of an int8 model on held-out samples, against the float model.
 
     Attributes:
-        sqnr_db: of its output against the float reference's.
+        sqnr_db: SQNR of its output against the float output, in dB.
         agreement: share of samples whose largest output is at the same index.
-        drop: accuracy lost against the reference; without labels, the share of samples that disagree.
+        drop: accuracy of the float model minus that of the int8 model; without labels, the share of samples
+            with different predictions.
     """
 
     sqnr_db: float
@@ -130,9 +136,9 @@ class FallbackCandidate(Figures):
     """Layers that could stay in float together.
 
     Attributes:
-        layers: their names, in graph order: one, or all that touch a tensor.
-        sqnr_db: of the model's output with them in float.
-        cost_ns: time per run that leaving them in float costs; negative where int8 is the slower.
+        layers: names in graph order: a single layer, or all layers that touch a tensor.
+        sqnr_db: SQNR of the model's output with these layers in float, in dB.
+        cost_ns: additional time per run with these layers in float, in ns; negative if int8 is slower.
     """
 
     layers: tuple[str, ...]
@@ -141,14 +147,14 @@ class FallbackCandidate(Figures):
 
 
 class FallbackReport(Figures):
-    """Layers that were left in float so that a budget holds.
+    """Result of the fallback search: the layers that stay in float to meet the limits of the recipe.
 
     Attributes:
-        exclude: their names, in graph order.
-        tried: how many configurations were scored.
-        before: without any layer in float.
-        after: with `exclude` in float.
-        candidates: what was considered, with what it costs.
+        exclude: names of the layers that stay in float, in graph order.
+        tried: number of configurations that were scored.
+        before: scores with all layers in int8.
+        after: scores with the layers of `exclude` in float.
+        candidates: groups of layers that were considered, with the cost of each.
     """
 
     exclude: tuple[str, ...]
@@ -159,12 +165,14 @@ class FallbackReport(Figures):
 
 
 class QuantizedModel(Figures):
-    """What was made of a float model.
+    """Properties of a quantized model.
 
     Attributes:
-        target: the CPU kind that it was made for.
-        tables: embedding tables that are stored in 8 bits.
-        min_onnxruntime: the oldest ONNX Runtime that runs it.
+        target: the kind of CPU that the model was quantized for.
+        activation_type: number type of quantized activations.
+        weight_type: number type of quantized weights.
+        tables: number of embedding tables that are stored in 8 bits.
+        min_onnxruntime: the oldest version of ONNX Runtime that runs the model.
     """
 
     target: str
@@ -175,18 +183,22 @@ class QuantizedModel(Figures):
 
 
 class Int8Model(QuantizedModel):
-    """Weights and activations in 8 bits.
+    """Properties of a model with weights and activations in 8 bits.
 
     Attributes:
-        per_channel: whether each output channel of weights has a scale of its own.
-        reduced_channels: layer -> channels that have fewer levels, so that 16-bit sums do not overflow.
-        method: how activation ranges were chosen.
-        samples: calibration samples.
-        learned_ranges: activation ranges that were trained.
+        per_channel: whether each output channel of a weight has its own scale.
+        reduced_channels: layer name -> number of channels with fewer levels, so that 16-bit sums do not
+            overflow.
+        method: method that chose the activation ranges.
+        samples: number of calibration samples.
+        learned_ranges: number of activation ranges that were trained.
         stem_on_blocks: whether the first convolution runs on blocks of pixels.
-        held_out_samples: samples that judged repairs; None where nothing was asked to be repaired.
-        repairs: what each repair bought.
-        fallback: layers left in float; None where no budget was given.
+        quantize_nodes: number of QuantizeLinear nodes.
+        dequantize_nodes: number of DequantizeLinear nodes.
+        held_out_samples: number of samples that repairs and fallback were scored on; None if neither was
+            requested.
+        repairs: the effect of each repair.
+        fallback: layers that stay in float; None if no fallback was requested.
     """
 
     bits: Literal[8]
@@ -204,11 +216,11 @@ class Int8Model(QuantizedModel):
 
 
 class Int4Model(QuantizedModel):
-    """Weights of products in 4 bits; activations stay in float.
+    """Properties of a model whose matrix products have weights in 4 bits; activations stay in float.
 
     Attributes:
-        block_size: weights that share a scale.
-        products: products whose weights have 4 bits.
+        block_size: number of weights that share a scale.
+        products: number of matrix products whose weights have 4 bits.
     """
 
     bits: Literal[4]
@@ -217,15 +229,15 @@ class Int4Model(QuantizedModel):
 
 
 class QuantizedFile(Figures):
-    """What quantizing a finished model gave.
+    """Result of quantizing a float model without a recipe.
 
     Attributes:
-        model: the file that was written.
-        sha256: of it, with weights beside it.
-        size_bytes: with weights beside it.
-        made: what is in it.
-        seconds: from the start until it was written.
-        peak_rss_bytes: of this process; None where the system does not tell.
+        model: path of the file that was written.
+        sha256: hash of that file and of its external weights.
+        size_bytes: size of that file with its external weights.
+        made: properties of the quantized model.
+        seconds: time from the start until the file was written.
+        peak_rss_bytes: peak memory of this process; None if the system does not report it.
     """
 
     model: Path
@@ -236,7 +248,7 @@ class QuantizedFile(Figures):
     peak_rss_bytes: int | None
 
     def as_json(self) -> dict[str, JsonValue]:
-        """What `quantize --json` prints: all in one object."""
+        """The object that `quantize --json` prints; the properties of the model are merged into it."""
         return {
             "model": str(self.model),
             "sha256": self.sha256,
@@ -248,11 +260,11 @@ class QuantizedFile(Figures):
 
 
 class Written(Figures):
-    """The file that the step wrote.
+    """Size of the file that the step wrote.
 
     Attributes:
-        size_bytes: with weights beside it.
-        compressed_bytes: under zlib.
+        size_bytes: size of the file with its external weights.
+        compressed_bytes: size after compression with zlib.
     """
 
     size_bytes: int
@@ -260,7 +272,7 @@ class Written(Figures):
 
 
 class Int8Result(StepResult, Int8Model, Written):
-    """What `quantize` found, in 8 bits."""
+    """Result of the step `quantize` with 8 bits."""
 
     kind: ClassVar[str] = "quantize"
 
@@ -270,7 +282,7 @@ class Int8Result(StepResult, Int8Model, Written):
 
 
 class Int4Result(StepResult, Int4Model, Written):
-    """What `quantize` found, in 4 bits."""
+    """Result of the step `quantize` with 4 bits."""
 
     kind: ClassVar[str] = "quantize"
 

@@ -1,4 +1,4 @@
-"""What the stage `shrink` finds."""
+"""Results of the stage `shrink`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from exporter.results.training import Epoch, Trained, Zeros
 
 
 class Costs(Figures):
-    """What a network costs.
+    """Latency, size, multiply-adds and parameters of a network.
 
     Attributes:
+        latency_ms: median latency of one sample in the stage's precision.
+        size_bytes: size of the exported model in the stage's precision.
         macs: multiply-adds of one sample.
-        float_latency_ms: latency in float, where that was asked for; else null.
+        params: number of parameters.
+        float_latency_ms: median latency of one sample in float; None unless the target needs it.
     """
 
     latency_ms: float
@@ -24,7 +27,7 @@ class Costs(Figures):
     float_latency_ms: float | None
 
     def of(self, quantity: str) -> float:
-        """`latency`, `size`, `macs` or `params`, in its own unit."""
+        """The value of a quantity: `latency` (ms), `size` (bytes), `macs` or `params`."""
         return {
             "latency": self.latency_ms,
             "size": self.size_bytes,
@@ -34,19 +37,22 @@ class Costs(Figures):
 
 
 class Cut(Figures):
-    """What one round cut, and what led to it.
+    """The cut of one round, and the figures that led to it.
+
+    A unit of a layer is the smallest part that can be removed, for example a channel.
 
     Attributes:
-        limit: what the round had to reach, in the unit of the target.
-        predicted: what was predicted of the cut.
-        measured: what was measured of it.
+        limit: value that the round had to reach, in the unit of the target.
+        predicted: value that was predicted for the cut, in the same unit.
+        measured: value that was measured after the cut, in the same unit.
         tries: (predicted, measured) of each allocation that was tried.
-        damage: predicted divergence, in nats.
-        units: layer -> how many units it had; a unit goes as a whole, such as a channel.
-        kept: layer -> how many units stay.
-        dropped: blocks that went.
-        sensitivity: layer -> units kept -> (divergence in nats, accuracy) of cutting it alone.
-        fixed: layer -> why it cannot be narrowed.
+        damage: predicted divergence of the outputs, in nats.
+        units: layer name -> number of units before the cut.
+        kept: layer name -> number of units after the cut.
+        dropped: names of the blocks that were removed.
+        sensitivity: layer name -> number of units kept -> (divergence in nats, accuracy) if only this layer
+            is cut.
+        fixed: layer name -> why the layer cannot be narrowed.
     """
 
     limit: float
@@ -65,7 +71,8 @@ class Round(Trained):
     """One round of cutting and training.
 
     Attributes:
-        accuracy_cut: on the evaluation split, between cutting and training.
+        accuracy_cut: accuracy on the evaluation split after cutting and before training.
+        evaluation_accuracy: accuracy on the evaluation split after training.
     """
 
     accuracy_cut: float
@@ -73,19 +80,22 @@ class Round(Trained):
 
 
 class NarrowingRound(Round, Cut):
-    """A round on the way to a target."""
+    """A round of a stage that has a target, with its cut."""
 
 
 class ShrinkResult(StepResult, Zeros):
-    """What `shrink` found.
+    """Result of a `shrink` stage.
 
     Attributes:
-        goal: key of the target -> its limit; None without a target.
-        before: the network as it came in.
-        after: the network as it goes on.
-        dropped: blocks that are gone.
-        widths: layer -> output channels that are left.
-        curves: of the last round's training.
+        accuracy_before: accuracy of the incoming network on the evaluation split.
+        evaluation_accuracy: accuracy after the stage on the evaluation split.
+        goal: key of the target -> its value; None without a target.
+        before: costs of the incoming network.
+        after: costs of the network after the stage.
+        dropped: names of the blocks that were removed.
+        widths: layer name -> number of output channels that are left.
+        rounds: the rounds of cutting and training.
+        curves: training curves of the last round.
     """
 
     kind: ClassVar[str] = "shrink"

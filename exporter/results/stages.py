@@ -1,4 +1,4 @@
-"""What the stages in PyTorch find."""
+"""Results of the stages in PyTorch."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from exporter.results.training import Trained, Zeros
 
 
 def accuracy_text(accuracy: float) -> tuple[str, ...]:
-    """An accuracy as a headline."""
+    """An accuracy as a text for a headline."""
     return (f"accuracy {accuracy:.2%}",)
 
 
 class FromScratch(Trained):
-    """The same training from random weights."""
+    """Result of the same training from random weights."""
 
     evaluation_accuracy: float
 
 
 class FewShotPoint(Figures):
-    """One size of data: accuracies by seed, and the mean gain with its bounds.
+    """One point of the few-shot curve.
 
     Attributes:
-        images: training samples of each class.
-        transfer: accuracy from the weights at hand, by seed.
-        from_scratch: accuracy from random weights, by seed.
-        gain: mean of the differences, as a share of the samples.
+        images: number of training samples per class.
+        transfer: accuracy after training from the incoming weights, for each seed.
+        from_scratch: accuracy after training from random weights, for each seed.
+        gain: mean difference of the two accuracies (a fraction), with its 95 % confidence interval.
     """
 
     images: int
@@ -37,7 +37,7 @@ class FewShotPoint(Figures):
 
 
 class FineTuneResult(StepResult, Trained):
-    """What `finetune` found."""
+    """Result of a `finetune` stage."""
 
     kind: ClassVar[str] = "finetune"
 
@@ -51,12 +51,12 @@ class FineTuneResult(StepResult, Trained):
 
 
 class PretrainResult(StepResult, Trained):
-    """What `pretrain` found.
+    """Result of a `pretrain` stage.
 
     Attributes:
-        source_classes: how many classes the source data have.
-        source_accuracy: on the evaluation split of the source data.
-        new_head: the layer that has random weights again, if any.
+        source_classes: number of classes in the source data.
+        source_accuracy: accuracy on the evaluation split of the source data.
+        new_head: name of the layer whose weights are random again after the stage; None if there is none.
     """
 
     kind: ClassVar[str] = "pretrain"
@@ -71,18 +71,22 @@ class PretrainResult(StepResult, Trained):
 
 
 class CompressedBytes(Figures):
-    """Bytes of weights after compression, as float32 and as int8."""
+    """Size of the weights after compression in bytes, stored as float32 and as int8."""
 
     float: int
     int8: int
 
 
 class PruneResult(StepResult, Zeros, Trained):
-    """What `prune` found.
+    """Result of a `prune` stage.
 
     Attributes:
-        layers: parameter -> share of it that is zero.
-        int8_compressed_ratio: compressed int8 bytes after pruning by those before.
+        layers: parameter name -> share of its values that is zero.
+        compressed_bytes_before: compressed size of the weights before pruning.
+        compressed_bytes: compressed size of the weights after pruning.
+        int8_compressed_ratio: compressed int8 size after pruning, divided by that before.
+        accuracy_before: accuracy of the incoming network on the evaluation split.
+        evaluation_accuracy: accuracy after the stage on the evaluation split.
     """
 
     kind: ClassVar[str] = "prune"
@@ -100,12 +104,15 @@ class PruneResult(StepResult, Zeros, Trained):
 
 
 class DistillResult(StepResult, Zeros, Trained):
-    """What `distill` found.
+    """Result of a `distill` stage.
 
     Attributes:
-        teacher_accuracy: of the first teacher.
-        teacher_accuracies: of all, where there are several.
-        unlabelled_samples: how many were added to the training data.
+        teacher_accuracy: accuracy of the first teacher on the evaluation split.
+        teacher_accuracies: accuracy of each teacher; empty if there is only one.
+        unlabelled_samples: number of samples without labels that were added to the training data; None if
+            the recipe names none.
+        accuracy_before: accuracy of the incoming network on the evaluation split.
+        evaluation_accuracy: accuracy after the stage on the evaluation split.
     """
 
     kind: ClassVar[str] = "distill"
@@ -122,11 +129,13 @@ class DistillResult(StepResult, Zeros, Trained):
 
 
 class ReestimateResult(StepResult):
-    """What `reestimate` found.
+    """Result of a `reestimate` stage.
 
     Attributes:
-        norms: how many BatchNorms were re-estimated.
-        largest_shift: how far a mean moved at most, in standard deviations.
+        norms: number of BatchNorm layers whose statistics were computed again.
+        largest_shift: largest change of a mean, in standard deviations.
+        accuracy_before: accuracy of the incoming network on the evaluation split.
+        evaluation_accuracy: accuracy after the stage on the evaluation split.
     """
 
     kind: ClassVar[str] = "reestimate"
@@ -142,15 +151,16 @@ class ReestimateResult(StepResult):
 
 
 class QatResult(StepResult, Zeros, Trained):
-    """What `qat` found.
+    """Result of a `qat` stage (quantization-aware training).
 
     Attributes:
-        target: the CPU kind whose rounding was trained.
-        float_accuracy: of the network as it came in.
-        accuracy_before: of the int8 graph before training.
-        improved: whether an epoch was kept.
+        target: the kind of CPU whose rounding was trained.
+        float_accuracy: accuracy of the incoming float network on the evaluation split.
+        accuracy_before: accuracy of the int8 graph before training.
+        evaluation_accuracy: accuracy of the int8 graph after training.
+        improved: whether the weights of an epoch were kept; False if all were worse than the start.
         agreement_with_int8: share of equal predictions of the trained graph and the int8 file.
-        ranges: how many activation ranges were learned.
+        ranges: number of activation ranges that were trained.
     """
 
     kind: ClassVar[str] = "qat"

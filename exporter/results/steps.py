@@ -1,4 +1,4 @@
-"""What the steps find that come with every recipe, beside `quantize`."""
+"""Results of the steps that every build has; for `quantize` see `exporter.results.quantize`."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from exporter.results.training import Zeros
 
 
 class PretrainedResult(StepResult):
-    """What came in.
+    """Result of the step `pretrained`: the network as it was loaded.
 
     Attributes:
-        parameters: of the network.
-        tensors: tensors that the checkpoint holds; None without a checkpoint.
-        new_head: the layer that has random weights because the checkpoint has other classes, if any.
-        classes: class scores that the network gives.
+        parameters: number of parameters of the network.
+        tensors: number of tensors in the checkpoint; None without a checkpoint.
+        new_head: name of the layer that has random weights because the checkpoint has other classes; None
+            if there is none.
+        classes: number of class scores that the network returns.
     """
 
     kind: ClassVar[str] = "pretrained"
@@ -30,16 +31,17 @@ class PretrainedResult(StepResult):
     classes: int
 
     def left_out(self) -> set[str]:
-        """Without a checkpoint nothing is said of its tensors; with one, None says that no head is new."""
+        """Names of fields that are not written; with a checkpoint, `new_head` is written even if None."""
         return super().left_out() - ({"new_head"} if self.tensors is not None else set())
 
 
 class ExportResult(StepResult, Zeros):
-    """What the float model is.
+    """Result of the step `export`: the float model.
 
     Attributes:
-        nodes: of its graph.
-        size_bytes: of the file, with weights beside it.
+        nodes: number of nodes in its graph.
+        opset: version of its ONNX operator set.
+        size_bytes: size of the file with its external weights.
     """
 
     kind: ClassVar[str] = "export"
@@ -54,14 +56,14 @@ class ExportResult(StepResult, Zeros):
 
 
 class ParityResult(StepResult):
-    """How near the exported models are to the network that was trained.
+    """Result of the step `parity`: how close the exported models are to the trained network.
 
     Attributes:
-        torch_accuracy: of the network in PyTorch, on the evaluation split.
-        export: the float model against PyTorch.
-        int8: the quantized model against the float model.
-        layers: error of each tensor that is rounded, in graph order.
-        audit: what ONNX Runtime really runs of the quantized model.
+        torch_accuracy: accuracy of the network in PyTorch on the evaluation split.
+        export: parity of the float model with PyTorch.
+        int8: parity of the quantized model with the float model.
+        layers: error of each quantized tensor, in graph order.
+        audit: the operators that ONNX Runtime runs for the quantized model.
     """
 
     kind: ClassVar[str] = "parity"
@@ -78,13 +80,13 @@ class ParityResult(StepResult):
 
 
 class GateResult(StepResult):
-    """What the gate said.
+    """Result of the step `gate`.
 
     Attributes:
         verdict: PASS, FAIL, INCONCLUSIVE or INVALID.
-        reasons: why, a line each.
+        reasons: reasons for the verdict, one line each.
         metrics: each metric with its bounds, as `gate --json` prints them.
-        blocks: how many blocks were measured.
+        blocks: number of blocks that were measured.
     """
 
     kind: ClassVar[str] = "gate"

@@ -1,4 +1,4 @@
-"""What a training leaves: its curves, and how many parameters are zero after it."""
+"""Figures of a training: its curves, and the number of parameters that are zero after it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from exporter.results.base import Figures
 
 
 class Epoch(Figures):
-    """One line of the training curves."""
+    """One point of the training curves; epochs are numbered from 0."""
 
     epoch: int
     learning_rate: float
@@ -16,12 +16,12 @@ class Epoch(Figures):
 
 
 class Trained(Figures):
-    """Fields of everything that was trained; None and empty where nothing was.
+    """Figures of a training; None and empty if nothing was trained.
 
     Attributes:
-        curves: one line per epoch.
+        curves: one point per epoch.
         best_epoch: the epoch whose weights were kept.
-        validation_accuracy: of that epoch.
+        validation_accuracy: validation accuracy of that epoch.
     """
 
     curves: tuple[Epoch, ...] = ()
@@ -33,11 +33,11 @@ class Zeros(Figures):
     """Pruned parameters of a network.
 
     Attributes:
-        zero_share: zeros among all parameters: what a person means by a sparse network.
-        sparsity: zeros among the eligible parameters: what the target of `prune` counts.
-        zeros: parameters that pruning holds at zero.
-        eligible_parameters: parameters of the tensors that were pruned, zero or not.
-        parameters: all parameters of the network; shared ones count once.
+        zero_share: share of zeros among all parameters.
+        sparsity: share of zeros among the eligible parameters; the target of `prune` refers to it.
+        zeros: number of parameters that pruning keeps at zero.
+        eligible_parameters: number of parameters in the tensors that were pruned, zero or not.
+        parameters: number of all parameters of the network; shared ones count once.
     """
 
     zero_share: float
@@ -47,7 +47,7 @@ class Zeros(Figures):
     parameters: int
 
     def zeros_text(self) -> tuple[str, ...]:
-        """The share of zeros in words, if there are any."""
+        """The share of zeros as a text for a headline; empty if there are none."""
         if self.zero_share:
             return (f"{self.zero_share:.2%} of parameters zero",)
         return (f"sparsity {self.sparsity:.0%}",) if self.sparsity else ()
