@@ -1,1 +1,1 @@
-"""From a recipe or a file to an artifact or a model: build, ablate, quantize, new."""
+"""The commands `build`, `ablate`, `quantize` and `new`, and the steps of a build."""

@@ -1,4 +1,8 @@
-"""What each stage of a recipe gave: every prefix of it as a float and an int8 model, measured together."""
+"""`edgeproof ablate`: measure the effect of each stage of a recipe.
+
+A prefix of a recipe is the recipe with only its first stages. Each prefix is built as a float and as an
+int8 model, and all models are measured together.
+"""
 
 from __future__ import annotations
 
@@ -40,9 +44,11 @@ class Variant:
     """A prefix of the recipe in one precision.
 
     Attributes:
-        after: the last stage of the prefix.
-        model: what was measured of it.
-        time: its p50 by that of the first float model, with 99 % bounds where there are blocks enough.
+        after: name of the last stage of the prefix.
+        precision: `float` or `int8`.
+        model: its measurements.
+        time: median latency divided by that of the first float model, with 99 % bounds if the number of
+            blocks allows bounds.
     """
 
     after: str
@@ -53,13 +59,18 @@ class Variant:
 
 @dataclass(frozen=True)
 class Ablation:
-    """All prefixes, and the measurement they come from, in which models bear the names of variants."""
+    """The measurement of all prefixes of a recipe.
+
+    Attributes:
+        recipe: name of the recipe.
+        result: raw samples of all models; each model is named `STAGE.float` or `STAGE.int8`.
+    """
 
     recipe: str
     result: Result
 
     def variants(self) -> list[Variant]:
-        """Prefix by prefix, float before int8; computed from the raw samples."""
+        """The variants, computed from the raw samples: prefix by prefix, float before int8."""
         found = []
         for model in self.result.models:
             after, _, precision = model.path.rpartition(".")
@@ -81,20 +92,21 @@ def ablate(
     overrides: Sequence[str] = (),
     progress: Progress = SILENT,
 ) -> Ablation:
-    """Build every prefix of a recipe up to its int8 model, and measure all of them interleaved.
+    """Build every prefix of a recipe up to its int8 model, and measure all models in turns.
 
-    Stages are taken from the cache that `build` fills, and left there for it: nothing is trained twice. The
-    first row is the network as its checkpoint left it; without one, or where its head is new and says
-    nothing, it is the shortest prefix that trains.
+    Stages are read from and stored in the same cache as those of `build`, so nothing is trained twice. The
+    first prefix has no stages: the network with the weights of its checkpoint. If there is no checkpoint,
+        or
+    if the last layer is new and therefore untrained, the first prefix is the shortest one that trains.
 
     Args:
-        recipe: a TOML file.
-        blocks: fresh processes a model.
-        overrides: `table.key=value` texts.
-        progress: told how far it is.
+        recipe: path of the recipe, a TOML file.
+        blocks: number of fresh processes per model.
+        overrides: `table.key=value` texts that replace values of the recipe.
+        progress: receives messages about the progress.
 
     Raises:
-        EdgeproofError: whatever a user can fix.
+        EdgeproofError: an error that the user can fix.
 
     Example:
         >>> import exporter
@@ -130,11 +142,12 @@ def ablate(
 
 
 def prefixes(recipe: Recipe, *, trained: bool) -> list[Recipe]:
-    """The recipe with its first stages alone, up to the whole.
+    """The recipe with only its first stages, from the shortest prefix to the whole recipe.
 
     Args:
-        recipe: any.
-        trained: whether the network is of use as it is loaded; else the shortest that trains comes first.
+        recipe: the whole recipe.
+        trained: whether the loaded network is already trained. If not, the first prefix is the shortest one
+            that trains.
     """
     first = 0 if trained else next((k for k, stage in enumerate(recipe.stage, 1) if trains(stage)), 0)
     return [
@@ -143,7 +156,7 @@ def prefixes(recipe: Recipe, *, trained: bool) -> list[Recipe]:
 
 
 def _build(resolved: ResolvedRecipe, root: Path) -> dict[str, Path]:
-    """The models of all prefixes: `stage.float` and `stage.int8` -> file in the cache."""
+    """Build all prefixes; return `STAGE.float` and `STAGE.int8` -> model file in the cache."""
     from exporter.pipeline.plan import plan_steps
 
     cache, log = Cache(root), RunLog(root, resolved.recipe.name)
@@ -173,7 +186,7 @@ def _evaluation(resolved: ResolvedRecipe, folder: Path) -> Path:
 
 
 def ablation_json(ablation: Ablation) -> Json:
-    """What `ablate --json` prints; times in ns, sizes in bytes."""
+    """The object that `ablate --json` prints; times in ns, sizes in bytes."""
     return {
         "recipe": ablation.recipe,
         "variants": [
@@ -198,7 +211,7 @@ def ablation_json(ablation: Ablation) -> Json:
 
 
 def ablation_table(ablation: Ablation) -> Table:
-    """One row a prefix and precision."""
+    """A table with one row per prefix and precision."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -212,7 +225,7 @@ def ablation_table(ablation: Ablation) -> Table:
         bounds = "" if None in (time.lower, time.upper) else f" ({time.lower:.3f} … {time.upper:.3f})"
         latency, ratio = milliseconds(model.latency().p50), f"{time.ratio:.3f}{bounds}"
         memory = mebibytes(model.peak_rss_bytes())
-        if model.made_for is not None:  # for another kind of CPU: neither its times nor its memory are here
+        if model.made_for is not None:  # made for another kind of CPU: time and memory here do not count
             latency, ratio, memory = escape(not_measured_text(model.made_for)), "", ""
         table.add_row(
             escape(variant.after) if variant.precision == "float" else "",

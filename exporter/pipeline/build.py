@@ -1,4 +1,4 @@
-"""`edgeproof build`: recipe in, gated artifact out."""
+"""`edgeproof build`: run a recipe and write a gated artifact."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ ARTIFACTS_FOLDER = "artifacts"
 
 @dataclass(frozen=True)
 class BuildOutcome:
-    """What a build gave.
+    """The result of a build.
 
     Attributes:
-        artifact: the folder, or None if the build was told to stop earlier.
-        judgement: the gate's, or None likewise.
-        steps: what each step found, by name, in order.
-        ran: the steps that had to be run; empty if everything was there already.
-        packaged: whether the artifact was written in this build; False if it was up to date.
+        artifact: folder of the artifact; None if the build stopped at `until`.
+        judgement: the judgement of the gate; None if the build stopped at `until`.
+        steps: result of each step, by name, in order.
+        ran: names of the steps that had to be run; empty if all came from the cache.
+        packaged: whether this build wrote the artifact; False if the artifact was up to date.
     """
 
     artifact: Path | None
@@ -47,7 +47,7 @@ class BuildOutcome:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What a person should look at, a line each, in the order of the steps."""
+        """Problems that the user should look at, one line each, in the order of the steps."""
         return tuple(line for result in self.steps.values() for line in result.warnings)
 
 
@@ -60,18 +60,19 @@ def build(
     fresh: bool = False,
     progress: Progress = SILENT,
 ) -> BuildOutcome:
-    """Run a recipe. One build runs at a time in a process; those of other threads wait.
+    """Run a recipe. A process runs one build at a time; builds of other threads wait.
 
     Args:
-        recipe: a TOML file.
-        out: the artifact's folder; by default `artifacts/NAME` in the working directory.
-        until: the last step to run; then no artifact is written, but that step's files to `out` if given.
-        overrides: `table.key=value` texts.
-        fresh: run every step, whatever the cache holds.
-        progress: told how far the build is.
+        recipe: path of the recipe, a TOML file.
+        out: folder of the artifact; by default `artifacts/NAME` in the working directory.
+        until: the last step to run. If given, no artifact is written; if `out` is given too, the files of
+            that step are written there.
+        overrides: `table.key=value` texts that replace values of the recipe.
+        fresh: run every step, and take none from the cache.
+        progress: receives messages about the progress.
 
     Raises:
-        EdgeproofError: whatever a user can fix.
+        EdgeproofError: an error that the user can fix.
 
     Example:
         >>> import exporter
@@ -80,7 +81,7 @@ def build(
         ('PASS', 'tiny')
         >>> outcome.steps["quantize"].target
         'portable'
-        >>> exporter.build("recipe.toml").ran  # what is done is not done again
+        >>> exporter.build("recipe.toml").ran  # finished steps do not run again
         ()
     """
     require_all()
@@ -109,10 +110,10 @@ def build(
 
 
 def prepare_places(recipe: Recipe, folder: Path, root: Path) -> None:
-    """Make sure, before any work, that other machines will follow a build; one machine needs nothing.
+    """Check before the work starts that other machines will follow the build; with one, do nothing.
 
     Raises:
-        StageError: others can write to the recipe's folder or the cache.
+        StageError: another user can write to the recipe's folder or to the cache.
     """
     if recipe.train.nodes > 1:
         from exporter.training.loop import hardware
@@ -141,7 +142,7 @@ def _run(
 def _finish(
     destination: Path, recipe: Recipe, finished: FinishedSteps, log: RunLog, cache: Cache
 ) -> BuildOutcome:
-    """Judge the raw samples that the gate kept, and write the artifact unless it is up to date."""
+    """Judge the raw samples that the gate step stored, and write the artifact unless it is up to date."""
     from exporter.pipeline.packaging import is_current, write_artifact
     from exporter.reporting.charts import import_matplotlib
 
@@ -163,4 +164,6 @@ def _check_until(until: str | None, recipe: Recipe) -> None:
     first, *last = RESERVED_NAMES
     known = [first, *recipe.stage_names(), *last]
     if until is not None and until not in known:
-        raise UsageError(f"--until {until}", "is no step of this recipe", f"there are: {', '.join(known)}")
+        raise UsageError(
+            f"--until {until}", "is not a step of this recipe", f"choose one of: {', '.join(known)}"
+        )

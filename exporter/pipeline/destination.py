@@ -1,4 +1,4 @@
-"""Where an artifact may be written: nothing is replaced that no build wrote, or that the recipe reads."""
+"""Checks of the output folder: a build replaces only folders of builds, and none that the recipe reads."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from exporter.sources.lookup import PACKAGE_SCHEME, local_path
 
 
 def check_destination(destination: Path, mark: str) -> None:
-    """Refuse to replace a folder that no build like this one wrote: it may be somebody's work.
+    """Refuse to replace a folder unless an earlier build of the same kind wrote it.
 
     Args:
         destination: the folder to write.
-        mark: the file that every such folder holds.
+        mark: name of a file that every folder of such a build contains.
 
     Raises:
-        UsageError: it is a file, or holds something else.
+        UsageError: the path is a file, or the folder contains files that no build wrote.
     """
     if destination.exists() and not destination.is_dir():
         raise UsageError(destination, "is a file", "choose another --out")
@@ -37,26 +37,26 @@ def check_destination(destination: Path, mark: str) -> None:
     if strangers:
         raise UsageError(
             destination / strangers[0],
-            "no build wrote this, and it would be lost with the artifact",
+            "is not a file of the artifact, and replacing the artifact would delete it",
             "move it away, or choose another --out",
         )
 
 
 def check_not_read(destination: Path, recipe: Recipe, folder: Path) -> None:
-    """Refuse to replace a folder that the recipe reads from, as its checkpoint or a teacher.
+    """Refuse to replace a folder that contains the recipe's checkpoint or a teacher.
 
     Raises:
-        UsageError: it does.
+        UsageError: the folder contains a file that the recipe reads.
     """
     for address in _files_read(recipe):
         if local_path(address, folder).resolve().is_relative_to(destination.resolve()):
             raise UsageError(
-                destination, f"holds {address}, which the recipe reads", "choose another --out"
+                destination, f"contains {address}, which the recipe reads", "choose another --out"
             )
 
 
 def _files_read(recipe: Recipe) -> Iterator[str]:
-    """Addresses of the files that a recipe names, without those in packages."""
+    """Paths of the checkpoint and the teachers that a recipe names, without those in packages."""
     addresses = [recipe.model.checkpoint]
     for teacher in (teacher for stage in recipe.stage for teacher in teachers_of(stage)):
         if isinstance(teacher, TeacherConfig):

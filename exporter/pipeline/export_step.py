@@ -1,4 +1,4 @@
-"""The step from PyTorch to ONNX."""
+"""The step `export`: from PyTorch to ONNX."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from exporter.onnx_export.export import export
 from exporter.pipeline.resolved_recipe import ResolvedRecipe
 from exporter.results import ExportResult
 
-# What is quantized, where that is not the float baseline.
+# The model that is quantized, if it differs from the float baseline.
 TRAINED_MODEL = "trained.onnx"
 
 
 @dataclass(frozen=True)
 class ExportStep:
-    """Write the float baseline and, where it has other weights, what is quantized.
+    """Export the float baseline and, if it has other weights, the model that is quantized.
 
     Attributes:
         resolved: the recipe.
         trained: name of the step whose network is quantized.
-        baseline: name of the step whose network would ship in float.
+        baseline: name of the step whose network is the float baseline.
     """
 
     kind: ClassVar[str] = ExportResult.kind
@@ -42,7 +42,7 @@ class ExportStep:
         return tuple(dict.fromkeys((self.trained, self.baseline)))
 
     def ingredients(self) -> Mapping[str, object]:
-        """The table `export`, and the name, which is written into the model."""
+        """The table `export`, and the recipe's name, which is written into the model."""
         recipe = self.resolved.recipe
         return {
             **self.resolved.ingredients,
@@ -51,10 +51,10 @@ class ExportStep:
         }
 
     def run(self, folders: StepFolders) -> ExportResult:
-        """Write the models, and what was trained for the quantizer.
+        """Write the models, and the quantization parameters that were trained, if any.
 
         Raises:
-            ExportError: torch cannot export the network.
+            ExportError: PyTorch cannot export the network.
         """
         trained = folders.parents[self.trained]
         network = load_network(self.resolved.fresh_module(), trained)
@@ -84,6 +84,10 @@ class ExportStep:
 
 
 def model_to_quantize(exported: Path) -> Path:
-    """The float model that int8 is made from, in the folder of this step."""
+    """Path of the float model that is quantized.
+
+    Args:
+        exported: folder of the step `export`.
+    """
     trained = exported / TRAINED_MODEL
     return trained if trained.exists() else exported / FLOAT_MODEL

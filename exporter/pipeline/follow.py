@@ -1,4 +1,4 @@
-"""One of the further processes of a training, as a build or `edgeproof follow` starts it."""
+"""An additional process of a training; a build or `edgeproof follow` starts it."""
 
 from __future__ import annotations
 
@@ -11,13 +11,17 @@ from bench.core.progress import SILENT
 
 
 def main() -> int:
-    """Read the data, say so, run the stage together with the others, and forget the result."""
+    """Read the data, report that it is ready, and run the stage together with the other processes.
+
+    The main process keeps the result; the result of this process is discarded.
+    """
     from exporter.pipeline.resolved_recipe import resolve_recipe
     from exporter.pipeline.train_step import run_stage
     from exporter.training.loop import Checkpoints
     from exporter.training.loop.hardware import READY, Job, joined
 
-    # What a user's code prints must not be taken for an answer.
+    # Standard output carries the answer to the main process. Prints of the user's code go to standard
+    # error.
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     try:
@@ -27,7 +31,7 @@ def main() -> int:
         answer.flush()
         with joined(job) as engine:
             run_stage(resolved, job.stage, job.folders, engine, checkpoints=Checkpoints(job.unfinished))
-    except Exception as error:  # noqa: BLE001 (whatever it is, its last line tells the build)
+    except Exception as error:  # noqa: BLE001 (the build reads the last line of any error)
         told = ending(error)
         if told.exit_code == EXIT_FAULT:
             traceback.print_exception(error)

@@ -1,4 +1,4 @@
-"""The step that measures and judges the int8 model against the float baseline."""
+"""The step `gate`: measure the int8 model and the float baseline, and judge them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from exporter.results import GateResult
 
 @dataclass(frozen=True)
 class GateStep:
-    """Measure int8 and float in turns, and judge."""
+    """Measure the int8 model and the float baseline in turns, and judge."""
 
     kind: ClassVar[str] = GateResult.kind
     name: ClassVar[str] = GateResult.kind
@@ -32,7 +32,7 @@ class GateStep:
     resolved: ResolvedRecipe
 
     def ingredients(self) -> Mapping[str, object]:
-        """The budgets, how it is measured, and this host."""
+        """The budgets, the settings of the measurement, and this host."""
         recipe = self.resolved.recipe
         return {
             **self.resolved.ingredients,
@@ -42,7 +42,7 @@ class GateStep:
         }
 
     def run(self, folders: StepFolders) -> GateResult:
-        """Write `result.json` with the raw samples.
+        """Measure, judge, and write `result.json` with the raw samples.
 
         Raises:
             MeasurementError: nothing could be measured.
@@ -65,7 +65,7 @@ class GateStep:
         )
         if not judgement.result.models[-1].runs:
             cause = "; ".join(judgement.reasons) or "nothing was measured"
-            raise MeasurementError("gate", cause, "mend it and run again")
+            raise MeasurementError("gate", cause, "fix the cause and run the build again")
         write_result(folders.out / RESULT, judgement.result)
         warnings = resolved.warned([self.blame(model)] if _is_no_faster(judgement) else [])
         return GateResult(
@@ -77,16 +77,19 @@ class GateStep:
         )
 
     def blame(self, model: Path) -> str:
-        """That int8 is not faster than float on this CPU, and which operators take the time."""
+        """The warning that int8 is not faster than float here, with the operators that take the time."""
         evaluation, recipe = self.resolved.data.evaluation, self.resolved.recipe
         sample = next(as_shipped(evaluation.first(1), recipe.export.preprocess).batches(1))
         times = operator_times(model, sample, threads=recipe.bench.threads)
         worst = ", ".join(f"{t.name} ({t.op_type}, {t.share:.0%})" for t in blamed(times))
-        return f"int8 is not faster than float on this CPU; what takes time outside int8 kernels: {worst}"
+        return (
+            "int8 is not faster than float on this CPU; operators that take the most time outside int8 "
+            f"kernels: {worst}"
+        )
 
 
 def _is_no_faster(judgement: Judgement) -> bool:
-    """Whether int8 was measured on its target and not shown to be faster."""
+    """Whether the target is this CPU and the measurement does not show that int8 is faster."""
     latency = judgement.metrics.get("latency_p50")
     faster = latency is not None and latency.upper is not None and latency.upper < 1
     return latency is not None and latency.not_measured_on is None and not faster

@@ -1,4 +1,4 @@
-"""Putting an artifact together from finished steps; it appears whole or not at all."""
+"""Assemble an artifact from the files of finished steps, in one atomic rename."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from exporter.reporting.report import render_report
 from exporter.reporting.stage_sections import FinishedStep
 from exporter.results import Int4Result, Int8Result
 
-# All stages train for it.
+# The only task that the stages train for.
 TASK = "classification"
-# Each file of an artifact, and the step that wrote it.
+# File of an artifact -> the step that writes it.
 _SOURCES = {
     MODEL: "quantize",
     FLOAT_MODEL: "export",
@@ -42,7 +42,7 @@ _SOURCES = {
 
 
 def is_current(destination: Path, finished: FinishedSteps) -> bool:
-    """Whether the artifact there is whole and comes from these very steps."""
+    """Whether the artifact at `destination` is undamaged and was made from exactly these steps."""
     try:
         manifest = check_hashes(destination)
     except EdgeproofError:
@@ -97,7 +97,7 @@ def _manifest(folder: Path, recipe: Recipe, finished: FinishedSteps, judgement: 
 
 
 def preprocessing_entries(recipe: Recipe, signature: Signature) -> tuple[ImageInput, ...] | None:
-    """What the model does to pictures itself; None where it takes what the data factory gives."""
+    """The preprocessing inside the model, for the manifest; None if the model has none."""
     config = recipe.export.preprocess
     if config is None:
         return None
@@ -106,7 +106,7 @@ def preprocessing_entries(recipe: Recipe, signature: Signature) -> tuple[ImageIn
 
 
 def _metrics(judgement: Judgement) -> dict[str, MetricEntry] | None:
-    """What was measured of the model and of its float baseline; None without labels."""
+    """Accuracy of the int8 model and of its float baseline; None without labels."""
     by_name = {model.path: model for model in judgement.result.models}
     correct = by_name[MODEL].correct()
     if correct is None:
@@ -122,7 +122,7 @@ def _metrics(judgement: Judgement) -> dict[str, MetricEntry] | None:
 
 
 def _oldest_runtime(folder: Path) -> str:
-    """The oldest ONNX Runtime that runs both models of an artifact."""
+    """The oldest version of ONNX Runtime that runs both models of an artifact."""
     stated = [stated_version(folder / name) for name in (MODEL, FLOAT_MODEL)]
     return str(max(needed for needed in stated if needed is not None))
 

@@ -1,4 +1,4 @@
-"""The step that proves the exported models equal to the network that was trained."""
+"""The step `parity`: check that the exported models match the trained network."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ GOLDEN_SAMPLES = 8
 
 @dataclass(frozen=True)
 class ParityStep:
-    """Compare torch, float ONNX and int8 ONNX on real samples; write evaluation and golden sets.
+    """Compare PyTorch, float ONNX and int8 ONNX on real samples; write evaluation and golden sets.
 
-    Torch gets what the data factory gave, ONNX what a device feeds; compared are the network's own outputs,
-    before any postprocessing. int8 is compared with the float baseline, and layer by layer with what was
-    quantized.
+    PyTorch receives the samples of the data factory, ONNX the feeds that a device sends. The comparison
+    uses the outputs of the network before postprocessing. The int8 model is compared with the float
+    baseline, and layer by layer with the float model that it was quantized from.
 
     Attributes:
         resolved: the recipe.
@@ -54,21 +54,22 @@ class ParityStep:
 
     @property
     def parents(self) -> tuple[str, ...]:
-        """The networks and the models."""
+        """The steps that trained the networks and that wrote the models."""
         return (*dict.fromkeys((self.trained, self.baseline)), "export", "quantize")
 
     def ingredients(self) -> Mapping[str, object]:
-        """The table `export`, which says how near the models must come."""
+        """The table `export`, which contains the smallest allowed SQNR."""
         return {
             **self.resolved.ingredients,
             "config": self.resolved.recipe.export.model_dump(mode="json"),
         }
 
     def run(self, folders: StepFolders) -> ParityResult:
-        """Compare, and write `evaluation.npz` and `golden.npz`.
+        """Compare the models, and write `evaluation.npz` and `golden.npz`.
 
         Raises:
-            ExportError: a model is not the network, gives NaN, or too little of it runs in int8.
+            ExportError: a model's outputs differ too much from the network's, are not finite, or too little
+                of the model runs in int8.
         """
         recipe, evaluation = self.resolved.recipe, self.resolved.data.evaluation
         exported, int8_model = folders.parents["export"], folders.parents["quantize"] / MODEL
@@ -85,7 +86,7 @@ class ParityStep:
         export = self._check_same(network, fed, exported / FLOAT_MODEL, float_scores)
         int8_scores = run_scores(int8_model, sample)
         if not np.isfinite(int8_scores).all():
-            raise ExportError(MODEL, "gives NaN or infinity", "look at the calibration data")
+            raise ExportError(MODEL, "returns NaN or infinity", "check the calibration data")
         write_evaluation(folders.out / EVALUATION, evaluation_set(shipped))
         audited = self._audit(int8_model, folders.out / EVALUATION)
         _write_golden(folders.out / GOLDEN, sample, int8_model, int8_scores)
@@ -102,23 +103,29 @@ class ParityStep:
         return load_network(self.resolved.fresh_module(), folder).module
 
     def _check_same(self, network: nn.Module, fed: Split, model: Path, scores: Array) -> Parity:
-        """The parity of a network and its model, on samples as the data factory gives them.
+        """The parity of a network and its exported model.
+
+        Args:
+            network: in PyTorch.
+            fed: samples of the data factory, for the network.
+            model: file of the exported model.
+            scores: outputs of the exported model for the same samples.
 
         Raises:
-            ExportError: it is too low.
+            ExportError: the SQNR is below `export.min_sqnr_db`, or the outputs are not finite.
         """
         found, wanted = parity(predict(network, fed), scores), self.resolved.recipe.export.min_sqnr_db
         if not np.isfinite(scores).all() or found.sqnr_db < wanted:
             raise ExportError(
                 model.name,
-                f"is not the network that was trained: SQNR {found.sqnr_db:.1f} dB to torch, "
-                f"{wanted:.1f} dB wanted",
-                "look for operators that behave otherwise in ONNX (dropout left on, custom rounding)",
+                f"differs from the trained network: its SQNR against PyTorch is {found.sqnr_db:.1f} dB, "
+                f"at least {wanted:.1f} dB are required",
+                "look for operators that behave differently in ONNX (dropout left on, custom rounding)",
             )
         return found
 
     def _audit(self, model: Path, evaluation: Path) -> Audit:
-        """What ONNX Runtime really runs.
+        """Inspect the operators that ONNX Runtime runs.
 
         Raises:
             ExportError: too little runs in int8.
@@ -126,23 +133,28 @@ class ParityStep:
         found = audit(model, evaluation, self.resolved.target().name)
         if failure := coverage_failure(found, self.resolved.recipe.quantize.min_int8_ratio):
             raise ExportError(
-                "quantize.min_int8_ratio", failure, "mend what it names, or be content with a lower ratio"
+                "quantize.min_int8_ratio",
+                failure,
+                "fix the named operators, or lower quantize.min_int8_ratio",
             )
         return found
 
 
 def evaluation_set(split: Split) -> EvaluationSet:
-    """A split as a device reads it."""
+    """A split in the form that a device reads."""
     return EvaluationSet(split.inputs, split.labels.astype(np.int64), split.ids)
 
 
 def _spread(split: Split, count: int, seed: int) -> Array:
-    """Where a few samples are, of all classes: data may be sorted by class."""
+    """Indices of a few samples, drawn from all classes because data may be sorted by class."""
     return stratified_indices(split.labels, {"few": min(count, split.count)}, seed, "parity")["few"]
 
 
 def _write_golden(path: Path, sample: Split, model: Path, scores: Array) -> None:
-    """Keep the samples that the model is surest of: their class must not depend on a rounding."""
+    """Write the samples with the largest margin between the two best classes, with their outputs.
+
+    The predicted class of such samples does not change with small rounding differences between devices.
+    """
     ranked = np.sort(scores.reshape(len(scores), -1), axis=1)
     margin = ranked[:, -1] - ranked[:, -2]
     chosen = sample.take(np.sort(np.argsort(-margin, kind="stable")[:GOLDEN_SAMPLES]))

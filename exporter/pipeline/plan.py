@@ -1,4 +1,4 @@
-"""The plan of a build: which steps a recipe takes, in which order."""
+"""The plan of a build: its steps, in the order in which they run."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from exporter.training.loop.hardware import check_hardware
 
 
 def plan_steps(resolved: ResolvedRecipe, *, reuse: Path | None = None) -> list[Step]:
-    """All steps of a recipe, in order; what cannot work at the end is refused before the start.
+    """Check a recipe, and return all its steps in order.
 
     Args:
         resolved: the recipe.
-        reuse: folder where activation ranges and times of layers go from one build to the next.
+        reuse: folder in which builds share activation ranges and layer times; None shares nothing.
 
     Raises:
-        EdgeproofError: whatever a user can fix.
+        EdgeproofError: a late step of the build would fail.
     """
     _check(resolved)
     recipe = resolved.recipe
@@ -37,8 +37,9 @@ def plan_steps(resolved: ResolvedRecipe, *, reuse: Path | None = None) -> list[S
     for name, config in zip(recipe.stage_names(), recipe.stage, strict=True):
         steps.append(TrainStep(resolved, name, config, previous=steps[-1].name, reuse=reuse))
     trained = steps[-1].name
-    # Weights that learned to be rounded are worse than before where nothing rounds them: int8 would win
-    # against them whatever it lost. What would ship in its place is the network that `qat` began with.
+    # Weights that `qat` trained for rounding have a lower accuracy without rounding. As a float baseline
+    # they would hide a loss of int8. The alternative to int8 is the network before `qat`, so that is the
+    # baseline.
     learned_rounding = any(isinstance(stage, QatConfig) for stage in recipe.stage)
     baseline = steps[-2].name if learned_rounding else trained
     return [
@@ -51,12 +52,12 @@ def plan_steps(resolved: ResolvedRecipe, *, reuse: Path | None = None) -> list[S
 
 
 def _check(resolved: ResolvedRecipe) -> None:
-    """Refuse what would fail after hours; warn of a target that is not this CPU."""
+    """Refuse settings that would fail only after hours of work; warn if the target is not this CPU."""
     recipe, data = resolved.recipe, resolved.data
     if (other := other_target(resolved.target().name, here := fingerprint())) is not None:
         resolved.progress.say(
-            f"warning: quantize.target is {other}, this CPU is {host_target(here)}: what stages time, they "
-            "time here, and the gate stays INCONCLUSIVE until it runs on the target"
+            f"warning: quantize.target is {other}, but this CPU is {host_target(here)}: stages measure "
+            "times on this CPU, and the gate stays INCONCLUSIVE until it runs on the target"
         )
     check_hardware(recipe)
     _check_teachers(resolved)
@@ -68,7 +69,7 @@ def _check(resolved: ResolvedRecipe) -> None:
 
 
 def _check_teachers(resolved: ResolvedRecipe) -> None:
-    """Refuse the checkpoint as a teacher if its head does not fit, and what it says would be random."""
+    """Refuse `pretrained` as a teacher if its last layer is new and therefore has random weights."""
     recipe = resolved.recipe
     asked = [
         name
@@ -78,6 +79,6 @@ def _check_teachers(resolved: ResolvedRecipe) -> None:
     if asked and (head := resolved.new_head()) is not None:
         raise StageError(
             f"{asked[0]}.teacher",
-            f"'pretrained' has a new {head!r}, for its classes are others: it knows nothing yet",
-            "name a stage that trains it",
+            f"'pretrained' has random weights in {head!r}, because the checkpoint has other classes",
+            "name a stage that trains this layer",
         )

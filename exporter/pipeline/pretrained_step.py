@@ -1,4 +1,4 @@
-"""The first step: the recipe's network with the weights of its checkpoint."""
+"""The step `pretrained`: build the network and load its checkpoint."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from exporter.training.loop import check_classes
 
 @dataclass(frozen=True)
 class PretrainedStep:
-    """Build the network, and load its checkpoint."""
+    """The first step of every build: the network with the weights of its checkpoint."""
 
     kind: ClassVar[str] = PretrainedResult.kind
     name: ClassVar[str] = PretrainedResult.kind
@@ -28,7 +28,7 @@ class PretrainedStep:
     resolved: ResolvedRecipe
 
     def ingredients(self) -> Mapping[str, object]:
-        """The network's table, the files it names, the checkpoint, and whether a stage trains later."""
+        """The table `model`, hashes of the files that it names, and whether a later stage trains."""
         model, checkpoint = self.resolved.recipe.model, self.resolved.checkpoint()
         return {
             **self.resolved.ingredients,
@@ -39,11 +39,11 @@ class PretrainedStep:
         }
 
     def run(self, folders: StepFolders) -> PretrainedResult:
-        """Write the network.
+        """Build the network and write it.
 
         Raises:
-            CheckpointError: the checkpoint does not fit, or has other classes and no stage trains new ones.
-            StageError: the network does not take the data.
+            CheckpointError: the checkpoint does not fit, or has other classes and no later stage trains.
+            StageError: the network does not accept the data.
         """
         with deterministic(self.resolved.recipe.seed, "model"):
             module = self.resolved.fresh_module()
@@ -55,7 +55,7 @@ class PretrainedStep:
             if loaded.new_head is not None and not self._trained_later():
                 raise CheckpointError(
                     path,
-                    f"its {loaded.new_head!r} has other classes and no stage would train a new one",
+                    f"its layer {loaded.new_head!r} has other classes, and no stage trains a new layer",
                     'add a stage of kind "finetune"',
                 )
         classes = check_classes(module, self.resolved.data, "model")

@@ -1,4 +1,4 @@
-"""`edgeproof quantize` in Python: a finished model in, a quantized one out."""
+"""The function `exporter.quantize`, which the command `edgeproof quantize` calls."""
 
 from __future__ import annotations
 
@@ -30,29 +30,30 @@ def quantize(
     max_drop: float | None = None,
     progress: Progress = SILENT,
 ) -> QuantizedFile:
-    """Quantize a finished model, statically to int8 or its weights to 4 bits; needs no recipe.
+    """Quantize a float model without a recipe: statically to int8, or only its weights to 4 bits.
 
     Args:
-        model: a float `.onnx`, or a `.pt2` program, which needs torch.
-        out: the file to write.
-        data: calibration samples, an `.npz` with one array [N, ...] per model input; needed for 8 bits.
-        bits: 8: weights and activations. 4: weights of products alone, in blocks.
-        block_size: with 4 bits, weights that share a scale.
-        target: the CPU kind to make it for; `auto` is this one.
-        onnxruntime: the runtime to make it for, such as `>=1.24`; by default nothing is added that the
-            oldest supported one lacks.
-        method: how activation ranges are chosen.
-        exclude: names of nodes to leave in float.
-        cache: a folder where activation ranges are kept, and those kept are used; None keeps nothing.
-        repair: names of accuracy repairs, in this order; each is kept if it helps on held-out samples.
-        max_drop: leave layers in float until int8 loses at most this share of accuracy, from 0 to below 1.
-        progress: told of every batch.
+        model: a float `.onnx` file, or a `.pt2` program, which needs torch.
+        out: the `.onnx` file to write.
+        data: calibration samples, an `.npz` with one array [N, ...] per model input; required for 8 bits.
+        bits: 8 quantizes weights and activations; 4 quantizes only weights of matrix products, in blocks.
+        block_size: with 4 bits, the number of weights that share a scale.
+        target: the kind of CPU that the model will run on; `auto` is this CPU.
+        onnxruntime: versions of ONNX Runtime that the model must run on, for example `>=1.24`; by default
+            the quantized model uses nothing that the oldest supported version lacks.
+        method: method that chooses the activation ranges.
+        exclude: names of nodes to keep in float.
+        cache: folder in which activation ranges are stored and reused; None stores nothing.
+        repair: names of accuracy repairs, in order; each is kept only if it helps on held-out samples.
+        max_drop: largest accuracy loss on held-out samples, a fraction from 0 to below 1; layers stay in
+            float until it is met. None sets no limit.
+        progress: receives a message for every batch.
 
     Raises:
         MissingExtraError: the extra `export` is not installed.
-        UsageError: `out` is an input, an option is unknown, or options do not fit together.
+        UsageError: `out` is an input file, an option has an unknown value, or options contradict.
         ModelError: the model cannot be loaded or quantized.
-        DataError: the samples cannot be used, or do not fit the model.
+        DataError: the samples are invalid, or do not fit the model.
         ExportError: an excluded node does not exist, or no configuration meets `max_drop`.
 
     Example:
@@ -79,11 +80,17 @@ def quantize(
             onnxruntime=onnxruntime,
         )
     if bits != 8:
-        raise UsageError("--bits", f"there is no quantization to {bits} bits", "choose 8 or 4")
+        raise UsageError("--bits", f"{bits} bits are not supported", "choose 8 or 4")
     if data is None:
-        raise UsageError("--data", "activation ranges need samples", "name an .npz of some hundred inputs")
+        raise UsageError(
+            "--data",
+            "is missing, but 8 bits need calibration samples",
+            "name an .npz of some hundred samples",
+        )
     if max_drop is not None and not 0 <= max_drop < 1:
-        raise UsageError("--max-drop", f"{max_drop:g} is not a share", "choose one from 0 to below 1")
+        raise UsageError(
+            "--max-drop", f"{max_drop:g} is not a fraction", "choose a number from 0 to below 1"
+        )
     from exporter.pipeline.quantize_file import quantize_file
     from exporter.quantization.int8_repaired import RepairSettings, check_repairs
     from exporter.recipes import FallbackConfig
@@ -105,14 +112,18 @@ def quantize(
 
 def _check_choice(option: str, chosen: str, known: tuple[str, ...]) -> None:
     if chosen not in known:
-        raise UsageError(option, f"there is no {chosen!r}", f"choose of: {', '.join(known)}")
+        raise UsageError(option, f"{chosen!r} is unknown", f"choose one of: {', '.join(known)}")
 
 
 def _check_weights_alone(block_size: int, **options: object) -> None:
-    """Refuse what has no meaning where only weights are quantized."""
+    """Refuse options that have no effect if only weights are quantized."""
     for name, value in options.items():
         if value:
             option = f"--{name.replace('_', '-')}"
-            raise UsageError(option, "activations stay in float with 4 bits", f"leave {option} out")
+            raise UsageError(
+                option, "has no effect with 4 bits, where activations stay in float", f"leave {option} out"
+            )
     if block_size not in get_args(BlockSize):
-        raise UsageError("--block-size", f"{block_size} is no block size", "choose 16, 32, 64, 128 or 256")
+        raise UsageError(
+            "--block-size", f"{block_size} is not a valid block size", "choose 16, 32, 64, 128 or 256"
+        )

@@ -1,4 +1,4 @@
-"""`edgeproof quantize`: a finished float .onnx or .pt2 and samples in, an int8 .onnx out; no recipe."""
+"""Quantize a float .onnx or .pt2 file without a recipe, to int8 or 4 bits."""
 
 from __future__ import annotations
 
@@ -55,18 +55,19 @@ def quantize_weights_file(
     exclude: tuple[str, ...] = (),
     onnxruntime: str | None = None,
 ) -> QuantizedFile:
-    """Store the weights of an .onnx file's products in 4 bits; no samples are needed.
+    """Quantize the weights of matrix products to 4 bits; needs no samples.
 
     Args:
-        model: a float model.
-        out: the file to write.
-        target: the CPU kind to make it for.
-        block_size: weights that share a scale.
-        exclude: names of nodes to leave in float.
-        onnxruntime: the runtime to make it for, such as `>=1.24`; by default see `exporter.graphs.targets`.
+        model: a float `.onnx` file, or a `.pt2` program, which needs torch.
+        out: the `.onnx` file to write.
+        target: the kind of CPU that the model will run on.
+        block_size: number of weights that share a scale.
+        exclude: names of nodes to keep in float.
+        onnxruntime: versions of ONNX Runtime that the model must run on, for example `>=1.24`; for the
+            default see `exporter.graphs.targets`.
 
     Raises:
-        UsageError: `out` is an input.
+        UsageError: `out` is an input file.
         ModelError: the model cannot be loaded or quantized.
         ExportError: an excluded node does not exist, or there is nothing to quantize.
     """
@@ -100,31 +101,32 @@ def quantize_file(
     onnxruntime: str | None = None,
     progress: Progress = SILENT,
 ) -> QuantizedFile:
-    """Quantize a finished model.
+    """Quantize a float model statically to int8.
 
     Args:
-        model: a float `.onnx`, or a `.pt2` program, which needs torch.
+        model: a float `.onnx` file, or a `.pt2` program, which needs torch.
         data: calibration samples, an `.npz` with one array per model input; `labels` are not needed.
-        out: the file to write.
-        target: the CPU kind to make it for.
-        method: how activation ranges are chosen.
-        exclude: names of nodes to leave in float.
-        cache: a folder where ranges are kept, so that the same model and samples with other nodes excluded
-            are not calibrated again; None to keep nothing.
-        repairs: accuracy repairs and fallback; a quarter of the samples judges them.
-        onnxruntime: the runtime to make it for, such as `>=1.24`; by default see `exporter.graphs.targets`.
-        progress: told of every batch.
+        out: the `.onnx` file to write.
+        target: the kind of CPU that the model will run on.
+        method: method that chooses the activation ranges.
+        exclude: names of nodes to keep in float.
+        cache: folder in which activation ranges are stored, so that the same model and samples need no new
+            calibration if only `exclude` changes; None stores nothing.
+        repairs: accuracy repairs and fallback; they are scored on a quarter of the samples.
+        onnxruntime: versions of ONNX Runtime that the model must run on, for example `>=1.24`; for the
+            default see `exporter.graphs.targets`.
+        progress: receives a message for every batch.
 
     Raises:
         ModelError: the model cannot be loaded or quantized.
-        DataError: the samples cannot be used, or do not fit the model.
-        UsageError: `out` is an input, or repairs are unknown or do not fit together.
-        ExportError: no configuration meets the fallback's budget.
+        DataError: the samples are invalid, or do not fit the model.
+        UsageError: `out` is an input file, or repairs are unknown or in an invalid order.
+        ExportError: no configuration meets the limits of the fallback.
     """
     start = time.monotonic()
     check_writable(out, [model, data])
     if cache is not None:
-        check_writable(cache / "ranges.json")  # such as are kept there
+        check_writable(cache / "ranges.json")  # an example name: is the folder writable?
     chosen = _target(target, onnxruntime)
     samples = open_samples(data)
     with _float_file(model) as path:
@@ -135,7 +137,7 @@ def quantize_file(
     settings = Int8Settings(chosen, method, exclude, fixed_batch(signature))
     accept = partial(check_same_outputs, model, answers)
     if repairs.asked:
-        loaded = read_evaluation(data)  # repairs go over the samples many times
+        loaded = read_evaluation(data)  # repairs read the samples many times, so they are kept in memory
         judged = hold_out(loaded.feeds, loaded.labels, settings.fixed_batch)
         made = quantize_repaired(network, out, judged, settings, repairs, progress=progress, accept=accept)
     else:
@@ -150,12 +152,14 @@ def _target(name: TargetName, onnxruntime: str | None) -> Target:
     try:
         return find_target(name, onnxruntime)
     except ValueError as error:
-        raise UsageError("--onnxruntime", str(error), "name the oldest version that it ships to") from error
+        raise UsageError(
+            "--onnxruntime", str(error), "name the oldest version that must run the model"
+        ) from error
 
 
 @contextmanager
 def _float_file(model: Path) -> Iterator[Path]:
-    """The float `.onnx`: the file itself, or what a `.pt2` program is exported to."""
+    """The float `.onnx`: the file itself, or a temporary file that a `.pt2` program is exported to."""
     if model.suffix != PROGRAM_SUFFIX:
         yield model
         return
@@ -169,9 +173,14 @@ def _float_file(model: Path) -> Iterator[Path]:
 
 
 def _read_float(model: Path, asked: RuntimeVersion | None) -> tuple[onnx.ModelProto, Signature]:
-    """A float model that can be quantized, and what it takes and gives.
+    """Read a float model, check that it can be quantized, and return it with its signature.
 
-    It must run on the ONNX Runtime that was asked for, if any was.
+    Args:
+        model: the `.onnx` file.
+        asked: the oldest ONNX Runtime that must run the model; None if the user named none.
+
+    Raises:
+        ModelError: the model cannot be loaded or quantized, or needs a newer ONNX Runtime.
     """
     proto = read_model(model)
     check_quantizable(proto, model)
@@ -182,20 +191,27 @@ def _read_float(model: Path, asked: RuntimeVersion | None) -> tuple[onnx.ModelPr
 
 
 def _answers_to(data: Path, model: Path, signature: Signature) -> list[Answer]:
-    """What a model gives for a few samples; it can be loaded, so that it is they that it fails on."""
+    """The outputs of a model for a few samples.
+
+    Raises:
+        DataError: the model, which could be loaded, fails on a sample.
+    """
     try:
         return answers_of(model, few_samples(data, signature))
     except ModelError as error:
         raise DataError(
-            data, f"the model fails on a sample (it {error.cause})", "give samples that the model takes"
+            data, f"the model fails on a sample (it {error.cause})", "give samples that the model accepts"
         ) from error
 
 
 def _answers_if_any(model: Path, batches: Sequence[Mapping[str, Array]]) -> list[Answer]:
-    """What a model gives for made-up feeds; without any, its outputs are compared by what it states."""
+    """The outputs of a model for made-up feeds; empty if it fails on them.
+
+    Without outputs, the quantized model is compared only by the output types and shapes that it states.
+    """
     try:
         return answers_of(model, batches)
-    except ModelError:  # made-up feeds may be ones that no user would give
+    except ModelError:  # made-up feeds may be invalid for the model, so a failure is not an error
         return []
 
 
@@ -211,9 +227,11 @@ def _written(out: Path, made: Int8Model | Int4Model, start: float) -> QuantizedF
 
 
 def prepare(proto: onnx.ModelProto, answers: Sequence[Answer]) -> onnx.ModelProto:
-    """Fold what a quantizer must not see (constants, BatchNorm, padding); rewrite the rest for the CPU.
+    """Prepare a graph for quantization: fold constants, BatchNorm and padding; rewrite it for the CPU.
 
-    Shapes that the file states are believed as far as `answers` bear them out.
+    Args:
+        proto: the float model; it is changed.
+        answers: outputs of the model. Shapes stated in the file that contradict them are removed.
     """
     from exporter.graphs.simplify import simplify
 

@@ -1,4 +1,4 @@
-"""The step from the float model to int8 or int4."""
+"""The step `quantize`: from the float model to 8 or 4 bits."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from exporter.training.sparsity.sizes import compressed_size
 
 @dataclass(frozen=True)
 class QuantizeStep:
-    """Quantize the exported model as the recipe asks for it.
+    """Quantize the exported model by the recipe's table `quantize`.
 
     Attributes:
         resolved: the recipe.
-        reuse: folder where activation ranges are kept from one build to the next; None keeps nothing.
+        reuse: folder in which builds share activation ranges; None shares nothing.
     """
 
     kind: ClassVar[str] = "quantize"
@@ -42,7 +42,7 @@ class QuantizeStep:
     reuse: Path | None
 
     def ingredients(self) -> Mapping[str, object]:
-        """The table `quantize`, with the target that `auto` stands for."""
+        """The table `quantize`, and the target after `auto` is resolved."""
         return {
             **self.resolved.ingredients,
             "config": self.resolved.recipe.quantize.model_dump(mode="json"),
@@ -53,10 +53,10 @@ class QuantizeStep:
         """Write the quantized model.
 
         Raises:
-            DataError: too few calibration samples.
+            DataError: there are too few calibration samples.
             ModelError: a float model needs a newer ONNX Runtime than the recipe names.
             ExportError: an excluded node does not exist, ONNX Runtime refuses the model, or no
-                configuration meets the fallback's budget.
+                configuration meets the limits of the fallback.
         """
         resolved, exported, path = self.resolved, folders.parents["export"], folders.out / MODEL
         config, target, calibration = resolved.recipe.quantize, resolved.target(), resolved.data.calibration
@@ -85,7 +85,7 @@ class QuantizeStep:
         )
 
     def _ranges(self) -> RangeStore | None:
-        """Activation ranges of earlier builds on the same samples."""
+        """The store of activation ranges of earlier builds on the same samples; None without `reuse`."""
         if self.reuse is None:
             return None
         drawn = {
@@ -96,11 +96,11 @@ class QuantizeStep:
         return RangeStore(self.reuse, content_key(drawn))
 
     def _drift(self) -> tuple[str, ...]:
-        """A line for each input whose calibration samples are unlike the evaluation samples."""
+        """A warning for each input whose calibration samples differ from the evaluation samples."""
         data = self.resolved.data
         return tuple(
-            f"calibration and evaluation samples of {drift.name!r} differ: distance {drift.distance:.2f}, "
-            f"{drift.own:.2f} between two halves of the calibration samples"
+            f"calibration and evaluation samples of input {drift.name!r} differ: their distance is "
+            f"{drift.distance:.2f}, that of two halves of the calibration samples is {drift.own:.2f}"
             for drift in drifts(data.calibration.inputs, data.evaluation.inputs)
             if drift.is_far
         )

@@ -1,4 +1,4 @@
-"""What the steps of one build share: the recipe's network, data and files, found and checked once."""
+"""The recipe with its network, data and files, found and checked once for all steps of a build."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Code:
-    """The code that a build runs.
+    """Identification of the code that a build runs.
 
     Attributes:
-        edgeproof: a hash of edgeproof's own.
-        user: a hash of the user's modules.
+        edgeproof: hash of edgeproof's own source.
+        user: hash of the user's modules.
         libraries: version of each library, by name.
     """
 
@@ -50,16 +50,16 @@ class Code:
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedRecipe:
-    """A recipe with everything that it names.
+    """A recipe with the objects that it names.
 
     Attributes:
-        recipe: as it was read.
-        folder: of the recipe; relative paths start there.
-        progress: told how far the build is.
-        model_factory: the recipe's network.
-        data: its splits, checked.
-        data_fingerprint: a hash of all samples.
-        code: that runs.
+        recipe: the recipe as it was read.
+        folder: folder of the recipe; relative paths start there.
+        progress: receives messages about the progress of the build.
+        model_factory: callable that builds the recipe's network.
+        data: the splits that the data factory returned, checked.
+        data_fingerprint: hash of all samples.
+        code: identification of the code that runs.
     """
 
     recipe: Recipe
@@ -72,13 +72,13 @@ class ResolvedRecipe:
 
     @cached_property
     def ingredients(self) -> dict[str, object]:
-        """What decides the result of every step: seed, data and code; files are hashed once."""
+        """The inputs that the result of every step depends on: seed, data and code."""
         common: dict[str, object] = {
             "seed": self.recipe.seed,
             "data": self.data_fingerprint,
             "code": asdict(self.code),
         }
-        # What alters samples in training may depend on arguments that leave the samples alone.
+        # `augment` may depend on arguments of the data factory that do not change the samples themselves.
         if self.data.augment is not None:
             common["augment"] = {
                 **self.recipe.data.model_dump(mode="json"),
@@ -87,14 +87,14 @@ class ResolvedRecipe:
         return common
 
     def warned(self, lines: Iterable[str]) -> tuple[str, ...]:
-        """The lines as warnings of a step; a person is told of them at once."""
+        """Show lines as warnings now, and return them for the result of the step."""
         warnings = tuple(lines)
         for warning in warnings:
             self.progress.say(f"warning: {warning}")
         return warnings
 
     def target(self) -> Target:
-        """The CPU kind and the runtime to ship to."""
+        """The kind of CPU and the version of ONNX Runtime that the model will run on."""
         return find_target(self.recipe.quantize.target, self.recipe.quantize.onnxruntime)
 
     def fresh_module(self) -> nn.Module:
@@ -102,12 +102,12 @@ class ResolvedRecipe:
         return _module(self.model_factory, self.recipe.model.args, "model.factory")
 
     def checkpoint(self) -> Path | None:
-        """The recipe's checkpoint, if it names one."""
+        """Path of the recipe's checkpoint; None if the recipe names none."""
         address = self.recipe.model.checkpoint
         return None if address is None else find_file(address, self.folder, "model.checkpoint")
 
     def new_head(self) -> str | None:
-        """The module whose classes the recipe's checkpoint does not fit, if it has one and there is any."""
+        """Name of the layer whose number of classes differs from the checkpoint's; None if none differs."""
         from exporter.sources.checkpoint import load_into, read_checkpoint
 
         path = self.checkpoint()
@@ -116,7 +116,11 @@ class ResolvedRecipe:
         )
 
     def other_network(self, config: TeacherConfig, place: str) -> nn.Module:
-        """A teacher that is not of this build."""
+        """A PyTorch teacher from outside this build, with the weights of its checkpoint.
+
+        Raises:
+            CheckpointError: the checkpoint does not fit, or has other classes.
+        """
         from exporter.sources.checkpoint import load_into, read_checkpoint
 
         module = _module(find_factory(config.factory, f"{place}.factory"), config.args, f"{place}.factory")
@@ -126,18 +130,20 @@ class ResolvedRecipe:
             from exporter.errors import CheckpointError
 
             raise CheckpointError(
-                path, f"its {loaded.new_head!r} has other classes", "a teacher must know the student's"
+                path,
+                f"its layer {loaded.new_head!r} has other classes than the student",
+                "choose a teacher with the same classes",
             )
         return module
 
     def model_teacher(self, config: OnnxTeacherConfig, data: Splits, place: str) -> nn.Module:
-        """A teacher that is a finished model."""
+        """A teacher that is an ONNX model."""
         from exporter.training.distillation.onnx_teacher import OnnxTeacher
 
         return OnnxTeacher(self.model_file(config, place), data.train.first(1), place)
 
     def model_file(self, config: OnnxTeacherConfig, place: str) -> Path:
-        """The .onnx of a finished model: the file itself, or the float model of a whole artifact."""
+        """Path of a teacher's .onnx file: the file itself, or the float model of an artifact folder."""
         folder = self.folder / config.model
         if not folder.is_dir():
             return find_file(config.model, self.folder, place)
@@ -145,9 +151,10 @@ class ResolvedRecipe:
         return folder / FLOAT_MODEL
 
     def files_of(self, config: ModelConfig | DataConfig | TeacherConfig) -> dict[str, dict[str, list[str]]]:
-        """`{"files": hashes}` of what the arguments of a factory name; {} where they name nothing.
+        """`{"files": hashes}` of the files that the arguments of a factory name; {} if they name none.
 
-        Paths start in the working directory, beside the recipe, or beside the factory's module.
+        Relative paths are looked up in the working directory, in the folder of the recipe, and in the
+        folder of the factory's module.
         """
         module = sys.modules.get(config.factory.partition(":")[0])
         source = getattr(module, "__file__", None)
@@ -156,21 +163,21 @@ class ResolvedRecipe:
         return {"files": files} if files else {}
 
     def load_data(self, config: DataConfig, place: str) -> Splits:
-        """Call another data factory of the recipe."""
+        """Call another data factory of the recipe, for example that of a `pretrain` stage."""
         return load_splits(config, place)
 
     def load_unlabelled(self, config: DataConfig, place: str) -> object:
-        """Call a factory of samples without labels; `splits.with_unlabelled` checks them."""
+        """Call a factory of samples without labels; `splits.with_unlabelled` checks its result."""
         return call_factory(
             find_factory(config.factory, f"{place}.factory"), config.args, f"{place}.factory"
         )
 
 
 def resolve_recipe(recipe: Recipe, folder: Path, progress: Progress) -> ResolvedRecipe:
-    """Resolve everything that a recipe names, before any work begins.
+    """Find and check everything that a recipe names, before any work begins.
 
     Raises:
-        EdgeproofError: a factory, file or sample that cannot be used.
+        EdgeproofError: a factory, file or sample cannot be used.
     """
     add_import_roots(folder)
     model_factory = find_factory(recipe.model.factory, "model.factory")
@@ -185,7 +192,8 @@ def resolve_recipe(recipe: Recipe, folder: Path, progress: Progress) -> Resolved
             references.append(stage.unlabelled.factory)
     for reference in references:
         find_factory(reference, reference)
-    # A factory may import more of the user's modules when it is called: they must be hashed too.
+    # A factory may import more modules of the user when it is called. Calling it now loads them, so
+    # `user_code` hashes them too.
     _module(model_factory, recipe.model.args, "model.factory")
     progress.say("reading data")
     data = load_splits(recipe.data, "data")
@@ -203,7 +211,7 @@ def resolve_recipe(recipe: Recipe, folder: Path, progress: Progress) -> Resolved
 
 
 def say_notes(splits: Splits, place: str, progress: Progress) -> None:
-    """Tell the person what the data factory has to say of its samples, a line each."""
+    """Show the notes of a data factory, one line each."""
     for note in splits.notes:
         progress.say(f"note: {place}: {one_line(note)}")
 

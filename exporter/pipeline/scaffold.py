@@ -1,4 +1,4 @@
-"""`edgeproof new`: a recipe to start from, with a model and data that build as they are."""
+"""`edgeproof new`: write an example recipe, with a model and data, that builds without changes."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ _FILES = (RECIPE, "model.py", "data.py")
 
 
 def scaffold(folder: Path) -> Path:
-    """Make `folder` with everything that a first build needs; it must not exist or be empty.
+    """Create a folder with everything that a first build needs.
+
+    Args:
+        folder: the folder to create; it may exist if it is empty.
 
     Returns:
         The path of the recipe.
 
     Raises:
-        UsageError: there is something at `folder` already.
+        UsageError: `folder` is a file, or a folder that is not empty.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(folder, "exists and is not empty", "name a new folder")
@@ -36,5 +39,5 @@ def scaffold(folder: Path) -> Path:
 
 
 def schema_text() -> str:
-    """The published JSON Schema of recipes."""
+    """The JSON Schema of recipes as text, as it is published."""
     return json.dumps(recipe_schema(), indent=2) + "\n"

@@ -1,4 +1,4 @@
-"""A stage of the recipe as a step: it trains, prunes, shrinks or distils a network in PyTorch."""
+"""The step of a recipe's stage: train, prune, shrink or distil a network in PyTorch."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ from exporter.training.stages import STAGES, Context, Loaders, Settings
 
 @dataclass(frozen=True)
 class TrainStep:
-    """Run one stage on the network of the step before it.
+    """Run one stage on the network of the previous step.
 
     Attributes:
         resolved: the recipe.
-        name: of the stage.
-        config: of the stage.
-        previous: name of the step before it.
-        reuse: folder where times of layers are kept from one build to the next; None keeps nothing.
+        name: name of the stage.
+        config: the stage's table in the recipe.
+        previous: name of the previous step.
+        reuse: folder in which builds share the measured times of layers; None shares nothing.
     """
 
     resolved: ResolvedRecipe
@@ -54,17 +54,17 @@ class TrainStep:
 
     @property
     def kind(self) -> str:
-        """The stage's."""
+        """The kind of the stage."""
         return self.config.kind
 
     @property
     def parents(self) -> tuple[str, ...]:
-        """The step before it, and the stages that it learns from."""
+        """The previous step, and the stages that are teachers."""
         teachers = [teacher for teacher in teachers_of(self.config) if isinstance(teacher, str)]
         return tuple(dict.fromkeys((self.previous, *teachers)))
 
     def ingredients(self) -> Mapping[str, object]:
-        """The stage's table, the hardware that it trains on, and what it reads beside its own table."""
+        """The stage's table, the training hardware, and the other tables and files that the stage reads."""
         recipe = self.resolved.recipe
         hardware = {"train": hardware_ingredients(recipe.train)} if trains(self.config) else {}
         return {
@@ -78,7 +78,7 @@ class TrainStep:
         """Run the stage on the recipe's hardware, and write the network.
 
         Raises:
-            StageError: the stage cannot do what it is asked for.
+            StageError: the stage cannot do what the recipe asks.
         """
         resolved = self.resolved
         if not trains(self.config):
@@ -100,13 +100,13 @@ class TrainStep:
         return result
 
     def _others_read(self) -> dict[str, object]:
-        """What a stage reads beside its own table and the recipe's model and data; files as hashes."""
+        """Inputs of the stage other than its table and the recipe's model and data; files as hashes."""
         resolved, config = self.resolved, self.config
         recipe = resolved.recipe
         if isinstance(config, PretrainConfig):
             source = resolved.load_data(config.data, "stage.data")
             say_notes(source, f"{self.name}.data", resolved.progress)
-            # Samples are hashed themselves; what alters them in training may depend on files.
+            # The samples are hashed. `augment` may read further files, so these are hashed too.
             files = {} if source.augment is None else resolved.files_of(config.data)
             return {"source": splits.fingerprint(source), **files}
         found = self._teacher_files()
@@ -114,7 +114,7 @@ class TrainStep:
             extra = resolved.load_unlabelled(config.unlabelled, "stage.unlabelled")
             both = with_unlabelled(resolved.data, extra, "stage.unlabelled")
             found["unlabelled"] = fingerprint_arrays(sorted(both.inputs.items()))
-        if isinstance(config, ShrinkConfig):  # what it cuts depends on times measured here
+        if isinstance(config, ShrinkConfig):  # the cut depends on times measured on this host
             found |= {
                 "export": recipe.export.model_dump(mode="json"),
                 "exclude": recipe.quantize.exclude,
@@ -155,15 +155,15 @@ def run_stage(
     checkpoints: Checkpoints | None,
     reuse: Path | None = None,
 ) -> tuple[Network, StepResult]:
-    """Run one stage of a recipe on the network of the one before it.
+    """Run one stage of a recipe on the network of the previous step.
 
     Args:
         resolved: the recipe.
-        name: of the stage.
-        folders: of all earlier steps, by name.
-        engine: the hardware.
-        checkpoints: where trainings are kept while they run.
-        reuse: folder where times of layers are kept from one build to the next.
+        name: name of the stage.
+        folders: folders of all earlier steps, by name.
+        engine: the hardware to train on.
+        checkpoints: store of checkpoints, from which an interrupted training resumes; None stores nothing.
+        reuse: folder in which builds share the measured times of layers; None shares nothing.
     """
     recipe = resolved.recipe
     names = ["pretrained", *recipe.stage_names()]

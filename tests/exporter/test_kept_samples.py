@@ -16,7 +16,7 @@ def test_a_recipe_of_all_tables_is_read(command):
     ran = command("build", KEPT / "recipe.toml", "--until", "nowhere")
     assert ran.code == 2
     steps = "pretrained, pretrain, finetune, moved, prune, shrink, distill, reestimate, export, quantize"
-    assert f"--until nowhere: is no step of this recipe; there are: {steps}, parity, gate" in ran.err
+    assert f"--until nowhere: is not a step of this recipe; choose one of: {steps}, parity, gate" in ran.err
 
 
 @pytest.mark.parametrize("name", ARTIFACTS)

@@ -138,13 +138,25 @@ def test_quantize_and_gate_in_five_lines():
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        ({"bits": 5}, "--bits: there is no quantization to 5 bits; choose 8 or 4"),
-        ({}, "--data: activation ranges need samples; name an .npz of some hundred inputs"),
-        ({"target": "z80"}, "--target: there is no 'z80'; choose of: "),
-        ({"method": "guess"}, "--method: there is no 'guess'; choose of: "),
-        ({"data": "x.npz", "max_drop": 1.0}, "--max-drop: 1 is not a share; choose one from 0 to below 1"),
-        ({"bits": 4, "data": "x.npz"}, "--data: activations stay in float with 4 bits; leave --data out"),
-        ({"bits": 4, "block_size": 7}, "--block-size: 7 is no block size; choose 16, 32, 64, 128 or 256"),
+        ({"bits": 5}, "--bits: 5 bits are not supported; choose 8 or 4"),
+        (
+            {},
+            "--data: is missing, but 8 bits need calibration samples; name an .npz of some hundred samples",
+        ),
+        ({"target": "z80"}, "--target: 'z80' is unknown; choose one of: "),
+        ({"method": "guess"}, "--method: 'guess' is unknown; choose one of: "),
+        (
+            {"data": "x.npz", "max_drop": 1.0},
+            "--max-drop: 1 is not a fraction; choose a number from 0 to below 1",
+        ),
+        (
+            {"bits": 4, "data": "x.npz"},
+            "--data: has no effect with 4 bits, where activations stay in float; leave --data out",
+        ),
+        (
+            {"bits": 4, "block_size": 7},
+            "--block-size: 7 is not a valid block size; choose 16, 32, 64, 128 or 256",
+        ),
     ],
 )
 def test_wrong_options_are_told_before_any_work(options, line):

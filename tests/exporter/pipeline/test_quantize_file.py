@@ -263,10 +263,13 @@ def test_bits_from_the_command_line(products, tmp_path, command):
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        (("--bits", 5), "--bits: there is no quantization to 5 bits; choose 8 or 4"),
-        (("--bits", 4, "--repair", "bias"), "--repair: activations stay in float with 4 bits"),
-        (("--bits", 4, "--block-size", 17), "--block-size: 17 is no block size"),
-        ((), "--data: activation ranges need samples"),
+        (("--bits", 5), "--bits: 5 bits are not supported; choose 8 or 4"),
+        (
+            ("--bits", 4, "--repair", "bias"),
+            "--repair: has no effect with 4 bits, where activations stay in float",
+        ),
+        (("--bits", 4, "--block-size", 17), "--block-size: 17 is not a valid block size"),
+        ((), "--data: is missing, but 8 bits need calibration samples"),
     ],
 )
 def test_options_that_do_not_go_together(products, tmp_path, command, options, line):
@@ -325,7 +328,7 @@ def test_a_runtime_that_cannot_be_asked_for_is_refused(model, data, command, ask
     out = model.with_name("o.onnx")
     ran = command("quantize", model, "--data", data, "--out", out, "--onnxruntime", asked)
     assert ran.code == 2
-    assert ran.err == f"error: --onnxruntime: {line}; name the oldest version that it ships to\n"
+    assert ran.err == f"error: --onnxruntime: {line}; name the oldest version that must run the model\n"
     assert not out.exists()
 
 

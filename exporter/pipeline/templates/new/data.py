@@ -1,6 +1,6 @@
-"""The data: noisy shapes, drawn here so that the recipe builds as it is.
+"""Example data: noisy shapes, drawn by this module, so the recipe builds without any files.
 
-For your own pictures, in one folder per class, replace `load` by:
+To use your own images, stored in one folder per class, replace `load` with:
 
     from exporter import load_image_folder
 
@@ -19,13 +19,13 @@ CLASSES = ("disc", "square", "cross")
 
 
 def load(train: int = 900, calibration: int = 200, evaluation: int = 900, seed: int = 0) -> Splits:
-    """What the recipe's data.factory names."""
+    """Return the three splits; data.factory in the recipe names this function."""
     generator = np.random.default_rng(seed)
     return Splits(draw(train, generator), draw(calibration, generator), draw(evaluation, generator))
 
 
 def draw(count: int, generator: np.random.Generator) -> Split:
-    """Shapes of random place, size and brightness, in noise: float32 [count, 3, SIDE, SIDE]."""
+    """Draw shapes of random position, size and brightness on noise: float32 [count, 3, SIDE, SIDE]."""
     labels = np.arange(count) % len(CLASSES)
     rows, columns = np.mgrid[:SIDE, :SIDE]
     images = generator.normal(0.0, 0.2, (count, 3, SIDE, SIDE)).astype(np.float32)

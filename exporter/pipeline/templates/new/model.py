@@ -1,4 +1,4 @@
-"""The network. Replace it by your own; any torch.nn.Module will do."""
+"""Example network. Replace it with your own; it may be any torch.nn.Module."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 def block(inputs: int, outputs: int, stride: int) -> nn.Sequential:
-    """Convolution, norm, ReLU: what int8 kernels like best."""
+    """Convolution, BatchNorm, ReLU: int8 kernels run this sequence as one operator."""
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False),
         nn.BatchNorm2d(outputs),
@@ -29,11 +29,11 @@ class Network(nn.Module):
         self.head = nn.Linear(128, num_classes)
 
     def forward(self, image: Tensor) -> Tensor:
-        """The argument's name is that of the input in data.py."""
+        """Compute the logits. The argument has the same name as the input in data.py."""
         pooled = nn.functional.adaptive_avg_pool2d(self.features(image), 1)
         return self.head(torch.flatten(pooled, 1))
 
 
 def build(num_classes: int) -> nn.Module:
-    """What the recipe's model.factory names."""
+    """Return the network; model.factory in the recipe names this function."""
     return Network(num_classes)
