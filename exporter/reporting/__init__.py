@@ -1,1 +1,1 @@
-"""The page that a person reads."""
+"""The report of a build, `report.html`."""

@@ -1,4 +1,4 @@
-"""The report's pictures, as SVG text without a script or a link."""
+"""The charts of the report, as SVG text without scripts or links."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _FOLDER_VARIABLE = "MPLCONFIGDIR"
 
 
 def import_matplotlib(folder: Path) -> None:
-    """Import Matplotlib so that it keeps its list of fonts in a folder, and not in the home folder.
+    """Import Matplotlib so that it stores its font list in `folder`, not in the home folder.
 
-    It takes the place from the environment, and only while it is imported. So the variable is set for that
-    long, unless it is set anyway or Matplotlib has been imported before. One thread at a time may do so
-    (`exporter.process`).
+    Matplotlib reads the environment variable MPLCONFIGDIR only during its import, so the variable is set
+    for the duration of the import. Nothing is changed if the variable is already set or Matplotlib is
+    already imported. Only one thread at a time may call this function (`exporter.process`).
     """
     if _FOLDER_VARIABLE in os.environ or "matplotlib.font_manager" in sys.modules:
         return
@@ -37,7 +37,7 @@ def import_matplotlib(folder: Path) -> None:
 
 
 def latency_chart(models: Mapping[str, ModelResult]) -> str:
-    """Distribution of latency: every timed inference, as a cumulative share over milliseconds."""
+    """Cumulative distribution of the latency of all timed inferences, in milliseconds."""
     figure, axes = _figure()
     for colour, (name, model) in zip(_COLOURS, models.items(), strict=False):
         samples = np.sort(np.concatenate([run.samples_ns() for run in model.runs])) / 1e6
@@ -45,14 +45,14 @@ def latency_chart(models: Mapping[str, ModelResult]) -> str:
         axes.step(samples, share, label=name, color=colour, where="post")
     everything = np.concatenate([run.samples_ns() for m in models.values() for run in m.runs]) / 1e6
     axes.set_xlim(0, float(np.quantile(everything, 0.99)) * 1.05)
-    axes.set_xlabel("latency, ms (the slowest 1 % lie outside)")
+    axes.set_xlabel("latency, ms (the axis ends 5 % above the 99th percentile)")
     axes.set_ylabel("share of inferences")
     axes.legend(frameon=False, loc="upper right")
     return _svg(figure)
 
 
 def block_chart(models: Mapping[str, ModelResult]) -> str:
-    """Median latency of every process, in the order of measurement: drift and outliers show here."""
+    """Median latency of every process in the order of measurement; it shows drift and outliers."""
     figure, axes = _figure()
     for colour, (name, model) in zip(_COLOURS, models.items(), strict=False):
         medians = [float(np.median(run.samples_ns())) / 1e6 for run in model.runs]
@@ -65,7 +65,7 @@ def block_chart(models: Mapping[str, ModelResult]) -> str:
 
 
 def training_chart(runs: Mapping[str, Sequence[Epoch]]) -> str:
-    """Accuracy per epoch of everything that was trained; validation solid, training dashed."""
+    """Accuracy per epoch of each training: validation as a solid line, training as a dashed line."""
     figure, axes = _figure()
     for index, (name, curves) in enumerate(runs.items()):
         colour = _COLOURS[index % len(_COLOURS)]
@@ -87,7 +87,7 @@ def training_chart(runs: Mapping[str, Sequence[Epoch]]) -> str:
 
 
 def few_shot_chart(points: Sequence[FewShotPoint]) -> str:
-    """Accuracy over images a class, a dot each training, a line through the means."""
+    """Accuracy over the number of images per class: a dot for each training, a line through the means."""
     figure, axes = _figure()
     images = [point.images for point in points]
     drawn = {
@@ -101,7 +101,7 @@ def few_shot_chart(points: Sequence[FewShotPoint]) -> str:
     axes.set_xscale("log")
     axes.set_xticks(images, [str(count) for count in images], minor=False)
     axes.minorticks_off()
-    axes.set_xlabel("training images a class")
+    axes.set_xlabel("training images per class")
     axes.set_ylabel("accuracy")
     axes.legend(loc="lower right", frameon=False)
     return _svg(figure)
@@ -133,7 +133,8 @@ def _svg(figure: Any) -> str:
     import matplotlib as mpl
 
     buffer = io.StringIO()
-    # Text stays text, so that the page can be searched; no date, so that equal data give equal bytes.
+    # Text is kept as text so that the page can be searched. There is no date, so equal data give equal
+    # bytes.
     with mpl.rc_context({"svg.hashsalt": "edgeproof", "svg.fonttype": "none"}):
         metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(buffer, format="svg", metadata=metadata)

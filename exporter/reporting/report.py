@@ -1,4 +1,4 @@
-"""`report.html`: one page that a person reads, whole in itself, without network or script."""
+"""`report.html`: the report of a build as a single page that needs no network and no scripts."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ Result = TypeVar("Result", bound=StepResult)
 
 
 def render_report(manifest: Manifest, steps: Sequence[FinishedStep], judgement: Judgement) -> str:
-    """The page as HTML. All texts from recipes and models are escaped.
+    """Render the report as HTML; all texts from recipes and models are escaped.
 
     Args:
-        manifest: of the artifact.
-        steps: of its build, in order.
-        judgement: of its gate.
+        manifest: manifest of the artifact.
+        steps: steps of the build, in order.
+        judgement: judgement of the gate.
     """
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
@@ -104,12 +104,12 @@ def render_report(manifest: Manifest, steps: Sequence[FinishedStep], judgement: 
 
 
 def _first(steps: Sequence[FinishedStep], kind: type[Result]) -> Result | None:
-    """The result of the first step of a class, if there is one."""
+    """The first result of a class; None if there is none."""
     return next((step.result for step in steps if isinstance(step.result, kind)), None)
 
 
 def _only(steps: Sequence[FinishedStep], kind: type[Result]) -> Result:
-    """The result of a step that every build has."""
+    """The result of a class that every build has."""
     found = _first(steps, kind)
     assert found is not None
     return found

@@ -1,4 +1,4 @@
-"""What the report tells of single stages, as texts ready to be shown."""
+"""Sections of the report about single stages, as formatted texts."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from exporter.results import (
     Trained,
 )
 
-# What a `shrink` stage compares: as its figures call it, and as people do.
+# Costs that a `shrink` stage compares: name of the figure, and label in the report.
 _COSTS = (
     ("latency_ms", "latency"),
     ("macs", "multiply-adds"),
     ("params", "parameters"),
     ("size_bytes", "bytes of the file"),
 )
-# Figures of stages whose own name would say too little.
+# Labels of figures whose names alone are unclear.
 _SUMMARY_LABELS = {"zero_share": "zeros among all parameters", "sparsity": "zeros among eligible weights"}
 
 
 @dataclass(frozen=True)
 class FinishedStep:
-    """A step of the build: its name, and what it found."""
+    """The name and the result of a step."""
 
     name: str
     result: StepResult
@@ -39,7 +39,7 @@ class FinishedStep:
 
 @dataclass(frozen=True)
 class FewShotRow:
-    """For one number of images what transfer bought, with its bounds over seeds."""
+    """A row of the few-shot table: accuracies for one number of images, and the gain with its bounds."""
 
     images: str
     seeds: str
@@ -51,7 +51,16 @@ class FewShotRow:
 
 @dataclass(frozen=True)
 class LayerRow:
-    """A layer or block that could go: what is left of it, and what cutting it alone would have done."""
+    """A row about a layer or block that could be cut.
+
+    Attributes:
+        layer: its name.
+        left: what is left of it after the stage.
+        level: number of units to which it was cut alone, as a test; the next two fields belong to this
+            test.
+        nats: divergence of the outputs, in nats.
+        accuracy: accuracy.
+    """
 
     layer: str
     left: str = "–"
@@ -62,11 +71,14 @@ class LayerRow:
 
 @dataclass(frozen=True)
 class ShrinkSection:
-    """What a `shrink` stage was asked for, what it cut, and what it knew of each layer.
+    """The section of a `shrink` stage.
 
     Attributes:
-        targets: key of the recipe, what was asked for, what was reached.
-        costs: label, before, after, change.
+        name: name of the stage.
+        targets: (key of the recipe, requested value, reached value).
+        costs: (label, before, after, change).
+        dropped: names of the blocks that were removed.
+        layers: a row for each layer or block that could be cut.
     """
 
     name: str
@@ -78,10 +90,10 @@ class ShrinkSection:
 
 @dataclass(frozen=True)
 class PruneSection:
-    """What the zeros of a `prune` stage buy.
+    """The section of a `prune` stage.
 
     Attributes:
-        bytes: form of the weights, compressed bytes before, after, change.
+        bytes: (number format of the weights, compressed bytes before, compressed bytes after, change).
     """
 
     name: str
@@ -94,7 +106,7 @@ class PruneSection:
 
 
 def training_runs(steps: Sequence[FinishedStep]) -> Iterator[tuple[str, tuple[Epoch, ...]]]:
-    """Name and curves of everything that was trained."""
+    """Name and curves of each training."""
     for step in steps:
         result = step.result
         if isinstance(result, Trained | ShrinkResult) and result.curves:
@@ -104,7 +116,7 @@ def training_runs(steps: Sequence[FinishedStep]) -> Iterator[tuple[str, tuple[Ep
 
 
 def transfer_rows(steps: Sequence[FinishedStep]) -> Iterator[tuple[str, str, str, str]]:
-    """What pretrained weights bought: stage, accuracy with them, without, and the difference."""
+    """Rows about the gain from pretrained weights: stage, accuracy with them, without, and difference."""
     for step in steps:
         if isinstance(step.result, FineTuneResult) and step.result.from_scratch is not None:
             with_transfer = step.result.evaluation_accuracy
@@ -150,7 +162,7 @@ def prune_sections(steps: Sequence[FinishedStep]) -> Iterator[PruneSection]:
 
 
 def stage_summary(result: StepResult) -> str:
-    """The plain figures of a stage in one line; lists and tables have their own place in the page."""
+    """The single figures of a stage in one line; lists and tables have their own sections."""
     parts = []
     for name, value in result.as_json().items():
         label = _SUMMARY_LABELS.get(name, name.replace("_", " "))
@@ -183,19 +195,23 @@ def _cost_text(column: str, value: float) -> str:
 
 
 def _layer_rows(result: ShrinkResult) -> Iterator[LayerRow]:
-    """What could go is told of the whole network, thus by the first round; what is left, by the last."""
+    """Rows about the layers and blocks that could be cut.
+
+    The effect of cutting each alone comes from the first round, where the network was still whole; the
+    number of units left comes from the last round.
+    """
     rounds = [one for one in result.rounds if isinstance(one, NarrowingRound) and one.sensitivity]
     kept = {name: units for one in rounds for name, units in one.kept.items()}
     for name, curve in rounds[0].sensitivity.items() if rounds else ():
-        level = min(curve, default=None)  # a layer of one channel has nothing to lose
+        level = min(curve, default=None)  # None for a layer with one channel, which cannot be cut
         left = "–"
         if any(name == block or name.startswith(f"{block}.") for block in result.dropped):
-            left = "gone"
+            left = "removed"
         elif name in kept:
             units = rounds[0].units.get(name)
             left = str(kept[name]) if units is None else f"{kept[name]} of {units}"
         elif level == 0:
-            left = "stays"
+            left = "kept"
         if level is None:
             yield LayerRow(name, left)
         else:

@@ -1,1 +1,1 @@
-"""What comes from the user, checked: samples, pictures, checkpoints, dotted paths."""
+"""Readers and checks of the user's inputs: samples, images, checkpoints, factories and files."""

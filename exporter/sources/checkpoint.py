@@ -1,4 +1,4 @@
-"""Reading weights that a stranger may have made, and fitting them into a network."""
+"""Read weights from untrusted files, and load them into a network."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from exporter.errors import CheckpointError
 from exporter.process import warnings_ignored
 
 SAFETENSORS = ".safetensors"
-# Keys under which training scripts commonly nest the weights.
+# Keys under which training scripts commonly store the weights.
 _NESTS = ("state_dict", "model", "model_state_dict", "net", "weights")
-# Running averages of them, which are good weights too: taken where there are no others.
+# Keys of moving averages of the weights; they are used if the file contains no other weights.
 _AVERAGES = ("ema", "model_ema", "state_dict_ema", "ema_state_dict")
-# What torch's optimizers remember of each parameter.
+# Names of the tensors that PyTorch's optimizers store for each parameter.
 _OPTIMIZER_SLOTS = {
-    *("step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "mu_product"),  # Adam's kin
+    *("step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "mu_product"),  # Adam and variants
     *("momentum_buffer", "square_avg", "grad_avg", "acc_delta", "sum"),  # SGD, RMSprop, Adadelta, Adagrad
     *("prev", "step_size"),  # Rprop
 }
@@ -30,17 +30,24 @@ _LISTED = 5
 
 @dataclass(frozen=True)
 class Loaded:
-    """What became of a checkpoint: `new_head` names the module whose classes did not fit, if any."""
+    """The result of loading a checkpoint.
+
+    Attributes:
+        tensors: number of tensors that were loaded.
+        new_head: name of the last layer if its number of classes differs from the checkpoint's, so that it
+            keeps its random weights; otherwise None.
+    """
 
     tensors: int
     new_head: str | None
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """Read a state dict from `.safetensors` or from a PyTorch file of tensors; no code in it is run.
+    """Read a state dict from `.safetensors` or from a PyTorch file of tensors, without running code in it.
 
     Raises:
-        CheckpointError: missing, truncated, or a pickle that wants to run code.
+        CheckpointError: the file is missing or truncated, is a pickle that would run code, or contains no
+            state dict.
     """
     if not path.is_file():
         raise CheckpointError(path, "there is no such file", "check the path")
@@ -49,28 +56,35 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             path,
-            "is a pickle that would run code, or no PyTorch file at all; it was not opened",
-            "save `model.state_dict()` alone, best as .safetensors",
+            "is a pickle that would run code, or not a PyTorch file; it was not opened",
+            "save only `model.state_dict()`, preferably as .safetensors",
         ) from error
     except CheckpointError:
         raise
-    except Exception as error:  # both readers raise whatever their parsers do
-        raise CheckpointError(path, f"is truncated or no checkpoint ({error})", "copy it again") from error
+    except Exception as error:  # the parsers of both formats raise exceptions of many types
+        raise CheckpointError(
+            path, f"is truncated or not a checkpoint ({error})", "copy the file again"
+        ) from error
     return _plain_names(_unnest(content, path))
 
 
 def load_into(module: nn.Module, state: Mapping[str, Tensor], place: object) -> Loaded:
-    """Copy weights into a network whose keys and shapes they fit.
+    """Copy weights into a network with the same keys and shapes.
 
-    One exception makes transfer possible: where nothing differs but the number of classes of the
-    last layer, that layer keeps its fresh initialisation, and the answer names it.
+    There is one exception, which allows transfer learning. If only the number of classes of the last layer
+    differs, that layer keeps its random weights, and the result names it.
+
+    Args:
+        module: the network; it is changed.
+        state: name -> tensor, as `read_checkpoint` returns it.
+        place: name of the checkpoint in errors.
 
     Raises:
-        CheckpointError: listing missing, unexpected and mis-shaped keys, or naming a tensor of which not
-            all numbers are finite.
+        CheckpointError: keys are missing, unexpected or of another shape, or a tensor contains NaN or
+            infinity; the error lists them.
     """
     own = module.state_dict()
-    # Checkpoints from before this counter existed are complete without it.
+    # Checkpoints of old PyTorch versions do not contain this counter, and are complete without it.
     missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
     unexpected = [k for k in state if k not in own]
     shaped = [k for k in own if k in state and own[k].shape != state[k].shape]
@@ -84,8 +98,8 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], place: object) -> 
             *_listed("missing", missing),
             *_listed("unexpected", unexpected),
             *_listed(
-                "mis-shaped",
-                [f"{k} {list(state[k].shape)} for {list(own[k].shape)}" for k in shaped],
+                "of another shape",
+                [f"{k} {list(state[k].shape)}, expected {list(own[k].shape)}" for k in shaped],
             ),
         ]
         raise CheckpointError(
@@ -93,10 +107,12 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], place: object) -> 
         )
     kept = {k: v for k, v in state.items() if head is None or not k.startswith(f"{head}.")}
     for key, value in kept.items():
-        # Not where the fresh network has such values too: masks of attention are made of -inf.
+        # Values that are not finite in the new network either are allowed: attention masks contain -inf.
         if bool((own[key].isfinite() & ~value.to(own[key].dtype).isfinite()).any()):
             raise CheckpointError(
-                place, f"{key!r} holds NaN or infinity", "give a checkpoint of before its training diverged"
+                place,
+                f"{key!r} contains NaN or infinity",
+                "use a checkpoint from before the training diverged",
             )
     module.load_state_dict(kept, strict=False)
     return Loaded(tensors=len(kept), new_head=head)
@@ -109,7 +125,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 
 
 def _read_torch(path: Path) -> Any:
-    # Of pickle protocols that the reader would rather not see; it refuses or reads them all the same.
+    # PyTorch warns about old pickle protocols, but reads or refuses such files regardless of the warning.
     with warnings_ignored():
         return torch.load(path, map_location="cpu", weights_only=True)
 
@@ -129,18 +145,18 @@ def _unnest(content: Any, path: Path) -> dict[str, Tensor]:
     if others:
         raise CheckpointError(
             path,
-            f"holds no state dict under a usual name, but tensors under {', '.join(map(repr, others))}",
-            "save the network's `state_dict()` alone",
+            f"contains no state dict under a usual name, but tensors under {', '.join(map(repr, others))}",
+            "save only the network's `state_dict()`",
         )
     if optimizer:
         raise CheckpointError(
-            path, "holds an optimizer's state and no weights", "save `model.state_dict()`"
+            path, "contains the state of an optimizer but no weights", "save `model.state_dict()`"
         )
-    raise CheckpointError(path, "holds no state dict", "save `model.state_dict()`")
+    raise CheckpointError(path, "contains no state dict", "save `model.state_dict()`")
 
 
 def _within(content: Any) -> Any:
-    """What is nested under a usual key, else the same."""
+    """The content of the first usual key; `content` itself if there is no such key."""
     if not isinstance(content, Mapping):
         return content
     return next((content[k] for k in _NESTS if isinstance(content.get(k), Mapping)), content)
@@ -152,12 +168,12 @@ def _tensors(content: Any) -> dict[str, Tensor]:
 
 
 def _may_be_weights(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether tensors beside an optimizer can be a network's, not a generator's state or lone numbers."""
+    """Whether tensors can be weights, not optimizer state, the state of a generator or single numbers."""
     return not _are_slots(tensors) and any(t.is_floating_point() and t.ndim for t in tensors.values())
 
 
 def _holds_optimizer(content: Mapping[Any, Any], tensors: Mapping[str, Tensor]) -> bool:
-    """Whether a file has what `optimizer.state_dict()` gives: as it is, nested, in a list, or flat."""
+    """Whether a file contains the result of `optimizer.state_dict()`: at the top, nested, or in a list."""
     values = list(content.values())
     nested = [table for value in values if isinstance(value, list | tuple) for table in value]
     tables = (content, *values, *nested)
@@ -169,7 +185,7 @@ def _are_slots(tensors: Mapping[str, Tensor]) -> bool:
 
 
 def _plain_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without the prefix that DataParallel puts before every key."""
+    """The state without the prefix `module.`, which DataParallel adds to every key."""
     prefix = "module."
     if all(key.startswith(prefix) for key in state):
         return {key.removeprefix(prefix): value for key, value in state.items()}
@@ -179,7 +195,14 @@ def _plain_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def _replaced_head(
     module: nn.Module, own: Mapping[str, Tensor], state: Mapping[str, Tensor], shaped: list[str]
 ) -> str | None:
-    """The last layer, if all mis-shaped keys are its and differ in the number of classes alone."""
+    """Name of the last layer if only its number of classes differs; otherwise None.
+
+    Args:
+        module: the network.
+        own: state of the network.
+        state: state of the checkpoint.
+        shaped: keys whose shapes differ.
+    """
     owners = {key.rpartition(".")[0] for key in shaped}
     last = [name for name, m in module.named_modules() if any(True for _ in m.parameters(recurse=False))][
         -1

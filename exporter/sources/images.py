@@ -1,4 +1,4 @@
-"""Reading a person's own pictures: one folder a class, or ready-made splits of such folders."""
+"""Read the user's images from folders: one folder per class, or splits with one folder per class."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MAX_FILES = 1_000_000
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What pictures become: float32 [3, size, size], (value - mean) / std, named from `root`."""
+    """Form of the arrays: float32 [3, size, size], (value - mean) / std; ids are paths from `root`."""
 
     root: Path
     size: int
@@ -47,21 +47,36 @@ def load_image_folder(
     input_name: str = "image",
     seed: int = 0,
 ) -> Splits:
-    """Read labelled pictures as float32 [N, 3, size, size], (value - mean) / std of 0..255.
+    """Read labelled images as float32 [N, 3, size, size], (value - mean) / std of values 0..255.
 
-    `root` holds either one folder per class, from which `evaluation` samples are drawn, or splits, each
-    with one folder per class: `train` (or `training`), and `evaluation` (`eval`), `test` (`testing`) or
-    `val` (`valid`, `validation`), in any case. Of several to evaluate on the first in this order is read.
-    Classes are numbered in the order of their names. Calibration samples are drawn from those of training;
-    without `evaluation`, a fifth of the pictures is held out.
+    `root` contains one of two layouts:
 
-    A picture is turned upright as its EXIF orientation says. Transparent parts become white, and grey of
-    16 bits is scaled to 8. Of several frames the first is read. The shorter side is scaled to `size`, and
-    the middle is cut out. What is not read is told in `notes` of the result.
+    - One folder per class. The evaluation samples are drawn from them.
+    - Splits, each with one folder per class: `train` (or `training`), and one of `evaluation` (`eval`),
+      `test` (`testing`) and `val` (`valid`, `validation`). If there are several of the latter, the first in
+      this order is used. Upper and lower case do not matter.
+
+    Classes are numbered in the alphabetical order of their folders. Calibration samples are drawn from the
+    training samples.
+
+    An image is rotated by its EXIF orientation. Transparent parts become white, and 16-bit grey values are
+    scaled to 8 bits. Of an image with several frames the first is read. The shorter side is scaled to
+    `size`, and the centre is cropped. The `notes` of the result list files that were not read.
+
+    Args:
+        root: the folder.
+        size: side length of the images in pixels.
+        mean: mean to subtract, on the scale 0 to 255: one number, or one per channel.
+        std: standard deviation to divide by, on the scale 0 to 255: one number, or one per channel.
+        calibration: number of calibration samples, at most all training samples.
+        evaluation: number of evaluation samples to draw; by default a fifth of all images. It has no effect
+            if `root` contains splits.
+        input_name: name of the model's input.
+        seed: seed of the draw.
 
     Raises:
-        DataError: no pictures, one class, classes that differ between the two folders, a layout that is not
-            clear, a picture that is damaged or too large.
+        DataError: there are no images or only one class, the classes of the two splits differ, the layout
+            is unclear, or an image is damaged or too large.
 
     Example:
         >>> import exporter
@@ -71,9 +86,9 @@ def load_image_folder(
     """
     folder = Path(root)
     if not folder.is_dir():
-        raise DataError(folder, "is no folder", "name a folder that holds one folder per class")
+        raise DataError(folder, "is not a folder", "name a folder that contains one folder per class")
     if size < 1:
-        raise DataError("size", f"is {size}", "give the side of the pictures in pixels")
+        raise DataError("size", f"is {size}", "give the side length of the images in pixels, at least 1")
     offset, scale = (np.asarray(values, np.float32).reshape(-1, 1, 1) for values in (mean, std))
     wanted = _Wanted(folder, size, offset, scale, input_name)
     given = given_splits(folder)
@@ -95,7 +110,7 @@ def load_image_folder(
 
 
 def resize_images(images: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
-    """Scale grey pictures [N, H, W] to [N, size, size] bilinearly.
+    """Scale grey images [N, H, W] to [N, size, size] with bilinear interpolation.
 
     Example:
         >>> import exporter
@@ -113,11 +128,13 @@ def resize_images(images: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.ui
 
 
 def _held_out(everything: Split, evaluation: int | None, seed: int, folder: Path) -> tuple[Split, Split]:
-    """Samples to train on, and those to evaluate on, drawn from each class."""
+    """Draw evaluation samples from each class; return the training samples and the evaluation samples."""
     count = everything.count // 5 if evaluation is None else evaluation
     if count < 1 or count >= everything.count:
         raise DataError(
-            folder, f"{count} of {everything.count} pictures for evaluation", "keep some for training"
+            folder,
+            f"evaluation takes {count} of {everything.count} images",
+            f"choose evaluation from 1 to {everything.count - 1}",
         )
     sizes = {"evaluation": count, "train": everything.count - count}
     drawn = stratified_indices(everything.labels, sizes, seed, str(folder))
@@ -125,19 +142,23 @@ def _held_out(everything: Split, evaluation: int | None, seed: int, folder: Path
 
 
 def _read_pictures(found: FoundPictures, folder: Path, wanted: _Wanted) -> tuple[Split, list[Path]]:
-    """All pictures of a folder, and those files that hold further frames."""
+    """Read all images of a folder; return them, and the files that contain further frames."""
     classes, files, size = found.classes, found.files, wanted.size
     if len(classes) < 2 or not files:
         raise DataError(
-            folder, f"holds {len(classes)} classes and {len(files)} pictures", "give one folder per class"
+            folder,
+            f"contains {len(classes)} classes and {len(files)} images",
+            "create one folder per class, at least two, with images in them",
         )
     if len(files) > MAX_FILES:
-        raise DataError(folder, f"holds {len(files)} pictures", f"keep it to {MAX_FILES}")
+        raise DataError(folder, f"contains {len(files)} images", f"use at most {MAX_FILES}")
     try:
         pixels = np.empty((len(files), 3, size, size), np.float32)
     except MemoryError as error:
         raise DataError(
-            folder, f"{len(files)} pictures of {size} x {size} pixels do not fit in memory", "take fewer"
+            folder,
+            f"{len(files)} images of {size} x {size} pixels do not fit in memory",
+            "use fewer images or a smaller size",
         ) from error
     animated = []
     for index, (path, _) in enumerate(files):
@@ -157,4 +178,4 @@ def _animated_note(root: Path, animated: Sequence[Path]) -> tuple[str, ...]:
     if not animated:
         return ()
     names = few_names(root, animated)
-    return (f"{root}: pictures of several frames, of which the first was read: {len(animated)} ({names})",)
+    return (f"{root}: images with several frames, only the first was read: {len(animated)} ({names})",)

@@ -1,4 +1,4 @@
-"""From what a recipe names to what it means: factories by dotted path, files by path or package."""
+"""Find what a recipe names: factories by dotted path, files by path or `pkg://` address."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from exporter.errors import LookupFailed
 PACKAGE_SCHEME = "pkg://"
 
 
-# What the recipe before has added to `sys.path`; recipes take turns (`exporter.process`).
+# Folders that the previous recipe added to `sys.path`. Only one recipe runs at a time (`exporter.process`).
 _added_roots: list[str] = []
 
 
 def add_import_roots(recipe_folder: Path) -> None:
-    """Put the recipe's folder and the working directory on `sys.path`, as a recipe's author expects.
+    """Add the recipe's folder and the working directory to `sys.path`, to import its factories from.
 
-    They go to the end: a stray `numpy.py` beside a recipe must not replace the real one. Those of the
-    recipe before go, and the modules that were found there are forgotten: its `net.py` must not be taken
-    for this one's, and what was edited meanwhile is read again.
+    They are added at the end, so a file `numpy.py` next to a recipe does not replace the real module. The
+    folders of the previous recipe are removed, and the modules that were imported from them are unloaded.
+    So a `net.py` of the previous recipe is not used for this one, and edited modules are read again.
     """
     for root in _added_roots:
         _forget_root(root)
@@ -47,7 +47,7 @@ def _forget_root(root: str) -> None:
 
 
 def _root_of(module: ModuleType) -> str | None:
-    """The entry of `sys.path` that a top-level module was found by."""
+    """The entry of `sys.path` in which a top-level module was found; None if unknown."""
     spec = getattr(module, "__spec__", None)
     if spec is None:
         return None
@@ -59,38 +59,40 @@ def find_factory(reference: str, place: str) -> Callable[..., Any]:
     """Import `module:attribute`.
 
     Args:
-        reference: such as `models.digits:load`; the attribute may be dotted.
-        place: the recipe's key, to name in errors.
+        reference: for example `models.digits:load`; the attribute may be dotted.
+        place: key of the recipe, for errors.
 
     Raises:
-        LookupFailed: the module is missing, raised while it was imported, lacks the attribute, or the
-            attribute cannot be called; each with its own words.
+        LookupFailed: the module does not exist, its import raises, it lacks the attribute, or the attribute
+            cannot be called.
     """
     module_name, colon, attribute = reference.partition(":")
     if not colon or not module_name or not attribute:
         raise LookupFailed(
-            place, f"{reference!r} is no module:attribute", "write such as models.digits:load"
+            place,
+            f"{reference!r} does not have the form module:attribute",
+            "write for example models.digits:load",
         )
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        # The named module or a parent of it is missing, or something that it imports is.
+        # Either the named module or one of its parents is missing, or a module that it imports.
         if error.name and f"{module_name}.".startswith(f"{error.name}."):
             raise LookupFailed(
                 place,
                 f"there is no module {error.name!r}",
-                "it is looked for beside the recipe, in the working directory and among installed packages",
+                "put it next to the recipe or into the working directory, or install its package",
             ) from error
         raise LookupFailed(
             place,
             f"module {module_name!r} needs {error.name!r}, which is not installed",
-            "install it",
+            f"install {error.name!r}",
         ) from error
-    except (Exception, SystemExit) as error:  # a script that ends itself must not end the build
+    except (Exception, SystemExit) as error:  # a script that calls sys.exit must not end the build
         raise LookupFailed(
             place,
-            f"module {module_name!r} raised {type(error).__name__} while it was imported: {error}",
-            f"mend {_where(error)}",
+            f"importing module {module_name!r} raised {type(error).__name__}: {error}",
+            f"fix {_where(error)}",
         ) from error
     found: Any = module
     for part in attribute.split("."):
@@ -106,11 +108,17 @@ def find_factory(reference: str, place: str) -> Callable[..., Any]:
 
 
 def call_factory(factory: Callable[..., Any], arguments: dict[str, Any], place: str) -> Any:
-    """Call a user's factory; what goes wrong inside is told with file and line.
+    """Call a user's factory.
+
+    Args:
+        factory: the callable.
+        arguments: its keyword arguments.
+        place: key of the recipe, for errors.
 
     Raises:
-        LookupFailed: the arguments don't fit, or the factory raised.
-        EdgeproofError: raised by the factory itself, passed on as it is.
+        LookupFailed: the arguments do not fit, or the factory raised an exception; the error names file and
+            line.
+        EdgeproofError: the factory raised it itself; it is not changed.
     """
     from bench.core.errors import EdgeproofError
 
@@ -120,32 +128,32 @@ def call_factory(factory: Callable[..., Any], arguments: dict[str, Any], place: 
         raise
     except (Exception, SystemExit) as error:
         called = error.__traceback__ is not None and error.__traceback__.tb_next is not None
-        fix = f"mend {_where(error)} or the arguments" if called else "mend the arguments"
+        fix = f"fix {_where(error)} or the arguments" if called else "fix the arguments"
         raise LookupFailed(place, f"raised {type(error).__name__}: {error}", fix) from error
 
 
 def find_file(address: str, recipe_folder: Path, place: str) -> Path:
-    """Resolve a path relative to the recipe, or `pkg://package/path` inside an installed package.
+    """Find a file by its path relative to the recipe, or by `pkg://package/path` in an installed package.
 
-    The package is found without being imported: naming its data runs none of its code.
+    The package is not imported, so none of its code runs.
 
     Raises:
-        LookupFailed: nothing is there, or a `pkg://` path leaves its package.
+        LookupFailed: the file or package does not exist, or a `pkg://` path leaves its package.
     """
     if not address.startswith(PACKAGE_SCHEME):
         path = local_path(address, recipe_folder)
         if not path.is_file():
             raise LookupFailed(
-                place, f"there is no file {address!r}", f"it is looked for from {recipe_folder}"
+                place, f"there is no file {address!r}", f"check the path, which starts in {recipe_folder}"
             )
         return path
     package, _, inner = address.removeprefix(PACKAGE_SCHEME).partition("/")
     parts = PurePosixPath(inner).parts
     if not package.isidentifier() or not parts or ".." in parts or PurePosixPath(inner).is_absolute():
-        raise LookupFailed(place, f"{address!r} is no address in a package", "write pkg://package/path")
+        raise LookupFailed(place, f"{address!r} is not a valid package address", "write pkg://package/path")
     try:
         spec = importlib.util.find_spec(package)
-    except ValueError:  # of the running script itself
+    except ValueError:  # raised for `__main__`, the running script
         spec = None
     if spec is None or not spec.submodule_search_locations:
         raise LookupFailed(
@@ -157,16 +165,16 @@ def find_file(address: str, recipe_folder: Path, place: str) -> Path:
         path = Path(root, *parts)
         if path.is_file():
             return path
-    raise LookupFailed(place, f"package {package!r} holds no {inner!r}", "check the path")
+    raise LookupFailed(place, f"package {package!r} contains no file {inner!r}", "check the path")
 
 
 def local_path(address: str, recipe_folder: Path) -> Path:
-    """Where an address that names no package leads: from the recipe's folder, or from a home folder."""
+    """Path of an address without `pkg://`: relative to the recipe's folder, absolute, or from `~`."""
     return recipe_folder / os.path.expanduser(address)  # noqa: PTH111 (Path's raises for unknown users)
 
 
 def _where(error: BaseException) -> str:
-    """File and line of the innermost frame of an exception, or of the syntax that it is about."""
+    """File and line of the innermost frame of an exception, or of a syntax error."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{Path(error.filename).name}, line {error.lineno}"
     frame = error.__traceback__
@@ -178,10 +186,13 @@ def _where(error: BaseException) -> str:
 
 
 def package_file(address: str) -> Path:
-    """The path of a data file in an installed package, for `pkg://package/path`.
+    """The path of a file in an installed package.
+
+    Args:
+        address: `pkg://package/path`.
 
     Raises:
-        LookupFailed: the package is not installed, or holds no such file.
+        LookupFailed: the package is not installed, or does not contain the file.
 
     Example:
         >>> import exporter
@@ -189,5 +200,5 @@ def package_file(address: str) -> Path:
         'py.typed'
     """
     if not address.startswith(PACKAGE_SCHEME):
-        raise LookupFailed(address, "is no address in a package", "write pkg://package/path")
+        raise LookupFailed(address, "is not a valid package address", "write pkg://package/path")
     return find_file(address, Path(), address)

@@ -1,4 +1,4 @@
-"""Files and folders that the arguments of a factory name: what the factory may read, as hashes."""
+"""Hashes of the files and folders that the arguments of a factory name, because it may read them."""
 
 from __future__ import annotations
 
@@ -14,25 +14,29 @@ from bench.core.files import sha256_of
 from exporter.errors import LookupFailed
 from exporter.sources.lookup import PACKAGE_SCHEME, find_file
 
-# A folder of more bytes than this counts by the sizes and times of its files instead of by their content.
+# In a larger folder, the size and modification time of each file are hashed instead of its content.
 MAX_FOLDER_BYTES = 4 << 30
 MAX_FOLDER_FILES = 1_000_000
-# What Python writes beside modules when they are loaded.
+# The folder into which Python writes compiled modules.
 _GENERATED = "__pycache__"
 
 
 def named_files(arguments: JsonValue, roots: Sequence[Path]) -> dict[str, list[str]]:
-    """Texts in `arguments` that name files or folders -> SHA-256 of what lies there, one for each place.
+    """Find the files and folders that `arguments` name, and hash them.
 
-    A text is looked for from each of `roots`, because only the factory knows where it starts. Texts that
-    name nothing are left out. So are folders that hold one of `roots`: a build writes there itself.
+    A text is looked up in each of `roots`, because only the factory knows in which of them a relative path
+    starts. Texts that name no file are left out. Folders that contain one of `roots` are left out too,
+    because the build itself writes there.
 
     Args:
-        arguments: plain values; texts may lie in lists and tables.
-        roots: folders where relative paths may start.
+        arguments: JSON values; texts may be nested in lists and tables.
+        roots: folders in which relative paths may start.
+
+    Returns:
+        Text -> SHA-256 hashes, one for each file or folder that it names.
 
     Raises:
-        LookupFailed: a folder holds too many files to look at.
+        LookupFailed: a folder contains more than `MAX_FOLDER_FILES` files.
     """
     resolved = [root.resolve() for root in roots]
     found: dict[str, list[str]] = {}
@@ -56,18 +60,18 @@ def _texts(value: JsonValue) -> Iterator[str]:
 
 
 def _places(text: str, roots: Sequence[Path]) -> list[Path]:
-    """Where a text leads, in the order of `roots`; without those where nothing is."""
+    """Existing paths that a text names, in the order of `roots`."""
     if text.startswith(PACKAGE_SCHEME):
         try:
             return [find_file(text, Path(), text)]
-        except LookupFailed:  # a factory that reads it says so itself
+        except LookupFailed:  # a factory that reads the file raises its own error
             return []
     path = os.path.expanduser(text)  # noqa: PTH111 (Path's raises for unknown users)
     return [root / path for root in roots if text and _status(root / path) is not None]
 
 
 def _status(path: Path) -> os.stat_result | None:
-    """What the system says of a path; None for nothing, for no possible path, for what is out of reach."""
+    """The status of a path; None if it does not exist, is not a valid path or cannot be accessed."""
     try:
         return path.stat()
     except (OSError, ValueError):
@@ -75,24 +79,24 @@ def _status(path: Path) -> os.stat_result | None:
 
 
 def _hash(text: str, place: Path, roots: Sequence[Path]) -> str | None:
-    """A hash of a file or folder; None for a folder that holds a root, and for what is neither."""
+    """Hash of a file or folder; None for a folder that contains a root, and for other kinds of paths."""
     status = _status(place)
     if status is not None and stat.S_ISREG(status.st_mode):
         return _file_hash(place)
     if status is not None and stat.S_ISDIR(status.st_mode) and not _holds_one(place, roots):
         return _folder_hash(text, place, roots)
-    return None  # to read a device or a pipe could take forever
+    return None  # reading a device or a pipe might never end
 
 
 def _file_hash(path: Path) -> str:
     try:
         return sha256_of(path)
-    except OSError:  # what cannot be read here, a factory cannot read either
+    except OSError:  # a factory cannot read the file either
         return "unreadable"
 
 
 def _folder_hash(text: str, folder: Path, roots: Sequence[Path]) -> str:
-    """Over the names below a folder and their content."""
+    """Hash of the names and the content of all files below a folder."""
     files = []
     for path in _files_below(folder, roots):
         status = _status(path)
@@ -101,7 +105,7 @@ def _folder_hash(text: str, folder: Path, roots: Sequence[Path]) -> str:
         if len(files) > MAX_FOLDER_FILES:
             raise LookupFailed(
                 text,
-                f"an argument names this folder, which holds more than {MAX_FOLDER_FILES} files",
+                f"is a folder with more than {MAX_FOLDER_FILES} files, named by an argument of a factory",
                 "name a smaller folder, or a file",
             )
     whole = sum(status.st_size for _, status in files) <= MAX_FOLDER_BYTES
@@ -113,7 +117,7 @@ def _folder_hash(text: str, folder: Path, roots: Sequence[Path]) -> str:
 
 
 def _files_below(folder: Path, roots: Sequence[Path]) -> Iterator[Path]:
-    """All files but hidden ones, sorted in each folder; links are followed, each folder is seen once."""
+    """All files except hidden ones, sorted in each folder; follows links, but enters each folder once."""
     seen: set[Path] = set()
     for parent, folders, names in os.walk(folder, followlinks=True):
         real = Path(parent).resolve()

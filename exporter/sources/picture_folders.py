@@ -1,4 +1,4 @@
-"""Where labelled pictures lie below a folder: its splits, their classes, and what is passed over."""
+"""Find labelled images below a folder: its splits, their classes, and the files that are skipped."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ SUFFIXES = frozenset(
     {".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 )
 TRAINING = frozenset({"train", "training"})
-# Where there are several, the first is evaluated on: what a training was tuned by says less.
+# If there are several, the first is used: a split that a training was tuned on gives too high an accuracy.
 EVALUATION = (
     frozenset({"evaluation", "eval"}),
     frozenset({"test", "testing"}),
     frozenset({"validation", "valid", "val"}),
 )
 _SPLITS = TRAINING.union(*EVALUATION)
-# What archives made on a Mac hold beside the files themselves.
+# Folder of metadata in archives that were made on macOS.
 _HIDDEN = "__MACOSX"
 NAMED = 3
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """A file or folder that is not read, and why in a few words."""
+    """A file or folder that is not read, with the reason in a few words."""
 
     path: Path
     reason: str
@@ -36,12 +36,12 @@ class Skipped:
 
 @dataclass(frozen=True)
 class FoundPictures:
-    """Pictures in one folder per class.
+    """Images in one folder per class.
 
     Attributes:
-        classes: names in order; a class is known by its place.
-        files: each picture with its class, in the order of their paths within a class.
-        skipped: what else is there.
+        classes: names of the classes; the label of a class is its index.
+        files: (path, label) of each image, sorted by path within a class.
+        skipped: other files and folders.
     """
 
     classes: tuple[str, ...]
@@ -51,7 +51,7 @@ class FoundPictures:
 
 @dataclass(frozen=True)
 class GivenSplits:
-    """Two folders, each with the same folders of classes, and what else lies beside them."""
+    """The training and the evaluation folder, which contain the same classes, and skipped paths."""
 
     train: Path
     evaluation: Path
@@ -59,12 +59,13 @@ class GivenSplits:
 
 
 def given_splits(root: Path) -> GivenSplits | None:
-    """The splits that a folder is made of, such as `train` and `val`; None where its folders are classes.
+    """Find the splits in a folder, for example `train` and `val`; None if its folders are classes.
 
-    Names count in any case. A word of a name, as in `training_set`, counts where the classes agree.
+    Upper and lower case do not matter. A name that contains the word, for example `training_set`, is
+    accepted if both folders contain the same classes.
 
     Raises:
-        DataError: the folders are named as splits, but it is not clear how to read them.
+        DataError: folders are named like splits, but the layout is unclear.
     """
     folders = _folders(root)
     training = [folder for folder in folders if _is_one_of(folder, TRAINING)]
@@ -80,10 +81,12 @@ def given_splits(root: Path) -> GivenSplits | None:
         ]
         if len(agreeing) > 1:
             names = sorted({folder.name for pair in agreeing for folder in pair})
-            raise DataError(root, f"holds several folders of one split: {names}", "keep one of each")
+            raise DataError(
+                root, f"contains several folders for one split: {names}", "keep one folder per split"
+            )
         if agreeing:
             train, evaluation = agreeing[0]
-            skipped = [Skipped(path, "beside the splits") for path in _entries(root)]
+            skipped = [Skipped(path, "outside the splits") for path in _entries(root)]
             kept = tuple(entry for entry in skipped if entry.path not in {train, evaluation})
             return GivenSplits(train, evaluation, kept)
     _refuse_unclear(root, folders)
@@ -91,7 +94,7 @@ def given_splits(root: Path) -> GivenSplits | None:
 
 
 def find_pictures(folder: Path) -> FoundPictures:
-    """All pictures below the folders of classes in `folder`, by the endings of their names.
+    """Find all images below the class folders in `folder`, by their file name extensions.
 
     Raises:
         DataError: a folder cannot be read.
@@ -102,12 +105,12 @@ def find_pictures(folder: Path) -> FoundPictures:
     for label, one in enumerate(classes):
         pictures, others = _walk(one)
         files += [(path, label) for path in pictures]
-        skipped += others if pictures else [*others, Skipped(one, "classes without a picture")]
+        skipped += others if pictures else [*others, Skipped(one, "classes without images")]
     return FoundPictures(tuple(path.name for path in classes), tuple(files), tuple(skipped))
 
 
 def skipped_note(root: Path, skipped: Sequence[Skipped]) -> tuple[str, ...]:
-    """One line on what is not read below `root`, with a few names for each reason; none for nothing."""
+    """A note about skipped paths, with a few names for each reason; empty if there are none."""
     if not skipped:
         return ()
     reasons: dict[str, list[Path]] = {}
@@ -118,13 +121,13 @@ def skipped_note(root: Path, skipped: Sequence[Skipped]) -> tuple[str, ...]:
 
 
 def few_names(root: Path, paths: Sequence[Path]) -> str:
-    """The first names, relative to `root`."""
+    """The first `NAMED` paths, relative to `root`."""
     names = [path.relative_to(root).as_posix() for path in paths[:NAMED]]
     return ", ".join([*names, "…"] if len(paths) > NAMED else names)
 
 
 def _refuse_unclear(root: Path, folders: Sequence[Path]) -> None:
-    """Refuse folders that are not classes by their names, and splits within the classes."""
+    """Refuse folders that are named like splits but do not form splits, and splits inside class folders."""
     exact = [folder for folder in folders if folder.name.lower() in _SPLITS]
     train = [folder for folder in exact if folder.name.lower() in TRAINING]
     others = [folder for names in EVALUATION for folder in exact if folder.name.lower() in names]
@@ -133,32 +136,32 @@ def _refuse_unclear(root: Path, folders: Sequence[Path]) -> None:
         if not one or not other:
             raise DataError(
                 root,
-                f"{train[0].name!r} and {others[0].name!r} do not both hold one folder per class",
-                "add these folders, or rename them if they are classes themselves",
+                f"{train[0].name!r} and {others[0].name!r} do not both contain one folder per class",
+                "add these folders, or rename the two folders if they are classes themselves",
             )
         raise DataError(
             root,
-            f"{train[0].name} has classes {_only(one, other)}, {others[0].name} {_only(other, one)}",
-            "make them equal",
+            f"{train[0].name} has classes {_only(one, other)}, {others[0].name} has {_only(other, one)}",
+            "use the same classes in both",
         )
     if exact and len(exact) == len(folders):
         wanted = "evaluation, test or val" if train else "train"
         raise DataError(
             root,
-            f"holds {[folder.name for folder in exact]} and no folder {wanted}",
-            "add it, or name a folder that holds one folder per class",
+            f"contains {[folder.name for folder in exact]} but no folder {wanted}",
+            "add that folder, or name a folder that contains one folder per class",
         )
     within = [{name.lower() for name in _class_names(folder)} for folder in folders]
     if within and all(inner & TRAINING and inner & (_SPLITS - TRAINING) for inner in within):
         raise DataError(
             root,
-            f"each of its classes holds splits, such as {sorted(_class_names(folders[0]))}",
-            "put the splits above the classes: train/CLASS and evaluation/CLASS",
+            f"each class folder contains splits, for example {sorted(_class_names(folders[0]))}",
+            "put the classes inside the splits: train/CLASS and evaluation/CLASS",
         )
 
 
 def _only(classes: Sequence[str], others: Sequence[str], limit: int = 10) -> list[str]:
-    """All names, or of many those alone that the others lack."""
+    """All names; if there are more than `limit`, only those that are not in `others`."""
     return list(classes) if len(classes) <= limit else [name for name in classes if name not in others]
 
 
@@ -186,11 +189,11 @@ def _is_hidden(path: Path) -> bool:
 
 
 def _beside_classes(path: Path) -> Skipped:
-    return Skipped(path, "hidden" if _is_hidden(path) else "outside the folders of classes")
+    return Skipped(path, "hidden" if _is_hidden(path) else "outside the class folders")
 
 
 def _walk(folder: Path) -> tuple[list[Path], list[Skipped]]:
-    """The pictures of a class, nested folders included, and what is not a picture; both sorted."""
+    """The images of a class, including those in nested folders, and the other files; both sorted."""
     pictures, skipped = [], []
     for path in sorted(_below(folder)):
         reason = _reason_against(path)
@@ -202,7 +205,7 @@ def _walk(folder: Path) -> tuple[list[Path], list[Skipped]]:
 
 
 def _below(folder: Path) -> Iterator[Path]:
-    """All files, and those folders that are not looked into."""
+    """All files below a folder, and the folders that are not entered."""
 
     def refuse(error: OSError) -> None:
         raise _unreadable(error) from error
@@ -219,15 +222,15 @@ def _reason_against(path: Path) -> str | None:
     if _is_hidden(path):
         return "hidden"
     if path.is_dir():
-        return "links to folders"
+        return "symbolic links to folders"
     if path.suffix.lower() not in SUFFIXES:
-        return "not named as pictures"
+        return "no image extension"
     if path.is_file():
         return None
-    return "no regular files" if path.exists() else "broken links"
+    return "not regular files" if path.exists() else "broken symbolic links"
 
 
 def _unreadable(error: OSError) -> DataError:
     return DataError(
-        error.filename, f"cannot be read ({error.strerror})", "fix its permissions or leave it out"
+        error.filename, f"cannot be read ({error.strerror})", "fix its permissions or move it away"
     )

@@ -1,4 +1,4 @@
-"""One picture from a file: upright, in RGB, 8 bits a channel, however the file stores it."""
+"""Read one image from a file as upright RGB with 8 bits per channel, whatever the file format."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import numpy.typing as npt
 from bench.core.errors import DataError, MissingExtraError
 from exporter.process import warnings_ignored
 
-# What a file may be, whatever its name says. Others, such as EPS, start further programs.
+# Accepted formats, recognized by content, not by name. Some others, for example EPS, start other programs.
 FORMATS = frozenset({"AVIF", "BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP"})
-# Formats whose 32-bit values are 16-bit ones in a wider type.
+# Formats whose 16-bit values Pillow returns in 32-bit arrays.
 _SIXTEEN_BITS = frozenset({"PNG", "PPM"})
 _EXIF_ORIENTATION = 0x0112
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
@@ -22,11 +22,11 @@ _TIFF_BITS, _TIFF_PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 
 @dataclass(frozen=True)
 class Picture:
-    """What was read of a file.
+    """An image that was read from a file.
 
     Attributes:
-        image: of Pillow, mode RGB, upright.
-        animated: whether the file holds further pictures that were not read.
+        image: Pillow image, mode RGB, upright.
+        animated: whether the file contains further frames, which were not read.
     """
 
     image: Any
@@ -34,40 +34,41 @@ class Picture:
 
 
 def read_picture(path: Path, *, max_pixels: int, least: int | None = None) -> Picture:
-    """Read a picture as a person sees it.
+    """Read an image as an image viewer shows it.
 
-    It is turned as its EXIF orientation says. Transparent parts show white. 16-bit grey is scaled to 8
-    bits, and so are floats from 0 to 1; the colour profile is not applied. Of several frames the first is
-    read.
+    The image is rotated by its EXIF orientation. Transparent parts become white. 16-bit grey values and
+    floats from 0 to 1 are scaled to 8 bits. The colour profile is not applied. Of several frames the first
+    is read.
 
     Args:
-        path: of the file.
-        max_pixels: larger pictures are refused before they are decoded.
-        least: the shorter side that is needed, in pixels; a JPEG may be decoded at a fraction of its size.
+        path: path of the file.
+        max_pixels: images with more pixels are refused before they are decoded.
+        least: length of the shorter side that is needed, in pixels; a JPEG may be decoded at a smaller
+            size.
 
     Raises:
-        DataError: the file is damaged or too large, or nothing says which of its values is white.
+        DataError: the file is damaged or too large, or its value for white is unknown.
     """
     library = pillow()
     library.init()
     try:
-        with warnings_ignored():  # of large pictures and odd metadata; what matters is raised
+        with warnings_ignored():  # warnings about large images and odd metadata; real problems raise
             formats = sorted(FORMATS & library.OPEN.keys())
-            # From a path, Pillow maps the bytes of a turned TIFF with width and height exchanged.
+            # If Pillow opens a rotated TIFF by its path, it maps the bytes with width and height exchanged.
             with path.open("rb") as stream, library.open(stream, formats=formats) as opened:
                 return _decode(library, opened, path, max_pixels, least)
     except DataError:
         raise
     except library.UnidentifiedImageError as error:
-        cause = "is not a readable picture (its content is of no known format)"
+        cause = "is not a readable image (its format is unknown)"
         raise DataError(path, cause, "remove or replace it") from error
-    except Exception as error:  # damaged files raise whatever their readers stumble over
+    except Exception as error:  # the decoders raise exceptions of many types for damaged files
         cause = str(error) or type(error).__name__
-        raise DataError(path, f"is not a readable picture ({cause})", "remove or replace it") from error
+        raise DataError(path, f"is not a readable image ({cause})", "remove or replace it") from error
 
 
 def square(picture: Picture, size: int) -> npt.NDArray[np.float32]:
-    """The middle of a picture, its shorter side scaled to `size`: [size, size, 3], values 0..255."""
+    """The centre crop of an image, its shorter side scaled to `size`: [size, size, 3], values 0..255."""
     library = pillow()
     width, height = picture.image.size
     side = min(width, height)
@@ -93,8 +94,8 @@ def pillow() -> Any:
 def _decode(library: Any, opened: Any, path: Path, max_pixels: int, least: int | None) -> Picture:
     width, height = opened.size
     if width * height > max_pixels:
-        raise DataError(path, f"has {width} x {height} pixels", f"keep it to {max_pixels}")
-    # A JPEG with a preview, as cameras write it, is one picture.
+        raise DataError(path, f"has {width} x {height} pixels", f"use at most {max_pixels} pixels")
+    # Cameras write a JPEG and a preview as one MPO file; the preview is not a second frame.
     animated = opened.format != "MPO" and bool(getattr(opened, "is_animated", False))
     if least is not None:  # decoding a JPEG at a fraction of its size saves most of the time
         opened.draft("RGB", (least, least))
@@ -113,11 +114,11 @@ def _rgb(library: Any, opened: Any, path: Path) -> Any:
 
 
 def _grey(library: Any, opened: Any, path: Path) -> Any:
-    """A grey picture of more than 8 bits, in 8; Pillow itself would cut values off at 255."""
+    """Scale a grey image of more than 8 bits to 8 bits; Pillow itself would clip values at 255."""
     values = np.asarray(opened)
     if opened.mode == "F":
         low, high = float(values.min()), float(values.max())
-        white = 1.0 if low >= 0 and high <= 1 else None  # None for NaN too
+        white = 1.0 if low >= 0 and high <= 1 else None  # also None if a value is NaN
     elif opened.mode == "I" and opened.format not in _SIXTEEN_BITS:
         white = None
     else:
@@ -126,8 +127,8 @@ def _grey(library: Any, opened: Any, path: Path) -> Any:
         reach = f"{values.min():g} to {values.max():g}"
         raise DataError(
             path,
-            f"holds 32-bit values from {reach}, and nothing says which of them is white",
-            "save it with 8 or 16 bits a channel",
+            f"contains 32-bit values from {reach}, and its value for white is unknown",
+            "save it with 8 or 16 bits per channel",
         )
     scaled = np.rint(values.astype(np.float32) * np.float32(255 / white)).astype(np.uint8)
     if opened.format == "TIFF" and opened.tag_v2.get(_TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO:
@@ -138,15 +139,15 @@ def _grey(library: Any, opened: Any, path: Path) -> Any:
 
 
 def _bits(opened: Any) -> int:
-    """Bits of a sample: 16 but for TIFF, which tells."""
+    """Bits per value: stated in a TIFF file, 16 in other formats."""
     return int(opened.tag_v2.get(_TIFF_BITS, (16,))[0]) if opened.format == "TIFF" else 16
 
 
 def _orientation(opened: Any) -> int:
-    """How the picture lies in its file, 1 to 8 as EXIF counts; 1, upright, where nothing is said."""
+    """The EXIF orientation of an image, from 1 to 8; 1 (upright) if the file states none."""
     try:
         return int(opened.getexif().get(_EXIF_ORIENTATION, 1))
-    except Exception:  # noqa: BLE001 (damaged metadata of a sound picture)
+    except Exception:  # noqa: BLE001 (the metadata may be damaged although the image is not)
         return 1
 
 

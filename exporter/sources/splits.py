@@ -1,4 +1,4 @@
-"""The contract between a user's data and edgeproof: three splits of named arrays with labels."""
+"""The form of the user's data: three splits of named arrays with labels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     Augment = Callable[[dict[str, torch.Tensor], torch.Generator], dict[str, torch.Tensor]]
 
 
-# The label of a training sample that has none; no split that a data factory returns holds it.
+# Label of training samples without a label; splits of a data factory must not contain it.
 UNLABELLED = -1
 
 
@@ -30,7 +30,7 @@ class Samples(Protocol):
         """The number of samples."""
 
     def batches(self, size: int) -> Iterator[dict[str, Array]]:
-        """Feeds of `size` samples each, the last of fewer."""
+        """Feeds of `size` samples each; the last may have fewer."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class ArraySamples:
         return len(next(iter(self.inputs.values())))
 
     def batches(self, size: int) -> Iterator[dict[str, Array]]:
-        """Feeds of `size` samples each, the last of fewer."""
+        """Feeds of `size` samples each; the last may have fewer."""
         for start in range(0, self.count, size):
             yield {name: array[start : start + size] for name, array in self.inputs.items()}
 
@@ -55,9 +55,9 @@ class Split:
     """Labelled samples.
 
     Attributes:
-        inputs: model input name -> array [N, ...], as the network takes it (normalised, float32).
+        inputs: input name -> array [N, ...] as the network takes it (normalised, float32).
         labels: class indices [N], integers from 0.
-        ids: sample names [N], or None; they name samples in reports.
+        ids: names of the samples [N], for reports; or None.
     """
 
     inputs: Mapping[str, Array]
@@ -78,26 +78,27 @@ class Split:
         )
 
     def first(self, count: int) -> Split:
-        """The first samples, at most that many."""
+        """The first `count` samples; all samples if there are fewer."""
         return self.take(np.arange(min(count, self.count)))
 
     def batches(self, size: int) -> Iterator[dict[str, Array]]:
-        """Feeds of at most `size` samples, in order."""
+        """Feeds of `size` samples each, in order; the last may have fewer."""
         for start in range(0, self.count, size):
             yield {name: array[start : start + size] for name, array in self.inputs.items()}
 
 
 @dataclass(frozen=True)
 class Splits:
-    """What a data factory returns.
+    """The return value of a data factory.
 
     Attributes:
-        train: what weights are fitted on; a validation share is cut from it, never from `evaluation`.
-        calibration: unaltered samples that activation ranges are collected on; may come from `train`.
-        evaluation: what accuracy is reported on; shares no sample with the others.
-        augment: applied to every training batch, or None. It gets named tensors and a seeded
-            generator, and returns named tensors of the same shapes.
-        notes: what a person should know of how the samples were read, a line each; a build says them.
+        train: samples to train on; the validation samples are held out from them, never from `evaluation`.
+        calibration: samples without augmentation from which activation ranges are computed; they may be
+            training samples.
+        evaluation: samples on which accuracy is reported; none of them may be in another split.
+        augment: function that is applied to every training batch, or None. It receives named tensors and a
+            seeded generator, and returns named tensors of the same shapes.
+        notes: remarks on how the samples were read, one line each; a build shows them.
     """
 
     train: Split
@@ -108,23 +109,23 @@ class Splits:
 
 
 def check_splits(splits: object, place: str) -> Splits:
-    """Make sure that what a data factory returned can be used.
+    """Check the return value of a data factory.
 
     Args:
-        splits: its return value.
-        place: what to name in errors.
+        splits: the return value.
+        place: name of the factory in errors.
 
     Raises:
-        DataError: with the split and the array that is wrong.
+        DataError: a split or an array is invalid; the error names it.
     """
     if not isinstance(splits, Splits):
         raise DataError(
             place,
-            f"returned {type(splits).__name__}",
+            f"returned a {type(splits).__name__}",
             "return exporter.Splits(train, calibration, evaluation)",
         )
     if not isinstance(splits.notes, tuple) or not all(isinstance(note, str) for note in splits.notes):
-        raise DataError(f"{place}: notes", f"are {splits.notes!r}", "give a tuple of texts")
+        raise DataError(f"{place}: notes", f"are {splits.notes!r}", "make them a tuple of texts")
     named = {
         "train": splits.train,
         "calibration": splits.calibration,
@@ -135,7 +136,7 @@ def check_splits(splits: object, place: str) -> Splits:
     for name in ("train", "evaluation"):
         if len(np.unique(named[name].labels)) < 2:
             raise DataError(
-                f"{place}: {name}", "holds a single class", "give samples of at least two classes"
+                f"{place}: {name}", "contains a single class", "give samples of at least two classes"
             )
     shapes = {
         name: {key: (array.dtype.name, array.shape[1:]) for key, array in split.inputs.items()}
@@ -146,28 +147,28 @@ def check_splits(splits: object, place: str) -> Splits:
             raise DataError(
                 f"{place}: {name}",
                 f"its inputs {shapes[name]} differ from those of train {shapes['train']}",
-                "prepare all splits alike",
+                "prepare all splits in the same way",
             )
     seen = _sample_hashes(splits.train) | _sample_hashes(splits.calibration)
     if shared := len(seen & _sample_hashes(splits.evaluation)):
         raise DataError(
             f"{place}: evaluation",
-            f"{shared} of its samples are in train or calibration too",
-            "keep evaluation apart, or its accuracy means nothing",
+            f"{shared} of its samples are also in train or calibration",
+            "remove them, because they would make the accuracy too high",
         )
     return splits
 
 
 def with_unlabelled(splits: Splits, extra: object, place: str) -> Split:
-    """The training samples and more without labels, whose label is `UNLABELLED`.
+    """The training samples, followed by samples without labels, whose label is `UNLABELLED`.
 
     Args:
-        splits: checked.
-        extra: what a factory returned: input name -> array [N, ...], as in the labelled data.
-        place: what to name in errors.
+        splits: the checked splits.
+        extra: return value of the factory: input name -> array [N, ...], as in the labelled data.
+        place: name of the factory in errors.
 
     Raises:
-        DataError: inputs of other names, types or shapes, or samples that are in evaluation too.
+        DataError: names, types or shapes of the inputs differ, or samples are also in evaluation.
     """
     if not isinstance(extra, Mapping):
         raise DataError(place, f"returned a {type(extra).__name__}", "return input name -> array [N, ...]")
@@ -180,13 +181,13 @@ def with_unlabelled(splits: Splits, extra: object, place: str) -> Split:
         if (array.dtype, array.shape[1:]) != (wanted[name].dtype, wanted[name].shape[1:]):
             raise DataError(
                 f"{place}: input {name!r}",
-                f"is {array.dtype} {list(array.shape[1:])}, in train {wanted[name].dtype} "
+                f"is {array.dtype} {list(array.shape[1:])}, but in train it is {wanted[name].dtype} "
                 f"{list(wanted[name].shape[1:])}",
-                "prepare it as the labelled samples",
+                "prepare it in the same way as the labelled samples",
             )
     labels = np.full(count, UNLABELLED, np.int64)
     if shared := len(_sample_hashes(Split(extra, labels)) & _sample_hashes(splits.evaluation)):
-        raise DataError(place, f"{shared} of its samples are in evaluation too", "keep evaluation apart")
+        raise DataError(place, f"{shared} of its samples are also in evaluation", "remove them")
     return Split(
         {name: np.concatenate([wanted[name], extra[name]]) for name in wanted},
         np.concatenate([splits.train.labels.astype(np.int64), labels]),
@@ -194,7 +195,7 @@ def with_unlabelled(splits: Splits, extra: object, place: str) -> Split:
 
 
 def fingerprint(splits: Splits) -> str:
-    """A SHA-256 over all arrays: names, types, shapes and content."""
+    """SHA-256 of all arrays of the splits: names, types, shapes and content."""
     named = [
         (name, array)
         for split in (splits.train, splits.calibration, splits.evaluation)
@@ -205,7 +206,7 @@ def fingerprint(splits: Splits) -> str:
 
 
 def fingerprint_arrays(named: Iterable[tuple[str, Array]]) -> str:
-    """A SHA-256 over names, types, shapes and content, in order."""
+    """SHA-256 of the names, types, shapes and content of arrays, in order."""
     digest = hashlib.sha256()
     for name, array in named:
         digest.update(f"{name}|{array.dtype.str}|{array.shape}|".encode())
@@ -214,16 +215,19 @@ def fingerprint_arrays(named: Iterable[tuple[str, Array]]) -> str:
 
 
 def stratified_indices(labels: Array, sizes: Mapping[str, int], seed: int, place: str) -> dict[str, Array]:
-    """Draw disjoint sets of samples that each hold the classes in the proportions of the whole.
+    """Draw disjoint sets of samples in which the classes have the same proportions as in all samples.
 
     Args:
         labels: class indices [N].
-        sizes: name of each set -> number of samples wanted.
-        seed: of the draw.
-        place: what to name in errors.
+        sizes: name of each set -> number of samples to draw.
+        seed: seed of the draw.
+        place: name of the data in errors.
+
+    Returns:
+        Name of each set -> sorted indices of its samples.
 
     Raises:
-        DataError: more samples are asked for than there are.
+        DataError: the sets need more samples than there are.
 
     Example:
         >>> import exporter
@@ -236,13 +240,15 @@ def stratified_indices(labels: Array, sizes: Mapping[str, int], seed: int, place
     if (wanted := sum(sizes.values())) > len(labels):
         raise DataError(
             place,
-            f"{wanted} samples are asked for ({dict(sizes)}), {len(labels)} are there",
-            "ask for fewer",
+            f"{wanted} samples are needed ({dict(sizes)}), but there are only {len(labels)}",
+            "ask for fewer samples, or give more",
         )
     generator = np.random.default_rng(seed)
-    # Spread each class evenly over [0, 1), then cut the line: any piece between two cuts holds a class of
-    # share p among C classes in proportion, to within 1 + p (C - 2) samples, and to within one where all
-    # classes are of one size. (In a piece of length t, each count is within one of its size times t.)
+    # Spread the samples of each class evenly over [0, 1), sort all samples by position, and cut the
+    # sequence into the sets. A class with share p of the samples, among C classes, is then represented in
+    # each set in proportion to within 1 + p (C - 2) samples, and to within one sample if all classes have
+    # the same size. (In an interval of length t, the count of each class is within one of its size times
+    # t.)
     position = np.empty(len(labels))
     for label in np.unique(labels):
         members = generator.permutation(np.flatnonzero(labels == label))
@@ -257,20 +263,20 @@ def stratified_indices(labels: Array, sizes: Mapping[str, int], seed: int, place
 
 def _check_split(split: object, place: str) -> None:
     if not isinstance(split, Split):
-        raise DataError(place, f"is {type(split).__name__}", "make it an exporter.Split")
+        raise DataError(place, f"is a {type(split).__name__}", "make it an exporter.Split")
     labels = split.labels
     if not isinstance(labels, np.ndarray) or labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise DataError(
             place,
             f"labels are {_describe(labels)}",
-            "give one integer class index per sample",
+            "give an array [N] with one integer class index per sample",
         )
     if not len(labels):
-        raise DataError(place, "holds no samples", "give some")
+        raise DataError(place, "contains no samples", "give at least one sample")
     if labels.min() < 0:
         raise DataError(place, f"label {labels.min()} is negative", "number classes from 0")
     if not isinstance(split.inputs, Mapping) or not split.inputs:
-        raise DataError(place, "holds no inputs", "name one array per model input")
+        raise DataError(place, "contains no inputs", "give one array per model input")
     for name, array in split.inputs.items():
         _check_input(array, len(labels), f"{place}: input {name!r}")
     if split.ids is not None:
@@ -281,19 +287,19 @@ def _check_ids(ids: object, count: int, place: str) -> None:
     if not isinstance(ids, np.ndarray) or ids.ndim != 1 or ids.dtype.kind not in "iuU":
         raise DataError(place, f"are {_describe(ids)}", "give an array [N] of texts or integers")
     if len(ids) != count:
-        raise DataError(place, f"there are {len(ids)} for {count} samples", "give one each")
+        raise DataError(place, f"there are {len(ids)} for {count} samples", "give one id per sample")
 
 
 def _check_input(array: object, count: int, place: str) -> None:
     if not isinstance(array, np.ndarray) or array.ndim < 2 or array.dtype.kind not in "fiu":
         raise DataError(place, f"is {_describe(array)}", "give a numeric array [N, ...]")
     if array.dtype == np.float64:
-        raise DataError(place, "is float64", "networks take float32: convert it")
+        raise DataError(place, "is float64", "convert it to float32")
     if len(array) != count:
-        raise DataError(place, f"has {len(array)} rows for {count} labels", "give one per label")
+        raise DataError(place, f"has {len(array)} rows for {count} labels", "give one row per label")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         bad = int(np.flatnonzero(~np.isfinite(array.reshape(count, -1)).all(axis=1))[0])
-        raise DataError(place, f"sample {bad} holds NaN or infinity", "clean the data")
+        raise DataError(place, f"sample {bad} contains NaN or infinity", "correct or remove such samples")
 
 
 def _describe(value: object) -> str:

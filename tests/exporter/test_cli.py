@@ -283,14 +283,14 @@ BAD_PROJECTS = {
     ),
     "module raises": (lambda p: module(p, "1 / 0\n"), "raised ZeroDivisionError"),
     "module ends the process": (lambda p: module(p, "exit(0)\n"), "raised SystemExit"),
-    "syntax": (lambda p: module(p, "def Net(:\n"), "mend net.py, line 1"),
+    "syntax": (lambda p: module(p, "def Net(:\n"), "fix net.py, line 1"),
     "factory raises": (
         lambda p: p.edit("recipe.toml", "classes = 3 }", "sizes = 3 }"),
         "model.factory: raised TypeError",
     ),
     "checkpoint missing": (lambda p: checkpoint(p, None), "there is no file 'weights.pth'"),
-    "checkpoint truncated": (lambda p: checkpoint(p, truncated(p)), "is truncated or no checkpoint"),
-    "checkpoint empty": (lambda p: checkpoint(p, b""), "is truncated or no checkpoint"),
+    "checkpoint truncated": (lambda p: checkpoint(p, truncated(p)), "is truncated or not a checkpoint"),
+    "checkpoint empty": (lambda p: checkpoint(p, b""), "is truncated or not a checkpoint"),
     "checkpoint foreign": (
         lambda p: checkpoint(p, {"other.weight": torch.zeros(3)}),
         "belongs to another network",
@@ -301,9 +301,9 @@ BAD_PROJECTS = {
     ),
     "NaN": (
         lambda p: data(p, "s.train.inputs['image'][7] = np.nan"),
-        "data: train: input 'image': sample 7 holds NaN or infinity; clean the data",
+        "data: train: input 'image': sample 7 contains NaN or infinity; correct or remove such samples",
     ),
-    "one class": (lambda p: data(p, "s.train.labels[:] = 1"), "data: train: holds a single class"),
+    "one class": (lambda p: data(p, "s.train.labels[:] = 1"), "data: train: contains a single class"),
     "labels out of range": (
         lambda p: data(p, "s.evaluation.labels[3] = 9"),
         "model: label 9 in evaluation is out of range for the network's 3 classes",

@@ -114,7 +114,7 @@ def test_some_digits_alone_keep_their_labels():
     assert set(splits.evaluation.labels.tolist()) == {3, 7}
     with pytest.raises(DataError, match=r"`classes` is \[11\], without any digit"):
         digits.load(classes=(11,))
-    with pytest.raises(DataError, match="samples are asked for"):
+    with pytest.raises(DataError, match="samples are needed"):
         digits.load(train=5001)
 
 

@@ -1,4 +1,4 @@
-"""The page that a person reads: whole in itself, and deaf to what a recipe says."""
+"""The report: a self-contained page in which texts from recipes and models are escaped."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ VOID = {"meta", "link", "br", "img", "hr", "input"}
 
 
 class Page(HTMLParser):
-    """Every tag with its attributes, every text; unbalanced tags are an error."""
+    """A parser that collects tags with their attributes and texts; unbalanced tags are an error."""
 
     def __init__(self, text):
         super().__init__()
@@ -85,7 +85,7 @@ def judgement(built_once):
 
 @pytest.fixture(scope="module")
 def steps(manifest):
-    """What each step of the build found, read back from the manifest."""
+    """The result of each step of the build, read from the manifest."""
     return tuple(
         FinishedStep(stage.name, read_step_result(stage.kind, json.dumps(stage.metrics).encode()))
         for stage in manifest.stages
@@ -93,7 +93,7 @@ def steps(manifest):
 
 
 def with_step(steps, name, **changes):
-    """The steps with other figures in one."""
+    """The steps, with some figures of one step replaced."""
     return tuple(
         replace(step, result=step.result.model_copy(update=changes)) if step.name == name else step
         for step in steps
@@ -104,7 +104,7 @@ def result_of(steps, name):
     return next(step.result for step in steps if step.name == name)
 
 
-def test_the_page_is_whole_in_itself(built_once):
+def test_the_page_is_self_contained(built_once):
     text = (built_once.artifact / "report.html").read_text(encoding="utf-8")
     page = Page(text)
     assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object", "img", "a", "base"}
@@ -123,7 +123,7 @@ def test_the_page_is_whole_in_itself(built_once):
     assert policy.startswith("default-src 'none'")
 
 
-def test_the_page_shows_what_counts(built_once, manifest):
+def test_the_page_shows_stages_hashes_verdict_and_charts(built_once, manifest):
     page = Page((built_once.artifact / "report.html").read_text(encoding="utf-8"))
     text = " ".join(page.texts)
     for stage in manifest.stages:
@@ -133,7 +133,7 @@ def test_the_page_shows_what_counts(built_once, manifest):
             assert entry.sha256 in text
     assert ("span", {"class": f"verdict {manifest.verdict}"}) in page.tags
     assert sum(tag == "svg" for tag, _ in page.tags) == 4
-    assert "What transfer bought" not in text
+    assert "Gain from pretrained weights" not in text
 
 
 HOSTILE = '</pre><script>alert("x")</script>&<b onclick=x>'
@@ -161,7 +161,7 @@ def test_transfer_is_shown_where_it_was_measured(manifest, steps, judgement):
     assert list(transfer_rows(compared)) == [("finetune", "75.00%", "50.00%", "+25.00 points")]
     assert [name for name, _ in training_runs(compared)] == ["finetune", "finetune, from scratch"]
     text = render_report(manifest, compared, judgement)
-    assert "What transfer bought" in text
+    assert "Gain from pretrained weights" in text
     assert "+25.00 points" in text
 
 
@@ -185,7 +185,7 @@ def test_the_few_shot_curve_is_shown(manifest, steps, judgement):
     )
     page = Page(render_report(manifest, with_step(steps, "finetune", few_shot=points), judgement))
     assert "+10.00 … +65.00" in " ".join(page.texts)
-    assert "training images a class" in " ".join(page.texts)
+    assert "training images per class" in " ".join(page.texts)
     assert sum(tag == "svg" for tag, _ in page.tags) == 5
 
 
@@ -207,7 +207,7 @@ def test_reasons_are_listed(built_once, manifest, steps):
     assert any(data.startswith("size FAIL: ") for data in page.texts)
 
 
-def test_a_stage_is_told_in_one_line(steps):
+def test_a_stage_is_summarized_in_one_line(steps):
     result = ReestimateResult(
         norms=3, largest_shift=0.123456, accuracy_before=0.5, evaluation_accuracy=0.75
     )
@@ -216,8 +216,8 @@ def test_a_stage_is_told_in_one_line(steps):
     assert "curves" not in stage_summary(result_of(steps, "finetune"))
 
 
-def test_what_repairs_bought_is_shown(manifest, steps, judgement):
-    assert "What repairs bought" not in render_report(manifest, steps, judgement)
+def test_the_effect_of_repairs_is_shown(manifest, steps, judgement):
+    assert "Effect of the repairs" not in render_report(manifest, steps, judgement)
     judged = {
         "sqnr_db_before": 12.4,
         "sqnr_db_after": 20.3,
@@ -243,9 +243,9 @@ def test_what_repairs_bought_is_shown(manifest, steps, judgement):
     Page(text)
     assert "12.4 → 20.3 dB" in text
     assert "not kept: it did &lt;not&gt; help" in text
-    assert "Left in float so that the budget holds: <code>&lt;stem&gt;</code>" in text
+    assert "Layers kept in float to meet the limits of the fallback: <code>&lt;stem&gt;</code>" in text
     nothing = with_step(steps, "quantize", fallback=left.model_copy(update={"exclude": ()}))
-    assert "nothing was needed" in render_report(manifest, nothing, judgement)
+    assert "limits of the fallback: none." in render_report(manifest, nothing, judgement)
 
 
 def test_a_model_of_four_bits_has_a_page(manifest, steps, judgement):
@@ -266,7 +266,7 @@ def test_a_model_of_four_bits_has_a_page(manifest, steps, judgement):
 
 
 def with_new_step(steps, result):
-    """The steps and one more, read back from what is written of it."""
+    """The steps and an additional one, whose result was written to JSON and read again."""
     again = read_step_result(result.kind, json.dumps(result.as_json()).encode())
     return (FinishedStep(f"my {result.kind}", again), *steps)
 
@@ -322,28 +322,28 @@ def cells_of(text):
     return [re.findall(r"<td.*?>(.*?)</td>", line) for line in text.splitlines()]
 
 
-def test_what_shrinking_cut_is_shown(manifest, steps, judgement):
+def test_removed_channels_and_blocks_are_shown(manifest, steps, judgement):
     before = render_report(manifest, steps, judgement)
-    assert "what was cut" not in before
+    assert "removed channels" not in before
     text = render_report(manifest, shrunk(steps), judgement)
     Page(text)
-    assert "<h2>my shrink: what was cut</h2>" in text
-    assert "Target <code>macs_ratio</code>: 0.5 asked, 0.48 reached." in text
-    assert "Blocks that went: <code>body.one</code>." in text
+    assert "<h2>my shrink: removed channels and blocks</h2>" in text
+    assert "Target <code>macs_ratio</code>: 0.5 requested, 0.48 reached." in text
+    assert "Removed blocks: <code>body.one</code>." in text
     cells = cells_of(text)
     assert ["latency", "2.000 ms", "1.200 ms", "0.600 ×"] in cells
     assert ["multiply-adds", "1,000,000", "480,000", "0.480 ×"] in cells
     assert ["parameters", "60,000", "45,000", "0.750 ×"] in cells
     assert ["bytes of the file", "80,000", "40,000", "0.500 ×"] in cells
-    # What the last round left, and what the whole network would have suffered at the least width tried.
+    # Units left after the last round, and the effect on the whole network of the smallest width tried.
     assert ["<code>stem</code>", "9 of 16", "4", "0.7500", "50.00%"] in cells
-    assert ["<code>body.one</code>", "gone", "0", "0.1250", "80.00%"] in cells
-    assert ["<code>body.one.inner</code>", "gone", "2", "0.0625", "85.00%"] in cells
-    assert ["<code>body.two</code>", "stays", "0", "1.5000", "25.00%"] in cells
+    assert ["<code>body.one</code>", "removed", "0", "0.1250", "80.00%"] in cells
+    assert ["<code>body.one.inner</code>", "removed", "2", "0.0625", "85.00%"] in cells
+    assert ["<code>body.two</code>", "kept", "0", "1.5000", "25.00%"] in cells
     assert ["<code>single</code>", "–", "–", "–", "–"] in cells
 
 
-def test_a_width_whose_whole_is_not_known_is_told_alone(steps):
+def test_a_width_without_a_known_total_is_shown_alone(steps):
     rounds = (ROUNDS[0].model_copy(update={"units": {}}), ROUNDS[1])
     (section,) = shrink_sections(shrunk(steps, rounds=rounds))
     assert section.layers[0].left == "9"
@@ -366,12 +366,12 @@ def test_a_target_is_reached_in_its_own_unit(steps, goal, limit, reached):
     assert ("latency in float", "4.000 ms", "", "") in section.costs
 
 
-def test_what_is_cut_without_a_target_is_shown(manifest, steps, judgement):
+def test_removed_blocks_are_shown_without_a_target(manifest, steps, judgement):
     only = (Round(accuracy_cut=0.5, evaluation_accuracy=0.5),)
     dropped = shrunk(steps, goal=None, dropped=("body",), widths={}, rounds=only)
     text = render_report(manifest, dropped, judgement)
-    assert "Blocks that went: <code>body</code>." in text
-    assert "asked, " not in text
+    assert "Removed blocks: <code>body</code>." in text
+    assert "requested, " not in text
 
 
 def pruned(**changed):
@@ -391,15 +391,13 @@ def pruned(**changed):
     return PruneResult(**figures | changed)
 
 
-def test_what_zeros_bought_is_shown(manifest, steps, judgement):
-    assert "<h2>prune: what zeros bought</h2>" in render_report(
-        manifest, steps, judgement
-    )  # as it was built
+def test_the_effect_of_zeros_is_shown(manifest, steps, judgement):
+    assert "<h2>prune: effect of the zeros</h2>" in render_report(manifest, steps, judgement)
     text = render_report(manifest, with_new_step(steps, pruned()), judgement)
     Page(text)
-    assert "<h2>my prune: what zeros bought</h2>" in text
-    assert "90.00% of the prunable weights are zero." in text
-    assert "dense kernels gain no time from zeros" in text
+    assert "<h2>my prune: effect of the zeros</h2>" in text
+    assert "prunable weights, of which 90.00% are zero." in text
+    assert "Zeros do not make inference faster" in text
     cells = cells_of(text)
     assert ["float", "200,000", "40,000", "0.200 ×"] in cells
     assert ["int8", "50,000", "12,500", "0.250 ×"] in cells
@@ -423,7 +421,7 @@ def test_hostile_names_of_layers_are_escaped(manifest, steps, judgement):
     assert f"x{HOSTILE}" in texts
 
 
-def test_an_upper_bound_of_int8_is_called_so(manifest, steps, judgement):
+def test_an_upper_bound_of_the_int8_share_is_called_one(manifest, steps, judgement):
     exact = render_report(manifest, steps, judgement)
     assert "<p>100.0 % of 13,848 multiply-adds" in exact
     assert "not counted" not in exact
@@ -434,14 +432,14 @@ def test_an_upper_bound_of_int8_is_called_so(manifest, steps, judgement):
     assert "<td><code>&lt;spectrum&gt;</code></td><td>DFT</td>" in bounded
     nothing = audit.model_copy(update={"macs": 0, "int8_mac_ratio": 0.0})
     blank = render_report(manifest, with_step(steps, "parity", audit=nothing), judgement)
-    assert "<p>Not known: no multiply-add of the graph" in blank
+    assert "<p>The share is unknown: no multiply-add of the optimized graph" in blank
 
 
-def test_zeros_are_a_share_of_all_parameters_first(manifest, steps, judgement):
+def test_zeros_are_first_given_as_a_share_of_all_parameters(manifest, steps, judgement):
     text = render_report(manifest, with_new_step(steps, pruned(sparsity=0.5)), judgement)
     Page(text)
     assert (
-        "<p>0.06% of all parameters are zero: 384 of 661,760. 768 of them were eligible: "
-        "50.00% of the prunable weights are zero." in text
+        "<p>0.06% of all parameters are zero: 384 of 661,760. 768 parameters are prunable weights, "
+        "of which 50.00% are zero." in text
     )
     assert "zeros among all parameters 0.00058, zeros among eligible weights 0.5, zeros 384" in text

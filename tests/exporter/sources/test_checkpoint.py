@@ -1,4 +1,4 @@
-"""Weights of strangers: every form that is read, and every one that is refused."""
+"""Untrusted weight files: the forms that are read, and those that are refused."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_safetensors(tmp_path, state):
 
 
 @pytest.mark.parametrize("wrap", [lambda o: o, lambda o: {"optimizer": o, "epoch": 3}])
-def test_an_optimizer_alone_is_no_network(tmp_path, tiny, wrap):
+def test_a_file_with_only_an_optimizer_is_refused(tmp_path, tiny, wrap):
     module = tiny.net()
     optimizer = torch.optim.AdamW(module.parameters())
     module(torch.ones(2, 1, 8, 8)).sum().backward()
@@ -62,7 +62,7 @@ def test_an_optimizer_alone_is_no_network(tmp_path, tiny, wrap):
     save_file(flat, tmp_path / "weights.safetensors")
     for name in ("weights.pth", "weights.safetensors"):
         with pytest.raises(
-            CheckpointError, match=r"holds an optimizer's state and no weights; save `model"
+            CheckpointError, match=r"contains the state of an optimizer but no weights; save `model"
         ):
             read_checkpoint(tmp_path / name)
 
@@ -78,26 +78,26 @@ def test_an_optimizer_alone_is_no_network(tmp_path, tiny, wrap):
         {"0.exp_avg": torch.zeros(3), "1.exp_avg": torch.zeros(3)},
     ],
 )
-def test_an_optimizer_beside_anything_but_weights(tmp_path, content):
+def test_an_optimizer_and_tensors_that_are_not_weights_are_refused(tmp_path, content):
     torch.save(content, tmp_path / "weights.pth")
-    with pytest.raises(CheckpointError, match="holds an optimizer's state and no weights"):
+    with pytest.raises(CheckpointError, match="contains the state of an optimizer but no weights"):
         read_checkpoint(tmp_path / "weights.pth")
 
 
 @pytest.mark.parametrize("kind", [torch.optim.Adagrad, torch.optim.Adam, torch.optim.RMSprop])
-def test_a_flat_optimizer_as_safetensors(tmp_path, tiny, kind):
+def test_a_flat_optimizer_state_as_safetensors_is_refused(tmp_path, tiny, kind):
     module = tiny.net()
     optimizer = kind(module.parameters())
     module(torch.ones(2, 1, 8, 8)).sum().backward()
     optimizer.step()
     slots = optimizer.state_dict()["state"].items()
     save_file({f"{i}.{k}": v for i, values in slots for k, v in values.items()}, tmp_path / "w.safetensors")
-    with pytest.raises(CheckpointError, match="holds an optimizer's state and no weights"):
+    with pytest.raises(CheckpointError, match="contains the state of an optimizer but no weights"):
         read_checkpoint(tmp_path / "w.safetensors")
 
 
 @pytest.mark.parametrize("beside", [{"optimizer": OPTIMIZER}, {"epoch": 3}])
-def test_weights_under_an_unusual_name_are_told(tmp_path, state, beside):
+def test_weights_under_an_unusual_name_are_named(tmp_path, state, beside):
     torch.save({"generator": dict(state), **beside}, tmp_path / "weights.pth")
     with pytest.raises(CheckpointError, match="under a usual name, but tensors under 'generator'; save"):
         read_checkpoint(tmp_path / "weights.pth")
@@ -125,7 +125,7 @@ def test_truncated_files(tmp_path, state, suffix, share):
 
 
 class Program:
-    """What unpickling turns into a call of the shell."""
+    """An object whose unpickling runs a shell command."""
 
     def __init__(self, marker):
         self.marker = marker
@@ -135,7 +135,7 @@ class Program:
 
 
 @pytest.mark.parametrize("form", ["torch", "nested", "pickle", "zip"])
-def test_a_program_in_disguise_does_not_run(tmp_path, state, form):
+def test_code_in_a_pickle_does_not_run(tmp_path, state, form):
     path, marker = tmp_path / "weights.pth", tmp_path / "marker"
     program = Program(marker)
     if form == "torch":
@@ -155,42 +155,42 @@ def test_a_program_in_disguise_does_not_run(tmp_path, state, form):
         read_checkpoint(path)
     assert not marker.exists()
     pickle.loads(pickle.dumps(program))
-    assert marker.exists()  # it would have
+    assert marker.exists()  # a plain unpickler runs the code
 
 
 def test_a_whole_pickled_network_is_refused(tmp_path):
     torch.save(nn.Linear(2, 2), tmp_path / "model.pth")
-    with pytest.raises(CheckpointError, match=r"save `model.state_dict\(\)` alone"):
+    with pytest.raises(CheckpointError, match=r"save only `model.state_dict\(\)`"):
         read_checkpoint(tmp_path / "model.pth")
 
 
 @pytest.mark.parametrize("content", [{}, {"epoch": 3}, [1, 2], torch.zeros(3), {"model": {"a": 1}}])
 def test_files_without_a_state_dict(tmp_path, content):
     torch.save(content, tmp_path / "weights.pth")
-    with pytest.raises(CheckpointError, match="holds no state dict"):
+    with pytest.raises(CheckpointError, match="contains no state dict"):
         read_checkpoint(tmp_path / "weights.pth")
 
 
-def test_weights_arrive(tiny, state):
+def test_weights_are_loaded(tiny, state):
     net = tiny.net(seed=1)
     loaded = load_into(net, state, "file")
     assert (loaded.tensors, loaded.new_head) == (len(state), None)
     assert equal(net.state_dict(), state)
 
 
-def test_old_checkpoints_lack_the_counter_of_batches(tiny, state):
+def test_old_checkpoints_without_the_batch_counter_are_loaded(tiny, state):
     older = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
     assert load_into(tiny.net(), older, "file").tensors == len(state) - 1
 
 
-def test_another_architecture_is_listed(tiny, state):
+def test_differences_from_another_architecture_are_listed(tiny, state):
     foreign = {**state, "body.weight": torch.zeros(8, 8, 5, 5), "neck.weight": torch.zeros(3)}
     del foreign["norm.bias"]
     with pytest.raises(CheckpointError) as caught:
         load_into(tiny.net(), foreign, "weights.pth")
     assert caught.value.cause == (
         "belongs to another network: 1 missing (norm.bias); 1 unexpected (neck.weight); "
-        "1 mis-shaped (body.weight [8, 8, 5, 5] for [8, 8, 3, 3])"
+        "1 of another shape (body.weight [8, 8, 5, 5], expected [8, 8, 3, 3])"
     )
 
 
@@ -211,7 +211,9 @@ def test_a_head_for_other_classes_is_left_out_and_named(tiny):
 
 def test_a_head_for_other_features_is_another_network(tiny, state):
     foreign = {**state, "head.weight": torch.zeros(3, 9)}
-    with pytest.raises(CheckpointError, match=r"mis-shaped \(head.weight \[3, 9\] for \[3, 8\]\)"):
+    with pytest.raises(
+        CheckpointError, match=r"of another shape \(head.weight \[3, 9\], expected \[3, 8\]\)"
+    ):
         load_into(tiny.net(), foreign, "weights.pth")
 
 
@@ -219,7 +221,7 @@ def test_other_layers_are_never_replaced(tiny, state):
     foreign = {**state, "stem.weight": torch.zeros(4, 1, 3, 3), "head.weight": torch.zeros(5, 8)}
     before = tiny.net().state_dict()
     net = tiny.net()
-    with pytest.raises(CheckpointError, match="2 mis-shaped"):
+    with pytest.raises(CheckpointError, match="2 of another shape"):
         load_into(net, foreign, "weights.pth")
     assert equal(net.state_dict(), before)
 
@@ -234,18 +236,18 @@ def test_numbers_that_are_not_finite_are_refused(tiny, state, key, value):
     with pytest.raises(CheckpointError) as caught:
         load_into(net, spoilt, "weights.pth")
     assert str(caught.value) == (
-        f"weights.pth: {key!r} holds NaN or infinity; give a checkpoint of before its training diverged"
+        f"weights.pth: {key!r} contains NaN or infinity; use a checkpoint from before the training diverged"
     )
     assert equal(net.state_dict(), before)
 
 
 def test_a_number_too_large_for_the_network_is_refused(tiny, state):
     wide = {**state, "head.bias": torch.full((3,), 1e300, dtype=torch.float64)}
-    with pytest.raises(CheckpointError, match=r"'head.bias' holds NaN or infinity"):
+    with pytest.raises(CheckpointError, match=r"'head.bias' contains NaN or infinity"):
         load_into(tiny.net(), wide, "weights.pth")
 
 
-def test_infinity_that_the_network_is_built_with_stays():
+def test_infinity_that_the_new_network_contains_too_is_allowed():
     class Masked(nn.Linear):
         def __init__(self):
             super().__init__(2, 2)
@@ -254,7 +256,7 @@ def test_infinity_that_the_network_is_built_with_stays():
     assert load_into(Masked(), Masked().state_dict(), "weights.pth").tensors == 3
 
 
-def test_a_head_that_is_left_out_may_hold_anything(tiny):
+def test_a_head_that_is_left_out_may_contain_nan(tiny):
     pretrained = tiny.net(classes=1000).state_dict()
     pretrained["head.bias"][0] = torch.nan
     assert load_into(tiny.net(), pretrained, "weights.pth").new_head == "head"

@@ -1,4 +1,4 @@
-"""Folders of real pictures."""
+"""`load_image_folder` on folders of real images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COLOURS = {"blue": (0, 0, 255), "red": (255, 0, 0)}
 
 
 def paint(folder, count, *, suffix="png", size=(20, 12)):
-    """`count` pictures per class, all different: the class's colour, and a corner that counts."""
+    """Write `count` images per class in the colour of the class; one pixel makes each image different."""
     for name, colour in COLOURS.items():
         (folder / name).mkdir(parents=True)
         for index in range(count):
@@ -62,7 +62,7 @@ def test_calibration_comes_from_train_and_evaluation_from_elsewhere(flat):
     assert splits.calibration.count == splits.train.count  # fewer than the 256 of the default
 
 
-def test_ready_made_folders(ready):
+def test_given_splits_are_read(ready):
     splits = check_splits(load_image_folder(str(ready), size=8, input_name="x"), "data")
     assert (splits.train.count, splits.evaluation.count) == (12, 8)
     assert splits.evaluation.ids[0] == "evaluation/blue/00.png"
@@ -80,7 +80,7 @@ def test_jpegs_and_stray_files(tmp_path):
     assert splits.train.inputs["image"][0].shape == (3, 8, 8)
 
 
-def test_the_middle_is_cut_out(tmp_path):
+def test_the_centre_is_cropped(tmp_path):
     picture = np.zeros((10, 30, 3), np.uint8)
     picture[:, 10:20] = 200
     for name in ("a", "b"):
@@ -93,16 +93,16 @@ def test_the_middle_is_cut_out(tmp_path):
         assert np.allclose(image[channel], 200 / std, atol=1 / std)
 
 
-def test_the_draw_hangs_on_the_seed(flat):
+def test_the_draw_depends_on_the_seed(flat):
     one, same, other = (load_image_folder(flat, size=4, seed=seed) for seed in (0, 0, 1))
     assert one.train.ids.tolist() == same.train.ids.tolist() != other.train.ids.tolist()
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture at all", None])
-def test_a_broken_picture_is_named(flat, content):
+def test_a_damaged_image_is_named(flat, content):
     path = flat / "red" / "03.png"
     path.write_bytes(path.read_bytes()[:40] if content is None else content)
-    with pytest.raises(DataError, match=r"red/03.png: is not a readable picture .*; remove or replace it"):
+    with pytest.raises(DataError, match=r"red/03.png: is not a readable image .*; remove or replace it"):
         load_image_folder(flat, size=8)
 
 
@@ -111,45 +111,45 @@ def test_one_class_and_no_pictures(flat, tmp_path):
         picture.unlink()
     assert load_image_folder(flat, size=4, evaluation=2).train.count == 8
     (flat / "red").rmdir()
-    with pytest.raises(DataError, match="holds 1 classes and 10 pictures; give one folder per class"):
+    with pytest.raises(DataError, match="contains 1 classes and 10 images; create one folder per class"):
         load_image_folder(flat, size=4)
     (tmp_path / "empty" / "a").mkdir(parents=True)
     (tmp_path / "empty" / "b").mkdir()
-    with pytest.raises(DataError, match="holds 2 classes and 0 pictures"):
+    with pytest.raises(DataError, match="contains 2 classes and 0 images"):
         load_image_folder(tmp_path / "empty", size=4)
 
 
 def test_a_missing_folder(tmp_path):
-    with pytest.raises(DataError, match="is no folder"):
+    with pytest.raises(DataError, match="is not a folder"):
         load_image_folder(tmp_path / "absent", size=4)
 
 
 def test_classes_must_be_the_same_in_both_folders(ready):
     (ready / "evaluation" / "red").rename(ready / "evaluation" / "rot")
     with pytest.raises(
-        DataError, match=r"train has classes \['blue', 'red'\], evaluation \['blue', 'rot'\]"
+        DataError, match=r"train has classes \['blue', 'red'\], evaluation has \['blue', 'rot'\]"
     ):
         load_image_folder(ready, size=4)
 
 
 @pytest.mark.parametrize("evaluation", [0, -1, 20, 21])
-def test_both_sides_need_pictures(flat, evaluation):
-    with pytest.raises(DataError, match=f"{evaluation} of 20 pictures for evaluation"):
+def test_training_and_evaluation_both_need_images(flat, evaluation):
+    with pytest.raises(DataError, match=f"takes {evaluation} of 20 images; choose evaluation from 1 to 19"):
         load_image_folder(flat, size=4, evaluation=evaluation)
 
 
 def test_pictures_can_be_too_large_or_too_many(flat, monkeypatch):
     monkeypatch.setattr(images, "MAX_PIXELS", 20 * 12 - 1)
-    with pytest.raises(DataError, match="has 20 x 12 pixels; keep it to 239"):
+    with pytest.raises(DataError, match="has 20 x 12 pixels; use at most 239"):
         load_image_folder(flat, size=4)
     monkeypatch.setattr(images, "MAX_FILES", 19)
-    with pytest.raises(DataError, match="holds 20 pictures; keep it to 19"):
+    with pytest.raises(DataError, match="contains 20 images; use at most 19"):
         load_image_folder(flat, size=4)
 
 
 def test_a_decompression_bomb_is_refused(flat, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
-    with pytest.raises(DataError, match="is not a readable picture"):
+    with pytest.raises(DataError, match="is not a readable image"):
         load_image_folder(flat, size=4)
 
 
@@ -161,7 +161,7 @@ def test_grey_pictures_are_scaled():
     assert (scaled[0].max(), scaled[1].min()) == (0, 200)
 
 
-def test_pillow_may_be_missing(flat, monkeypatch):
+def test_a_missing_pillow_is_reported(flat, monkeypatch):
     real = builtins.__import__
 
     def without(name, *arguments, **options):

@@ -1,4 +1,4 @@
-"""From names to things: what is missing, what raised, what must not run."""
+"""Lookup of factories and files: missing ones, errors during import, and code that must not run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from exporter.sources.lookup import add_import_roots, call_factory, find_factory
 
 @pytest.fixture
 def module(tmp_path):
-    """Write a module that can be imported; `pack.sub` makes a package."""
+    """Write a module that can be imported; a dotted name such as `pack.sub` creates a package."""
     add_import_roots(tmp_path)
 
     def write(name, text):
@@ -54,7 +54,7 @@ def test_a_missing_module(module):
     for name, missing in (("absent_here", "absent_here"), ("pack.other", "pack.other"), ("x1.y", "x1")):
         error = failure(f"{name}:f")
         assert error.cause == f"there is no module {missing!r}"
-        assert error.fix.startswith("it is looked for beside the recipe")
+        assert error.fix.startswith("put it next to the recipe")
 
 
 def test_a_module_that_needs_another(module):
@@ -62,24 +62,24 @@ def test_a_module_that_needs_another(module):
     error = failure("needy:f")
     assert (error.cause, error.fix) == (
         "module 'needy' needs 'absent_elsewhere', which is not installed",
-        "install it",
+        "install 'absent_elsewhere'",
     )
 
 
 @pytest.mark.parametrize(
     ("text", "words", "line"),
     [
-        ("x = 1\nraise RuntimeError('boom')\n", "raised RuntimeError while it was imported: boom", 2),
-        ("x = 1\n\ndef f(:\n", "raised SyntaxError while it was imported", 3),
-        ("import sys\nsys.exit(0)\n", "raised SystemExit while it was imported", 2),
-        ("from sys import nothing\n", "raised ImportError while it was imported", 1),
+        ("x = 1\nraise RuntimeError('boom')\n", "importing module 'raising' raised RuntimeError: boom", 2),
+        ("x = 1\n\ndef f(:\n", "importing module 'raising' raised SyntaxError", 3),
+        ("import sys\nsys.exit(0)\n", "importing module 'raising' raised SystemExit", 2),
+        ("from sys import nothing\n", "importing module 'raising' raised ImportError", 1),
     ],
 )
 def test_a_module_that_raises_is_not_missing(module, text, words, line):
     module("raising", text)
     error = failure("raising:f")
     assert words in error.cause
-    assert error.fix == f"mend raising.py, line {line}"
+    assert error.fix == f"fix raising.py, line {line}"
 
 
 def test_a_missing_attribute_comes_with_a_suggestion(module):
@@ -90,34 +90,34 @@ def test_a_missing_attribute_comes_with_a_suggestion(module):
     assert failure("named:zzz").fix == "check the name"
 
 
-def test_what_cannot_be_called(module):
+def test_an_attribute_that_cannot_be_called_is_refused(module):
     module("value", "net = 3\n")
     assert failure("value:net").cause == "'value:net' cannot be called"
 
 
 @pytest.mark.parametrize("reference", ["plain", "plain:", ":f"])
-def test_what_is_no_reference(reference):
-    assert failure(reference).cause == f"{reference!r} is no module:attribute"
+def test_an_invalid_reference_is_refused(reference):
+    assert failure(reference).cause == f"{reference!r} does not have the form module:attribute"
 
 
 def test_an_error_inside_a_factory_names_the_line(module):
     module("broken", "def make(size):\n    return 1 / size\n")
     make = find_factory("broken:make", "x")
-    with pytest.raises(LookupFailed, match=r"raised ZeroDivisionError: .*; mend broken.py, line 2"):
+    with pytest.raises(LookupFailed, match=r"raised ZeroDivisionError: .*; fix broken.py, line 2"):
         call_factory(make, {"size": 0}, "data.factory")
     with pytest.raises(LookupFailed, match=r"data.factory: raised TypeError: .*'sides'"):
         call_factory(make, {"sides": 1}, "data.factory")
     assert call_factory(make, {"size": 2}, "data.factory") == 0.5
 
 
-def test_a_factory_may_end_itself_but_not_the_build(module):
+def test_a_factory_that_exits_does_not_end_the_build(module):
     module("ending", "def f():\n    raise SystemExit(0)\n")
     make = find_factory("ending:f", "x")
     with pytest.raises(LookupFailed, match="raised SystemExit"):
         call_factory(make, {}, "data.factory")
 
 
-def test_errors_of_a_factory_that_say_what_to_do_pass(module):
+def test_edgeproof_errors_of_a_factory_are_not_changed(module):
     module("clear", "from exporter import DataError\ndef f():\n    raise DataError('a', 'b', 'c')\n")
     with pytest.raises(DataError, match="a: b; c"):
         call_factory(find_factory("clear:f", "x"), {}, "data.factory")
@@ -152,7 +152,7 @@ def test_a_package_that_is_not_installed(tmp_path):
             find_file(f"pkg://{package}/x", tmp_path, "x")
 
 
-def test_a_module_that_was_never_looked_up_is_no_package(tmp_path, monkeypatch):
+def test_a_module_without_a_spec_is_not_a_package(tmp_path, monkeypatch):
     made_by_hand = types.ModuleType("made_by_hand")
     monkeypatch.setitem(sys.modules, "made_by_hand", made_by_hand)  # its __spec__ is None
     with pytest.raises(LookupFailed, match="package 'made_by_hand' is not installed"):
@@ -160,7 +160,7 @@ def test_a_module_that_was_never_looked_up_is_no_package(tmp_path, monkeypatch):
 
 
 def test_a_package_without_the_file():
-    with pytest.raises(LookupFailed, match=r"package 'exporter' holds no 'nothing.bin'"):
+    with pytest.raises(LookupFailed, match=r"package 'exporter' contains no file 'nothing.bin'"):
         package_file("pkg://exporter/nothing.bin")
 
 
@@ -177,10 +177,10 @@ def test_a_package_without_the_file():
     ],
 )
 def test_a_package_address_stays_in_its_package(tmp_path, inner):
-    with pytest.raises(LookupFailed, match="is no address in a package"):
+    with pytest.raises(LookupFailed, match="is not a valid package address"):
         find_file(f"pkg://{inner}", tmp_path, "x")
 
 
-def test_only_addresses_in_packages_are_package_files():
-    with pytest.raises(LookupFailed, match="is no address in a package"):
+def test_package_file_refuses_other_paths():
+    with pytest.raises(LookupFailed, match="is not a valid package address"):
         package_file("exporter/sources/lookup.py")

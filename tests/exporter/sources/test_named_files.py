@@ -1,4 +1,4 @@
-"""Files that the arguments of factories name, and what is rerun when they change."""
+"""Files that the arguments of factories name, and the steps that run again when they change."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from exporter.sources.named_files import named_files
 
 @pytest.fixture
 def root(tmp_path):
-    """A folder in which a file `w.bin` and a folder `shards` with two files lie."""
+    """A folder with a file `w.bin` and a folder `shards` of two files."""
     folder = tmp_path / "root"
     (folder / "shards" / "deep").mkdir(parents=True)
     (folder / "w.bin").write_bytes(b"one")
@@ -33,7 +33,7 @@ def root(tmp_path):
     "value",
     ["absent.bin", "", "\0", "x" * 5000, "w.bin/x", "pkg://absent/x", "~nobody/x", 3, None, True, {}],
 )
-def test_what_names_no_file_is_left_out(root, value):
+def test_texts_that_name_no_file_are_left_out(root, value):
     assert named_files({"x": value, "y": [value]}, [root]) == {}
 
 
@@ -48,14 +48,14 @@ def test_a_file_counts_by_its_content_however_deep_it_is_named(root, nest):
     assert named_files(arguments, [root]) != before
 
 
-def test_a_file_that_appears_shows(root):
+def test_a_new_file_changes_the_hashes(root):
     arguments = {"weights": "later.bin"}
     assert named_files(arguments, [root]) == {}
     (root / "later.bin").write_bytes(b"")
     assert list(named_files(arguments, [root])) == ["later.bin"]
 
 
-def test_every_root_is_looked_at_and_each_file_once(root, tmp_path):
+def test_all_roots_are_searched_and_each_file_is_hashed_once(root, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
     first = named_files({"x": "w.bin"}, [root, other, root])
@@ -100,7 +100,7 @@ def test_hidden_and_generated_files_of_a_folder_do_not_count(root):
     assert named_files({"x": "shards"}, [root]) == before
 
 
-def test_links_are_followed_without_end(root, tmp_path):
+def test_circular_links_are_followed_once(root, tmp_path):
     (tmp_path / "far").mkdir()
     (tmp_path / "far" / "c.bin").write_bytes(b"c")
     (root / "shards" / "far").symlink_to(tmp_path / "far")
@@ -110,7 +110,7 @@ def test_links_are_followed_without_end(root, tmp_path):
     (tmp_path / "far" / "c.bin").write_bytes(b"C")
     after = named_files({"x": "shards"}, [root])
     assert after != before
-    (tmp_path / "beside").write_bytes(b"a file that only a link to a folder above the recipe leads to")
+    (tmp_path / "beside").write_bytes(b"a file that is reached only by a link to a folder above the recipe")
     assert named_files({"x": "shards"}, [root]) == after
 
 
@@ -119,12 +119,12 @@ def test_folders_that_a_build_writes_into_do_not_count(root, text):
     assert named_files({"x": text}, [root]) == {}
 
 
-def test_what_is_no_file_is_not_read(root):
+def test_devices_and_pipes_are_not_read(root):
     os.mkfifo(root / "pipe")
     assert named_files({"x": ["pipe", "/dev/zero"]}, [root]) == {}
 
 
-def test_files_out_of_reach_do_not_stop_a_build(root, monkeypatch):
+def test_unreadable_files_do_not_stop_a_build(root, monkeypatch):
     def refuse(path):
         raise PermissionError(path)
 
@@ -140,11 +140,9 @@ def test_large_folders_count_by_sizes_and_times(root, monkeypatch):
     assert named_files({"x": "shards"}, [root]) != before
 
 
-def test_folders_without_end_are_refused(root, monkeypatch):
+def test_folders_with_too_many_files_are_refused(root, monkeypatch):
     monkeypatch.setattr(named_files_module, "MAX_FOLDER_FILES", 1)
-    with pytest.raises(
-        LookupFailed, match=r"shards: an argument names this folder, .* more than 1 files; name a"
-    ):
+    with pytest.raises(LookupFailed, match=r"shards: is a folder with more than 1 files, .*; name a"):
         named_files({"x": "shards"}, [root])
 
 
@@ -213,7 +211,7 @@ def test_files_of_the_data_are_hashed_once_for_all_steps(reading, monkeypatch):
 
 
 @pytest.mark.parametrize("weights", ["'w.safetensors'", "{paths=['w.safetensors']}"])
-def test_a_network_that_loads_its_own_weights_is_made_anew(reading, tiny, weights):
+def test_a_network_that_loads_its_own_weights_is_built_again_if_they_change(reading, tiny, weights):
     chosen = ["model.factory=net:loaded", f"model.args={{weights={weights}}}"]
     first = reading.build(until="pretrained", overrides=chosen)
     assert reading.build(until="pretrained", overrides=chosen).ran == ()
@@ -239,7 +237,7 @@ def test_arguments_that_name_no_file_add_nothing(project):
     assert not any("files" in found for found in ingredients(project).values())
 
 
-def test_what_alters_samples_in_training_may_hang_on_files(reading):
+def test_files_of_an_augmentation_count(reading):
     chosen = ["data.factory=shapes:augmented", "data.args={path='noise.bin'}"]
     before = ingredients(reading, *chosen)
     (reading.folder / "noise.bin").write_bytes(b"1")

@@ -1,4 +1,4 @@
-"""How folders of pictures are understood, and what is said of the rest."""
+"""Layouts of image folders: splits, classes, and skipped files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NUMBERS = count()
 
 
 def paint(*folders, pictures=2):
-    """Pictures in each folder, no two of them alike."""
+    """Write images into each folder, all different."""
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
         for index in range(pictures):
@@ -34,7 +34,7 @@ def paint_splits(root, *names, classes=("cat", "dog")):
 @pytest.mark.parametrize(
     "evaluation", ["val", "valid", "Validation", "test", "TESTING", "eval", "test-images"]
 )
-def test_given_splits_are_no_classes(tmp_path, train, evaluation):
+def test_splits_are_not_read_as_classes(tmp_path, train, evaluation):
     splits = check_splits(load_image_folder(paint_splits(tmp_path, train, evaluation), size=4), "data")
     assert sorted(set(splits.train.labels)) == sorted(set(splits.evaluation.labels)) == [0, 1]
     assert {name.split("/")[0] for name in (*splits.train.ids, *splits.calibration.ids)} == {train}
@@ -46,17 +46,17 @@ def test_given_splits_are_no_classes(tmp_path, train, evaluation):
     ("names", "chosen"),
     [(["val", "test"], "test"), (["valid", "eval", "test"], "eval"), (["val", "evaluation"], "evaluation")],
 )
-def test_of_several_to_evaluate_on_the_last_to_be_seen_is_read(tmp_path, names, chosen):
+def test_of_several_evaluation_splits_the_least_tuned_on_is_read(tmp_path, names, chosen):
     splits = load_image_folder(paint_splits(tmp_path, "train", *names), size=4)
     assert {name.split("/")[0] for name in splits.evaluation.ids} == {chosen}
     others = ", ".join(sorted(set(names) - {chosen}))
     skipped = len(names) - 1
     assert splits.notes == (
-        f"{tmp_path}: files and folders skipped: {skipped}; beside the splits: {skipped} ({others})",
+        f"{tmp_path}: files and folders skipped: {skipped}; outside the splits: {skipped} ({others})",
     )
 
 
-def test_a_test_folder_without_labels_is_not_evaluated_on(tmp_path):
+def test_a_test_folder_without_classes_is_skipped(tmp_path):
     paint_splits(tmp_path, "train", "val")
     paint(tmp_path / "test")
     given = given_splits(tmp_path)
@@ -66,7 +66,9 @@ def test_a_test_folder_without_labels_is_not_evaluated_on(tmp_path):
 
 @pytest.mark.parametrize("names", [["train", "val", "valid"], ["train", "Training", "val"]])
 def test_two_folders_of_one_split_are_refused(tmp_path, names):
-    with pytest.raises(DataError, match=r"holds several folders of one split: .*; keep one of each"):
+    with pytest.raises(
+        DataError, match=r"contains several folders for one split: .*; keep one folder per split"
+    ):
         load_image_folder(paint_splits(tmp_path, *names), size=4)
 
 
@@ -74,16 +76,17 @@ def test_splits_with_other_classes_are_refused(tmp_path):
     paint_splits(tmp_path, "train")
     paint_splits(tmp_path, "val", classes=("cat", "hound"))
     with pytest.raises(
-        DataError, match=r"train has classes \['cat', 'dog'\], val \['cat', 'hound'\]; make them equal"
+        DataError,
+        match=r"train has classes \['cat', 'dog'\], val has \['cat', 'hound'\]; use the same classes",
     ):
         load_image_folder(tmp_path, size=4)
 
 
-def test_of_many_classes_the_different_ones_are_named(tmp_path):
+def test_if_there_are_many_classes_only_the_different_ones_are_named(tmp_path):
     for number in range(11):
         (tmp_path / "train" / f"c{number:02}").mkdir(parents=True)
         (tmp_path / "val" / f"c{number + 1:02}").mkdir(parents=True)
-    with pytest.raises(DataError, match=r"train has classes \['c00'\], val \['c11'\]"):
+    with pytest.raises(DataError, match=r"train has classes \['c00'\], val has \['c11'\]"):
         given_splits(tmp_path)
 
 
@@ -91,7 +94,7 @@ def test_splits_without_classes_are_refused(tmp_path):
     paint(tmp_path / "train", tmp_path / "val")
     with pytest.raises(
         DataError,
-        match="'train' and 'val' do not both hold one folder per class; add these folders, or rename",
+        match="'train' and 'val' do not both contain one folder per class; add these folders, or rename",
     ):
         load_image_folder(tmp_path, size=4)
 
@@ -100,17 +103,17 @@ def test_splits_without_classes_are_refused(tmp_path):
     ("names", "lacking"),
     [(["train"], "evaluation, test or val"), (["test"], "train"), (["val", "test"], "train")],
 )
-def test_half_of_the_splits_is_refused(tmp_path, names, lacking):
+def test_a_missing_split_is_reported(tmp_path, names, lacking):
     with pytest.raises(
-        DataError, match=f"and no folder {lacking}; add it, or name a folder that holds one"
+        DataError, match=f"but no folder {lacking}; add that folder, or name a folder that contains one"
     ):
         load_image_folder(paint_splits(tmp_path, *names), size=4)
 
 
-def test_splits_below_the_classes_are_refused(tmp_path):
+def test_splits_inside_class_folders_are_refused(tmp_path):
     paint_splits(tmp_path, "cat", "dog", classes=("train", "test"))
     with pytest.raises(
-        DataError, match=r"each of its classes holds splits, .*; put the splits above the classes"
+        DataError, match=r"each class folder contains splits, .*; put the classes inside the splits"
     ):
         load_image_folder(tmp_path, size=4)
 
@@ -118,7 +121,7 @@ def test_splits_below_the_classes_are_refused(tmp_path):
 @pytest.mark.parametrize(
     "classes", [("bus", "train"), ("car", "test"), ("test_tube", "train_station"), ("valid", "void")]
 )
-def test_classes_may_be_called_as_splits_are(tmp_path, classes):
+def test_classes_may_have_names_of_splits(tmp_path, classes):
     paint(*(tmp_path / name for name in classes), pictures=5)
     splits = load_image_folder(tmp_path, size=4)
     assert splits.train.count + splits.evaluation.count == 10
@@ -127,7 +130,7 @@ def test_classes_may_be_called_as_splits_are(tmp_path, classes):
 
 @pytest.fixture
 def littered(tmp_path):
-    """Two classes of two pictures, one in a nested folder, and what lies about in real folders."""
+    """Two classes of two images, one in a nested folder, and other files as in real folders."""
     root = tmp_path / "pictures"
     paint(root / "cat", root / "dog" / "puppy", root / "dog" / ".thumbnails", root / "__MACOSX")
     for name in (
@@ -146,18 +149,18 @@ def littered(tmp_path):
     return root
 
 
-def test_what_is_skipped_is_told_with_a_few_names(littered):
+def test_the_note_on_skipped_files_gives_reasons_and_a_few_names(littered):
     (note,) = load_image_folder(littered, size=4, evaluation=2).notes
     start, _, rest = note.partition("; ")
     assert start == f"{littered}: files and folders skipped: 12"
     for part in (
         "hidden: 3 (__MACOSX, cat/._0.png, dog/.thumbnails)",
-        "outside the folders of classes: 1 (README.md)",
-        "classes without a picture: 1 (bird)",
-        "not named as pictures: 4 (cat/clip.mp4, cat/list.csv, cat/notes.txt, …)",
-        "broken links: 1 (cat/gone.png)",
-        "links to folders: 1 (dog/more)",
-        "no regular files: 1 (dog/pipe.png)",
+        "outside the class folders: 1 (README.md)",
+        "classes without images: 1 (bird)",
+        "no image extension: 4 (cat/clip.mp4, cat/list.csv, cat/notes.txt, …)",
+        "broken symbolic links: 1 (cat/gone.png)",
+        "symbolic links to folders: 1 (dog/more)",
+        "not regular files: 1 (dog/pipe.png)",
     ):
         assert part in rest
 
@@ -187,23 +190,23 @@ def test_a_folder_that_cannot_be_read_is_named(littered, monkeypatch):
         load_image_folder(littered, size=4)
 
 
-def test_pictures_of_several_frames_are_told(tmp_path):
+def test_images_with_several_frames_are_noted(tmp_path):
     paint(tmp_path / "cat", tmp_path / "dog")
     frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
     frames[0].save(tmp_path / "cat" / "x.gif", save_all=True, append_images=frames[1:])
     assert load_image_folder(tmp_path, size=4, evaluation=2).notes == (
-        f"{tmp_path}: pictures of several frames, of which the first was read: 1 (cat/x.gif)",
+        f"{tmp_path}: images with several frames, only the first was read: 1 (cat/x.gif)",
     )
 
 
 @pytest.mark.parametrize("size", [0, -1])
-def test_a_picture_has_a_side(tmp_path, size):
+def test_a_size_below_one_is_refused(tmp_path, size):
     paint(tmp_path / "cat", tmp_path / "dog")
-    with pytest.raises(DataError, match=f"size: is {size}; give the side of the pictures in pixels"):
+    with pytest.raises(DataError, match=f"size: is {size}; give the side length of the images in pixels"):
         load_image_folder(tmp_path, size=size)
 
 
-def test_more_pictures_than_memory_give_one_line(tmp_path):
+def test_images_that_do_not_fit_in_memory_are_refused_in_one_line(tmp_path):
     paint(tmp_path / "cat", tmp_path / "dog")
-    with pytest.raises(DataError, match=r"4 pictures of \d+ x \d+ pixels do not fit in memory; take fewer"):
+    with pytest.raises(DataError, match=r"4 images of \d+ x \d+ pixels do not fit in memory; use fewer"):
         load_image_folder(tmp_path, size=10**7)

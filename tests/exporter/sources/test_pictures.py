@@ -1,4 +1,4 @@
-"""Pictures as files store them: depth, transparency, orientation, frames, and what is refused."""
+"""Image files: bit depth, transparency, orientation, frames, and refused files."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ GREY = np.array([[0, 25700], [51400, 65535]], np.uint16)  # 0, 100, 200 and 255 
 
 
 def pixels(path, **options):
-    """The picture in a file: uint8 [H, W, 3]."""
+    """Read an image file as uint8 [H, W, 3]."""
     picture = read_picture(path, **{"max_pixels": 1000} | options)
     assert picture.image.mode == "RGB"
     return np.asarray(picture.image)
 
 
 def grey(path):
-    """The same of a grey picture: [H, W]."""
+    """Read a grey image file as a list [H, W]."""
     found = pixels(path)
     assert (found[..., :1] == found).all()
     return found[..., 0].tolist()
 
 
 def write_tiff(path, bits, photometric, data, *, wide=2):
-    """An uncompressed grey TIFF, little-endian, two rows."""
+    """Write an uncompressed, little-endian grey TIFF with two rows."""
     tags = [(256, wide), (257, 2), (258, bits), (259, 1), (262, photometric), (273, 8), (277, 1), (278, 2)]
     tags.append((279, len(data)))
     start = 8 + len(data)
@@ -52,7 +52,7 @@ def test_grey_of_sixteen_bits_may_be_big_endian(tmp_path):
     assert grey(tmp_path / "x.tif") == [[0, 100], [200, 255]]
 
 
-def test_a_tiff_tells_its_bits_and_which_end_is_white(tmp_path):
+def test_bits_and_white_value_of_a_tiff_are_used(tmp_path):
     write_tiff(tmp_path / "inverse.tif", 16, 0, GREY.tobytes())
     assert grey(tmp_path / "inverse.tif") == [[255, 155], [55, 0]]
     write_tiff(tmp_path / "twelve.tif", 12, 1, bytes([0x00, 0x0F, 0xFF, 0x80, 0x00, 0x00]))
@@ -82,9 +82,7 @@ def test_values_without_a_known_white_are_refused(tmp_path, values, reach):
     Image.fromarray(values).save(tmp_path / "x.tiff")
     with pytest.raises(DataError) as caught:
         pixels(tmp_path / "x.tiff")
-    assert (
-        caught.value.cause == f"holds 32-bit values from {reach}, and nothing says which of them is white"
-    )
+    assert caught.value.cause == f"contains 32-bit values from {reach}, and its value for white is unknown"
 
 
 CLEAR_RED, HALF_RED, RED = (255, 0, 0, 0), (255, 0, 0, 128), (255, 0, 0, 255)
@@ -133,7 +131,7 @@ def test_every_common_mode_becomes_rgb(tmp_path, mode, colour, ending, expected)
     assert (pixels(tmp_path / f"x.{ending}") == expected).all()
 
 
-def test_printed_colours_of_a_jpeg_are_read(tmp_path):
+def test_a_jpeg_in_cmyk_is_read(tmp_path):
     Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(tmp_path / "x.jpg")
     assert np.abs(pixels(tmp_path / "x.jpg").astype(int) - (255, 0, 0)).max() < 5
 
@@ -154,7 +152,7 @@ TURNED = {
 @pytest.mark.parametrize(("orientation", "expected"), TURNED.items())
 @pytest.mark.parametrize("ending", ["png", "tiff"])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_a_picture_is_turned_upright(tmp_path, orientation, expected, ending, dtype):
+def test_an_image_is_rotated_upright(tmp_path, orientation, expected, ending, dtype):
     stored = np.array(TURNED[1], dtype) * (257 if dtype is np.uint16 else 1)
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -162,7 +160,7 @@ def test_a_picture_is_turned_upright(tmp_path, orientation, expected, ending, dt
     assert grey(tmp_path / f"x.{ending}") == expected
 
 
-def test_a_photograph_is_turned_upright_at_a_fraction_of_its_size(tmp_path):
+def test_a_jpeg_decoded_at_a_smaller_size_is_rotated_upright(tmp_path):
     stored = np.zeros((64, 128), np.uint8)
     stored[:, :64] = 255
     exif = Image.Exif()
@@ -174,13 +172,13 @@ def test_a_photograph_is_turned_upright_at_a_fraction_of_its_size(tmp_path):
     assert found[-12:].max() < 50
 
 
-def test_damaged_metadata_do_not_spoil_a_picture(tmp_path):
+def test_damaged_metadata_are_ignored(tmp_path):
     Image.new("RGB", (2, 2), "red").save(tmp_path / "x.png", exif=b"Exif\0\0no metadata at all")
     assert (pixels(tmp_path / "x.png") == (255, 0, 0)).all()
 
 
 @pytest.mark.parametrize("ending", ["gif", "png", "webp", "tiff"])
-def test_of_several_frames_the_first_is_read_and_the_others_are_told(tmp_path, ending):
+def test_the_first_of_several_frames_is_read_and_the_others_are_reported(tmp_path, ending):
     frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
     frames[0].save(tmp_path / f"many.{ending}", save_all=True, append_images=frames[1:])
     frames[0].save(tmp_path / f"one.{ending}")
@@ -189,7 +187,7 @@ def test_of_several_frames_the_first_is_read_and_the_others_are_told(tmp_path, e
     assert np.abs(np.asarray(many.image).astype(int) - (255, 0, 0)).max() < 5
 
 
-def test_the_preview_of_a_camera_is_no_second_frame(tmp_path):
+def test_a_camera_preview_is_not_a_second_frame(tmp_path):
     photo, preview = Image.new("RGB", (16, 16), "red"), Image.new("RGB", (8, 8), "red")
     photo.save(tmp_path / "x.jpg", "MPO", save_all=True, append_images=[preview])
     found = read_picture(tmp_path / "x.jpg", max_pixels=256)
@@ -203,14 +201,14 @@ def test_a_truncated_picture_is_named(tmp_path, ending):
     Image.fromarray(noise).save(path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(
-        DataError, match=rf"x\.{ending}: is not a readable picture \(.+\); remove or replace it"
+        DataError, match=rf"x\.{ending}: is not a readable image \(.+\); remove or replace it"
     ):
         pixels(path)
 
 
-def test_a_program_for_a_printer_is_no_picture(tmp_path):
+def test_an_eps_file_is_refused(tmp_path):
     Image.new("RGB", (2, 2)).save(tmp_path / "x.png", "EPS")
-    with pytest.raises(DataError, match="is not a readable picture"):
+    with pytest.raises(DataError, match="is not a readable image"):
         pixels(tmp_path / "x.png")
 
 
@@ -219,13 +217,13 @@ def test_a_picture_with_too_many_pixels_gives_one_line(tmp_path, monkeypatch, li
     Image.new("RGB", (20, 12)).save(tmp_path / "x.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
     with pytest.raises(
-        DataError, match=r"x\.png: (has 20 x 12 pixels; keep|is not a readable picture)"
+        DataError, match=r"x\.png: (has 20 x 12 pixels; use|is not a readable image)"
     ) as caught:
         pixels(tmp_path / "x.png", max_pixels=239)
     assert "\n" not in str(caught.value)
 
 
-def test_the_square_is_cut_from_the_turned_picture(tmp_path):
+def test_the_square_is_cropped_from_the_rotated_image(tmp_path):
     stored = np.zeros((10, 30, 3), np.uint8)
     stored[:, 10:20] = 200
     exif = Image.Exif()

@@ -1,4 +1,4 @@
-"""The contract of data factories: everything that breaks it is refused with the array that is wrong."""
+"""Return values of data factories: an invalid one is refused, and the error names the array."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def refusal(splits):
     return caught.value
 
 
-def test_good_splits_pass_as_they_are(splits):
+def test_valid_splits_are_returned_unchanged(splits):
     assert check_splits(splits, "data") is splits
 
 
 @pytest.mark.parametrize("value", [None, ({}, {}, {}), {"train": 1}])
-def test_something_else_was_returned(value):
+def test_a_return_value_of_another_type_is_refused(value):
     error = refusal(value)
-    assert (error.place, error.cause) == ("data", f"returned {type(value).__name__}")
+    assert (error.place, error.cause) == ("data", f"returned a {type(value).__name__}")
     assert "exporter.Splits" in error.fix
 
 
@@ -55,12 +55,12 @@ def test_something_else_was_returned(value):
         (
             lambda s, n: with_image(s, n, spoilt(5, np.nan)),
             ": input 'image'",
-            "sample 5 holds NaN or infinity",
+            "sample 5 contains NaN or infinity",
         ),
         (
             lambda s, n: with_image(s, n, spoilt(7, np.inf)),
             ": input 'image'",
-            "sample 7 holds NaN or infinity",
+            "sample 7 contains NaN or infinity",
         ),
         (lambda s, n: with_image(s, n, lambda a: a.astype(np.float64)), ": input 'image'", "is float64"),
         (lambda s, n: with_image(s, n, lambda a: a[:-1]), ": input 'image'", None),
@@ -68,17 +68,17 @@ def test_something_else_was_returned(value):
         (lambda s, n: with_image(s, n, lambda a: a.astype(bool)), ": input 'image'", None),
         (lambda s, n: with_image(s, n, lambda a: a[:, 0, 0, 0]), ": input 'image'", None),
         (lambda s, n: with_image(s, n, lambda a: a.tolist()), ": input 'image'", "is a list"),
-        (lambda s, n: with_split(s, n, inputs={}), "", "holds no inputs"),
-        (lambda s, n: with_split(s, n, inputs=np.zeros((9, 1), np.float32)), "", "holds no inputs"),
+        (lambda s, n: with_split(s, n, inputs={}), "", "contains no inputs"),
+        (lambda s, n: with_split(s, n, inputs=np.zeros((9, 1), np.float32)), "", "contains no inputs"),
         (lambda s, n: with_split(s, n, labels=[0, 1]), "", "labels are a list"),
         (lambda s, n: with_split(s, n, labels=np.eye(3)), "", "labels are an array of float64 [3, 3]"),
         (lambda s, n: with_split(s, n, labels=np.zeros(3)), "", "labels are an array of float64 [3]"),
-        (lambda s, n: with_split(s, n, labels=np.zeros(0, int)), "", "holds no samples"),
+        (lambda s, n: with_split(s, n, labels=np.zeros(0, int)), "", "contains no samples"),
         (lambda s, n: with_split(s, n, labels=np.array([0, -2])), "", "label -2 is negative"),
         (lambda s, n: with_split(s, n, ids=np.arange(3)), ": ids", None),
         (lambda s, n: with_split(s, n, ids=["a"]), ": ids", "are a list"),
         (lambda s, n: with_split(s, n, ids=np.array([None, "a"])), ": ids", "are an array of object [2]"),
-        (lambda s, n: replace(s, **{n: (1, 2)}), "", "is tuple"),
+        (lambda s, n: replace(s, **{n: (1, 2)}), "", "is a tuple"),
     ],
 )
 def test_a_bad_split_is_named_with_its_array(splits, name, change, place, cause):
@@ -88,7 +88,7 @@ def test_a_bad_split_is_named_with_its_array(splits, name, change, place, cause)
         assert error.cause == cause
 
 
-def test_lengths_are_told(splits):
+def test_different_lengths_are_reported(splits):
     error = refusal(with_image(splits, "train", lambda a: a[:-1]))
     assert error.cause == "has 59 rows for 60 labels"
     error = refusal(with_split(splits, "train", ids=np.arange(3)))
@@ -96,10 +96,10 @@ def test_lengths_are_told(splits):
 
 
 @pytest.mark.parametrize("name", ["train", "evaluation"])
-def test_a_single_class_cannot_be_told_apart(splits, name):
+def test_a_single_class_is_refused(splits, name):
     count = getattr(splits, name).count
     error = refusal(with_split(splits, name, labels=np.ones(count, int)))
-    assert (error.place, error.cause) == (f"data: {name}", "holds a single class")
+    assert (error.place, error.cause) == (f"data: {name}", "contains a single class")
 
 
 def test_calibration_needs_no_second_class(splits):
@@ -111,7 +111,7 @@ def test_calibration_needs_no_second_class(splits):
 @pytest.mark.parametrize(
     "change", [lambda a: a[:, :, 1:], lambda a: np.repeat(a, 3, axis=1), lambda a: a.astype(np.float16)]
 )
-def test_splits_must_be_alike(splits, name, change):
+def test_inputs_of_all_splits_must_have_the_same_form(splits, name, change):
     error = refusal(with_image(splits, name, change))
     assert error.place == f"data: {name}"
     assert "differ from those of train" in error.cause
@@ -125,7 +125,7 @@ def test_evaluation_shares_no_sample(splits, name):
 
     error = refusal(with_image(splits, "evaluation", steal))
     assert error.place == "data: evaluation"
-    assert error.cause == "2 of its samples are in train or calibration too"
+    assert error.cause == "2 of its samples are also in train or calibration"
 
 
 def test_calibration_may_come_from_train(splits):
@@ -155,20 +155,20 @@ CHANGES = {
 }
 
 
-def test_the_fingerprint_is_that_of_the_content(splits, tiny):
+def test_the_fingerprint_depends_on_the_content_only(splits, tiny):
     prints = {name: fingerprint(change(splits)) for name, change in CHANGES.items()}
     assert len({*prints.values(), fingerprint(splits)}) == len(CHANGES) + 1
     assert fingerprint(splits) == fingerprint(tiny.splits())
 
 
-def test_the_fingerprint_knows_no_memory_layout(splits):
+def test_the_fingerprint_does_not_depend_on_the_memory_layout(splits):
     turned = with_image(splits, "train", np.asfortranarray)
     assert fingerprint(turned) == fingerprint(splits)
 
 
 @st.composite
 def draws(draw):
-    """Labels with any number of samples per class, and sizes that fit."""
+    """Labels with random numbers of samples per class, and set sizes that fit."""
     counts = draw(st.lists(st.integers(1, 30), min_size=1, max_size=6))
     labels = draw(st.permutations(np.repeat(np.arange(len(counts)), counts).tolist()))
     first = draw(st.integers(0, len(labels)))
@@ -195,7 +195,7 @@ def test_drawn_sets_keep_the_proportions(drawn, seed):
     shares = counts / len(labels)
     for name, indices in stratified_indices(labels, sizes, seed, "data").items():
         held = np.array([(labels[indices] == label).sum() for label in classes])
-        # Two classes: within one sample. Many small ones beside a large one may add up to a few.
+        # With two classes, within one sample. Many small classes and a large one may add up to a few.
         allowed = 1 + shares * max(0, len(classes) - 2)
         assert (np.abs(held - shares * sizes[name]) <= allowed + 1e-9).all()
 
@@ -218,7 +218,9 @@ def test_the_seed_decides(tiny):
 
 
 def test_more_samples_than_there_are():
-    with pytest.raises(DataError, match=r"data: 5 samples are asked for .*, 4 are there; ask for fewer"):
+    with pytest.raises(
+        DataError, match=r"data: 5 samples are needed .*, but there are only 4; ask for fewer"
+    ):
         stratified_indices(np.zeros(4, int), {"a": 3, "b": 2}, 0, "data")
 
 

@@ -248,7 +248,7 @@ def test_weights_of_another_network_are_refused(shapes, tmp_path):
     with pytest.raises(PlanError, match=r"stem: has no channel|is not a module of the network"):
         load_trained(shapes.build("depthwise"), tmp_path)
     (tmp_path / "plan.json").unlink()
-    with pytest.raises(CheckpointError, match=r"belongs to another network: .* mis-shaped"):
+    with pytest.raises(CheckpointError, match=r"belongs to another network: .* of another shape"):
         load_trained(shapes.build("residual"), tmp_path)
     other = shapes.build("residual")
     other.head = nn.Linear(16, 9)
@@ -256,5 +256,5 @@ def test_weights_of_another_network_are_refused(shapes, tmp_path):
     with pytest.raises(CheckpointError, match="'head' has another number of classes"):
         load_trained(shapes.build("residual"), tmp_path)
     (tmp_path / "weights.safetensors").write_bytes(b"\x80\x04pickle")
-    with pytest.raises(CheckpointError, match="truncated or no checkpoint"):
+    with pytest.raises(CheckpointError, match="truncated or not a checkpoint"):
         load_trained(shapes.build("residual"), tmp_path)

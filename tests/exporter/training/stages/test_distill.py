@@ -421,10 +421,10 @@ def test_a_batch_without_labels_has_no_hard_loss():
         ),
         (
             {"image": np.zeros((2, 1, 9, 9), np.float32)},
-            r"is float32 \[1, 9, 9\], in train float32 \[1, 8, 8\]",
+            r"is float32 \[1, 9, 9\], but in train it is float32 \[1, 8, 8\]",
         ),
-        ({"image": np.full((2, 1, 8, 8), np.nan, np.float32)}, r"sample 0 holds NaN or infinity"),
-        ({"image": "evaluation"}, r"120 of its samples are in evaluation too"),
+        ({"image": np.full((2, 1, 8, 8), np.nan, np.float32)}, r"sample 0 contains NaN or infinity"),
+        ({"image": "evaluation"}, r"120 of its samples are also in evaluation"),
     ],
 )
 def test_invalid_unlabelled_samples_are_refused(splits, extra, message):
