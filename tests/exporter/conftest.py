@@ -1,4 +1,4 @@
-"""A tiny network, data that it can tell apart, and a user's project made of both."""
+"""A tiny network, data that it can classify, and a user's project with both."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Net(nn.Module):
 
 
 def draw(count, generator, classes=3):
-    """Bright pictures, upright stripes and level stripes, in noise: float32 [count, 1, 8, 8]."""
+    """Draw bright images, vertical stripes and horizontal stripes on noise: float32 [count, 1, 8, 8]."""
     labels = np.arange(count) % classes
     images = generator.normal(0.0, 0.1, (count, 1, 8, 8)).astype(np.float32)
     images[labels == 0] += 1
@@ -72,7 +72,7 @@ def make_splits(train=60, calibration=24, evaluation=120, seed=0, classes=3):
 
 
 class Encoder(nn.Module):
-    """Token ids [N, L] and their mask -> logits [N, 3]: one layer of a transformer."""
+    """A transformer with one layer: token ids [N, L] and their mask -> logits [N, 3]."""
 
     def __init__(self, vocabulary=50, width=16, heads=2, longest=32, classes=3):
         super().__init__()
@@ -98,7 +98,7 @@ class Encoder(nn.Module):
 
 
 def draw_tokens(count, length):
-    """Sentences of random tokens, every second one half as long as the array."""
+    """Draw sentences of random tokens; every second one fills only half of the array."""
     ids = np.random.default_rng(0).integers(0, 50, (count, length))
     mask = np.ones_like(ids)
     mask[1::2, (length + 1) // 2 :] = 0
@@ -141,7 +141,7 @@ size = 10.0
 
 
 class Project:
-    """What a user has: a recipe, a network and data, in a folder of their own."""
+    """A user's folder with a recipe, a network and data."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -150,7 +150,7 @@ class Project:
 
     @classmethod
     def make(cls, folder: Path) -> Project:
-        folder.mkdir(mode=0o755)  # with any umask: a follower refuses a folder that others can write to
+        folder.mkdir(mode=0o755)  # whatever the umask is: `follow` refuses folders that others can change
         for name, text in (("net.py", NETWORK_SOURCE), ("shapes.py", DATA_SOURCE), ("recipe.toml", RECIPE)):
             (folder / name).write_text(text)
         return cls(folder)
@@ -162,12 +162,12 @@ class Project:
         (self.folder / name).write_text(text.replace(old, new))
 
     def build(self, **options):
-        """Build in this process as a fresh one would: the user's modules are imported anew."""
+        """Build in this process as a fresh process would: import the user's modules again."""
         forget_modules_below(self.folder)
         return build(self.recipe, **options)
 
     def start(self, *arguments, command="build", **options):
-        """`edgeproof build`, or another command, in a process of its own."""
+        """Start `edgeproof build`, or another command, in a separate process."""
         return subprocess.Popen(
             [sys.executable, "-m", "exporter", command, str(self.recipe), *map(str, arguments)],
             cwd=self.folder,
@@ -179,7 +179,7 @@ class Project:
         )
 
     def events(self, event=None):
-        """The run log, or its lines of one kind."""
+        """The lines of the run log, all or those of one event."""
         log = self.cache / "builds.jsonl"
         lines = log.read_text().splitlines() if log.exists() else []
         return [line for line in map(json.loads, lines) if event in (None, line["event"])]
@@ -191,7 +191,7 @@ class Project:
 
 
 def forget_modules_below(folder: Path) -> None:
-    below = f"{folder}{os.sep}"  # compared as text: thousands of modules are looked at after every test
+    below = f"{folder}{os.sep}"  # compared as text for speed, after every test
     for name, module in list(sys.modules.items()):
         # A folder without __init__.py is a package without a file.
         inside = getattr(getattr(module, "__spec__", None), "submodule_search_locations", None)
@@ -203,7 +203,7 @@ def forget_modules_below(folder: Path) -> None:
 
 @pytest.fixture(autouse=True)
 def _no_import_leaks(tmp_path_factory, monkeypatch):
-    """Projects and packages that a test makes are gone for the next one."""
+    """Forget the projects and packages that a test created."""
     monkeypatch.setattr(sys, "path", sys.path.copy())
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     monkeypatch.delenv("EDGEPROOF_CACHE", raising=False)
@@ -213,7 +213,7 @@ def _no_import_leaks(tmp_path_factory, monkeypatch):
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A project that was never built; it is the working directory."""
+    """A project that has not been built; it is the working directory."""
     made = Project.make(tmp_path / "project")
     monkeypatch.chdir(made.folder)
     return made
@@ -221,13 +221,13 @@ def project(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def make_project():
-    """Makes a project in a folder that does not exist yet."""
+    """A function that creates a project in a new folder."""
     return Project.make
 
 
 @pytest.fixture(scope="session")
 def built_once(tmp_path_factory):
-    """A project that `edgeproof build --json` has built, real gate included. Leave it as it is."""
+    """A project that `edgeproof build --json` has built, with the real gate. Tests must not change it."""
     made = Project.make(tmp_path_factory.mktemp("built") / "project")
     process = made.start("--json")
     out, err = process.communicate()
@@ -238,7 +238,7 @@ def built_once(tmp_path_factory):
 
 @pytest.fixture
 def built(built_once, tmp_path, monkeypatch):
-    """A copy of the built project, cache and artifact included; it is the working directory."""
+    """A copy of the built project with its cache and artifact; it is the working directory."""
     shutil.copytree(built_once.folder, tmp_path / "built")
     monkeypatch.chdir(tmp_path / "built")
     return Project(tmp_path / "built")
@@ -246,7 +246,7 @@ def built(built_once, tmp_path, monkeypatch):
 
 @pytest.fixture
 def command(monkeypatch, capsys):
-    """Run `edgeproof ...` in this process: exit code, standard output, standard error."""
+    """A function that runs `edgeproof ...` in this process; returns exit code, output and error output."""
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["edgeproof", *map(str, arguments)])
@@ -260,7 +260,7 @@ def command(monkeypatch, capsys):
 
 @pytest.fixture(scope="session")
 def tiny():
-    """Makers: `tiny.net()` with fixed random weights, `tiny.splits(...)`, `tiny.draw(...)`; sources."""
+    """Factories `tiny.net()` (fixed random weights), `tiny.splits(...)` and `tiny.draw(...)`; sources."""
 
     def net(classes=CLASSES, width=WIDTH, seed=0):
         with deterministic(seed, "tiny"):
@@ -273,7 +273,7 @@ def tiny():
 
 @pytest.fixture(scope="session")
 def encoder():
-    """Makers of a transformer: `encoder.net()` with fixed random weights, `encoder.draw(count, length)`."""
+    """Factories `encoder.net()` (fixed random weights) and `encoder.draw(count, length)`."""
 
     def net():
         with deterministic(0, "encoder"):
@@ -284,13 +284,13 @@ def encoder():
 
 @pytest.fixture(scope="session")
 def splits():
-    """Sixty samples to train on, 24 to calibrate, 120 to evaluate; three classes. Shared."""
+    """Splits of three classes: 60 training, 24 calibration and 120 evaluation samples; shared by tests."""
     return make_splits()
 
 
 @pytest.fixture(scope="session")
 def trained(tiny, splits, tmp_path_factory):
-    """The folder of a trained network, as `Network.save` wrote it."""
+    """The folder of a trained network, written by `Network.save`."""
     folder = tmp_path_factory.mktemp("trained")
     network = Network(tiny.net())
     config = FineTuneConfig(kind="finetune", epochs=3, batch_size=10, learning_rate=0.05)
@@ -301,7 +301,7 @@ def trained(tiny, splits, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def onnx_models(tiny, splits, trained, tmp_path_factory):
-    """Paths of the trained network as ONNX: `float`, and `int8` for a CPU with VNNI."""
+    """Paths of the trained network as ONNX models: `float`, and `int8` for a CPU with VNNI."""
     from exporter.networks.network import load_network
 
     folder = tmp_path_factory.mktemp("onnx")
@@ -322,7 +322,7 @@ def onnx_models(tiny, splits, trained, tmp_path_factory):
 
 @pytest.fixture
 def context(tiny):
-    """What a stage is given, with a teacher (or several by name) and data that a test may replace."""
+    """A function that creates the context of a stage, with the teachers and data that a test passes."""
 
     def make(name="stage", seed=0, teacher=None, source=None, unlabelled=None):
         return Context(

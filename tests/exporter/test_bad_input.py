@@ -1,4 +1,4 @@
-"""Models and samples that cannot be quantized, each with one clear line; and odd ones that can."""
+"""Models and samples that cannot be quantized, with their errors; and unusual ones that can."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FLOAT, HALF, DOUBLE, BYTES = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto
 
 @pytest.fixture
 def quantize(tmp_path):
-    """Write a model and samples, quantize, and return the int8 model with its first output."""
+    """A function that quantizes a model with samples, and returns the int8 model and its first output."""
 
     def run(model, feeds, **options):
         data, out = tmp_path / "data.npz", tmp_path / "int8.onnx"
@@ -69,7 +69,7 @@ def choice():
 
 
 def looped():
-    """A model whose control flow hides in a function of its own."""
+    """A model whose control flow is inside a function of the model."""
     branch = helper.make_graph(
         [helper.make_node("Neg", ["a"], ["b"])],
         "branch",
@@ -198,7 +198,7 @@ def test_samples_that_are_refused(samples, line, method, quantize, tmp_path):
     assert not (tmp_path / "int8.onnx").exists()
 
 
-def test_a_constant_input_beside_one_that_varies_is_fine(quantize):
+def test_one_of_several_inputs_may_be_constant(quantize):
     model = make(
         [helper.make_node("Add", ["x", "m"], ["s"]), helper.make_node("Conv", ["s", "w"], ["y"])],
         {"w": WEIGHT},
@@ -222,7 +222,7 @@ def test_a_tensor_of_infinite_range_names_the_nodes_to_leave_in_float(quantize, 
     )
 
 
-def test_infinite_bounds_of_a_clip_are_no_range(quantize):
+def test_infinite_bounds_of_a_clip_are_not_used_as_a_range(quantize):
     nodes = [
         helper.make_node("Conv", ["x", "w"], ["c"], name="conv"),
         helper.make_node("Clip", ["c", "low", "high"], ["y"], name="clip"),
@@ -252,7 +252,7 @@ def test_a_product_with_a_column_of_zeros_has_finite_scales(quantize):
     assert (found[..., 1] == 0).all()
 
 
-def test_integer_inputs_are_taken(quantize):
+def test_integer_inputs_are_accepted(quantize):
     ids = GENERATOR.integers(0, 20, (12, 7))
     model, found = quantize(embedding(), {"x": ids})
     assert "QuantizeLinear" in {node.op_type for node in model.graph.node}
@@ -260,12 +260,12 @@ def test_integer_inputs_are_taken(quantize):
     assert np.corrcoef(found.ravel(), wanted.ravel())[0, 1] > 0.999
 
 
-def test_an_index_beyond_the_table_is_blamed_on_the_samples(quantize):
+def test_an_index_beyond_the_table_is_an_error_of_the_samples(quantize):
     with pytest.raises(DataError, match=r"the model fails on a sample .*out of data bounds"):
         quantize(embedding(), {"x": np.arange(12 * 7).reshape(12, 7)})
 
 
-def test_integer_feeds_of_another_type(quantize):
+def test_integer_feeds_of_another_type_are_refused(quantize):
     with pytest.raises(DataError, match="feed 'x' has dtype int32; convert it to int64"):
         quantize(embedding(), {"x": GENERATOR.integers(0, 20, (12, 7)).astype(np.int32)})
 
@@ -281,18 +281,18 @@ def embedding():
 @pytest.mark.parametrize(
     "shape", [("batch", 3, 8, 8), ("batch", 3, "height", "width"), ("a", "b", "c", "d")]
 )
-def test_open_sizes_and_outputs_without_shape_are_taken(quantize, shape):
+def test_variable_sizes_and_outputs_without_shape_are_accepted(quantize, shape):
     assert_finite(*quantize(make([CONV], {"w": WEIGHT}, (FLOAT, shape)), {"x": X}))
 
 
-def test_a_model_with_nothing_to_quantize(quantize):
+def test_a_model_with_nothing_to_quantize_is_refused(quantize):
     nodes = [helper.make_node("Tanh", ["x"], ["y"], name="tanh")]
     with pytest.raises(ExportError, match="has nothing that can run in int8"):
         quantize(make(nodes, {}), {"x": X})
 
 
 def test_a_contributed_operator_between_convolutions(quantize):
-    """Shape inference stops there; what lies before is quantized all the same."""
+    """Shape inference stops at the operator; the convolution before it is still quantized."""
     nodes = [
         helper.make_node("Conv", ["x", "w"], ["c"], name="first"),
         helper.make_node("Gelu", ["c"], ["g"], name="gelu", domain="com.microsoft"),

@@ -1,4 +1,4 @@
-"""The command: what it prints, what it answers, what it says of bad input."""
+"""The command: its output, exit codes and errors."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_help_lists_every_command(command):
         assert f" {name} " in ran.out
 
 
-def test_the_version_is_told(command):
+def test_the_version_is_printed(command):
     from importlib.metadata import version
 
     assert command("--version").out == f"edgeproof {version('edgeproof')}\n"
@@ -79,7 +79,7 @@ def test_build_prints_exactly_one_object(built_once):
     assert lines[-1] == "gate: done (PASS)"
 
 
-def test_a_second_build_says_so(built, command):
+def test_a_second_build_reports_that_nothing_changed(built, command):
     ran = command("build", built.recipe)
     assert ran.code == 0
     assert "nothing to do: every stage is unchanged and the artifact is up to date" in ran.out
@@ -87,7 +87,7 @@ def test_a_second_build_says_so(built, command):
     assert ran.err.splitlines()[-1] == "gate: unchanged (PASS)"
 
 
-def test_build_stops_where_it_is_told(project, command):
+def test_build_stops_at_until(project, command):
     ran = command("build", project.recipe, "--until", "pretrained")
     assert (ran.code, ran.out) == (0, "stopped after pretrained because of --until\n")
     ran = command("build", project.recipe, "--until", "pretrained", "--fresh", "--json")
@@ -96,7 +96,7 @@ def test_build_stops_where_it_is_told(project, command):
     assert content["ran"] == ["pretrained"]
 
 
-def test_a_repackaged_artifact_is_no_nothing_to_do(built, command):
+def test_a_repackaged_artifact_is_not_reported_as_unchanged(built, command):
     (built.artifact / "model.onnx").write_bytes(b"altered")
     ran = command("build", built.recipe)
     assert ran.code == 0
@@ -137,8 +137,8 @@ def test_inspect_shows_what_stayed_in_float(built_once, command):
     assert len(rest) == 3
 
 
-def test_inspect_says_what_saturates(built_once, command):
-    """The tiny network was made for VNNI, with all 8 bits of its weights."""
+def test_inspect_shows_layers_that_may_saturate(built_once, command):
+    """The tiny network was quantized for VNNI, so its weights use all 8 bits."""
     model, data = (built_once.artifact / name for name in ("model.onnx", "evaluation.npz"))
     bounded = [line for line in command("inspect", model).out.splitlines() if "saturate" in line]
     assert bounded
@@ -151,7 +151,7 @@ def test_inspect_says_what_saturates(built_once, command):
     assert all("of its sums saturate on 32 samples, SQNR " in line for line in lines)
 
 
-def test_inspect_fails_below_the_share_that_is_wanted(built_once, command):
+def test_inspect_fails_below_min_int8(built_once, command):
     float_model = built_once.artifact / "model.fp32.onnx"
     ran = command("inspect", float_model, "--min-int8", 0.5, "--json")
     assert (ran.code, json.loads(ran.out)["int8_mac_ratio"]) == (1, 0.0)
@@ -163,7 +163,7 @@ def test_inspect_fails_below_the_share_that_is_wanted(built_once, command):
     assert command("inspect", built_once.artifact, "--min-int8", 1.5).code == 2
 
 
-def test_inspect_tells_what_it_does_not_count(command, tmp_path):
+def test_inspect_names_uncounted_operators(command, tmp_path):
     nodes = [
         helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
         helper.make_node("MatMulInteger", ["q", "w"], ["i"], name="product"),
@@ -197,7 +197,7 @@ def test_inspect_tells_what_it_does_not_count(command, tmp_path):
     assert [one["op_type"] for one in content["uncounted"]] == ["DFT"]
 
 
-def test_inspect_takes_names_as_they_are(built_once, command, tmp_path):
+def test_inspect_prints_names_unchanged(built_once, command, tmp_path):
     model = onnx.load(built_once.artifact / "model.fp32.onnx")
     for node in model.graph.node:
         node.name = f"[/red]{node.name}[bold]"
@@ -236,7 +236,7 @@ def test_new_then_build(tmp_path, command, monkeypatch):
 
 
 def checkpoint(project, content):
-    """Name a checkpoint in the recipe and write it, unless there is nothing to write."""
+    """Name a checkpoint in the recipe, and write it unless `content` is None."""
     name = "weights.safetensors" if isinstance(content, dict) else "weights.pth"
     project.edit("recipe.toml", "[data]", f'checkpoint = "{name}"\n\n[data]')
     if isinstance(content, dict):
@@ -256,7 +256,7 @@ def truncated(project):
 
 
 def data(project, statement):
-    """Let the data factory spoil its splits before it returns them."""
+    """Change the data factory so that it runs `statement` on its splits before it returns them."""
     with (project.folder / "shapes.py").open("a") as stream:
         stream.write(f"\n\ndef spoilt():\n    s = make_splits()\n    {statement}\n    return s\n")
     project.edit("recipe.toml", "shapes:make_splits", "shapes:spoilt")
@@ -345,7 +345,7 @@ CONTROL_FLOW = "        if x.sum() > 0:\n            x = x * 2\n        return s
 
 
 def check_refusal(ran, words):
-    """One line that begins with `error:`, at the end; no traceback; nothing on standard output."""
+    """Check that a single line begins with `error:`, at the end, without traceback or standard output."""
     assert (ran.code, ran.out) == (2, "")
     *before, last = ran.err.splitlines()
     assert last.startswith("error: ")
@@ -384,7 +384,7 @@ def test_bad_arguments_are_refused_in_one_line(project, command, arguments, word
     check_refusal(command(*arguments), words)
 
 
-def test_nobody_waits_for_a_recipe_that_is_not_there(command, tmp_path):
+def test_follow_refuses_a_recipe_that_does_not_exist(command, tmp_path):
     check_refusal(
         command("follow", tmp_path / "none.toml", "--node", 1), "none.toml: there is no such file"
     )

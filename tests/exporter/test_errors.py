@@ -1,4 +1,4 @@
-"""The workstation's errors belong to the one tree."""
+"""The workstation's errors are derived from `EdgeproofError`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OWN = [
 ]
 
 
-def test_the_tree_is_drawn():
+def test_the_docstring_draws_the_tree_of_errors():
     assert len(OWN) == 6
     for kind in OWN:
         assert f"── {kind.__name__} " in errors.__doc__
@@ -23,7 +23,7 @@ def test_the_tree_is_drawn():
 
 @pytest.mark.parametrize("kind", OWN)
 def test_every_error_is_one_line_and_exit_code_2(kind):
-    error = kind("here", "is\nwrong", "mend  it")
+    error = kind("here", "is\nwrong", "fix  it")
     assert isinstance(error, EdgeproofError)
-    assert (str(error), error.exit_code) == ("here: is wrong; mend it", 2)
+    assert (str(error), error.exit_code) == ("here: is wrong; fix it", 2)
     assert str(pickle.loads(pickle.dumps(error))) == str(error)

@@ -1,4 +1,4 @@
-"""Recipes and models that earlier versions read and wrote are still of use on the workstation."""
+"""Recipes and models of earlier versions still work on the workstation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ARTIFACTS = ("artifact-1", "artifact-2")
 
 
 def test_a_recipe_of_all_tables_is_read(command):
-    # It is read whole before the step is looked for; what it names need not be there.
+    # The whole recipe is read before the step is looked up; the files that it names need not exist.
     ran = command("build", KEPT / "recipe.toml", "--until", "nowhere")
     assert ran.code == 2
     steps = "pretrained, pretrain, finetune, moved, prune, shrink, distill, reestimate, export, quantize"

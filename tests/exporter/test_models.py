@@ -32,7 +32,7 @@ def size(module):
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def test_simplenet_has_the_shapes_of_its_ancestor():
+def test_simplenet_has_the_shapes_of_the_original_network():
     net = SimpleNet()
     assert size(net) == 62_006
     assert {name: tuple(p.shape) for name, p in net.named_parameters() if p.ndim > 1} == {
@@ -67,7 +67,7 @@ def test_same_padding_keeps_the_ceiling_of_the_size(side, kernel, stride):
     assert out.shape[2:] == (-(-side // stride), -(-(side + 1) // stride))
 
 
-def test_one_sided_padding_lies_below_and_to_the_right():
+def test_one_sided_padding_is_below_and_to_the_right():
     conv = SamePaddingConv2d(1, 1, 3, stride=2)
     torch.nn.init.ones_(conv.weight)
     # At a stride of 2 an even side needs one more row: the first window begins at the first pixel.
@@ -109,7 +109,7 @@ def test_digits_are_split_without_overlap_and_in_proportion():
 
 
 @needs_digits
-def test_some_digits_alone_keep_their_labels():
+def test_a_subset_of_digits_keeps_its_labels():
     splits = digits.load(size=8, train=40, calibration=10, evaluation=20, classes=(3, 7))
     assert set(splits.evaluation.labels.tolist()) == {3, 7}
     with pytest.raises(DataError, match=r"`classes` is \[11\], without any digit"):
@@ -119,7 +119,7 @@ def test_some_digits_alone_keep_their_labels():
 
 
 @needs_digits
-def test_jitter_moves_pictures_a_little_and_by_the_seed():
+def test_jitter_changes_images_a_little_and_depends_on_the_seed():
     splits = digits.load(size=16, train=20, calibration=10, evaluation=20, augment=True)
     inputs = {"image": torch.from_numpy(splits.train.inputs["image"])}
     one, same, other = (

@@ -1,4 +1,4 @@
-"""What threads share: turns, and a filter of warnings."""
+"""The lock and the warning filter that threads share."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def in_thread(work):
     return thread
 
 
-def test_a_second_thread_is_told_and_waits():
+def test_a_second_thread_gets_a_message_and_waits():
     events, told, waiting = [], [], threading.Event()
 
     def on_wait(words):
@@ -43,7 +43,7 @@ def test_the_same_thread_may_enter_again():
     assert told == []
 
 
-def test_a_turn_ends_with_an_error():
+def test_an_error_frees_the_lock():
     with pytest.raises(ValueError, match="broken"), one_at_a_time():
         raise ValueError("broken")
     entered = threading.Event()
@@ -68,7 +68,7 @@ def test_warnings_come_back_when_the_last_thread_has_left():
     with warnings_ignored():
         thread = in_thread(other)
         assert entered.wait(60)
-        warnings.warn("of nobody's interest", UserWarning, stacklevel=1)
+        warnings.warn("ignored", UserWarning, stacklevel=1)
     warnings.warn("the other thread is inside", UserWarning, stacklevel=1)
     leave.set()
     thread.join(60)

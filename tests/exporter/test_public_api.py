@@ -1,4 +1,4 @@
-"""What users may import of `exporter`: pinned, typed, light to import, with examples that run."""
+"""Public names of `exporter`: fixed, typed, fast to import, and with examples that run."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ TYPES = [
 
 
 def test_the_public_names():
-    """A name that goes is a break: `docs/stability.md` says what comes first."""
+    """Removing a name breaks users; `docs/stability.md` describes the steps before a removal."""
     assert sorted(["__version__", *FUNCTIONS, *TYPES]) == exporter.__all__
     assert set(exporter.__all__) <= set(dir(exporter))
     assert exporter.__version__ == version("edgeproof") == bench.__version__
@@ -52,7 +52,7 @@ def test_the_public_names():
         exporter.quantise  # noqa: B018
 
 
-def test_type_checkers_see_what_runs():
+def test_type_checkers_see_the_names_that_exist_at_run_time():
     blocks = [node for node in SOURCE.body if isinstance(node, ast.If)]
     block = next(node for node in blocks if ast.unparse(node.test) == "TYPE_CHECKING")
     imported = {
@@ -87,13 +87,13 @@ def test_every_function_is_typed_and_has_an_example(name):
 
 
 @pytest.mark.parametrize("name", TYPES)
-def test_every_type_says_what_it_is(name):
+def test_every_type_has_a_docstring(name):
     assert inspect.getdoc(getattr(exporter, name))
 
 
 @pytest.fixture
 def shelf(built, monkeypatch):
-    """A working folder with a recipe that was built, its artifact, a float model, samples and pictures."""
+    """A working folder with a built recipe, its artifact, a float model, samples and images."""
     shutil.copytree(built.artifact, "artifact")
     shutil.copyfile(built.artifact / "model.fp32.onnx", "model.onnx")
     shutil.copyfile(built.artifact / "evaluation.npz", "evaluation.npz")
@@ -109,7 +109,7 @@ def shelf(built, monkeypatch):
 @pytest.mark.usefixtures("shelf")
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_examples_run(name):
-    """With real models and processes."""
+    """Run the example of each function with real models and processes."""
     (example,) = doctest.DocTestFinder(recurse=False).find(getattr(exporter, name), name, globs={})
     said = []
     failed, ran = doctest.DocTestRunner().run(example, out=said.append)
@@ -159,7 +159,7 @@ def test_quantize_and_gate_in_five_lines():
         ),
     ],
 )
-def test_wrong_options_are_told_before_any_work(options, line):
+def test_invalid_options_are_refused_before_any_work(options, line):
     with pytest.raises(UsageError) as caught:
         exporter.quantize("model.onnx", "int8.onnx", **options)
     assert str(caught.value).startswith(line)

@@ -1,4 +1,4 @@
-"""What users may import, and what the reference models do import."""
+"""Imports: users import only public names, and `exporter` never imports the models."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ USERS = [*sorted((ROOT / "models").rglob("*.py")), *TEMPLATES]
 
 
 @pytest.mark.parametrize("path", USERS, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_users_import_public_names_alone(path):
+def test_users_import_only_public_names(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             assert not {n.name.partition(".")[0] for n in node.names} & {"exporter", "bench"}
@@ -31,7 +31,7 @@ def test_users_import_public_names_alone(path):
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_exporter_never_names_the_models(path):
+def test_exporter_never_imports_the_models(path):
     for node in ast.walk(ast.parse(path.read_text())):
         names = [n.name for n in node.names] if isinstance(node, ast.Import) else []
         names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
@@ -39,7 +39,7 @@ def test_exporter_never_names_the_models(path):
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_every_module_says_what_it_is_for(path):
+def test_every_module_has_a_docstring(path):
     assert ast.get_docstring(ast.parse(path.read_text()))
 
 
@@ -55,6 +55,6 @@ def test_every_module_says_what_it_is_for(path):
         "training.stages",
     ],
 )
-def test_packages_list_what_they_offer(name):
+def test_packages_list_their_public_names(name):
     package = importlib.import_module(f"exporter.{name}")
     assert all(hasattr(package, public) for public in package.__all__)

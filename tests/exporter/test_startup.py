@@ -1,4 +1,4 @@
-"""What the command loads before it works: help answers at once, and on a device."""
+"""Modules that the command imports: `--help` imports nothing heavy and works on a device."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HEAVY = {
 
 
 def loaded_after(package, *command_lines):
-    """The modules that a fresh interpreter has imported after it ran some command lines."""
+    """The modules that a fresh interpreter has imported after running command lines."""
     script = (
         "import json, sys\n"
         f"from {package}.cli import app\n"
@@ -44,7 +44,7 @@ def loaded_after(package, *command_lines):
 
 
 @pytest.mark.parametrize(("package", "application"), [("exporter", app), ("bench", device_app)])
-def test_no_commands_help_loads_anything_heavy(package, application):
+def test_help_of_any_command_imports_nothing_heavy(package, application):
     commands = get_command(application).commands
     assert {"bench", "compare", "gate", "show", "verify"} <= commands.keys()
     loaded = loaded_after(package, ["--help"], *([name, "--help"] for name in commands))
@@ -52,10 +52,10 @@ def test_no_commands_help_loads_anything_heavy(package, application):
     assert loaded.isdisjoint(HEAVY)
 
 
-def test_the_version_loads_nothing_heavy():
+def test_the_version_imports_nothing_heavy():
     assert loaded_after("exporter", ["--version"]).isdisjoint(HEAVY)
 
 
-def test_the_list_of_commands_does_without_arrays_and_models():
-    """Each alone takes a third of the time that `--help` may take."""
+def test_the_list_of_commands_imports_neither_numpy_nor_pydantic():
+    """Importing either takes a third of the time that `--help` may take."""
     assert loaded_after("exporter", ["--help"]).isdisjoint({"numpy", "pydantic"})

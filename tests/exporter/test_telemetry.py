@@ -1,4 +1,4 @@
-"""Nothing leaves the machine, and nothing is written outside the folders of a command."""
+"""Commands open no connection and write nothing outside their folders."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import pytest
 
 import bench
 
-# System calls that open a connection, or make, open or rename a file.
+# System calls that open a connection, or create, open or rename a file.
 CALLS = "%network,open,openat,openat2,creat,mkdir,mkdirat,rename,renameat,renameat2,link,linkat,symlink"
 CALL = re.compile(r"^\d+\s+(?P<name>\w+)\((?P<arguments>.*)", re.MULTILINE)
 PATH = re.compile(r'"(?P<path>/[^"]*)"')
-# Devices, and what the kernel shows of a process, are not files that stay.
+# Devices and the kernel's files about processes do not remain after a command.
 NO_FILES = ("/dev/", "/proc/")
 
 
@@ -45,7 +45,10 @@ def test_telemetry_is_off_before_onnxruntime_is_imported():
 
 @pytest.fixture
 def traced(tmp_path):
-    """Run a command under strace with a home of its own: the calls that it and its processes made."""
+    """A function that runs a command under strace, with its own home folder.
+
+    It returns the connections that the command and its processes opened, and the paths that they wrote.
+    """
     strace = shutil.which("strace")
     if strace is None:
         pytest.skip("strace is not installed")
@@ -58,7 +61,7 @@ def traced(tmp_path):
     def run(*arguments: object, cwd: Path) -> tuple[list[str], list[Path]]:
         trace = tmp_path / "trace.txt"
         tracer = [strace, "-f", "--seccomp-bpf", "-s", "4096", "-e", f"trace={CALLS}"]
-        # Nothing but this: a library that this process imported may have set where its own cache lies.
+        # Only these variables, because a library that this process imported may have set its cache folder.
         kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
         folders = {"HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path / "scratch")}
         own = folders | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
@@ -105,16 +108,15 @@ def test_a_bench_opens_no_connection_and_leaves_no_file(traced, onnx_models, tmp
         "bench", onnx_models.int8, "--data", sample, "--blocks", 1, "--out", out, cwd=tmp_path
     )
     assert connections == []
-    assert out.parent in {path.parent for path in written}  # the trace sees what is written
+    assert out.parent in {path.parent for path in written}  # the trace does record writes
     assert outside(written, out.parent, tmp_path / "scratch") == []
     assert not list((tmp_path / "home").iterdir())
 
 
 @pytest.mark.slow
-def test_a_build_opens_no_connection_and_writes_in_its_folders_alone(traced, project, tmp_path):
+def test_a_build_opens_no_connection_and_writes_only_in_its_folders(traced, project, tmp_path):
     connections, written = traced("build", project.recipe, cwd=project.folder)
     assert connections == []
     assert project.cache in {path.parent for path in written}
-    # Without a call that succeeded, mkdir of a folder that is there changes nothing.
     assert outside(written, project.cache, project.folder / "artifacts", tmp_path / "scratch") == []
     assert not list((tmp_path / "home").iterdir())

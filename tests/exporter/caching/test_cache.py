@@ -1,4 +1,4 @@
-"""The store of finished steps: whole entries or none."""
+"""The store of finished steps: an entry is complete or does not exist."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def fill(cache, key=KEY, content="x"):
     return stored
 
 
-def test_what_was_stored_is_found(tmp_path):
+def test_a_stored_entry_is_found(tmp_path):
     entry = fill(Cache(tmp_path))
     assert (entry.key, entry.result) == (KEY, RESULT)
     assert entry.folder == tmp_path / KEY[:2] / KEY
     assert (entry.folder / "file").read_text() == "x"
 
 
-def test_what_was_not_stored_is_not(tmp_path):
+def test_a_missing_entry_is_none(tmp_path):
     assert find(Cache(tmp_path)) is None
 
 
@@ -48,20 +48,20 @@ def test_a_failure_stores_nothing(tmp_path):
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-def test_a_later_entry_replaces_an_earlier(tmp_path):
+def test_a_later_entry_replaces_an_earlier_one(tmp_path):
     cache = Cache(tmp_path)
     fill(cache, content="old")
     assert (fill(cache, content="new").folder / "file").read_text() == "new"
 
 
 @pytest.mark.parametrize("kind", ["finetune", "no such kind"])
-def test_an_entry_whose_result_is_of_another_kind_is_none(tmp_path, kind):
+def test_an_entry_with_a_result_of_another_kind_is_none(tmp_path, kind):
     cache = Cache(tmp_path)
     fill(cache)
     assert cache.find(KEY, kind) is None
 
 
-def test_leftovers_are_swept_and_entries_stay(tmp_path):
+def test_sweep_removes_leftovers_and_keeps_entries(tmp_path):
     cache = Cache(tmp_path)
     entry = fill(cache)
     (tmp_path / ".tmp-1").mkdir()
@@ -84,25 +84,25 @@ values = st.recursive(
 
 
 @given(st.dictionaries(st.text(), values, max_size=4))
-def test_keys_do_not_hang_on_the_order(content):
+def test_keys_do_not_depend_on_the_order(content):
     turned = dict(reversed(content.items()))
     assert content_key(content) == content_key(turned)
     assert len(content_key(content)) == 64
 
 
 @given(st.dictionaries(st.text(), values, max_size=4), values)
-def test_every_ingredient_counts(content, value):
+def test_every_ingredient_changes_the_key(content, value):
     changed = {**content, "one more": value}
     if content != changed:
         assert content_key(content) != content_key(changed)
 
 
-def test_values_that_json_lacks_are_refused():
+def test_values_that_json_cannot_represent_are_refused():
     with pytest.raises(ValueError, match="JSON compliant"):
         content_key({"a": float("inf")})
 
 
-def test_a_record_that_is_nested_too_deeply_is_no_entry(tmp_path):
+def test_an_entry_with_a_too_deeply_nested_record_is_none(tmp_path):
     entry = fill(Cache(tmp_path))
     (entry.folder / "entry.json").write_text("[" * 100_000)
     assert find(Cache(tmp_path)) is None

@@ -1,4 +1,4 @@
-"""Two builds in one cache take turns."""
+"""Two builds with the same cache run one after the other."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_the_second_waits_for_the_first(tmp_path):
     assert said == [f"waiting for the build of process {os.getpid()} to finish"]
 
 
-def test_nobody_waits_for_a_lock_that_was_left(tmp_path):
+def test_a_leftover_lock_file_does_not_block(tmp_path):
     path = tmp_path / "lock"
     path.write_text("4194304000\nand more than a number")
     with exclusive(path, pytest.fail):
@@ -48,10 +48,10 @@ def test_an_error_inside_frees_the_lock(tmp_path):
         assert (tmp_path / "lock").exists()
 
 
-def test_a_place_that_cannot_be_written(tmp_path):
+def test_a_lock_file_that_cannot_be_written_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(StorageError, match="cannot be written"),
         exclusive(tmp_path / "file" / "lock", print),
     ):
-        pytest.fail("there is no lock")
+        pytest.fail("the lock was taken")

@@ -1,4 +1,4 @@
-"""What a result depends on besides its recipe."""
+"""Hashes of code and versions of libraries that a result depends on."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def module(tmp_path):
     return write
 
 
-def test_versions_are_those_that_are_installed(monkeypatch):
+def test_versions_are_those_of_the_installed_libraries(monkeypatch):
     versions = library_versions()
     assert {"python", "torch", "onnxruntime", "edgeproof"} <= versions.keys()
     assert "absent" not in versions.values()
@@ -37,12 +37,12 @@ def test_versions_are_those_that_are_installed(monkeypatch):
 
 def test_the_tools_own_code_is_hashed(monkeypatch):
     assert own_code() == own_code.__wrapped__()
-    # Every test of the suite would see an edit of the tool's own files.
+    # An edit of edgeproof's files would affect all tests, so this test hashes fewer packages instead.
     monkeypatch.setattr(provenance, "_OWN_PACKAGES", ("bench",))
     assert own_code.__wrapped__() != own_code()
 
 
-def test_an_edit_of_a_users_module_shows(module, tmp_path):
+def test_an_edit_of_a_users_module_changes_the_hash(module, tmp_path):
     module("mine", "x = 1\n")
     before = user_code((tmp_path,), ())
     assert user_code((tmp_path,), ()) == before
@@ -59,7 +59,7 @@ def test_modules_that_are_not_loaded_do_not_count(module, tmp_path):
     assert user_code((tmp_path,), ()) != before
 
 
-def test_the_place_of_a_project_does_not_count(module, tmp_path):
+def test_the_path_of_a_project_does_not_count(module, tmp_path):
     module("mine", "x = 1\n")
     before = user_code((tmp_path,), ())
     moved = tmp_path / "elsewhere"
@@ -77,7 +77,7 @@ def test_installed_modules_count_only_as_factories(module, tmp_path):
     assert user_code((elsewhere,), ("json:loads",)) != user_code((elsewhere,), ())
 
 
-def test_modules_without_a_source_are_passed_over(module, tmp_path, monkeypatch):
+def test_modules_without_a_source_are_skipped(module, tmp_path, monkeypatch):
     before = user_code((tmp_path,), ())
     ghost = types.ModuleType("ghost")
     ghost.__file__ = str(tmp_path / "ghost.py")
@@ -89,7 +89,7 @@ def test_modules_without_a_source_are_passed_over(module, tmp_path, monkeypatch)
 
 
 def register(monkeypatch, name, file):
-    """Pretend that the module `name` was loaded from `file`, which is written."""
+    """Write `file`, and register a module `name` as if it had been loaded from it."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(f"# {name}\n")
     module = types.ModuleType(name)
@@ -99,7 +99,7 @@ def register(monkeypatch, name, file):
 
 
 def standard_folder(prefix):
-    """Where an interpreter at `prefix` has its library."""
+    """The folder of the standard library of an interpreter at `prefix`."""
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     return prefix / sys.platlibdir / version
 
@@ -119,7 +119,7 @@ def test_no_library_of_an_environment_or_its_base_counts(monkeypatch, tmp_path, 
     assert user_code((tmp_path,), ()) == before
 
 
-def test_a_library_behind_links_does_not_count(monkeypatch, tmp_path):
+def test_a_library_reached_by_links_does_not_count(monkeypatch, tmp_path):
     before = user_code((tmp_path,), ())
     register(monkeypatch, "linked", standard_folder(tmp_path / "3.11.7") / "linked.py")
     (tmp_path / "3.11").symlink_to(tmp_path / "3.11.7")
@@ -147,7 +147,7 @@ def test_a_project_below_a_prefix_counts(monkeypatch, tmp_path, attribute):
     assert user_code((tmp_path / "src",), ()) != before
 
 
-def test_the_tool_is_no_users_code_by_any_name(monkeypatch, tmp_path):
+def test_edgeproof_run_as_main_is_not_the_users_code(monkeypatch, tmp_path):
     package = Path(provenance.__file__).parent
     monkeypatch.delitem(sys.modules, "__main__")
     before = user_code((package,), ())

@@ -1,4 +1,4 @@
-"""One JSON line for everything that a build did."""
+"""The run log: one JSON line for each event of a build."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_lines_are_appended(tmp_path):
     assert datetime.fromisoformat(first["utc"]).utcoffset().total_seconds() == 0
 
 
-def test_a_full_disk_is_told(tmp_path):
+def test_a_full_disk_is_reported(tmp_path):
     (tmp_path / FILE).symlink_to("/dev/full")
     with pytest.raises(StorageError, match="the disk is full"):
         RunLog(tmp_path, "tiny").write("start")

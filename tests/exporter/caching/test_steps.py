@@ -1,4 +1,4 @@
-"""Steps run once each, in order; what was done is taken from the cache."""
+"""Steps run in order; finished steps are taken from the cache."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from exporter.results import GateResult, PretrainedResult, StepResult
 
 
 def result_of(value):
-    """Any result that holds a number."""
+    """A result that contains a given number."""
     return PretrainedResult(parameters=value, classes=2)
 
 
 @dataclass(frozen=True)
 class Cook:
-    """A step that does what `cook` does."""
+    """A step whose work is the function `cook`."""
 
     name: str
     value: int
@@ -39,7 +39,7 @@ class Cook:
 
 
 class Kitchen:
-    """Three steps in a row, and a fourth that reads the first; each writes its name and its parents'."""
+    """Steps a, b, c and d in a chain; d also reads a. Each writes its name and its parents' texts."""
 
     def __init__(self, folder):
         folder.mkdir(exist_ok=True)
@@ -98,15 +98,15 @@ def test_a_second_run_does_nothing(kitchen):
 @pytest.mark.parametrize(
     ("edited", "ran"), [("a", "abcd"), ("b", "bcd"), ("c", "cd"), ("d", "d")], ids="abcd"
 )
-def test_an_edit_reruns_what_follows(kitchen, edited, ran):
+def test_an_edit_reruns_the_step_and_those_after_it(kitchen, edited, ran):
     kitchen.run()
     kitchen.values[edited] = 1
     assert kitchen.run().ran == tuple(ran)
     kitchen.values[edited] = 0
-    assert kitchen.run().ran == ()  # what was once done is remembered
+    assert kitchen.run().ran == ()  # the first results are still in the cache
 
 
-def test_until_stops_and_keeps(kitchen):
+def test_until_stops_and_keeps_finished_steps(kitchen):
     finished = kitchen.run(until="b")
     assert (finished.ran, list(finished.entries)) == (("a", "b"), ["a", "b"])
     assert set(finished.entries) == {"a", "b"}
@@ -119,7 +119,7 @@ def test_fresh_runs_everything_again(kitchen):
     assert kitchen.run().entries == first.entries
 
 
-def test_a_failing_step_leaves_what_was_done(kitchen, monkeypatch):
+def test_a_failing_step_keeps_earlier_steps(kitchen, monkeypatch):
     good = kitchen.cook
 
     def fail(folders):
@@ -134,7 +134,7 @@ def test_a_failing_step_leaves_what_was_done(kitchen, monkeypatch):
 
 
 @pytest.mark.parametrize("damage", ["content", "missing file", "record", "foreign record", "no json"])
-def test_a_damaged_entry_is_made_anew(kitchen, damage):
+def test_a_damaged_entry_runs_again(kitchen, damage):
     entry = kitchen.run().entries["b"]
     record = entry.folder / "entry.json"
     if damage == "content":
@@ -151,7 +151,7 @@ def test_a_damaged_entry_is_made_anew(kitchen, damage):
     assert dishes(kitchen.run())["b"] == "b0a0"
 
 
-def test_the_log_tells_what_happened(kitchen, tmp_path, monkeypatch):
+def test_the_log_records_each_event(kitchen, tmp_path, monkeypatch):
     kitchen.run(until="a")
     kitchen.run(until="a")
     monkeypatch.setattr(kitchen, "cook", lambda name, above: lambda folders: 1 / 0)
@@ -176,7 +176,7 @@ GATED = GateResult(verdict="PASS", reasons=(), metrics={}, blocks=3)
 @pytest.mark.parametrize(
     ("result", "words"), [(result_of(1), ""), (GATED, " (PASS)")], ids=["none", "gate"]
 )
-def test_a_person_reads_the_figures_that_count(kitchen, result, words):
+def test_progress_shows_the_headline_of_a_result(kitchen, result, words):
     said = []
 
     class Progress(SilentProgress):
@@ -189,14 +189,14 @@ def test_a_person_reads_the_figures_that_count(kitchen, result, words):
     assert said == [f"a: done{words}", f"a: unchanged{words}"]
 
 
-def test_a_result_is_asked_for_by_its_class(kitchen):
+def test_a_result_is_checked_for_its_class(kitchen):
     finished = kitchen.run()
     assert finished.folder("b") == finished.entries["b"].folder
     with pytest.raises(TypeError, match="step 'b' has a PretrainedResult, not a GateResult"):
         finished.result("b", GateResult)
 
 
-def test_what_a_later_step_cannot_read_is_told_before_the_first_runs(kitchen):
+def test_an_unreadable_input_of_a_later_step_fails_before_the_first_runs(kitchen):
     class Unreadable(Cook):
         def ingredients(self):
             raise FileNotFoundError
@@ -218,8 +218,8 @@ def test_names_and_kinds_are_part_of_the_key(kitchen):
     assert len(keys) == 3
 
 
-def test_what_an_unfinished_step_keeps_is_there_when_it_runs_again(tmp_path):
-    """The first run is cut short; the second finds the file; a finished step leaves nothing behind."""
+def test_checkpoints_of_an_interrupted_step_are_kept_for_the_next_run(tmp_path):
+    """The first run is interrupted, the second finds its file, and a finished step removes it."""
     seen = []
 
     def run(folders):
@@ -251,7 +251,7 @@ def test_what_an_unfinished_step_keeps_is_there_when_it_runs_again(tmp_path):
     assert seen == [False, True, False]
 
 
-def test_few_unfinished_steps_are_kept(tmp_path):
+def test_checkpoints_of_only_a_few_interrupted_steps_are_kept(tmp_path):
     cache = Cache(tmp_path / "cache")
     for index in range(KEPT_UNFINISHED + 2):
         folder = cache.unfinished(f"key{index}")

@@ -1,4 +1,4 @@
-"""What only a user and root can have written: owners and modes, by given numbers and on the disk."""
+"""Checks of owners and modes, with made-up status values and on the disk."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def status(mode, uid=ME):
 
 
 def folders(**changes):
-    """What `os.stat` says of the folders above HOME, of which some are other than usual."""
+    """A replacement of `os.stat` for HOME and the folders above it; `changes` replaces usual values."""
     usual = {
         "/": (0o755, ROOT),
         "/people": (0o755, ROOT),
@@ -36,7 +36,7 @@ def folders(**changes):
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o644, 0o400, 0o755])
-def test_a_file_of_ones_own(mode):
+def test_the_users_own_file_is_accepted(mode):
     assert file_fault(Path("job"), status(stat.S_IFREG | mode), ME) is None
 
 
@@ -51,13 +51,13 @@ def test_a_file_of_ones_own(mode):
         (status(stat.S_IFDIR | 0o700), "is not a regular file"),
     ],
 )
-def test_a_file_that_others_may_have_written(found, cause):
+def test_a_file_that_others_may_have_written_is_refused(found, cause):
     fault = file_fault(Path("job"), found, ME)
     assert fault is not None
     assert fault[0] == cause
 
 
-def test_folders_of_ones_own_and_of_root():
+def test_folders_of_the_user_and_of_root_are_accepted():
     check_folder(HOME, ME, status_of=folders())
     check_folder(HOME, ME, status_of=folders(people=(0o1777, ROOT)))
     check_folder(HOME, ME, status_of=folders(people_me=(0o1777, ME)))
@@ -74,23 +74,23 @@ def test_folders_of_ones_own_and_of_root():
         ({"people": (0o1777, OTHER)}, "/people", "belongs to user 1001, not to user 1000 or root"),
     ],
 )
-def test_one_folder_on_the_way_is_enough(changes, place, cause):
+def test_a_single_unsafe_folder_on_the_path_is_refused(changes, place, cause):
     with pytest.raises(StageError) as caught:
         check_folder(HOME, ME, status_of=folders(**changes))
     assert (caught.value.place, caught.value.cause) == (place, cause)
 
 
-def test_the_fix_can_be_pasted():
+def test_the_fix_is_a_quoted_shell_command():
     fault = folder_fault(Path("/a b"), status(stat.S_IFDIR | 0o775), ME, above=True)
     assert fault == ("others can write to it (mode 0775)", "run: chmod go-w '/a b'")
 
 
-def test_root_trusts_root_alone():
+def test_root_trusts_only_root():
     with pytest.raises(StageError, match=r"^/people/me/work: belongs to user 1000, not to user 0 or root"):
         check_folder(HOME, ROOT, status_of=folders())
 
 
-def test_no_folder_and_a_folder_that_is_not_there_yet(tmp_path):
+def test_a_file_is_refused_and_a_missing_folder_is_skipped(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(StageError, match="file: is not a folder"):
         check_folder(tmp_path / "file", os.geteuid())
@@ -100,7 +100,7 @@ def test_no_folder_and_a_folder_that_is_not_there_yet(tmp_path):
         check_folder(tmp_path / "later" / "still", os.geteuid())
 
 
-def test_links_are_followed_to_the_folders_that_count(tmp_path):
+def test_links_are_resolved_before_the_check(tmp_path):
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(0o777)
     (tmp_path / "open" / "inner").mkdir(mode=0o700)
@@ -110,7 +110,7 @@ def test_links_are_followed_to_the_folders_that_count(tmp_path):
     assert caught.value.place == str(tmp_path / "open")
 
 
-def test_a_folder_that_cannot_be_looked_at():
+def test_a_folder_that_cannot_be_read_is_refused():
     def refused(place):
         raise PermissionError(13, "Permission denied")
 
@@ -118,7 +118,7 @@ def test_a_folder_that_cannot_be_looked_at():
         check_folder(HOME, ME, status_of=refused)
 
 
-def test_reading_a_file_of_ones_own(tmp_path):
+def test_read_own_checks_owner_mode_and_size(tmp_path):
     path = tmp_path / "job"
     assert read_own(path, os.geteuid(), 4) is None
     path.write_bytes(b"four")
@@ -133,8 +133,8 @@ def test_reading_a_file_of_ones_own(tmp_path):
         read_own(path, os.geteuid(), 4)
 
 
-def test_what_is_read_is_what_was_checked(tmp_path, monkeypatch):
-    """The file is replaced right after it was opened: the one that was opened is read."""
+def test_the_file_that_was_checked_is_read(tmp_path, monkeypatch):
+    """If the path is replaced just after the file was opened, the opened file is read."""
     path, other = tmp_path / "job", tmp_path / "other"
     for file, text in ((path, "first"), (other, "other")):
         file.write_text(text)
@@ -167,7 +167,7 @@ def test_links_pipes_and_folders_are_not_read(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
-def test_a_file_of_somebody_else(tmp_path):
+def test_a_file_of_another_user_is_refused(tmp_path):
     path = tmp_path / "job"
     path.write_text("{}")
     os.chown(path, OTHER, OTHER)
@@ -183,7 +183,7 @@ def generous_umask():
 
 
 @pytest.mark.usefixtures("generous_umask")
-def test_folders_made_for_oneself(tmp_path):
+def test_private_folders_are_created_with_mode_700(tmp_path):
     (tmp_path / "old").mkdir()
     make_private(tmp_path / "old" / "new" / "inner")
     modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("old", "old/new", "old/new/inner")]

@@ -1,4 +1,4 @@
-"""Every prefix of a recipe: which there are, what is trained for them, and what is told of them."""
+"""`ablate`: the prefixes of a recipe, their training and measurement, and the output."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_the_first_prefix_is_the_shortest_that_trains(project):
     ]
 
 
-def test_a_recipe_that_trains_nothing_has_its_checkpoint(project):
+def test_with_a_checkpoint_the_first_prefix_has_no_stages(project):
     recipe = read_recipe(project.recipe)
     model = recipe.model.model_copy(update={"checkpoint": "weights.safetensors"})
     bare = recipe.model_copy(update={"stage": recipe.stage[1:], "model": model})
@@ -54,8 +54,8 @@ def test_a_recipe_that_trains_nothing_has_its_checkpoint(project):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("classes", [3, 5], ids=["its own head", "a new head"])
-def test_a_network_that_knows_something_already_is_the_first_row(project, tiny, classes):
-    """What the first stage gave or took shows only beside the network that came in."""
+def test_a_pretrained_network_is_the_first_row(project, tiny, classes):
+    """The effect of the first stage shows only in comparison with the incoming network."""
     torch.save(tiny.net(classes=classes).state_dict(), project.folder / "weights.pth")
     project.edit("recipe.toml", "[data]", 'checkpoint = "weights.pth"\n\n[data]')
     found = ablate(project.recipe, blocks=1)
@@ -65,7 +65,7 @@ def test_a_network_that_knows_something_already_is_the_first_row(project, tiny, 
 
 @pytest.fixture(scope="module")
 def ablated(make_project, tmp_path_factory):
-    """The tiny project with a last stage of QAT, what the command wrote, and what it printed."""
+    """The tiny project with a final `qat` stage, the result that the command wrote, and its output."""
     project = make_project(tmp_path_factory.mktemp("ablation") / "project")
     project.edit("recipe.toml", "\n[quantize]", QAT)
     out = project.folder / "out.json"
@@ -88,7 +88,7 @@ def test_every_prefix_is_measured_in_both_precisions(ablated):
 
 
 @pytest.mark.slow
-def test_nothing_is_trained_twice_and_build_goes_on_from_there(ablated, monkeypatch):
+def test_nothing_is_trained_twice_and_build_uses_the_same_steps(ablated, monkeypatch):
     project = ablated[0]
     monkeypatch.chdir(project.folder)
     done = [line["step"] for line in project.events("done")]
@@ -98,7 +98,7 @@ def test_nothing_is_trained_twice_and_build_goes_on_from_there(ablated, monkeypa
 
 
 @pytest.mark.slow
-def test_learned_ranges_are_those_of_the_last_prefix_alone(ablated):
+def test_only_the_last_prefix_has_learned_ranges(ablated):
     project = ablated[0]
     entries = [project.cache / line["key"][:2] / line["key"] for line in project.events("done")]
     found = [json.loads((entry / RECORD).read_text()) for entry in entries]
@@ -108,7 +108,7 @@ def test_learned_ranges_are_those_of_the_last_prefix_alone(ablated):
 
 
 @pytest.mark.slow
-def test_what_is_told_can_be_computed_again(ablated):
+def test_the_output_can_be_computed_again_from_the_result(ablated):
     project, found, printed = ablated
     content = json.loads(printed)
     assert content == json.loads(json.dumps(ablation_json(found), allow_nan=False))
@@ -128,7 +128,7 @@ def test_what_is_told_can_be_computed_again(ablated):
     assert [entry["made_for"] for entry in ablation_json(other)["variants"]] == [None, "z80"] * 3
 
 
-def test_bad_input_is_one_line(project, tmp_path):
+def test_invalid_recipes_are_refused(project, tmp_path):
     with pytest.raises(RecipeError):
         ablate(tmp_path / "missing.toml")
     with pytest.raises(RecipeError):

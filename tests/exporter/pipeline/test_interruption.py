@@ -1,4 +1,4 @@
-"""Builds that are killed, that meet, that run out of disk."""
+"""Builds that are killed, that run at the same time, or that run out of disk space."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ def built_model(project):
 
 
 def kill_at(process, project, event, step):
-    """End a build with SIGKILL as soon as its log tells of an event."""
+    """Kill a build with SIGKILL as soon as its log contains an event."""
     while not any(line["event"] == event and line.get("step") == step for line in project.events()):
         try:
-            process.wait(timeout=0.002)  # paces the loop, and notices a build that ended early
+            process.wait(
+                timeout=0.002
+            )  # waits between reads of the log, and detects a build that ended early
         except subprocess.TimeoutExpired:
             continue
         pytest.fail(f"the build ended before {event} {step}: {process.stderr.read()}")
@@ -30,14 +32,14 @@ def kill_at(process, project, event, step):
     assert process.returncode == -9
 
 
-def test_a_killed_build_resumes_where_it_died(project, built_once):
-    """Four kills in a row, each at another step; what was finished before is never done again."""
+def test_a_killed_build_resumes_at_the_interrupted_step(project, built_once):
+    """The build is killed four times, each at another step; finished steps never run again."""
     moments = [("start", "pretrained"), ("done", "finetune"), ("start", "export"), ("start", "parity")]
     for event, step in moments:
         kill_at(project.start("--until", "parity"), project, event, step)
         done = {line["step"]: line["key"] for line in project.events("done")}
         cache = Cache(project.cache)
-        # Each kind of step comes once in this recipe, and gives the step its name.
+        # Each kind of step occurs once in this recipe, so the name of each step is its kind.
         assert all(cache.find(key, step) is not None for step, key in done.items())
     process = project.start("--until", "parity", "--json")
     out, err = process.communicate()
@@ -49,7 +51,7 @@ def test_a_killed_build_resumes_where_it_died(project, built_once):
     assert sorted(done) == sorted(set(done))
 
 
-def test_two_builds_at_once_do_the_work_once(project, built_once):
+def test_two_builds_at_the_same_time_do_the_work_once(project, built_once):
     processes = [project.start("--until", "parity") for _ in range(2)]
     ends = [process.communicate() for process in processes]
     assert [process.returncode for process in processes] == [0, 0], ends
@@ -60,12 +62,12 @@ def test_two_builds_at_once_do_the_work_once(project, built_once):
     assert pids == {process.pid for process in processes}
     waited = [err for _, err in ends if "waiting for the build of " in err]
     assert len(waited) == 1
-    # The one that comes a moment after the lock was taken cannot know by whom.
+    # If the second build comes just after the lock was taken, it does not know the holder yet.
     holders = [*(f"process {pid}" for pid in pids), "another process"]
     assert any(f"waiting for the build of {holder} to finish" in waited[0] for holder in holders)
 
 
-# Runs `edgeproof` with a largest size of files, as a full disk would have one.
+# Runs `edgeproof` with a limit on the size of files, to simulate a full disk.
 LIMITED = """
 import atexit, resource, sys
 from exporter.cli import main
@@ -81,8 +83,8 @@ main()
     ("step", "file"),
     [("pretrained", "weights.safetensors"), ("quantize", "model.onnx"), ("parity", "evaluation.npz")],
 )
-def test_a_full_disk_is_one_line(project, built_once, step, file):
-    """A file lacks one byte; all that are written before it are smaller."""
+def test_a_full_disk_is_reported_in_one_line(project, built_once, step, file):
+    """The limit is one byte below the size of a file; all files written before it are smaller."""
     limit = (built_once.entry(step) / file).stat().st_size - 1
     ran = subprocess.run(
         [sys.executable, "-c", LIMITED, str(limit), "build", str(project.recipe), "--until", "parity"],
@@ -102,14 +104,14 @@ def test_a_full_disk_is_one_line(project, built_once, step, file):
     assert project.events("failed")[0]["step"] == step
     assert not list(project.cache.rglob(".tmp-*"))
     assert not project.artifact.exists()
-    # With space again, the build goes on from there.
+    # With enough space, the next build resumes at the failed step.
     finished = {line["step"] for line in project.events("done")}
     outcome = project.build(until="parity")
     assert outcome.ran[0] == step
     assert finished.isdisjoint(outcome.ran)
 
 
-def test_a_full_disk_while_packaging_leaves_the_old_artifact(built):
+def test_a_full_disk_during_packaging_keeps_the_old_artifact(built):
     before = {path.name: path.read_bytes() for path in built.artifact.iterdir()}
     limit = (built.artifact / "report.html").stat().st_size - 1
     ran = subprocess.run(

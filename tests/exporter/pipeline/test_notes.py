@@ -1,4 +1,4 @@
-"""What a data factory has to say of its samples reaches the person."""
+"""Notes of a data factory are shown by the build."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ data = { factory = "shapes:noted", args = { note = "one note" } }
 
 
 class Listening(SilentProgress):
-    """Keeps what is said."""
+    """Collects all messages."""
 
     def __init__(self):
         self.said = []
@@ -40,20 +40,20 @@ class Listening(SilentProgress):
 
 @pytest.fixture
 def noted(project):
-    """A project with a data factory that has two things to say."""
+    """A project with a data factory that returns two notes."""
     source = project.folder / "shapes.py"
     source.write_text(source.read_text() + NOTED)
     return project
 
 
-def test_a_build_says_the_notes_of_its_data_in_one_line_each(noted):
+def test_a_build_shows_each_note_of_its_data_in_one_line(noted):
     progress = Listening()
     recipe = read_recipe(noted.recipe, ["data.factory=shapes:noted", "data.args={note='one note'}"])
     resolve_recipe(recipe, noted.folder, progress)
     assert progress.said == ["reading data", "note: data: one note", "note: data: another note"]
 
 
-def test_a_build_says_the_notes_of_source_data(noted):
+def test_a_build_shows_the_notes_of_source_data(noted):
     noted.recipe.write_text(noted.recipe.read_text() + PRETRAIN)
     progress = Listening()
     for step in plan_steps(resolve_recipe(read_recipe(noted.recipe), noted.folder, progress)):
@@ -63,9 +63,9 @@ def test_a_build_says_the_notes_of_source_data(noted):
 
 @pytest.mark.parametrize("notes", ["one text", ["a list"], (1,)])
 def test_notes_are_a_tuple_of_texts(splits, notes):
-    with pytest.raises(DataError, match=r"data: notes: are .*; give a tuple of texts"):
+    with pytest.raises(DataError, match=r"data: notes: are .*; make them a tuple of texts"):
         check_splits(dataclasses.replace(splits, notes=notes), "data")
 
 
-def test_notes_change_no_sample(splits):
+def test_notes_do_not_change_the_fingerprint(splits):
     assert fingerprint(dataclasses.replace(splits, notes=("odd",))) == fingerprint(splits)

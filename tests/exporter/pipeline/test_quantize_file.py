@@ -1,4 +1,4 @@
-"""`edgeproof quantize`: from somebody else's float .onnx."""
+"""`edgeproof quantize` on float .onnx files that edgeproof did not export."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def weights():
 
 @pytest.fixture
 def model(tmp_path, weights):
-    """Pad, Conv, BatchNormalization, Relu, spatial mean: what a quantizer must not meet as it is."""
+    """Pad, Conv, BatchNormalization, Relu, spatial mean: operators that are rewritten before quantization."""
     pads = np.array([0, 0, 0, 0, 0, 0, 1, 1], np.int64)
     nodes = [
         helper.make_node("Pad", ["x", "pads"], ["padded"], name="pad"),
@@ -75,7 +75,7 @@ def data(tmp_path):
     return path
 
 
-def test_norm_padding_and_mean_leave_no_island(model, data, tmp_path):
+def test_norm_padding_and_mean_leave_no_float_operators(model, data, tmp_path):
     out = tmp_path / "int8.onnx"
     found = quantize_file(model, data, out, target="x86-vnni")
     assert (found.made.target, found.made.samples, found.model) == ("x86-vnni", 40, out)
@@ -106,7 +106,7 @@ def test_a_fixed_batch_is_kept(tmp_path, weights, data):
     assert quantize_file(model, data, tmp_path / "int8.onnx").made.samples == 40
 
 
-def test_samples_that_do_not_fill_fixed_batches_are_refused(tmp_path, weights, data):
+def test_samples_that_do_not_fill_batches_of_fixed_size_are_refused(tmp_path, weights, data):
     nodes = [helper.make_node("Conv", ["x", "w"], ["y"], name="conv")]
     model = save(tmp_path, nodes, {"w": weights["w"]}, batch=7, output=(4, 6, 6))
     with pytest.raises(DataError, match="40 samples do not fill batches of 7"):
@@ -114,7 +114,7 @@ def test_samples_that_do_not_fill_fixed_batches_are_refused(tmp_path, weights, d
 
 
 @pytest.mark.parametrize("method", ["minmax", "entropy"])
-def test_how_samples_are_stored_changes_nothing(model, data, tmp_path, method):
+def test_the_storage_of_the_samples_does_not_matter(model, data, tmp_path, method):
     with np.load(data) as arrays:
         x = arrays["x"]
     stored = {
@@ -177,7 +177,7 @@ def test_data_of_another_model_are_refused(model, tmp_path):
         quantize_file(model, path, tmp_path / "int8.onnx")
 
 
-def test_ranges_are_kept_and_used_when_other_nodes_are_excluded(model, data, tmp_path):
+def test_stored_ranges_are_used_when_other_nodes_are_excluded(model, data, tmp_path):
     cache, out = tmp_path / "ranges", tmp_path / "int8.onnx"
 
     def run(**options):
@@ -191,7 +191,7 @@ def test_ranges_are_kept_and_used_when_other_nodes_are_excluded(model, data, tmp
     assert run(cache=cache) == (plain, 0)
     excluding = run(exclude=("mean",))[0]
     assert run(cache=cache, exclude=("mean",)) == (excluding, 0)
-    # The convolution's own result is rounded only where its Relu is not absorbed.
+    # The output of the convolution itself needs a range only if its Relu is not fused.
     assert run(cache=cache, exclude=("relu",))[1] == batches
     assert run(cache=cache, exclude=("relu",))[1] == 0
     with np.load(data) as arrays:
@@ -202,7 +202,7 @@ def test_ranges_are_kept_and_used_when_other_nodes_are_excluded(model, data, tmp
 @pytest.mark.parametrize(
     "content", [b"", b"[]", b"{", b'{"KEY": {"x": [NaN, 1]}}', b'{"KEY": {"x": [2, 1]}}']
 )
-def test_damaged_ranges_are_collected_anew(model, data, tmp_path, content):
+def test_damaged_stored_ranges_are_collected_again(model, data, tmp_path, content):
     cache, out = tmp_path / "ranges", tmp_path / "int8.onnx"
     wanted = quantize_file(model, data, out, cache=cache).sha256
     (file,) = cache.iterdir()
@@ -220,7 +220,7 @@ def test_an_unknown_node_cannot_be_excluded(model, data, tmp_path):
 
 @pytest.fixture
 def products(tmp_path):
-    """Two Gemms, as in a network of products alone."""
+    """A network of two Gemms with a Relu."""
     generator = np.random.default_rng(0)
     nodes = [
         helper.make_node("Gemm", ["x", "w"], ["h"], name="first"),
@@ -272,7 +272,7 @@ def test_bits_from_the_command_line(products, tmp_path, command):
         ((), "--data: is missing, but 8 bits need calibration samples"),
     ],
 )
-def test_options_that_do_not_go_together(products, tmp_path, command, options, line):
+def test_contradictory_options_are_refused(products, tmp_path, command, options, line):
     found = command("quantize", products, "--out", tmp_path / "small.onnx", *options)
     assert (found.code, found.out) == (2, "")
     assert found.err.startswith(f"error: {line}")
@@ -299,7 +299,7 @@ def test_the_samples_are_not_overwritten(model, data, tmp_path, command):
 
 
 def test_weights_that_the_input_names_are_not_overwritten(model, data, tmp_path, command):
-    """`int8.onnx` may bring an `int8.onnx.data`, which is what the float model calls its weights."""
+    """Writing `int8.onnx` may write `int8.onnx.data`, which is the weight file of the float model."""
     given = tmp_path / "given.onnx"
     onnx.save(
         onnx.load(model), given, save_as_external_data=True, location="int8.onnx.data", size_threshold=0
@@ -310,7 +310,7 @@ def test_weights_that_the_input_names_are_not_overwritten(model, data, tmp_path,
     assert (tmp_path / "int8.onnx.data").read_bytes() == before
 
 
-def test_a_runtime_can_be_asked_for(model, data, tmp_path, command):
+def test_a_runtime_can_be_requested(model, data, tmp_path, command):
     out = tmp_path / "int8.onnx"
     ran = command("quantize", model, "--data", data, "--out", out, "--onnxruntime", ">=1.24", "--json")
     assert (ran.code, json.loads(ran.out)["min_onnxruntime"]) == (0, "1.22")
@@ -324,7 +324,7 @@ def test_a_runtime_can_be_asked_for(model, data, tmp_path, command):
         (">=1.9", "1.9 is older than 1.22, the oldest ONNX Runtime that edgeproof supports"),
     ],
 )
-def test_a_runtime_that_cannot_be_asked_for_is_refused(model, data, command, asked, line):
+def test_an_invalid_runtime_is_refused(model, data, command, asked, line):
     out = model.with_name("o.onnx")
     ran = command("quantize", model, "--data", data, "--out", out, "--onnxruntime", asked)
     assert ran.code == 2
@@ -347,7 +347,9 @@ def test_a_network_that_the_runtime_cannot_run_is_refused_before_calibration(
         'set onnxruntime to ">=1.24", or change the network\n',
     )
     assert not (tmp_path / "o.onnx").exists()
-    assert command(*quantize).code == 0  # nothing was asked for: the file says what it needs
+    assert (
+        command(*quantize).code == 0
+    )  # no runtime was requested; the file states the version that it needs
     assert stated_version(tmp_path / "o.onnx") == (1, 24)
 
 

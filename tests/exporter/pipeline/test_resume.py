@@ -1,4 +1,4 @@
-"""A training that was cut short goes on and ends with the very same bytes."""
+"""An interrupted training resumes and ends with exactly the same weights."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ EVERYTHING = {"ema": 0.9, "mixup": 0.4, "patience": 5, "probe_epochs": 1, "layer
 
 
 class Dropping(nn.Module):
-    """Draws from torch's own generator."""
+    """A network with dropout, which draws from PyTorch's generator."""
 
     def __init__(self, net):
         super().__init__()
@@ -36,7 +36,7 @@ class Dropping(nn.Module):
 
 
 class Drift(Hook):
-    """Keeps a tensor that hangs on every step before."""
+    """A hook with a tensor that depends on all earlier steps."""
 
     def begin(self, network, steps, steps_per_epoch):
         self.network, self.memory = network, torch.zeros(8)
@@ -57,7 +57,7 @@ class Drift(Hook):
 
 
 class Learning(nn.Module):
-    """A loss with a weight of its own."""
+    """A loss with its own trainable weight."""
 
     def __init__(self):
         super().__init__()
@@ -72,7 +72,7 @@ def noisy(inputs, generator):
 
 
 def train(tiny, splits, checkpoints=None, *, stop_at=None, progress=SILENT, **changes):
-    """Train; with `stop_at`, end as if killed when that step begins."""
+    """Train; with `stop_at`, raise KeyboardInterrupt when that step begins."""
     network = Network(Dropping(tiny.net()))
     config = FineTuneConfig(
         **{"kind": "finetune", "epochs": 4, "batch_size": 10, "learning_rate": 0.05} | EVERYTHING | changes
@@ -106,7 +106,7 @@ def train(tiny, splits, checkpoints=None, *, stop_at=None, progress=SILENT, **ch
 
 
 @pytest.mark.parametrize("stop_at", [1, 5, 12, 19])
-def test_the_end_is_the_same(tiny, splits, tmp_path, stop_at):
+def test_a_resumed_training_ends_with_equal_weights(tiny, splits, tmp_path, stop_at):
     expected, curves, steps = train(tiny, splits)
     assert steps == 20
     with pytest.raises(KeyboardInterrupt):
@@ -131,8 +131,8 @@ def test_a_finished_training_is_not_trained_again(tiny, splits, tmp_path):
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-def test_checkpoints_keep_their_distance(tiny, splits, tmp_path):
-    """A clock that moves a second whenever it is read: a checkpoint every seven seconds."""
+def test_checkpoints_are_written_at_intervals(tiny, splits, tmp_path):
+    """The clock advances one second per read, and a checkpoint is written every seven seconds."""
     seconds = iter(range(1000))
     written = []
 
@@ -146,7 +146,7 @@ def test_checkpoints_keep_their_distance(tiny, splits, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["empty", "short", "foreign", "old", "absent"])
-def test_a_damaged_checkpoint_is_no_checkpoint(tmp_path, damage):
+def test_a_damaged_checkpoint_is_not_read(tmp_path, damage):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.write("a", Saved({"x": torch.ones(3)}, Values()))
     (path,) = tmp_path.iterdir()
@@ -165,7 +165,7 @@ def test_a_damaged_checkpoint_is_no_checkpoint(tmp_path, damage):
     assert checkpoints.read("a", Values) is None
 
 
-def test_tied_weights_can_be_kept(tmp_path):
+def test_tied_weights_can_be_stored(tmp_path):
     weight = torch.ones(3)
     Checkpoints(tmp_path).write("a", Saved({"x": weight, "y": weight}, Values()))
     assert torch.equal(Checkpoints(tmp_path).read("a", Values).tensors["y"], weight)
@@ -198,7 +198,7 @@ fit(network, make_splits(), config, cross_entropy(), seed=0, name="x", progress=
 """
 
 
-def test_after_a_real_kill(tiny, splits, tmp_path):
+def test_resuming_after_sigkill(tiny, splits, tmp_path):
     from pathlib import Path
 
     here = Path(__file__).parents[1]
@@ -236,7 +236,7 @@ def test_after_a_real_kill(tiny, splits, tmp_path):
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-def test_a_loss_that_is_no_number_leaves_the_best_weights(tiny, splits, tmp_path):
+def test_a_loss_of_nan_keeps_the_best_weights(tiny, splits, tmp_path):
     class Poison(Hook):
         def __init__(self, at):
             self.at, self.states = at, []

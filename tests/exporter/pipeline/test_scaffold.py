@@ -1,4 +1,4 @@
-"""`edgeproof new` writes what builds as it is."""
+"""`edgeproof new` writes an example that builds without changes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from exporter.sources.lookup import add_import_roots, find_factory
 from exporter.sources.splits import check_splits
 
 
-def test_everything_that_a_first_build_needs(tmp_path):
+def test_the_folder_contains_everything_for_a_first_build(tmp_path):
     path = scaffold(tmp_path / "mine")
     assert path == tmp_path / "mine" / "recipe.toml"
     assert {entry.name for entry in path.parent.iterdir()} == {
@@ -29,7 +29,7 @@ def test_everything_that_a_first_build_needs(tmp_path):
         assert ast.get_docstring(ast.parse((path.parent / name).read_text()))
 
 
-def test_its_factories_fit_each_other(tmp_path):
+def test_the_example_network_fits_the_example_data(tmp_path):
     from exporter.training.loop import check_classes
 
     recipe = read_recipe(scaffold(tmp_path / "mine"))

@@ -1,4 +1,4 @@
-"""Several threads of one process use the exporter at once, and give what they give alone."""
+"""Several threads of a process use the exporter at the same time; their results do not change."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_two_threads_quantize_at_once(built, tmp_path):
 
 
 def test_two_threads_build_in_turn(make_project, tmp_path, monkeypatch):
-    """The second waits, says so, and trains as if it were alone."""
+    """The second build waits, reports it, and gives the same result as alone."""
     monkeypatch.chdir(tmp_path)
     projects = [make_project(tmp_path / name) for name in ("one", "two")]
     projects[1].edit("recipe.toml", "epochs = 2", "epochs = 1")
@@ -61,8 +61,8 @@ def test_two_threads_build_in_turn(make_project, tmp_path, monkeypatch):
     assert said.count("waiting for the build of another thread to finish") == 1
 
 
-def test_the_next_recipe_of_a_process_reads_its_own_modules(make_project, tmp_path, monkeypatch):
-    """Each folder has a `net.py`; and what was edited between two builds is read again."""
+def test_the_next_recipe_of_a_process_imports_its_own_modules(make_project, tmp_path, monkeypatch):
+    """Each folder has its own `net.py`; modules edited between two builds are read again."""
     monkeypatch.chdir(tmp_path)
     first, second = (make_project(tmp_path / name) for name in ("one", "two"))
     second.edit("net.py", "width=8", "width=6")

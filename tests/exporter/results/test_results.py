@@ -1,4 +1,4 @@
-"""Results are written and read by one definition, and say nothing of what does not apply."""
+"""Results are written and read by the same classes, without keys for figures that do not apply."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ EVERY = [
 
 
 @pytest.mark.parametrize("result", EVERY, ids=lambda result: type(result).__name__)
-def test_what_is_written_is_read_again(result):
+def test_a_written_result_is_read_again(result):
     content = json.dumps(result.as_json(), allow_nan=False)
     found = read_step_result(result.kind, content.encode())
     assert type(found) is type(result)
@@ -168,12 +168,12 @@ def test_what_is_written_is_read_again(result):
     assert found.as_json() == result.as_json()
 
 
-def test_every_kind_of_step_is_among_them():
+def test_the_examples_cover_every_result_class():
     every = set(results.AnyResult.__args__)
     assert {type(result) for result in EVERY} == every
 
 
-def test_what_does_not_apply_has_no_key():
+def test_figures_that_do_not_apply_have_no_key():
     plain, checkpoint, tuned = (EVERY[index].as_json() for index in range(3))
     assert plain == {"parameters": 3, "classes": 2}
     assert checkpoint == {"parameters": 3, "tensors": 4, "new_head": None, "classes": 2}
@@ -218,12 +218,12 @@ def test_a_quantized_file_is_one_flat_object():
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_figure_that_json_lacks_is_refused(value):
+def test_figures_that_json_cannot_represent_are_refused(value):
     with pytest.raises(ValueError, match="finite number"):
         results.ReestimateResult(norms=1, largest_shift=value, accuracy_before=0.5, evaluation_accuracy=0.5)
 
 
-def test_headlines_tell_the_figures_that_a_person_waits_for():
+def test_headlines_show_the_most_important_figures():
     texts = {type(result).__name__: ", ".join(result.headline()) for result in EVERY}
     assert texts["QatResult"] == "accuracy 50.00%, 25.00% of parameters zero, for arm64"
     assert texts["ShrinkResult"] == "accuracy 25.00%, 25.00% of parameters zero, 2 to 2 ms"
@@ -234,6 +234,6 @@ def test_headlines_tell_the_figures_that_a_person_waits_for():
     assert texts["PretrainedResult"] == ""
 
 
-def test_sparse_by_less_than_it_shows():
+def test_a_network_without_zeros_has_no_text_about_zeros():
     zeros = results.Zeros(zero_share=0.0, sparsity=0.0, zeros=0, eligible_parameters=0, parameters=4)
     assert zeros.zeros_text() == ()
