@@ -55,7 +55,7 @@ def weights():
 
 @pytest.fixture
 def model(tmp_path, weights):
-    """Pad, Conv, BatchNormalization, Relu, spatial mean: operators that are rewritten before quantization."""
+    """Pad, Conv, BatchNormalization, Relu and spatial mean, which are rewritten before quantization."""
     pads = np.array([0, 0, 0, 0, 0, 0, 1, 1], np.int64)
     nodes = [
         helper.make_node("Pad", ["x", "pads"], ["padded"], name="pad"),
