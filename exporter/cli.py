@@ -118,7 +118,9 @@ def ablate(
 @app.command()
 def follow(
     recipe: Annotated[Path, typer.Argument(help="The recipe, on a file system that all machines share.")],
-    node: Annotated[int, typer.Option(min=1, help="Which of train.nodes this machine is, from 1.")],
+    node: Annotated[
+        int, typer.Option(min=1, help="Index of this machine, from 1; that of the build is 0.")
+    ],
 ) -> None:
     """Take part in the trainings of a build that runs on another machine, until this command is stopped.
 
@@ -270,7 +272,9 @@ def _print_quantized(found: QuantizedFile, *, as_json: bool) -> None:
         return
     made = found.made
     what = (
-        f"{made.samples} samples" if isinstance(made, Int8Model) else f"{made.products} products in 4 bits"
+        f"{made.samples} samples"
+        if isinstance(made, Int8Model)
+        else f"{made.products} matrix products in 4 bits"
     )
     print_rich(
         escape(

@@ -40,7 +40,9 @@ class QuantizeConfig(FrozenModel):
     """`[quantize]`: static quantization to int8, or of weights only to 4 bits."""
 
     target: TargetName = Field(
-        "auto", description="Kind of CPU that the model will run on; `auto` is the CPU of the build."
+        "auto",
+        description="Kind of CPU that the model will run on. `auto`: the CPU of the build. `portable`: "
+        "correct on every CPU, and fast on x86.",
     )
     onnxruntime: str | None = Field(
         None,
@@ -53,7 +55,11 @@ class QuantizeConfig(FrozenModel):
         None, ge=1, description="Number of calibration samples to use; by default all, but at most 256."
     )
     method: CalibrationMethod = Field(
-        "minmax", description="Method that chooses the activation ranges from the calibration samples."
+        "minmax",
+        description="Method that chooses activation ranges from the calibration samples. `minmax`: the "
+        "extreme values. `moving_average`: moving averages of the extreme values of batches. `percentile`: "
+        "cuts off at most 0.01 % of the values. `entropy`: least KL divergence. `mse`: least squared "
+        "error.",
     )
     exclude: tuple[str, ...] = Field((), description="Names of ONNX nodes to keep in float.")
     bits: Literal[4, 8] = Field(
@@ -76,7 +82,9 @@ class QuantizeConfig(FrozenModel):
     )
     repair: tuple[RepairName, ...] = Field(
         (),
-        description="Accuracy repairs to try, in this order. Each is kept only if it brings the int8 "
+        description="Accuracy repairs to try, in the order of this list. `equalize`: scale channels of "
+        "successive layers against each other. `smooth`: scale activations against weights. `adaround`: "
+        "learn the rounding of weights. `bias`: correct biases. Each is kept only if it brings the int8 "
         "output nearer to float on held-out calibration samples.",
     )
     fallback: FallbackConfig | None = None
