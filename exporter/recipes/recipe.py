@@ -1,4 +1,4 @@
-"""The whole recipe."""
+"""The class `Recipe`, which contains all tables of a recipe."""
 
 from __future__ import annotations
 
