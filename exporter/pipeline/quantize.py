@@ -39,14 +39,12 @@ def quantize(
         bits: 8 quantizes weights and activations; 4 quantizes only weights of matrix products, in blocks.
         block_size: with 4 bits, the number of weights that share a scale.
         target: the kind of CPU that the model will run on; `auto` is this CPU.
-        onnxruntime: versions of ONNX Runtime that the model must run on, for example `>=1.24`; by default
-            the quantized model uses nothing that the oldest supported version lacks.
+        onnxruntime: versions that must run the model, for example `>=1.24`; by default all supported ones.
         method: method that chooses the activation ranges.
         exclude: names of nodes to keep in float.
         cache: folder in which activation ranges are stored and reused; None stores nothing.
         repair: names of accuracy repairs, in order; each is kept only if it helps on held-out samples.
-        max_drop: largest accuracy loss on held-out samples, a fraction from 0 to below 1; layers stay in
-            float until it is met. None sets no limit.
+        max_drop: largest accuracy loss on held-out samples, from 0 to below 1; keeps layers in float.
         progress: receives a message for every batch.
 
     Raises:
@@ -88,9 +86,7 @@ def quantize(
             "name an .npz of some hundred samples",
         )
     if max_drop is not None and not 0 <= max_drop < 1:
-        raise UsageError(
-            "--max-drop", f"{max_drop:g} is not a fraction", "choose a number from 0 to below 1"
-        )
+        raise UsageError("--max-drop", f"{max_drop:g} is out of range", "choose from 0 to below 1")
     from exporter.pipeline.quantize_file import quantize_file
     from exporter.quantization.int8_repaired import RepairSettings, check_repairs
     from exporter.recipes import FallbackConfig

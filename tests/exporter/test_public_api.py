@@ -147,7 +147,7 @@ def test_quantize_and_gate_in_five_lines():
         ({"method": "guess"}, "--method: 'guess' is unknown; choose one of: "),
         (
             {"data": "x.npz", "max_drop": 1.0},
-            "--max-drop: 1 is not a fraction; choose a number from 0 to below 1",
+            "--max-drop: 1 is out of range; choose from 0 to below 1",
         ),
         (
             {"bits": 4, "data": "x.npz"},
