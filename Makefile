@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Every worker makes the models that its tests share; more than eight would make more than they save.
 PARALLEL := -n auto --maxprocesses 8 --dist worksteal
 
-.PHONY: help demo test check check-slow format lint types imports coverage schema perf clean
+.PHONY: help demo test check check-slow format lint types imports docs reference coverage schema perf clean
 
 help:  ## Show the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -36,6 +36,12 @@ types: $(STAMP)  ## Check the types.
 
 imports: $(STAMP)  ## Check that imports go down from room to room.
 	$(BIN)/lint-imports
+
+docs: $(STAMP)  ## Build the documentation site into site/, strictly.
+	$(BIN)/zensical build --clean --strict
+
+reference: $(STAMP)  ## Write the reference pages of the documentation again.
+	$(BIN)/python -m tests.docs.reference
 
 format: $(STAMP)  ## Format the code.
 	$(BIN)/ruff format .
