@@ -19,7 +19,7 @@ ROW = re.compile(r"^\| `(\w+(?:/|\.py))` \| (.*?) \|(?: (.*?) \|)?$", re.MULTILI
 def table_of(package):
     """Return the rows of a package's table: room, content, files to start with."""
     page = PAGES[0].read_text()
-    _, _, rest = page.partition(f"| `{package}/` | what lives there | to start with |\n")
+    _, _, rest = page.partition(f"| `{package}/` | content | start reading at |\n")
     return ROW.findall(rest.partition("\n\n")[0])
 
 
