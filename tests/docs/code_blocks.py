@@ -32,7 +32,7 @@ from bench.core.errors import EdgeproofError
 from exporter.recipes.reading import read_recipe
 
 INFO = re.compile(r"(?P<language>\w+)(?:\s+title=\"(?P<title>[\w./-]+)\")?$")
-SECONDS = 240
+SECONDS = 600
 # What a fragment of a recipe lacks is taken from here.
 COMPLETE = {
     "name": 'name = "complete"',

@@ -19,7 +19,7 @@ def desk(tmp_path_factory):
 
     `model.onnx` is a trained float model, with `calibration.npz` and `evaluation.npz`.
     `artifacts/my-model` is an artifact, `releases/my-model` an earlier one.
-    `pictures/` has one folder per class.
+    `pictures/train` and `pictures/val` have one folder per class.
     """
     folder = tmp_path_factory.mktemp("desk")
 
@@ -35,12 +35,10 @@ def desk(tmp_path_factory):
         assert done.returncode == 0, done.stderr[-2000:]
 
     run("new", "my-model")
-    run(
-        *("build", "my-model/recipe.toml", "--set", "stage.finetune.epochs=2"),
-        *("--set", "data.args={ train = 600, calibration = 64, evaluation = 600 }"),
-    )
+    build = ("build", "my-model/recipe.toml", "--set", "stage.finetune.epochs=3")
+    run(*build, "--out", "releases/my-model")
+    run(*build, "--set", "quantize.method=mse")  # trains nothing again, and is another file
     artifact = folder / "artifacts" / "my-model"
-    shutil.copytree(artifact, folder / "releases" / "my-model")
     shutil.copyfile(artifact / "model.fp32.onnx", folder / "model.onnx")
     shutil.copyfile(artifact / "evaluation.npz", folder / "evaluation.npz")
     with np.load(artifact / "evaluation.npz") as arrays:
@@ -51,17 +49,26 @@ def desk(tmp_path_factory):
 
 
 def draw_pictures(folder):
-    """Discs and squares of random place and colour, 60 of each, in one folder per class."""
+    """Discs and squares, in one folder per class: 60 of each to train on, 150 to evaluate."""
     generator = np.random.default_rng(0)
-    for name in ("discs", "squares"):
-        (folder / name).mkdir(parents=True)
-        for index in range(60):
-            image = Image.new("RGB", (80, 64), tuple(generator.integers(0, 120, 3).tolist()))
-            x, y, radius = generator.integers([20, 20, 8], [60, 44, 18]).tolist()
-            box = (x - radius, y - radius, x + radius, y + radius)
-            shape = ImageDraw.Draw(image).ellipse if name == "discs" else ImageDraw.Draw(image).rectangle
-            shape(box, fill=tuple(generator.integers(140, 256, 3).tolist()))
-            image.save(folder / name / f"{index}.png")
+    for split, count in (("train", 60), ("val", 150)):
+        for name in ("discs", "squares"):
+            (folder / split / name).mkdir(parents=True)
+            for index in range(count):
+                draw_picture(name, generator).save(folder / split / name / f"{index}.png")
+
+
+def draw_picture(name, generator):
+    """A bright disc or square on a dark ground, 80 x 64 pixels."""
+    image = Image.new("RGB", (80, 64), tuple(generator.integers(0, 120, 3).tolist()))
+    x, y, radius = generator.integers([20, 20, 8], [60, 44, 18]).tolist()
+    canvas = ImageDraw.Draw(image)
+    shape = canvas.ellipse if name == "discs" else canvas.rectangle
+    shape(
+        (x - radius, y - radius, x + radius, y + radius),
+        fill=tuple(generator.integers(140, 256, 3).tolist()),
+    )
+    return image
 
 
 @pytest.fixture
