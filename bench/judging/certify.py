@@ -99,7 +99,7 @@ def certify(
         StorageError: the certificate cannot be written.
         Interrupted: Ctrl-C was pressed. The complete blocks are kept in the certificate.
 
-    Example:
+    Examples:
         >>> import bench
         >>> options = bench.CertifyOptions(blocks=1, slowdowns=())
         >>> certificate = bench.certify("model.onnx", options=options)

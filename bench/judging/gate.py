@@ -143,7 +143,7 @@ def compare(
         PolicyError: `options.pairs` is too small.
         Interrupted: Ctrl-C was pressed. The exception holds the complete blocks.
 
-    Example:
+    Examples:
         >>> import bench
         >>> judgement = bench.compare(
         ...     "older.onnx",
@@ -208,7 +208,7 @@ def gate(
         DataError: the samples do not fit the models.
         Interrupted: Ctrl-C was pressed. The exception holds the complete blocks.
 
-    Example:
+    Examples:
         >>> import bench
         >>> policy = {"float_twin": {"latency_p50": None, "accuracy": 0.2}}
         >>> judgement = bench.gate("artifact", policy=policy, options=bench.GateOptions(pairs=10))

@@ -22,7 +22,7 @@ def replay(path: AnyPath) -> tuple[Result, Judgement | None]:
     Raises:
         ResultError: the file cannot be read, or its parts contradict each other.
 
-    Example:
+    Examples:
         >>> import bench
         >>> bench.write_result("result.json", bench.measure("model.onnx", blocks=1))
         >>> result, judgement = bench.replay("result.json")

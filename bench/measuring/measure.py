@@ -393,7 +393,7 @@ def measure(
         MeasurementError: a process died or hung.
         Interrupted: Ctrl-C was pressed. The exception holds the complete blocks.
 
-    Example:
+    Examples:
         >>> import bench
         >>> result = bench.measure("model.onnx", data="evaluation.npz", blocks=2)
         >>> result.models[0].latency().p50 > 0  # nanoseconds

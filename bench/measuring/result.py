@@ -286,7 +286,7 @@ def write_result(path: AnyPath, result: FrozenModel) -> None:
     Raises:
         StorageError: the file cannot be written.
 
-    Example:
+    Examples:
         >>> import bench
         >>> bench.write_result("result.json", bench.measure("model.onnx", blocks=1))
     """
@@ -302,7 +302,7 @@ def read_result(path: AnyPath) -> Result:
     Raises:
         ResultError: the file is missing or damaged, or its schema is unknown to this version.
 
-    Example:
+    Examples:
         >>> import bench
         >>> bench.write_result("result.json", bench.measure("model.onnx", blocks=2))
         >>> len(bench.read_result("result.json").models[0].runs)

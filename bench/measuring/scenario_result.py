@@ -188,7 +188,7 @@ def read_scenario(path: AnyPath) -> ScenarioResult:
         ResultError: the file is missing or damaged, contradicts itself, or has a schema that is unknown to
             this version.
 
-    Example:
+    Examples:
         >>> import bench
         >>> load = bench.ScenarioConfig(bench.Scenario.OFFLINE, batches=(4,), duration_s=0.1, processes=1)
         >>> bench.write_result("result.json", bench.measure_scenario("model.onnx", config=load))

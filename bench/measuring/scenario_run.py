@@ -138,7 +138,7 @@ def measure_scenario(
         MeasurementError: a process died or hung.
         Interrupted: Ctrl-C was pressed. The exception holds the results of the completed processes.
 
-    Example:
+    Examples:
         >>> import bench
         >>> load = bench.ScenarioConfig(bench.Scenario.OFFLINE, batches=(1, 8), duration_s=0.1, processes=1)
         >>> result = bench.measure_scenario("model.onnx", config=load)

@@ -50,7 +50,7 @@ def verify(artifact: AnyPath, *, progress: Progress = SILENT) -> Verification:
         ArtifactError: a file is missing, was changed or is not in the manifest, or the outputs differ.
         ModelError: the artifact needs a newer ONNX Runtime than the installed one.
 
-    Example:
+    Examples:
         >>> import bench
         >>> bench.verify("artifact").golden.agreement
         1.0

@@ -60,7 +60,7 @@ def inspect(
         ModelError: the model cannot be loaded or run, or requires a newer ONNX Runtime.
         DataError: the samples do not fit the model.
 
-    Example:
+    Examples:
         >>> import exporter
         >>> found = exporter.inspect("artifact", layers=True)
         >>> found.audit.int8_mac_ratio, found.audit.float_ops

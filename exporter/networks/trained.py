@@ -26,7 +26,7 @@ def load_trained(module: nn.Module, folder: AnyPath) -> nn.Module:
         PlanError: the plan is damaged, or belongs to another network.
         CheckpointError: the weights are missing, damaged, or belong to another network.
 
-    Example:
+    Examples:
         >>> import exporter
         >>> from net import Net  # the network that the recipe names
         >>> stopped = exporter.build("recipe.toml", until="finetune", out="finetuned")

@@ -108,7 +108,7 @@ def ablate(
     Raises:
         EdgeproofError: an error that the user can fix.
 
-    Example:
+    Examples:
         >>> import exporter
         >>> found = exporter.ablate("recipe.toml", blocks=1)
         >>> [(variant.after, variant.precision) for variant in found.variants()][-2:]

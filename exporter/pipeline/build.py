@@ -74,7 +74,7 @@ def build(
     Raises:
         EdgeproofError: an error that the user can fix.
 
-    Example:
+    Examples:
         >>> import exporter
         >>> outcome = exporter.build("recipe.toml")
         >>> outcome.judgement.verdict.value, outcome.artifact.name

@@ -54,7 +54,7 @@ def quantize(
         DataError: the samples are invalid, or do not fit the model.
         ExportError: an excluded node does not exist, or no configuration meets `max_drop`.
 
-    Example:
+    Examples:
         >>> import exporter
         >>> written = exporter.quantize("model.onnx", "int8.onnx", data="evaluation.npz", target="portable")
         >>> written.model.name, written.made.samples, written.made.method

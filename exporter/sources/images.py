@@ -78,7 +78,7 @@ def load_image_folder(
         DataError: there are no images or only one class, the classes of the two splits differ, the layout
             is unclear, or an image is damaged or too large.
 
-    Example:
+    Examples:
         >>> import exporter
         >>> splits = exporter.load_image_folder("pictures", size=8)
         >>> splits.train.inputs["image"].shape[1:], splits.evaluation.count
@@ -112,7 +112,7 @@ def load_image_folder(
 def resize_images(images: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
     """Scale grey images [N, H, W] to [N, size, size] with bilinear interpolation.
 
-    Example:
+    Examples:
         >>> import exporter
         >>> import numpy as np
         >>> exporter.resize_images(np.zeros((2, 28, 28), np.uint8), 64).shape

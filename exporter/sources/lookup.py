@@ -194,7 +194,7 @@ def package_file(address: str) -> Path:
     Raises:
         LookupFailed: the package is not installed, or does not contain the file.
 
-    Example:
+    Examples:
         >>> import exporter
         >>> exporter.package_file("pkg://numpy/py.typed").name
         'py.typed'

@@ -229,7 +229,7 @@ def stratified_indices(labels: Array, sizes: Mapping[str, int], seed: int, place
     Raises:
         DataError: the sets need more samples than there are.
 
-    Example:
+    Examples:
         >>> import exporter
         >>> import numpy as np
         >>> labels = np.array([0, 0, 0, 0, 1, 1])

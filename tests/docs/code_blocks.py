@@ -33,7 +33,7 @@ from exporter.recipes.reading import read_recipe
 
 INFO = re.compile(r"(?P<language>\w+)(?:\s+title=\"(?P<title>[\w./-]+)\")?$")
 SECONDS = 600
-# What a fragment of a recipe lacks is taken from here.
+# The parts that a fragment of a recipe lacks.
 COMPLETE = {
     "name": 'name = "complete"',
     "model": '[model]\nfactory = "model:build"\ncheckpoint = "weights.safetensors"',

@@ -38,7 +38,7 @@ def convert(result: Result, judgement: Judgement | None, target: Format) -> str:
     Raises:
         UsageError: the format needs a verdict or figures, and the result has none.
 
-    Example:
+    Examples:
         >>> import bench
         >>> result = bench.measure("model.onnx", blocks=1)
         >>> text = bench.convert(result, None, bench.Format.MARKDOWN)
