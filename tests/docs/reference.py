@@ -29,9 +29,12 @@ Schema = Mapping[str, Any]
 def recipe_page() -> str:
     """The tables and keys of a recipe, in the order of the schema."""
     schema = json.loads(schema_text())
-    tables = _tables(schema, "", "", schema)
-    # A teacher alone and a teacher in a list are the same table.
-    sections = dict.fromkeys(f"## {heading}\n\n{_section(table, schema)}" for heading, table in tables)
+    tables = list(_tables(schema, "", "", schema))
+    headings = [heading for heading, _ in tables]
+    sections = dict.fromkeys(  # a teacher alone and a teacher in a list are the same table
+        f"## {heading}{_form(table) if headings.count(heading) > 1 else ''}\n\n{_section(table, schema)}"
+        for heading, table in tables
+    )
     return (
         f"{NOTE}# Recipe\n\n"
         "A recipe is a TOML file. This page lists every table and key with type, default and effect.\n"
@@ -57,6 +60,11 @@ def _tables(table: Schema, path: str, kind: str, schema: Schema) -> Iterator[tup
             of_kind = inner_kind or kind
             yield f"{bracketed} of kind `{of_kind}`" if of_kind else bracketed, inner
             yield from _tables(inner, name, of_kind, schema)
+
+
+def _form(table: Schema) -> str:
+    """The key that tells a table from others of the same name."""
+    return f" with `{table['required'][0]}`" if table.get("required") else ""
 
 
 def _inner_tables(value: Schema, schema: Schema) -> Iterator[tuple[str, Schema]]:
