@@ -143,6 +143,7 @@ class Measurement:
     _rounds: int = field(init=False, default=0)
     _blocks: list[tuple[Round, ...]] = field(init=False, default_factory=list)
     _stopped: str | None = field(init=False, default=None)
+    _blocks_begun: float = field(init=False, default=0.0)
     _stack: ExitStack = field(init=False, default_factory=ExitStack)
 
     def __post_init__(self) -> None:
@@ -219,8 +220,11 @@ class Measurement:
         limit, done = self.config.time_limit_s, len(self._blocks)
         if limit is None:
             return False
-        spent = self.clock() - self._begun
-        return spent + (spent / done if done else 0.0) > limit
+        now = self.clock()
+        if not done:
+            self._blocks_begun = now  # the predictions before say nothing about the length of a block
+        next_s = (now - self._blocks_begun) / done if done else 0.0
+        return now - self._begun + next_s > limit
 
     @contextmanager
     def _recording_stop(self) -> Iterator[None]:

@@ -14,7 +14,14 @@ from bench.core.errors import DataError, ModelError, UsageError
 from bench.core.files import model_sha256, model_size, sha256_of
 from bench.inputs.host import available_cores
 from bench.measuring import measure
-from bench.measuring.measure import MAX_BURST, MIN_BURST, TIMED_FEEDS, MeasureConfig, Measurement
+from bench.measuring.measure import (
+    MAX_BURST,
+    MIN_BURST,
+    TIME_LIMIT,
+    TIMED_FEEDS,
+    MeasureConfig,
+    Measurement,
+)
 
 
 @pytest.fixture
@@ -75,6 +82,17 @@ def test_every_block_has_fresh_processes_that_end(three, scripted):
     with Measurement(three, None, MeasureConfig(rounds=1), workers=workers) as measurement:
         measurement.add_blocks(3)
     assert workers.counts["open"] == workers.closed == 9
+
+
+def test_the_time_limit_expects_a_block_to_last_as_long_as_those_before(three, scripted):
+    """Before the first block 20 seconds pass, as with predictions; each block takes 3."""
+    moments = iter([0.0, 20.0, 23.0, 26.0, 29.0])
+    config = MeasureConfig(rounds=1, time_limit_s=30.0)
+    with Measurement(three, None, config, workers=scripted(), clock=lambda: next(moments)) as measurement:
+        measurement.add_blocks(10)
+        result = measurement.result()
+    assert result.stopped == TIME_LIMIT
+    assert [len(model.runs) for model in result.models] == [3, 3, 3]
 
 
 @pytest.mark.parametrize(
