@@ -502,6 +502,8 @@ def _with_plan(metric: Metric, scores: Sequence[float], alpha: float) -> Metric:
     if metric.verdict is not Verdict.INCONCLUSIVE or metric.ratio is None or metric.budget is None:
         return metric
     margin = abs(math.log(metric.ratio) - log_budget(metric.budget))
+    if len(scores) < 2:  # one score has no spread
+        return metric
     spread = robust_spread(scores)
     if spread == 0.0 or margin < spread / 30:  # the plan would need more than 9000 pairs
         advice = "the change is too close to the budget: no feasible number of pairs would decide"

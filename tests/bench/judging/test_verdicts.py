@@ -66,6 +66,14 @@ def test_too_few_blocks_have_no_bounds(pair):
     assert (metric.lower, metric.upper) == (None, None)
 
 
+def test_one_block_does_not_tell_how_many_would(pair):
+    metric = judge_pair(*pair([0.5]), Budgets(latency_p50=0.0))["latency_p50"]
+    assert (metric.verdict, metric.reason) == (
+        INCONCLUSIVE,
+        "0.500 x the baseline, at most 1.000 x allowed",
+    )
+
+
 def test_more_looks_need_more_blocks(pair):
     baseline, candidate = pair(spread(1.0, blocks=8))
     budgets = Budgets(latency_p50=0.02)
