@@ -42,6 +42,16 @@ def check_destination(destination: Path, mark: str) -> None:
         )
 
 
+def check_new_folder(folder: Path) -> None:
+    """Refuse a place where something is already.
+
+    Raises:
+        UsageError: it is a file, or a folder that is not empty.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(folder, "exists and is not empty", "name a new folder")
+
+
 def check_not_read(destination: Path, recipe: Recipe, folder: Path) -> None:
     """Refuse to replace a folder that contains the recipe's checkpoint or a teacher.
 

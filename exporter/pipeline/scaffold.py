@@ -6,8 +6,8 @@ import json
 from importlib.resources import files
 from pathlib import Path
 
-from bench.core.errors import UsageError
 from bench.core.files import atomic_directory
+from exporter.pipeline.destination import check_new_folder
 from exporter.recipes import recipe_schema
 
 RECIPE = "recipe.toml"
@@ -27,8 +27,7 @@ def scaffold(folder: Path) -> Path:
     Raises:
         UsageError: `folder` is a file, or a folder that is not empty.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(folder, "exists and is not empty", "name a new folder")
+    check_new_folder(folder)
     templates = files("exporter.pipeline").joinpath("templates/new")
     with atomic_directory(folder.absolute()) as staging:
         for name in _FILES:
