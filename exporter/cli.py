@@ -299,6 +299,29 @@ def new(
     print_rich(escape(f"wrote {folder}; next: edgeproof build {recipe}"))
 
 
+@app.command()
+def demo(
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Keep the files in this new folder; by default they are removed."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Quantize, inspect, compare and gate a model from the package magika, in about one minute.
+
+    The labelled data are files of this Python installation. Nothing is downloaded. The exit code is that of
+    the verdict.
+    """
+    from exporter.pipeline.demo import demo as run_demo
+
+    if as_json:
+        found = run_demo(out, progress=error_progress())
+        print_json(found.as_json())
+    else:
+        found = run_demo(out, progress=error_progress(), tell=print_rich)
+    raise typer.Exit(found.judgement.verdict.exit_code)
+
+
 def _print_audit(found: Audit) -> None:
     from rich.markup import escape
 

@@ -48,7 +48,7 @@ teacher = { model = "teacher.onnx" }
 def test_help_lists_every_command(command):
     ran = command("--help")
     assert ran.code == 0
-    for name in ("build", "bench", "compare", "gate", "verify", "inspect", "quantize", "new"):
+    for name in ("build", "bench", "compare", "gate", "verify", "inspect", "quantize", "demo", "new"):
         assert f" {name} " in ran.out
 
 

@@ -706,7 +706,8 @@ def test_only_tested_versions_are_accepted(library):
     content = tomllib.loads((Path(exporter.__file__).parent.parent / "pyproject.toml").read_text())
     oldest, below = TESTED[library]
     wanted = f"{library}>={oldest},<{below}"
-    assert wanted in content["project"]["optional-dependencies"]["export"]
+    for extra in ("export", "demo"):
+        assert wanted in content["project"]["optional-dependencies"][extra]
     require_tested(library, f"{oldest}.0")
     require_tested(library, f"{below.major}.{below.minor - 1}.9+cpu")
     for version, words in (

@@ -1,0 +1,506 @@
+"""`edgeproof demo`: from a float .onnx to a verdict, in about one minute.
+
+The model comes from the package magika: it names the type of a file. Its authors trained and exported it.
+The data are files that every installation has: those of Python and of the packages that edgeproof needs.
+The suffix of a file is its label.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sysconfig
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import metadata
+from importlib.util import find_spec
+from itertools import zip_longest
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from bench.core.arrays import Array, write_npz
+from bench.core.errors import DataError
+from bench.core.files import AnyPath, atomic_directory, write_bytes, write_text
+from bench.core.progress import SILENT, Progress
+from bench.inputs.evaluation import IDS, LABELS
+from bench.judging.gate import GateOptions, Judgement, gate, with_plain_paths
+from bench.measuring.measure import TIME_LIMIT, MeasureConfig
+from bench.measuring.result import write_result
+from bench.views.tables import (
+    figures_table,
+    judgement_json,
+    mebibytes,
+    short_names,
+    styled_verdict,
+    verdict_table,
+)
+from exporter.extras import require
+from exporter.inspection.inspect import Inspection, inspect
+from exporter.pipeline.destination import check_new_folder
+from exporter.pipeline.quantize import quantize
+from exporter.results import QuantizedFile
+from exporter.sources.lookup import package_file
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from bench.core.schema import Json
+
+PACKAGE: Final = "magika"
+_MODEL_FOLDER: Final = f"pkg://{PACKAGE}/models/standard_v3_3"
+INPUT: Final = "bytes"
+MODEL, INT8, CALIBRATION, EVALUATION = "model.onnx", "int8.onnx", "calibration.npz", "evaluation.npz"
+POLICY, RESULT = "budgets.toml", "result.json"
+
+# The model reads `EDGE` bytes of a file's first and last `BLOCK` bytes; `PADDING` fills what is missing.
+EDGE, BLOCK, PADDING = 1024, 4096, 256
+
+# Suffix -> the model's name of the type. Suffixes that several types share (.h, .txt, .html) are left out.
+SUFFIXES: Final = {
+    ".bmp": "bmp",
+    ".bz2": "bzip",
+    ".c": "c",
+    ".cc": "cpp",
+    ".cpp": "cpp",
+    ".css": "css",
+    ".csv": "csv",
+    ".f90": "fortran",
+    ".gif": "gif",
+    ".gz": "gzip",
+    ".jpg": "jpeg",
+    ".js": "javascript",
+    ".json": "json",
+    ".md": "markdown",
+    ".npy": "npy",
+    ".npz": "npz",
+    ".onnx": "onnx",
+    ".pem": "pem",
+    ".pickle": "pickle",
+    ".pkl": "pickle",
+    ".png": "png",
+    ".proto": "proto",
+    ".py": "python",
+    ".pyc": "pythonbytecode",
+    ".rst": "rst",
+    ".so": "elf",
+    ".svg": "svg",
+    ".tiff": "tiff",
+    ".toml": "toml",
+    ".ttf": "ttf",
+    ".wav": "wav",
+    ".webp": "webp",
+    ".whl": "zip",
+    ".xml": "xml",
+    ".xz": "xz",
+    ".zip": "zip",
+}
+# The packages whose files are read, besides Python itself: edgeproof and the extra `demo` need them all.
+_PACKAGES: Final = ("numpy", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "pydantic", "rich")
+_OTHER_FOLDERS: Final = {"site-packages", "dist-packages"}
+
+# 640 samples show, with a power of 80 %, that no point of accuracy is lost while int8 changes 1 % of the
+# predictions: `planned_count(0.1, 0.01, 0.05)` is 619. Below 268 no samples could show it.
+EVALUATION_COUNT, FEWEST = 640, 300
+CALIBRATION_PER_TYPE, FEWEST_PER_TYPE = 3, 6
+SMALLEST_FILE_BYTES = 64
+
+# The first look of a gate. It is the only one here and has the whole error to spend.
+PAIRS = 10
+# The verdict rests on one score a pair of processes. With fewer rounds scores spread more and bounds are
+# wider; the error rates stay the same.
+ROUNDS = 8
+# The measurement stops when the demo has taken this long. With too few pairs the verdict is INCONCLUSIVE.
+LIMIT_S, LEAST_MEASURING_S = 53.0, 20.0
+
+BUDGETS: Final = """\
+# Budgets of the int8 model, relative to the float one.
+[baseline]
+latency_p50 = -0.10  # the median at least 10 % lower
+latency_p90 = 0.0    # the 90th percentile no higher
+peak_rss = 0.02      # at most 2 % more memory
+size = -0.5          # at most half the size
+accuracy = 0.01      # at most one point less
+"""
+
+Tell = Callable[["RenderableType"], None]
+
+
+@dataclass(frozen=True)
+class ShippedModel:
+    """A float model from an installed package.
+
+    Attributes:
+        path: the .onnx file.
+        classes: names of the classes, in the order of the model's outputs.
+        package: name of the package.
+        version: version of the package.
+        licence: licence of the package.
+    """
+
+    path: Path
+    classes: tuple[str, ...]
+    package: str
+    version: str
+    licence: str
+
+
+@dataclass(frozen=True)
+class DemoData:
+    """Labelled files of this installation.
+
+    Attributes:
+        calibration: samples [N, 2 x EDGE] whose value ranges are collected.
+        evaluation: samples [M, 2 x EDGE] of other files.
+        labels: classes of the evaluation files, [M].
+        ids: names of the evaluation files.
+        types: number of file types.
+    """
+
+    calibration: Array
+    evaluation: Array
+    labels: Array
+    ids: tuple[str, ...]
+    types: int
+
+
+@dataclass(frozen=True)
+class Demo:
+    """The result of a demonstration.
+
+    Attributes:
+        out: the folder that was kept; None if there is none.
+        seconds: wall time of the whole.
+    """
+
+    out: Path | None
+    model: ShippedModel
+    data: DemoData
+    quantized: QuantizedFile
+    inspection: Inspection
+    judgement: Judgement
+    seconds: float
+
+    def as_json(self) -> Json:
+        """The object that `demo --json` prints."""
+        judged = judgement_json(self.judgement)
+        return {
+            "verdict": judged["verdict"],
+            "reasons": judged["reasons"],
+            "metrics": judged["metrics"],
+            "out": None if self.out is None else str(self.out),
+            "seconds": self.seconds,
+            "package": {
+                "name": self.model.package,
+                "version": self.model.version,
+                "licence": self.model.licence,
+            },
+            "data": {
+                "calibration": len(self.data.calibration),
+                "evaluation": len(self.data.evaluation),
+                "types": self.data.types,
+            },
+            "quantize": self.quantized.as_json(),
+            "inspect": self.inspection.as_json(),
+            "gate": judged,
+        }
+
+
+def demo(
+    out: AnyPath | None = None,
+    *,
+    progress: Progress = SILENT,
+    tell: Tell | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Demo:
+    """Quantize, inspect, compare and gate a model that an installed package ships.
+
+    Args:
+        out: a new or empty folder for the files; by default they are removed.
+        progress: receives every batch and block.
+        tell: receives each part of the text for a person; None if nobody reads it.
+        clock: seconds since some moment.
+
+    Raises:
+        MissingExtraError: the extra `demo` is not installed.
+        UsageError: `out` exists and is not empty.
+        DataError: this installation has too few files of known types.
+        Interrupted: by Ctrl-C.
+    """
+    begun, tell = clock(), tell or _no_one
+    for module in (PACKAGE, "onnx", "onnx_ir", "onnxscript"):
+        require(module, "demo")
+    kept = None if out is None else Path(out)
+    if kept is not None:
+        check_new_folder(kept)
+    model = shipped_model()
+    data = labelled_files(data_folders(), model.classes)
+    _tell_start(tell, model, data)
+    with _folder(kept) as folder:
+        _write_inputs(folder, model, data)
+        quantized = _quantize(folder, progress, tell)
+        inspection = _inspect(folder, tell)
+        left_s = max(LEAST_MEASURING_S, LIMIT_S - (clock() - begun))
+        judgement = _judge(folder, left_s, progress, tell)
+        write_result(folder / RESULT, judgement.result)
+    place = Path(INT8) if kept is None else kept / INT8
+    quantized = quantized.model_copy(update={"model": place})
+    found = Demo(kept, model, data, quantized, inspection, judgement, clock() - begun)
+    _tell_verdict(tell, found)
+    _tell_end(tell, found)
+    return found
+
+
+def _no_one(_part: RenderableType) -> None:
+    """Drop a part of the text."""
+
+
+@contextmanager
+def _folder(out: Path | None) -> Iterator[Path]:
+    """The folder to work in: it becomes `out`, or is removed."""
+    if out is not None:
+        with atomic_directory(out.absolute()) as folder:
+            yield folder
+        return
+    with TemporaryDirectory(prefix="edgeproof-demo-") as temporary:
+        yield Path(temporary)
+
+
+def shipped_model() -> ShippedModel:
+    """The model of the installed package, which is not imported.
+
+    Raises:
+        LookupFailed: the package holds no such model.
+    """
+    config = json.loads(package_file(f"{_MODEL_FOLDER}/config.min.json").read_text(encoding="utf-8"))
+    about = metadata(PACKAGE)
+    return ShippedModel(
+        package_file(f"{_MODEL_FOLDER}/model.onnx"),
+        tuple(config["target_labels_space"]),
+        PACKAGE,
+        about["Version"],
+        about["License"],
+    )
+
+
+def data_folders() -> list[Path]:
+    """The folders whose files are read: Python's standard library, and some packages."""
+    roots = [Path(sysconfig.get_path("stdlib"))]
+    for package in _PACKAGES:
+        spec = find_spec(package)
+        roots += [Path(place) for place in (spec and spec.submodule_search_locations) or ()]
+    return roots
+
+
+def labelled_files(roots: Sequence[Path], classes: Sequence[str]) -> DemoData:
+    """Draw calibration and evaluation samples, from all types in turn; no sample is in both.
+
+    Raises:
+        DataError: there are fewer than `FEWEST` samples to evaluate.
+    """
+    index = {name: number for number, name in enumerate(classes)}
+    calibration: list[Array] = []
+    columns: list[list[tuple[str, str, Array]]] = []
+    seen: set[bytes] = set()
+    for name, files in _files_by_type(roots).items():
+        samples = list(_distinct(files[: EVALUATION_COUNT // 2], seen)) if name in index else []
+        if len(samples) < FEWEST_PER_TYPE:
+            continue
+        calibration += [sample for _, sample in samples[:CALIBRATION_PER_TYPE]]
+        columns.append([(name, place, sample) for place, sample in samples[CALIBRATION_PER_TYPE:]])
+    drawn = [row for rows in zip_longest(*columns) for row in rows if row is not None][:EVALUATION_COUNT]
+    if len(drawn) < FEWEST:
+        raise DataError(
+            str(roots[0]),
+            f"only {len(drawn)} files of known types are here, {FEWEST} are needed",
+            "install Python with its whole standard library",
+        )
+    return DemoData(
+        calibration=np.stack(calibration),
+        evaluation=np.stack([sample for _, _, sample in drawn]),
+        labels=np.array([index[name] for name, _, _ in drawn], np.int64),
+        ids=tuple(place for _, place, _ in drawn),
+        types=len(columns),
+    )
+
+
+def _files_by_type(roots: Sequence[Path]) -> dict[str, list[tuple[str, Path]]]:
+    """Type -> names and paths of its files, in an order that depends on the names alone."""
+    found: dict[str, list[tuple[str, Path]]] = {}
+    for root in roots:
+        for folder, inner, names in os.walk(root):
+            inner[:] = [name for name in inner if name not in _OTHER_FOLDERS]
+            for name in names:
+                if (kind := SUFFIXES.get(Path(name).suffix)) is not None:
+                    path = Path(folder, name)
+                    place = f"{root.name}/{path.relative_to(root).as_posix()}"
+                    found.setdefault(kind, []).append((place, path))
+    return {
+        kind: sorted(files, key=lambda file: hashlib.sha256(os.fsencode(file[0])).digest())
+        for kind, files in sorted(found.items())
+    }
+
+
+def _distinct(files: Sequence[tuple[str, Path]], seen: set[bytes]) -> Iterator[tuple[str, Array]]:
+    """Names and samples, without tiny files, unreadable ones and samples that were seen before."""
+    for place, path in files:
+        try:
+            if path.stat().st_size < SMALLEST_FILE_BYTES:
+                continue
+            sample = sample_of(path)
+        except OSError:
+            continue
+        if (digest := sample.tobytes()) not in seen:
+            seen.add(digest)
+            yield place, sample
+
+
+def sample_of(path: Path) -> Array:
+    """The model's input for a file: int32 [2 x EDGE], the first and last bytes without outer white space.
+
+    The package does the same in `magika.magika.Magika._extract_features_from_seekable`.
+    """
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        first = file.read(BLOCK).lstrip()[:EDGE]
+        file.seek(max(0, size - BLOCK))
+        last = file.read(BLOCK).rstrip()[-EDGE:]
+    sample = np.full(2 * EDGE, PADDING, np.int32)
+    sample[: len(first)] = np.frombuffer(first, np.uint8)
+    sample[2 * EDGE - len(last) :] = np.frombuffer(last, np.uint8)
+    return sample
+
+
+def _write_inputs(folder: Path, model: ShippedModel, data: DemoData) -> None:
+    write_bytes(folder / MODEL, model.path.read_bytes())
+    write_npz(folder / CALIBRATION, {INPUT: data.calibration})
+    arrays = {INPUT: data.evaluation, LABELS: data.labels, IDS: np.array(data.ids)}
+    write_npz(folder / EVALUATION, arrays)
+    write_text(folder / POLICY, BUDGETS)
+
+
+def _quantize(folder: Path, progress: Progress, tell: Tell) -> QuantizedFile:
+    _tell_step(
+        tell,
+        "1. quantize: 8-bit arithmetic is faster, 8-bit weights are smaller; real samples give the ranges.",
+        f"edgeproof quantize {MODEL} --data {CALIBRATION} --out {INT8}",
+    )
+    found = quantize(folder / MODEL, folder / INT8, data=folder / CALIBRATION, progress=progress)
+    before, after = (mebibytes((folder / name).stat().st_size) for name in (MODEL, INT8))
+    _tell_lines(tell, f"{before} became {after}, for {found.made.target}, in {found.seconds:.1f} s")
+    return found
+
+
+def _inspect(folder: Path, tell: Tell) -> Inspection:
+    from exporter.inspection.audit import share_text
+
+    _tell_step(
+        tell,
+        "2. inspect: a layer that stays in float gains nothing; see what ONNX Runtime really runs.",
+        f"edgeproof inspect {INT8} --data {CALIBRATION}",
+    )
+    found = inspect(folder / INT8, data=folder / CALIBRATION)
+    audit = found.audit
+    _tell_lines(tell, share_text(audit))
+    for operator in audit.float_ops:
+        share = operator.macs / audit.macs if audit.macs else 0.0
+        name = "/".join(operator.name.split("/")[-3:])  # the scopes before are long
+        _tell_lines(tell, f"in float: {name} ({operator.op_type}, {share:.1%}): {operator.reason}")
+    if audit.saturation:
+        worst = max(layer.observed_share or 0.0 for layer in audit.saturation)
+        _tell_lines(
+            tell,
+            f"{len(audit.saturation)} layers may saturate without VNNI; on {audit.samples} samples at most "
+            f"{worst:.3%} of the sums of a layer do",
+        )
+    return found
+
+
+def _judge(folder: Path, time_limit_s: float, progress: Progress, tell: Tell) -> Judgement:
+    _tell_step(
+        tell,
+        f"3. compare: one run shows little on a busy machine; {PAIRS} pairs of fresh processes take turns.",
+        f"edgeproof compare {MODEL} {INT8} --data {EVALUATION} --pairs {PAIRS}",
+    )
+    found = with_plain_paths(
+        gate(
+            folder / INT8,
+            folder / MODEL,
+            folder / POLICY,
+            data=folder / EVALUATION,
+            options=GateOptions(pairs=PAIRS),
+            config=MeasureConfig(rounds=ROUNDS, time_limit_s=time_limit_s),
+            progress=progress,
+        )
+    )
+    if found.blocks:
+        tell(figures_table(short_names(found.result.models), found.metrics))
+    return found
+
+
+def _tell_lines(tell: Tell, *lines: str) -> None:
+    from rich.text import Text
+
+    for line in lines:
+        tell(Text(line))
+
+
+def _tell_step(tell: Tell, why: str, command: str) -> None:
+    _tell_lines(tell, "", why, f"$ {command}")
+
+
+def _tell_start(tell: Tell, model: ShippedModel, data: DemoData) -> None:
+    _tell_lines(
+        tell,
+        f"model: {model.package} {model.version} ({model.licence}) names the type of a file; its authors "
+        "trained and exported it.",
+        f"data:  {len(data.evaluation)} files of this Python installation, {data.types} types; the suffix "
+        f"is the label. {len(data.calibration)} other files calibrate.",
+    )
+
+
+def _tell_verdict(tell: Tell, found: Demo) -> None:
+    judgement, classes = found.judgement, found.model.classes
+    _tell_step(
+        tell,
+        f"4. gate: a release needs a verdict; every confidence bound must keep its budget in {POLICY}.",
+        f"edgeproof gate {INT8} --baseline {MODEL} --policy {POLICY} --data {EVALUATION} --pairs {PAIRS}",
+    )
+    if judgement.blocks:
+        tell(verdict_table(judgement.metrics))
+    tell(styled_verdict(judgement.verdict))
+    _tell_lines(tell, *(f"  {reason}" for reason in judgement.reasons))
+    if judgement.result.stopped == TIME_LIMIT:
+        _tell_lines(
+            tell, "This machine was too busy for all pairs in a minute: run it again when it is idle."
+        )
+    if judgement.flips:
+        first = judgement.flips[0]
+        _tell_lines(
+            tell,
+            f"{len(judgement.flips)} of {len(found.data.ids)} predictions changed, the first one for "
+            f"{first.sample}: {classes[first.baseline]} became {classes[first.candidate]}",
+        )
+    _tell_lines(tell, judgement.result.certificate)
+
+
+def _tell_end(tell: Tell, found: Demo) -> None:
+    kept = "The files were removed; --out DIR keeps them."
+    _tell_lines(
+        tell,
+        "",
+        f"Done in {found.seconds:.0f} s. Steps 3 and 4 share one measurement of {ROUNDS} rounds a pair; "
+        "their commands take up to 64.",
+        kept if found.out is None else f"The files are in {found.out}.",
+        "",
+        "Your own model: an .npz holds one array for each model input, and `labels` for the last command.",
+        "  edgeproof quantize MODEL.onnx --data CALIBRATION.npz --out INT8.onnx",
+        "  edgeproof inspect INT8.onnx --data CALIBRATION.npz",
+        "  edgeproof gate INT8.onnx --baseline MODEL.onnx --data EVALUATION.npz",
+    )
