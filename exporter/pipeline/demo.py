@@ -1,36 +1,23 @@
-"""`edgeproof demo`: from a float .onnx to a verdict, in about one minute.
-
-The model comes from the package magika: it names the type of a file. Its authors trained and exported it.
-The data are files that every installation has: those of Python and of the packages that edgeproof needs.
-The suffix of a file is its label.
-"""
+"""`edgeproof demo`: from a float .onnx to a verdict, in about one minute."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import sysconfig
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import metadata
-from importlib.util import find_spec
-from itertools import zip_longest
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from bench.core.arrays import Array, write_npz
-from bench.core.errors import DataError
+from bench.core.arrays import write_npz
 from bench.core.files import AnyPath, atomic_directory, write_bytes, write_text
 from bench.core.progress import SILENT, Progress
 from bench.inputs.evaluation import IDS, LABELS
 from bench.judging.gate import GateOptions, Judgement, gate, with_plain_paths
-from bench.measuring.measure import TIME_LIMIT, MeasureConfig
+from bench.measuring.measure import DEFAULT_CONFIG, TIME_LIMIT, MeasureConfig
 from bench.measuring.result import write_result
 from bench.views.tables import (
     figures_table,
@@ -42,73 +29,26 @@ from bench.views.tables import (
 )
 from exporter.extras import require
 from exporter.inspection.inspect import Inspection, inspect
+from exporter.pipeline.demo_data import (
+    PACKAGE,
+    DemoData,
+    ShippedModel,
+    data_folders,
+    labelled_files,
+    shipped_model,
+)
 from exporter.pipeline.destination import check_new_folder
 from exporter.pipeline.quantize import quantize
 from exporter.results import QuantizedFile
-from exporter.sources.lookup import package_file
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from bench.core.schema import Json
 
-PACKAGE: Final = "magika"
-_MODEL_FOLDER: Final = f"pkg://{PACKAGE}/models/standard_v3_3"
 INPUT: Final = "bytes"
 MODEL, INT8, CALIBRATION, EVALUATION = "model.onnx", "int8.onnx", "calibration.npz", "evaluation.npz"
 POLICY, RESULT = "budgets.toml", "result.json"
-
-# The model reads `EDGE` bytes of a file's first and last `BLOCK` bytes; `PADDING` fills what is missing.
-EDGE, BLOCK, PADDING = 1024, 4096, 256
-
-# Suffix -> the model's name of the type. Suffixes that several types share (.h, .txt, .html) are left out.
-SUFFIXES: Final = {
-    ".bmp": "bmp",
-    ".bz2": "bzip",
-    ".c": "c",
-    ".cc": "cpp",
-    ".cpp": "cpp",
-    ".css": "css",
-    ".csv": "csv",
-    ".f90": "fortran",
-    ".gif": "gif",
-    ".gz": "gzip",
-    ".jpg": "jpeg",
-    ".js": "javascript",
-    ".json": "json",
-    ".md": "markdown",
-    ".npy": "npy",
-    ".npz": "npz",
-    ".onnx": "onnx",
-    ".pem": "pem",
-    ".pickle": "pickle",
-    ".pkl": "pickle",
-    ".png": "png",
-    ".proto": "proto",
-    ".py": "python",
-    ".pyc": "pythonbytecode",
-    ".rst": "rst",
-    ".so": "elf",
-    ".svg": "svg",
-    ".tiff": "tiff",
-    ".toml": "toml",
-    ".ttf": "ttf",
-    ".wav": "wav",
-    ".webp": "webp",
-    ".whl": "zip",
-    ".xml": "xml",
-    ".xz": "xz",
-    ".zip": "zip",
-}
-# The packages whose files are read, besides Python itself: edgeproof and the extra `demo` need them all.
-_PACKAGES: Final = ("numpy", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "pydantic", "rich")
-_OTHER_FOLDERS: Final = {"site-packages", "dist-packages"}
-
-# 640 samples show, with a power of 80 %, that no point of accuracy is lost while int8 changes 1 % of the
-# predictions: `planned_count(0.1, 0.01, 0.05)` is 619. Below 268 no samples could show it.
-EVALUATION_COUNT, FEWEST = 640, 300
-CALIBRATION_PER_TYPE, FEWEST_PER_TYPE = 3, 6
-SMALLEST_FILE_BYTES = 64
 
 # The first look of a gate. It is the only one here and has the whole error to spend.
 PAIRS = 10
@@ -129,44 +69,6 @@ accuracy = 0.01      # at most one point less
 """
 
 Tell = Callable[["RenderableType"], None]
-
-
-@dataclass(frozen=True)
-class ShippedModel:
-    """A float model from an installed package.
-
-    Attributes:
-        path: the .onnx file.
-        classes: names of the classes, in the order of the model's outputs.
-        package: name of the package.
-        version: version of the package.
-        licence: licence of the package.
-    """
-
-    path: Path
-    classes: tuple[str, ...]
-    package: str
-    version: str
-    licence: str
-
-
-@dataclass(frozen=True)
-class DemoData:
-    """Labelled files of this installation.
-
-    Attributes:
-        calibration: samples [N, 2 x EDGE] whose value ranges are collected.
-        evaluation: samples [M, 2 x EDGE] of other files.
-        labels: classes of the evaluation files, [M].
-        ids: names of the evaluation files.
-        types: number of file types.
-    """
-
-    calibration: Array
-    evaluation: Array
-    labels: Array
-    ids: tuple[str, ...]
-    types: int
 
 
 @dataclass(frozen=True)
@@ -269,112 +171,6 @@ def _folder(out: Path | None) -> Iterator[Path]:
         return
     with TemporaryDirectory(prefix="edgeproof-demo-") as temporary:
         yield Path(temporary)
-
-
-def shipped_model() -> ShippedModel:
-    """The model of the installed package, which is not imported.
-
-    Raises:
-        LookupFailed: the package holds no such model.
-    """
-    config = json.loads(package_file(f"{_MODEL_FOLDER}/config.min.json").read_text(encoding="utf-8"))
-    about = metadata(PACKAGE)
-    return ShippedModel(
-        package_file(f"{_MODEL_FOLDER}/model.onnx"),
-        tuple(config["target_labels_space"]),
-        PACKAGE,
-        about["Version"],
-        about["License"],
-    )
-
-
-def data_folders() -> list[Path]:
-    """The folders whose files are read: Python's standard library, and some packages."""
-    roots = [Path(sysconfig.get_path("stdlib"))]
-    for package in _PACKAGES:
-        spec = find_spec(package)
-        roots += [Path(place) for place in (spec and spec.submodule_search_locations) or ()]
-    return roots
-
-
-def labelled_files(roots: Sequence[Path], classes: Sequence[str]) -> DemoData:
-    """Draw calibration and evaluation samples, from all types in turn; no sample is in both.
-
-    Raises:
-        DataError: there are fewer than `FEWEST` samples to evaluate.
-    """
-    index = {name: number for number, name in enumerate(classes)}
-    calibration: list[Array] = []
-    columns: list[list[tuple[str, str, Array]]] = []
-    seen: set[bytes] = set()
-    for name, files in _files_by_type(roots).items():
-        samples = list(_distinct(files[: EVALUATION_COUNT // 2], seen)) if name in index else []
-        if len(samples) < FEWEST_PER_TYPE:
-            continue
-        calibration += [sample for _, sample in samples[:CALIBRATION_PER_TYPE]]
-        columns.append([(name, place, sample) for place, sample in samples[CALIBRATION_PER_TYPE:]])
-    drawn = [row for rows in zip_longest(*columns) for row in rows if row is not None][:EVALUATION_COUNT]
-    if len(drawn) < FEWEST:
-        raise DataError(
-            str(roots[0]),
-            f"only {len(drawn)} files of known types are here, {FEWEST} are needed",
-            "install Python with its whole standard library",
-        )
-    return DemoData(
-        calibration=np.stack(calibration),
-        evaluation=np.stack([sample for _, _, sample in drawn]),
-        labels=np.array([index[name] for name, _, _ in drawn], np.int64),
-        ids=tuple(place for _, place, _ in drawn),
-        types=len(columns),
-    )
-
-
-def _files_by_type(roots: Sequence[Path]) -> dict[str, list[tuple[str, Path]]]:
-    """Type -> names and paths of its files, in an order that depends on the names alone."""
-    found: dict[str, list[tuple[str, Path]]] = {}
-    for root in roots:
-        for folder, inner, names in os.walk(root):
-            inner[:] = [name for name in inner if name not in _OTHER_FOLDERS]
-            for name in names:
-                if (kind := SUFFIXES.get(Path(name).suffix)) is not None:
-                    path = Path(folder, name)
-                    place = f"{root.name}/{path.relative_to(root).as_posix()}"
-                    found.setdefault(kind, []).append((place, path))
-    return {
-        kind: sorted(files, key=lambda file: hashlib.sha256(os.fsencode(file[0])).digest())
-        for kind, files in sorted(found.items())
-    }
-
-
-def _distinct(files: Sequence[tuple[str, Path]], seen: set[bytes]) -> Iterator[tuple[str, Array]]:
-    """Names and samples, without tiny files, unreadable ones and samples that were seen before."""
-    for place, path in files:
-        try:
-            if path.stat().st_size < SMALLEST_FILE_BYTES:
-                continue
-            sample = sample_of(path)
-        except OSError:
-            continue
-        if (digest := sample.tobytes()) not in seen:
-            seen.add(digest)
-            yield place, sample
-
-
-def sample_of(path: Path) -> Array:
-    """The model's input for a file: int32 [2 x EDGE], the first and last bytes without outer white space.
-
-    The package does the same in `magika.magika.Magika._extract_features_from_seekable`.
-    """
-    with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(0)
-        first = file.read(BLOCK).lstrip()[:EDGE]
-        file.seek(max(0, size - BLOCK))
-        last = file.read(BLOCK).rstrip()[-EDGE:]
-    sample = np.full(2 * EDGE, PADDING, np.int32)
-    sample[: len(first)] = np.frombuffer(first, np.uint8)
-    sample[2 * EDGE - len(last) :] = np.frombuffer(last, np.uint8)
-    return sample
 
 
 def _write_inputs(folder: Path, model: ShippedModel, data: DemoData) -> None:
@@ -496,7 +292,7 @@ def _tell_end(tell: Tell, found: Demo) -> None:
         tell,
         "",
         f"Done in {found.seconds:.0f} s. Steps 3 and 4 share one measurement of {ROUNDS} rounds a pair; "
-        "their commands take up to 64.",
+        f"their commands take up to {DEFAULT_CONFIG.rounds}.",
         kept if found.out is None else f"The files are in {found.out}.",
         "",
         "Your own model: an .npz holds one array for each model input, and `labels` for the last command.",

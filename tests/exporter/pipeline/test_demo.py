@@ -17,16 +17,14 @@ from bench.core.errors import DataError, UsageError
 from bench.inputs.evaluation import read_evaluation
 from exporter import extras
 from exporter.pipeline import demo as module
-from exporter.pipeline.demo import (
+from exporter.pipeline.demo import INPUT, PAIRS, demo
+from exporter.pipeline.demo_data import (
     CALIBRATION_PER_TYPE,
     EDGE,
     FEWEST,
-    INPUT,
     PADDING,
-    PAIRS,
     SUFFIXES,
     ShippedModel,
-    demo,
     labelled_files,
     sample_of,
     shipped_model,
