@@ -119,9 +119,9 @@ def coverage_failure(found: Audit, minimum: float) -> str | None:
         *([_uncounted_text(found.uncounted)] if found.uncounted else []),
     ]
     if short and found.float_ops:
-        worst = found.float_ops[0]
+        worst, count = found.float_ops[0], len(found.float_ops)
         parts.append(
-            f"{len(found.float_ops)} operators stay in float, "
+            f"{count} {'operators stay' if count > 1 else 'operator stays'} in float, "
             f"the largest is {worst.name or worst.op_type}: {worst.reason}"
         )
     return "; ".join(parts)

@@ -118,7 +118,7 @@ def call(module: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
     """
     output = module(**inputs) if takes_names(module, inputs) else module(*inputs.values())
     if not isinstance(output, Tensor):
-        raise TypeError(f"forward returned a {type(output).__name__}, not one tensor of class scores")
+        raise TypeError(f"forward returned {type(output).__name__}, not one tensor of class scores")
     return output
 
 

@@ -229,5 +229,5 @@ def _module(factory: Callable[..., object], arguments: Arguments, place: str) ->
 
     module = call_factory(factory, arguments, place)
     if not isinstance(module, nn.Module):
-        raise LookupFailed(place, f"returned a {type(module).__name__}", "return a torch.nn.Module")
+        raise LookupFailed(place, f"returned {type(module).__name__}", "return a torch.nn.Module")
     return module.float()

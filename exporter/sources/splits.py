@@ -121,7 +121,7 @@ def check_splits(splits: object, place: str) -> Splits:
     if not isinstance(splits, Splits):
         raise DataError(
             place,
-            f"returned a {type(splits).__name__}",
+            f"returned {type(splits).__name__}",
             "return exporter.Splits(train, calibration, evaluation)",
         )
     if not isinstance(splits.notes, tuple) or not all(isinstance(note, str) for note in splits.notes):
@@ -171,7 +171,7 @@ def with_unlabelled(splits: Splits, extra: object, place: str) -> Split:
         DataError: names, types or shapes of the inputs differ, or samples are also in evaluation.
     """
     if not isinstance(extra, Mapping):
-        raise DataError(place, f"returned a {type(extra).__name__}", "return input name -> array [N, ...]")
+        raise DataError(place, f"returned {type(extra).__name__}", "return input name -> array [N, ...]")
     wanted = splits.train.inputs
     if extra.keys() != wanted.keys():
         raise DataError(place, f"has inputs {sorted(extra)}", f"name them {sorted(wanted)}")

@@ -98,7 +98,6 @@ def found(package: str) -> list[Path]:
 def crops(pictures: list[Path], count: int, seed: int) -> np.ndarray:
     """Draw square crops of random size and position, normalised as in training: [count, 3, 224, 224]."""
     generator = np.random.default_rng(seed)
-    mean, deviation = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     result = np.empty((count, 3, SIDE, SIDE), np.float32)
     for index in range(count):
         with Image.open(pictures[index % len(pictures)]) as source:
@@ -106,8 +105,8 @@ def crops(pictures: list[Path], count: int, seed: int) -> np.ndarray:
         side = int(min(picture.size) * generator.uniform(0.35, 1))
         left, top = (int(generator.integers(0, size - side + 1)) for size in picture.size)
         crop = picture.crop((left, top, left + side, top + side)).resize((SIDE, SIDE))
-        values = np.asarray(crop, np.float32)[:, :: generator.choice((1, -1))] / 255
-        result[index] = ((values - mean) / deviation).transpose(2, 0, 1)
+        values = np.asarray(crop, np.float32)[:, :: generator.choice((1, -1))]
+        result[index] = ((values - 127) / 128).transpose(2, 0, 1)
     return result
 
 

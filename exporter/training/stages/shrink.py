@@ -163,6 +163,12 @@ def _chosen(network: Network, config: ShrinkConfig, inputs: dict[str, Tensor], p
         )
     plan = Plan(dropped=config.drop, resolution=None if side is None else (side, side))
     if problem := failure(network.module, inputs, plan):
+        if side is None:
+            raise StageError(
+                f"{place}.drop",
+                f"its blocks cannot be dropped together: {problem}",
+                "list fewer blocks in drop",
+            )
         raise StageError(
             f"{place}.resolution",
             f"{side} is not possible: {problem}",

@@ -301,7 +301,7 @@ def test_a_share_below_the_minimum_is_a_failure(save, to_int8):
     assert coverage_failure(found, found.int8_mac_ratio) is None
     assert coverage_failure(found, 0.9) == (
         f"{found.int8_mac_ratio:.1%} of multiply-adds run in int8, at least 90.0% required; "
-        f"1 operators stay in float, the largest is depth: {found.float_ops[0].reason}"
+        f"1 operator stays in float, the largest is depth: {found.float_ops[0].reason}"
     )
     empty = audit(save([helper.make_node("Relu", ["x"], ["y"])], {}, ["N", 3]))
     assert coverage_failure(empty, 0.5) == "0.0% of multiply-adds run in int8, at least 50.0% required"

@@ -298,7 +298,7 @@ def test_an_upper_bound_meets_no_minimum(half_known):
         "at most 100.0% of multiply-adds run in int8, at least 95.0% required; "
         "DFT 'spectrum' is not counted (no formula for its multiply-adds is known)"
     )
-    assert "1 operators stay in float, the largest is product" in coverage_failure(audit(half_known), 0.95)
+    assert "1 operator stays in float, the largest is product" in coverage_failure(audit(half_known), 0.95)
 
 
 def test_several_uncounted_operators_are_reported_in_one_line(half_known):

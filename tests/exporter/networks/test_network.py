@@ -98,7 +98,7 @@ def test_inputs_are_passed_by_name_if_forward_has_the_names():
 
 
 def test_forward_must_return_one_tensor():
-    with pytest.raises(TypeError, match="forward returned a tuple, not one tensor of class scores"):
+    with pytest.raises(TypeError, match="forward returned tuple, not one tensor of class scores"):
         call(Many(), {"x": torch.zeros(1)})
 
 

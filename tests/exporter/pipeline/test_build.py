@@ -668,8 +668,8 @@ def test_factories_must_return_the_right_type(project, table):
     old = '"net:Net"' if table == "model" else '"shapes:make_splits"'
     project.edit("recipe.toml", old, '"wrong:factory"')
     kind, words = {
-        "model": (LookupFailed, "model.factory: returned a int; return a torch.nn.Module"),
-        "data": (DataError, r"data: returned a int; return exporter.Splits"),
+        "model": (LookupFailed, "model.factory: returned int; return a torch.nn.Module"),
+        "data": (DataError, r"data: returned int; return exporter.Splits"),
     }[table]
     with pytest.raises(kind, match=words):
         project.build(until="pretrained")

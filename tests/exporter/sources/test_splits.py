@@ -44,7 +44,7 @@ def test_valid_splits_are_returned_unchanged(splits):
 @pytest.mark.parametrize("value", [None, ({}, {}, {}), {"train": 1}])
 def test_a_return_value_of_another_type_is_refused(value):
     error = refusal(value)
-    assert (error.place, error.cause) == ("data", f"returned a {type(value).__name__}")
+    assert (error.place, error.cause) == ("data", f"returned {type(value).__name__}")
     assert "exporter.Splits" in error.fix
 
 

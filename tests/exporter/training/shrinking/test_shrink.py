@@ -333,6 +333,21 @@ def test_impossible_configurations_are_refused(run, config, line):
     assert "\n" not in str(caught.value)
 
 
+def test_blocks_that_cannot_be_dropped_together_are_refused(run, shapes):
+    class Either(shapes.Residual):
+        def forward(self, image):
+            x = torch.relu(self.norm(self.stem(image)))
+            y = self.second(self.first(x))
+            if y is x:
+                raise ValueError("a block is needed")
+            return self.head(y.mean(dim=(2, 3)))
+
+    with pytest.raises(StageError) as caught:
+        run(Network(shapes.build(Either)), settings(drop=["first", "second"]))
+    assert (caught.value.place, caught.value.fix) == ("stage.drop", "list fewer blocks in drop")
+    assert "cannot be dropped together: the network no longer runs (a block is needed)" in str(caught.value)
+
+
 def test_pictures_can_be_too_small(run):
     with pytest.raises(StageError, match=r"stage.resolution: 8 is not possible: the network no longer"):
         run("attention", settings(resolution=8))

@@ -414,7 +414,7 @@ def test_a_batch_without_labels_has_no_hard_loss():
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        ([1, 2], r"returned a list"),
+        ([1, 2], r"returned list"),
         (
             {"picture": np.zeros((2, 1, 8, 8), np.float32)},
             r"has inputs \['picture'\]; name them \['image'\]",
