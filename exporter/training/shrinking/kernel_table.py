@@ -14,9 +14,9 @@ from bench.core.files import write_json
 from exporter.training.shrinking.layer_costs import Kernel, Layer
 
 # Fractions of its width at which a layer is measured, rounded up to multiples of GRID_MULTIPLE; times
-# between # them are interpolated. Depthwise layers are measured at every requested width: their int8 kernel
-# takes 3 to # 4 times as long if the width is not a multiple of 16 (measured: 32 x 32, 3 x 3, 96 channels
-# 22 us, 100 # channels 82 us, 104 channels 71 us), so interpolation would be wrong.
+# between them are interpolated. Depthwise layers are measured at every requested width: their int8 kernel
+# takes 3 to 4 times as long if the width is not a multiple of 16 (measured: 32 x 32, 3 x 3, 96 channels
+# 22 us, 100 channels 82 us, 104 channels 71 us), so interpolation would be wrong.
 GRID = (1.0, 0.75, 0.5, 0.25, 0.125)
 GRID_MULTIPLE = 16
 

@@ -47,8 +47,8 @@ from exporter.training.shrinking.structure import Structure, find_structure, rem
 LEVELS = (0.75, 0.5, 0.25)
 MOST_WIDTHS = 16
 # A prediction is corrected at most CORRECTIONS times, or until the measurement is within CLOSE of the
-# target. # The final network may exceed the target by TOLERANCE. On a busy machine, repeated measurements
-# of a ratio # differ by 3 % (0.459, then 0.472 and 0.474); most of the tolerance must be left for this.
+# target. The final network may exceed the target by TOLERANCE. On a busy machine, repeated measurements
+# of a ratio differ by 3 % (0.459, then 0.472 and 0.474); most of the tolerance must be left for this.
 CORRECTIONS = 4
 CLOSE = 0.015
 TOLERANCE = 0.05
@@ -64,7 +64,7 @@ class Narrower:
         table: times of kernels on this CPU.
         inputs: two samples.
         judges: labelled samples on which damage is measured.
-        place: the place that errors name.
+        place: the stage or key that error messages name.
         progress: receives an update for every group and block.
     """
 
