@@ -103,7 +103,7 @@ def open_rows(path: Path, *, max_bytes: int = MAX_UNPACKED_BYTES) -> NpzRows:
 
     Args:
         path: the archive.
-        max_bytes: limit for the size of all arrays together when they are unpacked.
+        max_bytes: limit for the total size of all unpacked arrays.
 
     Raises:
         DataError: the file is missing, damaged, too large, or contains objects.
@@ -152,7 +152,7 @@ def read_npz(
         rows: number of rows to read; `None` reads everything.
         spread: read rows at equal distances over the whole length instead of the first rows. Reading only
             the first rows does not unpack the others.
-        max_bytes: limit for the size of the arrays that are read, together.
+        max_bytes: limit for the total size of the arrays that are read.
 
     Raises:
         DataError: the file is missing, damaged, too large, or contains objects.
@@ -237,7 +237,7 @@ def _read_array(
         shape = (min(rows, shape[0]), *shape[1:])
     if math.prod(shape) * header.dtype.itemsize > max_bytes:
         raise DataError(
-            path, f"array {name!r} exceeds the {max_bytes} bytes left for it", "split the data set"
+            path, f"array {name!r} exceeds the remaining limit of {max_bytes} bytes", "split the data set"
         )
     if header.fortran_order:
         whole = _read_values(path, name, stream, header.dtype, shape[::-1]).transpose()

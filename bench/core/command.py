@@ -81,7 +81,7 @@ def _interrupted(line: _Line, output: Output) -> int:
 
 
 def _wrong(error: Exception, line: _Line, output: Output) -> int:
-    """End on a wrong command line; Typer shows the usage of the command."""
+    """Exit after an invalid command line; Typer shows the usage of the command."""
     from typer.rich_utils import rich_format_error
 
     found: Any = error
@@ -104,7 +104,7 @@ def _stopped(error: BaseException, line: _Line, output: Output) -> int:
 
 
 def _tell(told: Ending, line: _Line, output: Output) -> int:
-    """Print the JSON object if one is wanted and none was printed, and return the exit code."""
+    """Print the JSON object if it is requested and not printed yet; return the exit code."""
     if line.as_json and not output.used:
         with contextlib.suppress(StorageError):  # standard error already has the line
             write_out(json.dumps(told.as_json(), indent=2) + "\n")

@@ -87,7 +87,9 @@ def foreseen(error: BaseException) -> EdgeproofError | None:
     if isinstance(error, EdgeproofError):
         return error
     if isinstance(error, MemoryError):
-        return HostError("memory", _with_words("is not sufficient", error), "free some, or use less data")
+        return HostError(
+            "memory", _with_words("is not sufficient", error), "free some memory, or use less data"
+        )
     if isinstance(error, ImportError):
         return _broken_library(error)
     if isinstance(error, OSError):
@@ -165,7 +167,7 @@ def _refused(error: OSError) -> EdgeproofError | None:
         found = StorageError("TMPDIR", words, "set it to a writable folder")
     elif error.errno == errno.ENOMEM:
         found = HostError(
-            place or "memory", f"the system is out of memory ({words})", "free some and run again"
+            place or "memory", f"the system is out of memory ({words})", "free some memory and run again"
         )
     elif error.errno in _TOO_MANY:
         found = HostError(

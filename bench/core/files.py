@@ -25,7 +25,7 @@ from bench.core.model_file import external_data
 AnyPath: TypeAlias = str | os.PathLike[str]
 
 TEMPORARY_PREFIX = ".tmp-"
-# Suffix of the file that holds the weights of a large model, beside its .onnx.
+# Suffix of the weights file of a large model, next to its .onnx.
 DATA_SUFFIX = ".data"
 # A folder with these files is an artifact: no file in it may be changed, and none may be added.
 ARTIFACT_MARKS = ("manifest.json", "golden.npz")
@@ -84,7 +84,7 @@ def atomic_file(path: Path, *, mode: int = 0o666) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path` to fill; on success it replaces `path`.
+    """Yield a temporary folder next to `path` to fill; on success it replaces `path`.
 
     An existing folder at `path` is renamed first and removed last, so the old or the new folder is on the
     disk at every instant.
@@ -121,7 +121,7 @@ def check_writable(path: Path, inputs: Iterable[Path | None] = ()) -> None:
     """Check, before long work, that `path` can be written and would not replace an input.
 
     Args:
-        path: the file to write. The check includes the file of weights that a large model adds beside it.
+        path: the file to write. The check includes the weights file that a large model adds next to it.
         inputs: the files and artifact folders that the command reads. The weights that a model names count
             as well.
 
@@ -169,12 +169,12 @@ def sha256_of(path: Path) -> str:
 
 
 def model_size(model: Path) -> int:
-    """Return the bytes that a model needs on disk: the .onnx and the files of weights that it names."""
+    """Return the bytes that a model needs on disk: the .onnx and the weights files that it names."""
     return sum(path.stat().st_size for path in (model, *external_data(model)))
 
 
 def model_sha256(model: Path) -> str:
-    """Return the SHA-256 of an .onnx; with external data, that of the joined hashes of all its files."""
+    """Return the SHA-256 of an .onnx; with external data, the SHA-256 of the joined hashes of its files."""
     hashes = [sha256_of(path) for path in (model, *external_data(model))]
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
@@ -267,7 +267,7 @@ def _suffix(path: Path) -> str:
 
 
 def _new_file(path: Path, mode: int) -> Path:
-    """Create an empty file beside `path`.
+    """Create an empty file next to `path`.
 
     The operating system applies the umask to `mode`. Python can read the umask only by setting it; new
     files of another thread would then have all permissions for a moment.
@@ -278,7 +278,7 @@ def _new_file(path: Path, mode: int) -> Path:
 
 
 def _new_folder(path: Path, mode: int) -> Path:
-    """Create an empty folder beside `path`; the operating system applies the umask to `mode`."""
+    """Create an empty folder next to `path`; the operating system applies the umask to `mode`."""
     temporary = path.parent / f"{temporary_prefix(path)}{_random_digits()}"
     temporary.mkdir(mode)
     return temporary

@@ -1,8 +1,8 @@
 """Metadata and external-data locations of an .onnx file, without the onnx package and without its weights.
 
 An .onnx file is one protobuf message. The reader walks over its fields in place and skips the other fields
-by their length, so a file of gigabytes is read in milliseconds. Field numbers are those of onnx.proto (IR
-version 3 and later), the encoding is that of protobuf.dev, "Encoding".
+by their length, so a file of gigabytes is read in milliseconds. Field numbers are from onnx.proto (IR
+version 3 and later); the encoding is described at protobuf.dev, "Encoding".
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bench.core.errors import ModelError
 
-# Message -> field number -> message in that field. Listed are only the fields that lead to tensors.
+# Message -> field number -> message in that field. Only fields that lead to tensors are listed.
 _MESSAGES = {
     "model": {7: "graph", 25: "function"},
     "graph": {1: "node", 5: "tensor", 15: "sparse"},
@@ -50,7 +50,7 @@ NOTHING_SAID = ModelFile({}, ())
 def read_model_file(path: Path) -> ModelFile:
     """Read a model's metadata and locations; both are empty if the file is absent or not an ONNX model.
 
-    The reason becomes known when ONNX Runtime opens the file.
+    ONNX Runtime reports the reason when it opens the file.
     """
     try:
         with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
@@ -62,7 +62,7 @@ def read_model_file(path: Path) -> ModelFile:
 
 
 def external_data(model: Path) -> list[Path]:
-    """Return the files of weights that an .onnx names and that exist.
+    """Return the weights files that an .onnx names and that exist.
 
     Raises:
         ModelError: the model names a file outside its own folder.
@@ -77,7 +77,7 @@ def external_data(model: Path) -> list[Path]:
             raise ModelError(
                 model,
                 f"reads its weights from {location!r}, outside its folder",
-                "keep external data beside the model",
+                "keep external data next to the model",
             )
         if path.is_file():
             found.append(path)

@@ -99,7 +99,7 @@ def repeat_looks(looks: Sequence[int], blocks: int) -> tuple[int, ...]:
 def criteria(
     policy: Policy, budgets: Sequence[Budgets], *, pairs: int = LOOKS[-1], same: bool = False
 ) -> Criteria:
-    """Combine a policy, those of its budgets that apply, and the number of pairs at the last look.
+    """Create the criteria from a policy, the budgets that apply, and the number of pairs at the last look.
 
     Raises:
         PolicyError: there are fewer pairs than the first look needs.

@@ -26,7 +26,7 @@ class FrozenModel(BaseModel):
 def explain_validation(error: ValidationError, model: type[BaseModel]) -> tuple[str, str, str]:
     """Return place, cause and fix of the first error that pydantic found.
 
-    If a value may have several forms (a union of types), the error is that of the form that fits best.
+    If a value may have several forms (a union of types), the error is about the form that fits best.
     """
     found = _nearest(error.errors(include_url=False), model)
     parts = _follow(model, found["loc"])[0]

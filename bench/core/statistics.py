@@ -133,9 +133,9 @@ def quantile_interval(groups: Sequence[Array], quantile: float, alpha: float) ->
 
     For independent samples, order statistics of all samples bound the percentile (David & Nagaraja, "Order
     Statistics", 3rd ed., section 7.1). The samples of one process are not independent. The bounds are
-    therefore widened to those of the groups' own percentiles (one value per process), by the sign test. A
-    bound is infinite if samples or processes are too few. A bound needs 44 samples for p90 at 1 % and 459
-    for p99; it needs 7 processes at 1 % and 5 at 5 %.
+    therefore widened to include the sign-test bounds of the groups' own percentiles (one value per
+    process). A bound is infinite if samples or processes are too few. A bound needs 44 samples for p90 at
+    1 % and 459 for p99; it needs 7 processes at 1 % and 5 at 5 %.
 
     Args:
         groups: samples of each process, [processes][any].
@@ -174,7 +174,9 @@ def sample_size_difference(budget: float, alpha: float) -> int:
 
 
 def planned_count(spread: float, margin: float, alpha: float, power: float = 0.8) -> int:
-    """Number of scores with standard deviation `spread` that place a bound at `margin` from the centre.
+    """Number of scores needed to place a bound at `margin` from the centre.
+
+    The scores have the standard deviation `spread`.
 
     n = ((z_(1-alpha) + z_power) * spread / margin)**2, the normal approximation. It serves only to plan the
     number of pairs, not to judge.

@@ -38,7 +38,7 @@ class Output:
         self.used = False
 
     def check_open(self) -> None:
-        """Refuse to work if the results could not be printed.
+        """Raise an error if standard output was closed at the start, so results cannot be printed.
 
         Raises:
             UsageError: the stream was closed when the program started.
@@ -74,7 +74,7 @@ class Output:
         return getattr(self._stream, name)
 
     def _give_up(self) -> None:
-        """Redirect the stream to the null device, because Python flushes its buffer at exit."""
+        """Redirect the stream to the null device: Python flushes its buffer at exit, which would fail."""
         with contextlib.suppress(OSError, ValueError):
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, self._stream.fileno())
@@ -83,7 +83,7 @@ class Output:
 
 @contextlib.contextmanager
 def steady_streams() -> Iterator[Output]:
-    """Replace standard output and standard error by an `Output`; yield that of standard output."""
+    """Replace standard output and standard error by one `Output` each; yield the one of standard output."""
     _fill_descriptors()
     before = sys.stdout, sys.stderr
     with Path(os.devnull).open("w", encoding="utf-8") as null:
@@ -108,7 +108,7 @@ def write_out(text: str) -> None:
 
 
 def _fill_descriptors() -> None:
-    """Open the null device for closed standard streams; otherwise the next file would take their number."""
+    """Open the null device for closed standard streams, so no other file gets their descriptors."""
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)

@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 
 def tool_version() -> str:
-    """Return the version of the installed package; "unknown" if edgeproof runs from its sources alone."""
+    """Return the version of the installed package; "unknown" if edgeproof is not installed."""
     try:
         return version("edgeproof")
     except PackageNotFoundError:

@@ -26,11 +26,11 @@ EXPECTED_PREFIX = "expected."
 
 @dataclass(frozen=True)
 class Subject:
-    """A model to measure: a lone .onnx file, or the model of an artifact.
+    """A model to measure: an .onnx file without an artifact, or the model of an artifact.
 
     Attributes:
         model: the .onnx file.
-        float_twin: the float baseline of an artifact; None for a lone file.
+        float_twin: the float baseline of an artifact; None for an .onnx file without an artifact.
         evaluation: the evaluation set, or None.
         target: the kind of CPU that the model was made for; None if the model does not state it.
     """
@@ -47,7 +47,7 @@ class Subject:
 
 
 def own_policy(path: Path) -> Policy:
-    """Return the budgets of the recipe that built an artifact; the default budgets for a lone .onnx.
+    """Return the budgets of the recipe that built an artifact; for a separate .onnx, the default budgets.
 
     Raises:
         ArtifactError: the manifest cannot be read.
@@ -96,7 +96,7 @@ def subject(place: AnyPath, data: AnyPath | None = None) -> Subject:
 
     Args:
         place: the artifact folder or the .onnx file.
-        data: an evaluation set that replaces that of the artifact.
+        data: an evaluation set to use instead of the artifact's evaluation set.
 
     Raises:
         UsageError: the file or folder does not exist.
@@ -116,7 +116,7 @@ def subject(place: AnyPath, data: AnyPath | None = None) -> Subject:
 
 
 def target_warnings(subjects: Iterable[Subject], host: HostFingerprint) -> tuple[str, ...]:
-    """Return a warning for each model that was made for another kind of CPU than that of `host`."""
+    """Return a warning for each model that was made for another kind of CPU than `host` has."""
     return tuple(
         f"{subject.place} was made for {subject.target!r}, this CPU is {host_target(host)}: "
         "its times and outputs here do not apply to its target"

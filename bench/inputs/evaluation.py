@@ -110,7 +110,7 @@ def _check_arrays(path: Path, arrays: Mapping[str, Array | ArraySpec]) -> int:
         raise DataError(path, f"its arrays differ in length: {lengths}", "store one row per sample")
     count: int = next(iter(lengths.values()))
     if not count:
-        raise DataError(path, "contains no samples", "add at least one")
+        raise DataError(path, "contains no samples", "add at least one sample")
     for name in arrays.keys() - {LABELS, IDS}:
         if not math.prod(arrays[name].shape):
             raise DataError(
@@ -177,8 +177,9 @@ def write_evaluation(path: Path, evaluation: EvaluationSet) -> None:
 def predictions(outputs: Array) -> Array:
     """Return the predicted class of each sample, [N].
 
-    For scores of shape [N, classes] (or [N, ...], flattened per sample), it is the index of the largest
-    score. For class indices of shape [N] or [N, k] (most likely class first), it is the first index.
+    For scores of shape [N, classes] (or [N, ...], flattened per sample), the class is the index of the
+    largest score. For class indices of shape [N] or [N, k] (most likely class first), the class is the
+    first index.
     """
     rows: Array = outputs.reshape(len(outputs), -1)
     return rows[:, 0] if are_classes(outputs) else rows.argmax(axis=1)

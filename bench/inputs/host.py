@@ -13,7 +13,7 @@ from bench.core.schema import FrozenModel
 # The kinds of CPU that int8 models are made for; a `portable` model gives correct results on every CPU.
 ConcreteTarget = Literal["x86-vnni", "x86-avx2", "arm64", "portable"]
 PORTABLE: Final = "portable"
-# Key of the metadata in which an .onnx that edgeproof wrote states its kind of CPU.
+# Metadata key for the kind of CPU in an .onnx that edgeproof wrote.
 TARGET_KEY: Final = "edgeproof.target"
 
 # CPU flags by which ONNX Runtime selects its integer kernel.
@@ -70,12 +70,12 @@ def host_target(host: HostFingerprint) -> ConcreteTarget:
 
 
 def stated_target(model: Path) -> str | None:
-    """Return the kind of CPU that an .onnx states it was made for; None if it states none."""
+    """Return the kind of CPU that an .onnx was made for, from its metadata; None if it states none."""
     return read_model_file(model).metadata.get(TARGET_KEY)
 
 
 def other_target(target: str | None, host: HostFingerprint) -> str | None:
-    """Return `target` if it is another kind of CPU than that of `host`; times measured there do not apply.
+    """Return `target` if it is another kind of CPU than `host` has: times on `host` then do not apply.
 
     Return None if the model states no kind, or was made for every kind or for this one.
     """
@@ -90,7 +90,7 @@ def available_cores() -> tuple[int, ...] | None:
 
 
 def cpu_info(root: Path = Path("/")) -> tuple[str | None, tuple[str, ...]]:
-    """Return the CPU's name and those of its flags that select a kernel; `root` is the folder of `proc`."""
+    """Return the CPU's name and its flags that select a kernel; `root` is the folder of `proc`."""
     try:
         text = (root / "proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:

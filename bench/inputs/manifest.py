@@ -128,7 +128,7 @@ class TextInput(FrozenModel):
         content: output of the tokenizer that the input takes: token ids, attention mask, or segment ids.
         tokenizer: name of the artifact's file with the tokenizer.
         max_length: number of tokens after which a text is truncated.
-        padding: length to which shorter texts are padded: that of the longest text in the batch, or
+        padding: length to which shorter texts are padded: the length of the longest text in the batch, or
             `max_length`.
         pad_id: id of the padding token.
     """
@@ -304,7 +304,7 @@ def read_manifest(folder: Path) -> Manifest:
         content = path.read_bytes()
     except OSError as error:
         raise ArtifactError(
-            path, f"cannot be read ({error.strerror})", "name an artifact folder or an .onnx"
+            path, f"cannot be read ({error.strerror})", "pass an artifact folder or an .onnx"
         ) from error
     try:
         manifest = Manifest.model_validate_json(content)
@@ -316,6 +316,6 @@ def read_manifest(folder: Path) -> Manifest:
     for name in manifest.files:
         if not _PLAIN_NAME.fullmatch(name):
             raise ArtifactError(
-                path, f"names the file {name!r}, which is not a plain name", "build the artifact again"
+                path, f"names the file {name!r}, which is not a plain file name", "build the artifact again"
             )
     return manifest

@@ -10,7 +10,7 @@ from typing import NamedTuple, Self
 from bench.core.errors import ModelError
 from bench.core.model_file import read_model_file
 
-# Key of the metadata in which an .onnx that edgeproof wrote states the version it needs, such as "1.28".
+# Metadata key for the ONNX Runtime version that an .onnx of edgeproof needs, for example "1.28".
 METADATA_KEY = "edgeproof.min_onnxruntime"
 VERSION_PATTERN = r"\d{1,4}\.\d{1,4}"
 _VERSION = re.compile(rf"{VERSION_PATTERN}(?![\d])")
@@ -56,7 +56,7 @@ def required_version(requirement: str) -> RuntimeVersion:
 
 
 def stated_version(model: Path) -> RuntimeVersion | None:
-    """Return the version that an .onnx file states it needs; None if it states none."""
+    """Return the version that an .onnx file needs, from its metadata; None if it states none."""
     return RuntimeVersion.parse(read_model_file(model).metadata.get(METADATA_KEY, ""))
 
 
@@ -66,7 +66,7 @@ def check_runtime(place: Path, needed: RuntimeVersion | None, installed: str | N
     Args:
         place: the model or artifact, for the error.
         needed: the version that the model states it needs, or None.
-        installed: the version of ONNX Runtime; by default that of the installed package.
+        installed: the version of ONNX Runtime; by default the version of the installed package.
 
     Raises:
         ModelError: the installed version is older than the needed one.

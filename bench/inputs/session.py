@@ -50,11 +50,11 @@ class TensorSpec:
 
     @property
     def is_numeric(self) -> bool:
-        """Whether it is a tensor of a numeric or boolean type that numpy has as well."""
+        """Whether it is a tensor of a numeric or boolean type that numpy supports."""
         return self.dtype in _NUMPY_TYPES.values()
 
     def named_shape(self) -> tuple[int | str | None, ...]:
-        """Return the shape, with the names of those dynamic axes that have one."""
+        """Return the shape; a dynamic axis that has a name is replaced by its name."""
         return tuple(self.axes.get(axis, size) for axis, size in enumerate(self.shape))
 
 
@@ -73,8 +73,8 @@ class RuntimeOptions:
     Attributes:
         threads: number of intra-op threads.
         arena: whether the memory arena is enabled.
-        exact_sums: whether sums of int8 products must not saturate on any CPU. This option is for correct
-            outputs, not for measuring times.
+        exact_sums: whether to prevent saturation of int8 sums on any CPU. Use it to get correct outputs,
+            not to measure times.
     """
 
     threads: int = 1
@@ -114,18 +114,18 @@ def exact_session(
     open_with: Callable[[onnxruntime.SessionOptions], onnxruntime.InferenceSession],
     settings: Callable[[], onnxruntime.SessionOptions],
 ) -> onnxruntime.InferenceSession:
-    """Open a session in which no sum of int8 products saturates; outputs equal those of VNNI bit for bit.
+    """Open a session in which no sum of int8 products saturates; outputs are bit-identical to VNNI's.
 
-    x86 without VNNI adds products in 16 bits, which can overflow. Its kernels for unsigned weights add in
-    32 bits, but ONNX Runtime (1.32) does not load a model with them if several nodes share weights. Such a
-    model runs in float between its quantization nodes. Its sums are the same, but a value close to a
-    rounding boundary is occasionally rounded to the other side.
+    On x86 without VNNI, the kernels add products in 16 bits, which can overflow. The kernels for unsigned
+    weights add in 32 bits, but ONNX Runtime (1.32) cannot load a model with them if several nodes share
+    weights. That model then runs in float between its quantization nodes. The sums are the same, but a
+    value close to a rounding boundary is occasionally rounded to the other side.
 
     Args:
         open_with: function that opens the model with the given options.
         settings: function that creates the session's options; this function adds further entries.
     """
-    from bench.inputs.host import fingerprint, host_target  # processes that measure need not import it
+    from bench.inputs.host import fingerprint, host_target  # processes that only measure do not need it
 
     chosen = settings()
     if host_target(fingerprint()) != "x86-avx2":
@@ -149,7 +149,7 @@ def model_error(path: Path, error: Exception) -> ModelError:
         return ModelError(
             path,
             f"its external data cannot be read ({words})",
-            "put the data file back beside the model",
+            "put the data file back next to the model",
         )
     if "protobuf" in lowered or "modelproto" in lowered:
         return ModelError(path, "is truncated or not an ONNX model", "copy or export it again")
@@ -203,19 +203,17 @@ def check_feeds(place: object, signature: Signature, feeds: Mapping[str, Array |
     """
     wanted = {spec.name: spec for spec in signature.inputs}
     if missing := sorted(wanted.keys() - feeds.keys()):
-        raise DataError(
-            place, f"lacks the model's input {missing[0]!r}", f"name the arrays {sorted(wanted)}"
-        )
+        raise DataError(place, f"lacks the model's input {missing[0]!r}", f"use the names {sorted(wanted)}")
     if unknown := sorted(feeds.keys() - wanted.keys()):
         raise DataError(
-            place, f"{unknown[0]!r} is not an input of the model", f"name the arrays {sorted(wanted)}"
+            place, f"{unknown[0]!r} is not an input of the model", f"use the names {sorted(wanted)}"
         )
     for name, spec in wanted.items():
         array = feeds[name]
         if array.dtype.name != spec.dtype:
             raise DataError(place, f"feed {name!r} has dtype {array.dtype}", f"convert it to {spec.dtype}")
         fits = len(array.shape) == len(spec.shape) and all(
-            # Any size of axis 0 fits: it counts the samples and is split into batches.
+            # Axis 0 is the sample axis. It is split into batches, so any size fits.
             axis == 0 or want is None or got == want
             for axis, (got, want) in enumerate(zip(array.shape, spec.shape, strict=True))
         )

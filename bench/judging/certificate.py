@@ -47,7 +47,7 @@ class Condition(FrozenModel):
     Attributes:
         kind: "same" and "rebuilt" candidates are unchanged; "slower" ones take more time, "larger" ones
             more memory.
-        asked: the injected slowdown or extra memory, as a fraction of the baseline's.
+        asked: the injected slowdown or extra memory, as a fraction of the baseline's latency or memory.
         latency_p50, latency_p90: the score of every pair, log(candidate / baseline).
         peak_rss: peak memory of baseline and candidate in bytes, for every pair in which both are known.
     """
@@ -261,7 +261,7 @@ def _in_looks(
 
 
 def _repeated(scores: Sequence[float], budget: float, used: int) -> tuple[Verdict | None, int]:
-    """The final verdict after a FAIL on `used` pairs was repeated by the rule of `gate.for_repeat`.
+    """The final verdict: repeat a FAIL on `used` pairs by the rules of `gate.for_repeat`.
 
     Also returns the number of pairs that the repeat used.
     """

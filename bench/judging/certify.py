@@ -83,11 +83,11 @@ def certify(
     progress: Progress = SILENT,
     workers: WorkerGroup = worker_group,
 ) -> Certificate:
-    """Measure this host's error rates and add the new pairs to those of earlier runs.
+    """Measure this host's error rates, and add the new pairs to the pairs of earlier runs.
 
     Args:
         model: an artifact folder or an .onnx file. The file itself stays unchanged; copies are modified.
-        data: labelled samples in an `.npz`; by default those of the artifact.
+        data: labelled samples in an `.npz`; by default the artifact's samples.
         options: number of pairs, and the slowdowns to inject.
         config: settings of the measurement.
         progress: receives progress reports; `SILENT` shows none.
@@ -274,7 +274,7 @@ def _alike(earlier: Certificate, options: CertifyOptions, sha256: str, kinds: Ki
 def _keep(
     subject: Subject, options: CertifyOptions, kinds: Kinds, result: Result, progress: Progress
 ) -> Certificate:
-    """Add the new pairs to those of earlier runs, compute the error rates, and store the certificate."""
+    """Add the new pairs to the pairs of earlier runs, compute the error rates, store the certificate."""
     host = fingerprint()
     conditions = conditions_of(kinds, result)
     sha256, threads = model_sha256(subject.model), result.settings.threads
@@ -299,6 +299,6 @@ def _keep(
     try:
         write_certificate(certificate)
     except StorageError:
-        progress.say(certificate.line())  # at least show the result of hours of measuring
+        progress.say(certificate.line())  # the result of hours is shown even if it cannot be stored
         raise
     return certificate

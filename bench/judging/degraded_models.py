@@ -5,7 +5,7 @@ fields, for example the nodes of a graph ("Encoding: Last One Wins", protobuf.de
 end of a copy add real operators, which ONNX Runtime executes. `certify` uses this to slow models down by
 known amounts.
 
-Field numbers are those of onnx.proto (IR version 3 and later).
+Field numbers are from onnx.proto (IR version 3 and later).
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def _node(
 ) -> bytes:
     """A serialized NodeProto.
 
-    Names get `PREFIX`, except inputs for which `own` is False: those are tensors of the model.
+    Names get `PREFIX`, except inputs whose `own` is False, because these are tensors of the model.
     """
     ours = own or [True] * len(inputs)
     names = [PREFIX + name if is_ours else name for name, is_ours in zip(inputs, ours, strict=True)]

@@ -57,7 +57,7 @@ from bench.measuring.worker_process import worker_group
 
 # Added to the seed for the repeat that confirms a FAIL: same design, but another order of turns.
 _REPEAT_SEED = 1_000_003
-# An undecided metric that needs more than this many times the pairs of the last look adds no blocks.
+# No blocks are added for an undecided metric that needs more than this multiple of the last look's pairs.
 _HOPELESS = 4
 # Two results are comparable even if they differ in these fields.
 _MAY_DIFFER = {"seed", "path", "ids"}
@@ -76,7 +76,7 @@ class Judgement:
         twin_metrics: comparison with the artifact's float model, if it has one and `baseline` is another
             model; otherwise empty.
         flips: samples whose prediction differs from the baseline's.
-        blocks: number of blocks measured, without those of a repeat.
+        blocks: number of blocks measured, without the blocks of a repeat.
         result: the raw samples, with the criteria used for the verdict.
     """
 
@@ -127,7 +127,7 @@ def compare(
     Args:
         baseline: an artifact folder or an .onnx file.
         candidate: an artifact folder or an .onnx file.
-        data: labelled samples in an `.npz`; by default those of the artifact. Without samples, accuracy is
+        data: labelled samples in an `.npz`; by default the artifact's samples. Without samples, accuracy is
             neither measured nor judged.
         budgets: how much worse the candidate may be; by default `ReleaseBudgets()`.
         options: number of pairs, and which unusual inputs are allowed.
@@ -192,9 +192,9 @@ def gate(
     Args:
         candidate: an artifact folder; or an .onnx file, which needs a baseline.
         baseline: an earlier release, as an artifact folder or an .onnx file.
-        policy: budgets, as a `Policy`, as nested tables, or as the path of a TOML file; by default those of
-            the candidate's recipe.
-        data: labelled samples in an `.npz`; by default those of the artifact.
+        policy: budgets, as a `Policy`, as nested tables, or as the path of a TOML file; by default the
+            budgets of the candidate's recipe.
+        data: labelled samples in an `.npz`; by default the artifact's samples.
         options: number of pairs, and which unusual inputs are allowed.
         config: settings of the measurement.
         progress: receives progress reports and warnings; `SILENT` shows none.
@@ -227,7 +227,7 @@ def gate(
 
 
 def policy_for(candidate: AnyPath, policy: Policy | Mapping[str, object] | AnyPath | None) -> Policy:
-    """Read a policy that is given in any of its forms; by default that of the candidate's recipe.
+    """Read a policy that is given in any form; None selects the policy of the candidate's recipe.
 
     Raises:
         PolicyError: the file cannot be read, or it has unknown keys or impossible budgets.
@@ -492,7 +492,7 @@ class _GateRun:
 
 
 def _with_repeat(first: Result, repeat: Result) -> Result:
-    """Store the repeat in the first result. If the repeat was stopped early, so was the whole."""
+    """Store the repeat in the first result. If the repeat was stopped early, the result states why."""
     stopped = first.stopped
     if repeat.stopped not in (None, TIME_LIMIT):
         stopped = f"in the repeat: {repeat.stopped}"

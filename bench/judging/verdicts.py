@@ -506,19 +506,19 @@ def _with_plan(metric: Metric, scores: Sequence[float], alpha: float) -> Metric:
         return metric
     spread = robust_spread(scores)
     if spread == 0.0 or margin < spread / 30:  # the plan would need more than 9000 pairs
-        advice = "the change is too close to the budget: no feasible number of pairs would decide"
+        advice = "the change is too close to the budget: no feasible number of pairs would give a verdict"
         return metric.model_copy(update={"reason": f"{metric.reason}; {advice}"})
     wanted = max(planned_count(spread, margin, alpha), len(scores) + 1)
     return metric.model_copy(
         update={
-            "reason": f"{metric.reason}; about {wanted} pairs would decide",
+            "reason": f"{metric.reason}; about {wanted} pairs would give a verdict",
             "details": {**metric.details, PAIRS_WANTED: wanted},
         }
     )
 
 
 def _samples_wanted(discordant: int, count: int, budget: float) -> str:
-    """A hint on how many evaluation samples would decide.
+    """A hint on how many evaluation samples would give a verdict.
 
     The number is planned from the observed share of discordant samples, assuming at least one.
     """
@@ -529,9 +529,9 @@ def _samples_wanted(discordant: int, count: int, budget: float) -> str:
         planned_count(spread, budget, ACCURACY_ALPHA), sample_size_difference(budget, ACCURACY_ALPHA)
     )
     return (
-        f"about {wanted} evaluation samples would decide"
+        f"about {wanted} evaluation samples would give a verdict"
         if wanted > count
-        else "more evaluation samples would decide"
+        else "more evaluation samples would give a verdict"
     )
 
 

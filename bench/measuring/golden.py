@@ -31,7 +31,7 @@ def read_golden(path: Path) -> tuple[dict[str, Array], dict[str, Array]]:
 
 
 def compare_golden(feeds_path: Path, outputs: dict[str, Array]) -> Parity:
-    """Parity of a model's outputs with the golden ones: that of the worst output.
+    """Parity of a model's outputs with the golden outputs; for several outputs, the worst parity.
 
     Raises:
         ArtifactError: an expected output has no counterpart of the same shape, or an output contains NaN or

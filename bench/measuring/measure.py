@@ -241,7 +241,7 @@ class Measurement:
     def result(self) -> Result:
         """The result of all blocks measured so far."""
         if self._stopped is None and self.host() != self._host:
-            self._stopped = OTHER_HOST  # for example a virtual machine that moved, or an updated library
+            self._stopped = OTHER_HOST  # for example a virtual machine moved, or a library was updated
         models = []
         for index, path in enumerate(self.models):
             predicted = self._predicted[index] if len(self._predicted) == len(self.models) else None
@@ -382,8 +382,8 @@ def measure(
 
     Args:
         models: artifact folders or .onnx files. The float model of an artifact is measured, too.
-        data: labelled samples in an `.npz`; by default those of the artifact, or random feeds without an
-            artifact.
+        data: labelled samples in an `.npz`; by default the artifact's samples, or random feeds if there is
+            no artifact.
         blocks: number of fresh processes per model.
         config: settings of the measurement.
         progress: receives progress reports; `SILENT` shows none.
@@ -427,7 +427,7 @@ def resolve(
             named.
     """
     if not models:
-        raise UsageError("models", "no model is named", "name an artifact folder or an .onnx file")
+        raise UsageError("models", "no model is named", "pass an artifact folder or an .onnx file")
     subjects = [subject(place, data) for place in models]
     paths = [p for found in subjects for p in (found.model, found.float_twin) if p is not None]
     evaluation = next((found.evaluation for found in subjects if found.evaluation is not None), None)

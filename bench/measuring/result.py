@@ -143,8 +143,8 @@ class ModelResult(FrozenModel):
         labels: true class of each evaluation sample; None without labels.
         changed: whether the file changed while it was measured.
         made_for: the kind of CPU that the model was made for, if the host has another kind. Its times and
-            memory on this host then say nothing about that CPU. None if the model was made for the host's
-            kind of CPU, or for any.
+            memory on this host then do not apply to that CPU. None if the model was made for the host's
+            kind of CPU, or for every kind.
     """
 
     path: str
@@ -340,6 +340,6 @@ def read_versioned(path: Path, kind: type[Versioned], known: str) -> Versioned:
 
 
 def median_known(values: list[int | None]) -> int | None:
-    """The median of the values that are not None; None if all are."""
+    """The median of the values that are not None; None if all values are None."""
     known = [value for value in values if value is not None]
     return int(np.median(known)) if known else None

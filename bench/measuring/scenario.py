@@ -1,4 +1,4 @@
-"""The scenarios of `bench` and their options. The command line imports this module, so it stays light."""
+"""The scenarios of `bench` and their options. It has no heavy imports: the command line imports it."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ class Drift(FrozenModel):
     Attributes:
         window_ns: length of each part: one minute, or half of a run shorter than two minutes.
         first, last: percentiles of latency in the first and the last part.
-        p50_ratio: median latency of the last part / that of the first part.
+        p50_ratio: median latency of the last part / median latency of the first part.
     """
 
     window_ns: int
@@ -205,7 +205,7 @@ def read_scenario(path: AnyPath) -> ScenarioResult:
 
 
 def _check(path: Path, period: LoadPeriod, *, sustained: bool) -> None:
-    """Refuse latencies of 0, which would be divided by, and pieces without their elapsed times."""
+    """Refuse latencies of 0, because throughput divides by them, and pieces without their elapsed times."""
     if not period.all_ns().all():
         raise ResultError(path, "contains a latency of 0 ns", "measure again, or restore the file")
     pieces = len(period.samples_ns) if sustained else 1

@@ -123,7 +123,8 @@ def measure_scenario(
 
     Args:
         models: artifact folders or .onnx files. The float model of an artifact is measured, too.
-        data: samples in an `.npz`; by default those of the artifact, or random feeds without an artifact.
+        data: samples in an `.npz`; by default the artifact's samples, or random feeds if there is no
+            artifact.
         config: the scenario and its settings.
         progress: receives progress reports; `SILENT` shows none.
         workers: starts the measured processes.

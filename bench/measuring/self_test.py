@@ -57,7 +57,7 @@ def verify(artifact: AnyPath, *, progress: Progress = SILENT) -> Verification:
     """
     folder = Path(artifact)
     if not folder.is_dir():
-        raise UsageError(folder, "is not a folder", "name the artifact folder of a build")
+        raise UsageError(folder, "is not a folder", "pass the artifact folder of a build")
     manifest = check_hashes(folder)
     made = Subject(folder / MODEL, folder / FLOAT_MODEL, None, manifest.target)
     warnings = warn_of_targets([made], progress)

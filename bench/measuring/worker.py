@@ -63,7 +63,7 @@ WARM_WINDOW = 10
 WARM_TOLERANCE = 0.03
 PREDICT_BATCH = 32
 OUTPUTS = "outputs"
-# Share of equal classes from which the timed outputs of a model that returns classes count as the same.
+# A model that returns classes: its timed outputs count as the same from this fraction of equal classes on.
 CLASSES_AGREE = 0.75
 SYNTHETIC_SEED = 20_240_229
 
@@ -314,7 +314,8 @@ def _start(threads: list[threading.Thread], barrier: threading.Barrier) -> None:
     """Start all threads.
 
     Raises:
-        HostError: the system cannot start all of them. The threads that wait at the barrier end.
+        HostError: the system cannot start all of them. The threads that already wait at the barrier then
+        end.
     """
     for index, thread in enumerate(threads):
         try:
@@ -370,7 +371,7 @@ def synthetic_feeds(model: Path, signature: Signature) -> dict[str, Array]:
             raise DataError(
                 model,
                 f"axis {open_axes[0]} of input {spec.name!r} has no fixed size",
-                "give real feeds with --data",
+                "provide feeds with --data",
             )
         shape = tuple(size or 1 for size in spec.shape)
         if not spec.is_numeric:

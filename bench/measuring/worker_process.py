@@ -211,8 +211,8 @@ def worker_group(count: int, timeout_s: float) -> Iterator[list[WorkerHandle]]:
 def memory_kills(root: Path = Path("/")) -> int | None:
     """Number of processes that the system has killed because memory was short; None if it is not reported.
 
-    It is the sum of two counts: that of the control group for a container (cgroup-v2 memory.events), and
-    that of the kernel for the whole machine (proc(5), vmstat).
+    It is the sum of two counts: the control group's count for a container (cgroup-v2 memory.events), and
+    the kernel's count for the whole machine (proc(5), vmstat).
     """
     found = None
     for path in (root / "sys/fs/cgroup/memory.events", root / "proc/vmstat"):

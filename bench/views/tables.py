@@ -367,10 +367,10 @@ def mebibytes(count: int | None) -> str:
 
 
 def percent(share: float | None) -> str:
-    """Return a share as percent."""
+    """Return a fraction as a percentage."""
     return _ABSENT if share is None else f"{share:.2%}"
 
 
 def _printable(text: str) -> str:
-    """Replace characters that would control a terminal or end a line in a path or a message."""
+    """In a path or a message, replace characters that control a terminal or end a line."""
     return "".join(letter if letter.isprintable() else "\ufffd" for letter in text).strip()

@@ -181,7 +181,7 @@ def test_a_wrong_key_in_the_gate_of_a_recipe_is_reported(command, workers, artif
     [
         (("bench", "none.onnx"), "error: none.onnx: there is no such file or folder; check the path"),
         (("compare", "none", "none"), "error: none: there is no such file or folder; check the path"),
-        (("verify", "none"), "error: none: is not a folder; name the artifact folder of a build"),
+        (("verify", "none"), "error: none: is not a folder; pass the artifact folder of a build"),
         (("gate", "none", "--policy", "none.toml"), "error: none.toml: cannot be read ("),
     ],
 )

@@ -1,9 +1,9 @@
 """pytest-benchmark's JSON: one benchmark per model, in seconds; percentiles are in `extra_info`.
 
 https://pytest-benchmark.readthedocs.io: `pytest-benchmark compare FILE`, `--benchmark-compare=FILE` and
-github-action-benchmark's `pytest` tool read it. The statistics are those of pytest-benchmark over all
-samples together. A comparison of two such files by them treats iterations as independent, which they are
-not.
+github-action-benchmark's `pytest` tool read it. The statistics are computed as in pytest-benchmark, over
+all samples together. If these tools compare two files, they treat iterations as independent, which
+they are not.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ def test_spread_rows_are_the_first_of_equal_shares(archive, compression, rows, p
 def test_spread_rows_keep_to_the_limit(archive):
     content = npy(bytes(32 * 1000), shape="(1000, 4)")
     assert read_npz(archive({"x.npy": content}), rows=3, spread=True, max_bytes=100)["x"].shape == (3, 4)
-    with pytest.raises(DataError, match="exceeds the 100 bytes"):
+    with pytest.raises(DataError, match="exceeds the remaining limit of 100 bytes"):
         read_npz(archive({"x.npy": content}), rows=4, spread=True, max_bytes=100)
 
 
@@ -183,7 +183,7 @@ def test_a_zip_bomb_is_refused_by_its_announced_size(archive):
 
 def test_a_zip_bomb_within_one_row_is_refused(archive):
     bomb = archive({"x.npy": npy(bytes(10**6), descr="|u1", shape="(1, 1000000)")})
-    with pytest.raises(DataError, match="exceeds the 1000 bytes left"):
+    with pytest.raises(DataError, match="exceeds the remaining limit of 1000 bytes"):
         read_npz(bomb, rows=1, max_bytes=1000)
 
 
@@ -191,7 +191,7 @@ def test_rows_of_all_arrays_share_one_limit(archive):
     content = npy(bytes(600), descr="|u1", shape="(600,)")
     split = archive({"a.npy": content, "b.npy": content})
     assert len(read_npz(split, rows=500, max_bytes=1000)["b"]) == 500
-    with pytest.raises(DataError, match="'b' exceeds the 400 bytes left"):
+    with pytest.raises(DataError, match="'b' exceeds the remaining limit of 400 bytes"):
         read_npz(split, rows=600, max_bytes=1000)
 
 

@@ -27,7 +27,7 @@ def test_a_whole_artifact_passes(artifact):
 def test_names_that_leave_the_folder_are_refused(artifact, name):
     files = artifact.describe()["files"]
     artifact.seal(files=files | {name: files["model.onnx"]})
-    with pytest.raises(ArtifactError, match="which is not a plain name") as caught:
+    with pytest.raises(ArtifactError, match="which is not a plain file name") as caught:
         check_hashes(artifact.folder)
     assert "\n" not in str(caught.value)
 

@@ -203,6 +203,6 @@ def test_a_too_large_manifest_is_refused(artifact, monkeypatch):
 
 def test_a_folder_without_a_manifest_is_refused(tmp_path):
     with pytest.raises(
-        ArtifactError, match=r"manifest\.json: cannot be read .*; name an artifact folder or"
+        ArtifactError, match=r"manifest\.json: cannot be read .*; pass an artifact folder or"
     ):
         read_manifest(tmp_path)

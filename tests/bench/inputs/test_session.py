@@ -44,7 +44,7 @@ def test_a_signature_names_types_and_shapes(models, name, dtype, shape):
         ("truncated", "is truncated or not an ONNX model", "copy or export it again"),
         ("opset_99", "needs opset 99, which this ONNX Runtime does not", "export with a lower opset or"),
         ("ir_99", "its IR version is newer than this ONNX Runtime", "export with an older onnx or"),
-        ("external", "its external data cannot be read", "put the data file back beside the model"),
+        ("external", "its external data cannot be read", "put the data file back next to the model"),
     ],
 )
 def test_models_that_do_not_load(models, name, cause, fix):
@@ -90,8 +90,8 @@ def test_feeds_that_fit_pass():
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"m": None}, "feeds.npz: lacks the model's input 'm'; name the arrays ['m', 'x']"),
-        ({"z": GOOD["x"]}, "feeds.npz: 'z' is not an input of the model; name the arrays ['m', 'x']"),
+        ({"m": None}, "feeds.npz: lacks the model's input 'm'; use the names ['m', 'x']"),
+        ({"z": GOOD["x"]}, "feeds.npz: 'z' is not an input of the model; use the names ['m', 'x']"),
         ({"x": np.zeros((5, 4))}, "feeds.npz: feed 'x' has dtype float64; convert it to float32"),
         (
             {"x": np.zeros((5, 3), np.float32)},

@@ -175,7 +175,7 @@ def test_accuracy_is_judged_on_the_same_samples(factory, before, after, budget, 
     assert metric.verdict is verdict
     assert metric.difference == pytest.approx((after - before) / 1000)
     assert metric.lower < metric.difference < metric.upper
-    assert ("evaluation samples would decide" in metric.reason) == (verdict is INCONCLUSIVE)
+    assert ("evaluation samples would give a verdict" in metric.reason) == (verdict is INCONCLUSIVE)
 
 
 def test_accuracy_counts_flips_that_cancel_out(factory):

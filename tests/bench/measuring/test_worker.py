@@ -111,7 +111,7 @@ def test_synthetic_feeds_are_the_same_every_time():
 
 
 def test_a_dynamic_axis_needs_real_feeds(models):
-    with pytest.raises(DataError, match="axis 1 of input 'x' has no fixed size; give real feeds"):
+    with pytest.raises(DataError, match="axis 1 of input 'x' has no fixed size; provide feeds"):
         opened(models.open_axis).first()
 
 
