@@ -36,7 +36,7 @@ class Transfer(nn.Module):
         shapes = f"{list(student.shape[1:])} and {list(teacher.shape[1:])}"
         tokens = student.ndim == 3 and student.shape[1] != teacher.shape[1]
         if student.ndim != teacher.ndim or student.ndim not in {2, 3, 4} or tokens:
-            raise StageError(place, f"features of shapes {shapes} cannot be compared", "name other modules")
+            raise StageError(place, f"features of shapes {shapes} cannot be compared", "use other modules")
         if config.kind == "attention" and student.ndim == 2:
             raise StageError(
                 place,
@@ -84,7 +84,7 @@ def transfers(
         student: the network to train.
         teacher: the network that the student learns from.
         inputs: a small batch, to find the shapes of the features.
-        place: the place that errors name.
+        place: the stage or key that error messages name.
 
     Raises:
         StageError: a module does not exist, or the outputs cannot be compared.
@@ -123,7 +123,7 @@ def _output(network: nn.Module, name: str, inputs: Mapping[str, Tensor], place: 
     newest = seen[-1] if seen else None
     if not isinstance(newest, Tensor):
         raise StageError(
-            place, f"module {name!r} does not return a tensor", "name a module whose output is a tensor"
+            place, f"module {name!r} does not return a tensor", "choose a module whose output is a tensor"
         )
     return newest
 

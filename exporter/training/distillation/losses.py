@@ -105,9 +105,9 @@ def decoupled(
     """T^2 * (target_weight * TCKD + other_weight * NCKD), mean over samples.
 
     Zhao et al., "Decoupled Knowledge Distillation" (2022), equation 7. TCKD compares the probability of the
-    labelled class with that of all other classes together. NCKD compares the other classes with each other;
-    `hinton` scales this part down when the teacher is confident. With the weights 1 and (1 - the teacher's
-    probability of the labelled class) the sum is `hinton`.
+    labelled class with the total probability of all other classes. NCKD compares the other classes with
+    each other; `hinton` scales this part down when the teacher is confident. With the weights 1 and (1 -
+    the teacher's probability of the labelled class) the sum is `hinton`.
 
     Args:
         outputs: outputs of the student, [N, classes]; NCKD is zero for fewer than three classes.

@@ -34,7 +34,7 @@ class Average:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Give the network the averaged weights while the context is open; restore its own afterwards."""
+        """Give the network the averaged weights while the context is open, then restore its weights."""
         own: dict[str, Tensor] = {n: v.detach().clone() for n, v in self._module.state_dict().items()}
         self._module.load_state_dict(self.tensors)
         try:

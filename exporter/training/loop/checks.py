@@ -37,7 +37,7 @@ def hold_out(split: Split, share: float, seed: int, place: str) -> tuple[Split, 
         split: the training data.
         share: fraction of the labelled samples for validation.
         seed: seed of the random choice.
-        place: the place that errors name.
+        place: the stage or key that error messages name.
 
     Raises:
         StageError: there are too few samples for both parts.
@@ -67,7 +67,7 @@ def check_classes(module: nn.Module, data: Splits, place: str) -> int:
     probe = data.train.first(2)
     try:
         outputs = predict(module, probe)
-    except Exception as error:  # a network may raise anything when fed the wrong shape
+    except Exception as error:  # a network may raise any exception for inputs of a wrong shape
         shapes = {name: list(array.shape[1:]) for name, array in probe.inputs.items()}
         raise StageError(
             place,

@@ -1,7 +1,7 @@
-"""The hardware of the training loop: this CPU, or the hardware that the recipe names, by Lightning Fabric.
+"""The hardware of the training loop: this CPU, or, through Lightning Fabric, the hardware in the recipe.
 
 Fabric is used instead of Accelerate for two reasons. Its devices, machines and precision are arguments of
-an object, so two builds in one process can use different ones, but Accelerate keeps one state for the whole
+an object, so two builds in one process can use different values; Accelerate keeps one state for the whole
 process. Fabric also installs no client of a model hub. Fabric is an extra, and is imported only if it is
 needed: plain PyTorch is enough for one process on one CPU at 32 bit, and Fabric would add one second to
 every such build.
@@ -77,7 +77,7 @@ class FabricEngine:
     """Any hardware that Lightning Fabric supports.
 
     Gradients are averaged as one flat tensor after the backward pass, not by DDP during it. DDP does not
-    support that the set of trained parameters changes between epochs. The networks of this tool have a few
+    support a set of trained parameters that changes between epochs. The networks of this tool have a few
     megabytes, and a link between GPUs transfers them in about a millisecond.
     """
 

@@ -65,7 +65,8 @@ def fit(
         name: name of the training, for messages and checkpoints.
         progress: receives an update for every step.
         hooks: hooks to call between steps, in this order.
-        checkpoints: stores the training at intervals, and returns one that was killed; None stores nothing.
+        checkpoints: stores the training at intervals, and returns the state of a killed training; None
+            stores nothing.
         engine: the hardware.
 
     Raises:
@@ -99,7 +100,7 @@ def fit(
 
 
 class _Values(Values):
-    """State of a training that is not a tensor; `mixing` is the state of the mixup generator."""
+    """State of a training, apart from tensors; `mixing` is the state of the mixup generator."""
 
     step: int
     losses: tuple[float, ...]

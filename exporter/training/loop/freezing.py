@@ -69,7 +69,8 @@ def last_layer(module: nn.Module) -> str:
 def check_norms(module: nn.Module, place: str, way_out: str) -> None:
     """Reject a batch of one sample if a BatchNorm would compute its statistics from it.
 
-    Call it while the network is in training mode. `way_out` is a fix besides frozen statistics.
+    Call it while the network is in training mode. `way_out` is the first fix in the error; the second is to
+    freeze the statistics.
 
     Raises:
         StageError: a BatchNorm is in training mode.

@@ -76,7 +76,7 @@ class JobText(FrozenModel):
             )
         earlier = ["pretrained", *names[: names.index(self.stage)]]
         if set(self.folders) != set(earlier):
-            raise ValueError(f"folders are not those of the earlier steps; list: {', '.join(earlier)}")
+            raise ValueError(f"the folders do not match the earlier steps; list: {', '.join(earlier)}")
         for key, number, count in (("node", self.node, train.nodes), ("local", self.local, train.devices)):
             if not 0 <= number < count:
                 raise ValueError(f"{key} {number} is out of range; choose a number from 0 to {count - 1}")
@@ -221,10 +221,10 @@ def check_hardware(recipe: Recipe) -> None:
 
 @contextlib.contextmanager
 def open_engine(job: Job) -> Iterator[Engine]:
-    """Open the engine of a build; start the further processes of this machine, and end them at the end.
+    """Open the engine of a build; the build's other processes on this machine run inside the context.
 
     Raises:
-        StageError: a further process failed.
+        StageError: another process failed.
     """
     config = job.recipe.train
     if is_plain(config):
@@ -344,7 +344,7 @@ def check_places(folder: Path, cache: Path, uid: int) -> None:
     """Check that only a user and root can change a recipe's code or write a job.
 
     Raises:
-        StageError: other users can.
+        StageError: other users can change the code or write a job.
     """
     for place in (folder, cache, cache / UNFINISHED):
         check_folder(place, uid)

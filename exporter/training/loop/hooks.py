@@ -12,8 +12,8 @@ from exporter.networks.network import Network
 class Hook:
     """Base class of hooks; its methods do nothing, and a stage overrides those that it needs.
 
-    A hook with state returns the state from `tensors` for checkpoints, and `restore` sets it again. A stage
-    that was killed then ends with exactly the same weights as one that was not.
+    A hook with state returns the state from `tensors` for checkpoints, and `restore` sets it again. A
+    killed stage that continues then ends with exactly the same weights as a stage without interruption.
     """
 
     def begin(self, network: Network, steps: int, steps_per_epoch: int) -> None:
@@ -26,7 +26,7 @@ class Hook:
         """Called after the weights changed and the network's masks were applied."""
 
     def settled(self, step: int) -> bool:  # noqa: ARG002
-        """Whether the network has its final form after `step`; only such epochs can be the best epoch."""
+        """Whether the network is final after `step`; only an epoch that ends with True can be the best."""
         return True
 
     def tensors(self) -> dict[str, Tensor]:

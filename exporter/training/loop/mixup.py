@@ -32,7 +32,7 @@ def mixup(
         classes: number of classes, C.
         alpha: parameter of the Beta distribution; small values mix little.
         generator: draws the share and the order.
-        place: the place that errors name.
+        place: the stage or key that error messages name.
 
     Returns:
         Inputs of the same shapes, and labels as float [N, C]; each row sums to one.

@@ -32,7 +32,8 @@ def parameter_groups(
     Args:
         module: the network.
         config: training settings.
-        others: parameters outside the network, for example those of a loss; they have the full rate.
+        others: parameters outside the network, for example the parameters of a loss; they have the full
+            learning rate.
     """
     depths = layer_depths(module) if config.layer_decay < 1 else {}
     parameters = [(depths.get(name, 0), p) for name, p in module.named_parameters()]
@@ -54,8 +55,9 @@ def layer_depths(module: nn.Module) -> dict[str, int]:
 
     The layers are the network's children in the order of their definition. Lists, `Sequential`s, modules
     with a single child and a network's only child are replaced by their own children. A norm belongs to the
-    layer before it. The own parameters of a replaced module, for example position embeddings, belong to its
-    first layer. The own parameters of a network with a single child have no layer and are not listed.
+    layer before it. Parameters that a replaced module holds directly, for example position embeddings,
+    belong to its first layer. Parameters that a network with a single child holds directly have no layer
+    and are not listed.
     """
     layers: list[list[str]] = []
     for parameters in _layers(module, "", outermost=True):
@@ -90,7 +92,7 @@ def _layers(module: nn.Module, prefix: str, *, outermost: bool) -> list[dict[str
 def schedule(config: Training, step: int, steps_per_epoch: int) -> float:
     """Factor on the peak learning rates at a training step: a warmup, then half a cosine.
 
-    With `probe_epochs`, the probe and the remaining epochs have such a schedule each.
+    With `probe_epochs`, the schedule runs twice: for the probe, then for the remaining epochs.
     """
     probe = config.probe_epochs * steps_per_epoch
     total = config.epochs * steps_per_epoch

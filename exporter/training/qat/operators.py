@@ -1,7 +1,7 @@
 """ONNX operators in PyTorch, to run an exported graph with gradients.
 
-The operators are those of exported classifiers. Each follows the ONNX specification (opset 18 to 23). The
-arguments of an operator are its attributes and its inputs; an omitted input is None.
+The operators are the ones in exported classifiers. Each follows the ONNX specification (opset 18 to 23).
+The arguments of an operator are its attributes and its inputs; an omitted input is None.
 """
 
 from __future__ import annotations

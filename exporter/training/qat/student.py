@@ -1,6 +1,6 @@
 """The int8 graph of a network, run in PyTorch with gradients on the network's own parameters.
 
-The graph is the one that ONNX Runtime's quantizer created: it defines the rounded tensors, the nodes that
+ONNX Runtime's quantizer created the graph. The graph defines the rounded tensors, the nodes that
 read them, and the layers with int8 weights. Layers compute sums of integers and round them like ONNX
 Runtime's kernels. The outputs in training are therefore almost bit-identical to those of the deployed
 model.
@@ -37,7 +37,7 @@ from exporter.training.qat.rounding import (
 from exporter.training.qat.sources import WeightSource
 
 # Ends of ranges are learned as factors exp(RANGE_RATE * shift) on their initial values. One step of Adam
-# then # changes every end by the same fraction: a thousandth at the usual learning rate of 1e-4.
+# then changes every end by the same fraction: a thousandth at the usual learning rate of 1e-4.
 RANGE_RATE = 10.0
 # Input or output of a node: real numbers, or integers with their scale.
 Value = Tensor | Rounded
@@ -80,7 +80,7 @@ class _Weight:
 class Student(nn.Module):
     """The int8 model as a module: inputs [N, ...] -> outputs in float.
 
-    The graph is that of evaluation mode: dropout is off and norms keep their statistics, so batches of one
+    The graph is in evaluation mode: dropout is off and norms keep their statistics, so batches of one
     sample work too.
 
     Attributes:
@@ -116,7 +116,7 @@ class Student(nn.Module):
             target: the target for which it was quantized.
             learnable: the activations whose ranges are learned; the other ranges do not change.
             inputs: names of the inputs in the order of `forward`.
-            place: the place that errors name.
+            place: the stage or key that error messages name.
             range_steps: number of steps for which ranges are learned; None for all steps.
 
         Raises:
@@ -240,7 +240,7 @@ class Student(nn.Module):
         return self
 
     def follow(self, quantized: onnx.ModelProto) -> None:
-        """Set the weight scales to those of a later int8 model of the network.
+        """Copy the weight scales of a later int8 model of the network.
 
         After training, other channels may be at risk of saturation; the later model has fewer levels there.
         """

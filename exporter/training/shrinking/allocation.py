@@ -23,7 +23,8 @@ from dataclasses import dataclass, replace
 from exporter.training.shrinking.layer_costs import State
 
 Cost = Callable[[State], float]
-# Least damage that a step is rated with. Steps without damage come first, ordered by what they save.
+# The damage of a step counts as at least this value. Steps without damage come first, ordered by what they
+# save.
 _NO_DAMAGE = 1e-9
 
 

@@ -14,7 +14,7 @@ from exporter.training.shrinking.meter import Exported, Measured, Meter
 
 @dataclass(frozen=True)
 class Goal:
-    """A target: `latency_ms`, or the allowed fraction of a quantity of the first network (`macs_ratio`).
+    """A target: `latency_ms`, or a fraction of the first network's cost, for example `macs_ratio`.
 
     `float_latency_ratio` is a fraction of the first network's latency in float.
     """
@@ -43,7 +43,7 @@ class Goal:
 
 
 class CostComparison:
-    """Compares networks with the first one; both are timed in turns.
+    """Compares networks with the first network; both are timed in turns.
 
     Args:
         meter: measures networks on this CPU.
@@ -70,7 +70,7 @@ class CostComparison:
         self._counts = self._count(module)
 
     def compare(self, module: nn.Module) -> tuple[Costs, Costs]:
-        """The costs of the first network, and the costs of this one."""
+        """The costs of the first network, and the costs of the given network."""
         before, after, *floats = self._measure(module)
         float_ms = floats[0].latency_ms if floats else None
         return _costs(before, self._counts, float_ms), _costs(after, self._count(module), None)

@@ -22,9 +22,9 @@ from exporter.training.shrinking.structure import removal
 class Damage:
     """The loss of quality that a plan causes on some samples.
 
-    The measure is the mean Kullback-Leibler divergence of the class probabilities from those of the whole
-    network, in nats. It is never negative, it is smooth while accuracy changes in steps, and label noise
-    does not affect it.
+    The measure is the mean Kullback-Leibler divergence of the class probabilities from the whole network's
+    class probabilities, in nats. It is never negative, it is smooth while accuracy changes in steps, and
+    label noise does not affect it.
     """
 
     def __init__(self, module: nn.Module, split: Split) -> None:

@@ -77,7 +77,7 @@ def find_groups(
         module: the network; its parameters require gradients.
         inputs: two samples.
         exclude: modules that keep their channels, by name or dotted prefix.
-        place: the place that errors name.
+        place: the stage or key that error messages name.
 
     Raises:
         StageError: the network cannot be traced.
@@ -176,7 +176,7 @@ def _joined(parts: Sequence[Sequence[int]]) -> tuple[int, ...]:
 
 
 def _bound(size: int, members: Sequence[Member]) -> list[list[int]]:
-    """Sets of channels that meet in one channel of some layer, as those of query, key and value do."""
+    """Sets of channels that meet in one channel of a layer, for example those of query, key, value."""
     leader = list(range(size))
     for member in members:
         first: dict[int, int] = {}
@@ -195,7 +195,7 @@ def _is_depthwise(layer: object) -> bool:
 
 
 def _makes(module: nn.Module, name: str) -> bool:
-    """Whether a layer produces new channels, in contrast to one that passes its input channels on."""
+    """Whether a layer produces new channels; other layers pass on the channels of their input."""
     layer = module.get_submodule(name)
     return isinstance(layer, (Convolution, nn.Linear)) and not _is_depthwise(layer)
 
@@ -203,9 +203,9 @@ def _makes(module: nn.Module, name: str) -> bool:
 def _heads(members: Sequence[Member], module: nn.Module) -> dict[str, int]:
     """Attribute name -> number of heads, for the attributes that count the heads of these channels.
 
-    Channels are treated as heads only if every layer that outputs them belongs to a module with such an
-    attribute. The output projection of an attention module satisfies this too, but other layers that output
-    the same residual channels do not.
+    Channels are treated as heads only if every layer that outputs them belongs to a module that has one of
+    these attributes. The output projection of an attention module satisfies this too, but other layers that
+    output the same residual channels do not.
     """
     found: dict[str, int] = {}
     for member in members:

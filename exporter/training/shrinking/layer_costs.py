@@ -126,7 +126,7 @@ class CostModel:
         layers: layers of the network.
         groups: groups that can be narrowed.
         price: returns the cost of one kernel.
-        constant: added for every remaining layer; it stands for the work between the kernels.
+        constant: cost added for every remaining layer, for the work between the kernels.
     """
 
     def __init__(
@@ -199,7 +199,7 @@ def _kernel(layer: Convolution | nn.Linear, given: Tensor, output: Tensor) -> Ke
         return Kernel(
             inputs=layer.in_features, outputs=layer.out_features, groups=1, size=(rows,), out_size=(rows,)
         )
-    if layer.transposed:  # the work is that of the convolution from its output back to its input
+    if layer.transposed:  # the same work as the convolution from its output back to its input
         given, output = output, given
     depthwise = layer.groups == layer.in_channels == layer.out_channels > 1
     return Kernel(

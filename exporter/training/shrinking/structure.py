@@ -58,7 +58,7 @@ def find_structure(
         module: the network.
         inputs: two samples.
         exclude: modules that keep their channels, by name or dotted prefix.
-        place: the place that errors name.
+        place: the stage or key that error messages name.
 
     Raises:
         StageError: the network cannot be traced.
@@ -192,7 +192,7 @@ class _Call(NamedTuple):
 def _same_shape_blocks(module: nn.Module, inputs: Mapping[str, Tensor]) -> list[str]:
     """Outermost modules that contain several layers and return the shape that they receive.
 
-    A plain chain of such modules is not a block itself: each of its modules can be dropped separately.
+    A plain chain of these modules is not a block itself: each of its modules can be dropped separately.
     """
     fits: dict[str, bool] = {}
     links: dict[str, list[str]] = {}

@@ -88,7 +88,7 @@ def _why_none(config: PruneConfig) -> str:
         return f"the pattern {config.target.pattern} does not divide the input channels of any layer"
     if config.target.threshold is not None:
         return f"no weight is below the threshold {config.target.threshold:g}"
-    return f"a share of {config.target.sparsity:g} is zero already, or is less than one weight"
+    return f"a fraction of {config.target.sparsity:g} is already zero, or is less than one weight"
 
 
 def chosen_masks(weights: Mapping[str, Tensor], config: PruneConfig) -> dict[str, Tensor]:

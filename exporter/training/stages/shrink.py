@@ -63,7 +63,7 @@ def shrink_with(
     2. In each round, shrink the network by the round's part of the way to the target
        (`shrinking.narrowing`), then train.
 
-    A round's cut is stored beside the checkpoints of its training. A stage that was killed therefore
+    A round's cut is stored next to the checkpoints of its training. A stage that was killed therefore
     continues with the same network, even if a new measurement would lead to another choice.
 
     Raises:

@@ -34,7 +34,7 @@ def reset_head(module: nn.Module, name: str, context: Context) -> None:
         raise StageError(
             f"{context.name}.head",
             f"nothing in {name!r} can be initialised again: no module in it has reset_parameters",
-            "name a layer with weights, for example the last nn.Linear",
+            "choose a layer with weights, for example the last nn.Linear",
         )
     with deterministic(context.seed, f"{context.name}.head"):
         for reset in resets:
