@@ -2,11 +2,10 @@
 
 A rewrite is an onnx-ir pass (`exporter.graphs.rewrites`) if the model is already in onnx-ir: after the
 export from torch, and when a file is prepared for the quantizer. Otherwise, the model passes between
-libraries that
-accept only protobuf: ONNX's shape inference, version converter and checker, ONNX Runtime's quantizers and
-sessions. There a rewrite reads a `GraphIndex`, collects its changes, and applies them with the functions of
-this module. A conversion to onnx-ir and back would copy the model twice. It would also change the bytes:
-for an int8 model, onnx-ir adds the types of all constants.
+libraries that accept only protobuf: ONNX's shape inference, version converter and checker, ONNX Runtime's
+quantizers and sessions. In that case, a rewrite reads a `GraphIndex`, collects its changes, and applies
+them with the functions of this module. A conversion to onnx-ir and back would copy the model twice. It
+would also change the bytes: for an int8 model, onnx-ir adds the types of all constants.
 
 The rewrites in protobuf are:
 

@@ -51,7 +51,7 @@ _NEW_OPERATORS = (
     ),
     (_MICROSOFT, ("GatedDeltaNet", "GatherPacked", "MoEGroupRouter", "VarlenCausalConvWithState"), _V1_32),
 )  # fmt: skip
-# Operators with a revision in ONNX that got a kernel later: opset of the revision, first ONNX Runtime.
+# Operators whose revision in ONNX got a kernel later: opset of the revision, first ONNX Runtime.
 _REVISED = {("", "LpNormalization"): (22, _V1_25)}
 _OPERATORS = {(domain, name): version for domain, names, version in _NEW_OPERATORS for name in names}
 _FLOAT8 = ("float8e4m3fn", "float8e4m3fnuz", "float8e5m2", "float8e5m2fnuz")
@@ -171,7 +171,7 @@ def _need_of(node: onnx.NodeProto, types: Mapping[str, str], opset: int) -> Need
     since, revised = _REVISED.get((domain, node.op_type), (opset + 1, OLDEST))
     if opset >= since:
         needs.append(Need(revised, f"{node.op_type} of opset {since}"))
-    return max(needs, key=lambda need: need.version)  # among equals the first: the operator itself
+    return max(needs, key=lambda need: need.version)  # of equal versions, the first: the operator itself
 
 
 def _type_name(elem_type: int) -> str:

@@ -141,7 +141,7 @@ def with_constants(model: onnx.ModelProto, values: Mapping[str, Array]) -> onnx.
 def with_constants_of(
     model: onnx.ModelProto, other: onnx.ModelProto, nodes: Collection[str]
 ) -> onnx.ModelProto:
-    """A copy of the model in which some nodes have their constants of another model.
+    """A copy of the model in which some nodes have the constants that they have in another model.
 
     A constant that several nodes read does not change.
     """

@@ -1,8 +1,7 @@
 """Write .onnx files that ONNX's checker accepts, and read files of other tools.
 
 A protobuf message has at most 2 GB. The weights of a larger model are in a second file next to it, which
-the
-model names: `model.onnx` and `model.onnx.data`.
+the model names: `model.onnx` and `model.onnx.data`.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ def read_model(path: Path) -> onnx.ModelProto:
     open_session(path)  # raises clear errors if the model cannot be loaded
     try:
         return onnx.load(path)
-    except Exception as error:  # protobuf raises exceptions of its own
+    except Exception as error:  # protobuf raises its own exception classes
         raise model_error(path, error) from error
 
 
@@ -66,8 +65,8 @@ def write_checked(
 ) -> None:
     """Write a model after ONNX's checker and strict shape inference have accepted it.
 
-    At any time, a reader finds either the complete old model or the complete new one. Only while a second
-    file of weights is replaced, there is no model at `path`.
+    At any time, a reader finds either the complete old model or the complete new one. Only while a weights
+    file is replaced, there is no model at `path`.
 
     Args:
         proto: the model.
@@ -76,7 +75,7 @@ def write_checked(
 
     Raises:
         ExportError: the checker rejects the model; the error contains its message.
-        StorageError: the file of weights would replace a file that belongs to another model.
+        StorageError: the weights file would replace a file that belongs to another model.
     """
     check_writable(path)
     beside = path.with_name(path.name + DATA_SUFFIX)
@@ -239,7 +238,7 @@ def _check_weight(tensor: onnx.TensorProto, path: Path) -> None:
 def _tensors(
     nodes: Iterable[onnx.NodeProto], initializers: Iterable[onnx.TensorProto]
 ) -> Iterator[onnx.TensorProto]:
-    """Yield all constants: initializers, tensors in attributes, and those of bodies."""
+    """Yield all constants: initializers, tensors in attributes, and the constants in bodies."""
     yield from initializers
     for node in nodes:
         for attribute in node.attribute:
@@ -260,7 +259,7 @@ def _refused(path: Path, error: Exception) -> ExportError:
     return ExportError(
         path.name,
         f"ONNX's checker rejects the graph ({error})",
-        "change the network, or exclude the node that this error names from quantization",
+        "change the network, or exclude the node in this error from quantization",
     )
 
 

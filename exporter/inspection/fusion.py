@@ -1,4 +1,4 @@
-"""Find why operators of an optimized graph stay in float, and which conversions to int8 are needless.
+"""Find why operators of an optimized graph stay in float, and which int8 conversions are unnecessary.
 
 ONNX Runtime fuses "dequantize, operate, quantize" into one int8 kernel only if types, neighbours and
 readers fit (onnxruntime/core/optimizer/qdq_transformer). Other operators run in float, and the conversions

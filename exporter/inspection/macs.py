@@ -2,8 +2,8 @@
 
 A multiply-add is one product that is added to a sum. Convolutions, matrix products, recurrent layers and
 attention consist of multiply-adds. By convention, elementwise arithmetic, norms, pooling, interpolation and
-reductions are not counted, because they are small in comparison. `has_no_macs` knows the operators without
-multiply-adds. An operator that is neither there nor among the formulas here is unknown; it never counts as
+reductions are not counted, because they are small in comparison. `has_no_macs` lists the operators without
+multiply-adds. An operator that is not in this list and has no formula here is unknown; it never counts as
 0.
 """
 

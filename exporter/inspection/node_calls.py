@@ -101,7 +101,7 @@ def _calls(node: onnx.NodeProto, events: Sequence[_Arguments]) -> tuple[Call, ..
 
 
 def _shapes(names: Sequence[str], seen: Sequence[_TypedShape]) -> tuple[Shape | None, ...] | None:
-    """Shapes by position, with None for omitted tensors; None if the profile lacks another shape."""
+    """Shapes by position, None for an omitted tensor; a single None if the profile lacks a needed shape."""
     shapes = [tuple(shape) for entry in seen for shape in entry.values()]
     if len(shapes) != sum(1 for name in names if name):
         return None

@@ -79,7 +79,7 @@ class Network:
         self.save_trained_qparams(folder)
 
     def save_trained_qparams(self, folder: Path) -> None:
-        """Write only the trained qparams, if there are any; they are stored beside the exported model."""
+        """Write only the trained qparams, if there are any; they are stored next to the exported model."""
         ranges = {
             f"{_RANGE}{name}": torch.tensor([r.lowest, r.highest])
             for name, r in self.trained_qparams.ranges.items()
@@ -164,7 +164,7 @@ def predict(module: nn.Module, split: Split, batch_size: int = EVALUATION_BATCH)
 
 
 def accuracy(module: nn.Module, split: Split) -> float:
-    """Fraction of samples whose largest output is that of the label."""
+    """Fraction of samples whose largest output belongs to the labelled class."""
     return float((predict(module, split).argmax(axis=1) == split.labels).mean())
 
 

@@ -105,7 +105,7 @@ def _drop(module: nn.Module, name: str) -> None:
     and may call it from any of them.
     """
     if not name:
-        raise PlanError("dropped", "would drop the network itself", "name a block inside it")
+        raise PlanError("dropped", "would drop the network itself", "list a block inside it")
     block = _find(module, name)
     left = PassedOn().train(block.training)
     try:

@@ -49,7 +49,7 @@ class KeptParameter(FrozenModel):
 
 
 class Plan(FrozenModel):
-    """The differences between a network and the one that its factory builds.
+    """The differences between a network and the network that its factory builds.
 
     Attributes:
         version: version of the format.
@@ -93,8 +93,8 @@ def read_plan(path: Path) -> Plan:
 def compose(first: Plan | None, then: Plan) -> Plan:
     """Combine two plans into one.
 
-    The indices of `then` refer to the network after `first`; those of the result refer to the same network
-    as those of `first`.
+    The indices in `then` refer to the network after `first`. The indices in the result refer to the same
+    network as the indices in `first`.
     """
     if first is None:
         return then

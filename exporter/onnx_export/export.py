@@ -29,7 +29,7 @@ from exporter.sources.splits import Split
 OUTPUT = "logits"
 BATCH = "batch"
 MIN_IR_VERSION = 8  # the IR version of opset 18, the lowest opset that a recipe can set
-# Least SQNR of two equal graphs. Another summation order gives 100 dB or more, a wrong graph far less.
+# Lowest SQNR of two equal graphs. Another summation order gives 100 dB or more, a wrong graph far less.
 SAME_SQNR_DB = 60.0
 # The exporter treats an axis of size one as a constant, so the example batch has two samples.
 _EXAMPLES = 2
@@ -156,7 +156,9 @@ def check_opset(opset: int) -> None:
 
 
 def open_axes(sample: Split, config: ExportConfig) -> dict[str, dict[int, str]]:
-    """The dynamic axes of each input: input name -> axis -> name of its size. Equal names are equal sizes.
+    """The dynamic axes of each input: input name -> axis -> name of its size.
+
+    Axes with equal names have equal sizes.
 
     Raises:
         DataError: an axis does not exist in the data, or has a single element, which the exporter treats as
@@ -200,7 +202,7 @@ def _arguments(
         raise ExportError(
             "the network's forward",
             f"has the parameters {signature}, but the data have the inputs {', '.join(inputs)} ({error})",
-            "name the data's inputs like the parameters",
+            "give the data's inputs the names of the parameters",
         ) from error
     return tuple(inputs.values()), None, shapes
 

@@ -1,8 +1,8 @@
 """Run PyTorch's exporter in one thread at a time, because its state is global, and without its output.
 
 `torch.export` and `torch.onnx.export` have no option to turn off their remarks (for example, that
-torchvision is not installed), and print whole graphs to standard error before they raise. The exception is
-enough.
+torchvision is not installed), and print whole graphs to standard error before they raise. The exception
+alone is sufficient.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """ONNX Runtime's quantizers. No other file uses private parts of that library.
 
-This file adapts the 8-bit quantizer, `QDQQuantizer`, in two ways. Its time grows linearly with the graph,
-and it accepts our ranges and placement, for which it has no public interface.
+This file adapts the 8-bit quantizer, `QDQQuantizer`, in two ways. Its time then grows only linearly with
+the graph. It also accepts the ranges and the placement of this package, for which it has no public
+interface.
 
 The quantizer's own code builds the graph, and the result is the same byte for byte. But that code walks all
 initializers to find one, all nodes to rename a tensor and all channels to round a weight, so a chain of
@@ -88,7 +89,7 @@ def rounded_tensors(model: onnx.ModelProto, options: QuantizerOptions) -> list[s
         marker.quantize_model()
     rounded = set(marker.tensors_to_quantize)
     for node in model.graph.node:
-        # The quantizer gives the input of a lone Relu or Clip the range of its output.
+        # Unless a layer absorbs the Relu or Clip, the quantizer gives its input the range of its output.
         if node.op_type in {"Relu", "Clip"} and node.input[0] in rounded:
             rounded.add(node.output[0])
     return [name for name in float_tensors(model) if name in rounded]
@@ -159,7 +160,7 @@ def _errors(model: onnx.ModelProto) -> Iterator[None]:
             yield
     except _AllAreMarked:
         raise
-    except Exception as error:  # the quantizer raises ValueError, RuntimeError and exceptions of its own
+    except Exception as error:  # the quantizer raises ValueError, RuntimeError and its own classes
         raise ExportError(
             model.graph.name or "model",
             f"ONNX Runtime cannot quantize it ({error})",
@@ -353,7 +354,7 @@ def _limits(reduce_range: bool) -> tuple[int, int]:
 
 
 def _with(kind: type, replaced: Mapping[str, Any]) -> dict[str, FunctionType]:
-    """Copies of the methods of a class that call a global function of these names, with it replaced."""
+    """Copies of a class's methods that call one of these global functions; copies call the replacement."""
     return {
         name: FunctionType(m.__code__, {**m.__globals__, **replaced}, name, m.__defaults__, m.__closure__)
         for name, m in vars(kind).items()

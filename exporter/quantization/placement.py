@@ -18,7 +18,7 @@ from exporter.graphs.domains import is_standard
 from exporter.graphs.edits import add_constant, remove_nodes, rename_reads, replace_nodes
 from exporter.graphs.index import GraphIndex
 
-# Operators with most of the multiply-adds; quantizing them is worth a conversion of their input.
+# Operators that do most of the multiply-adds; quantizing them is worth converting their input.
 _WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
 # Gemm and MatMul have int8 kernels with a float result. A Conv without a quantized output runs in float.
 _FLOAT_RESULT = frozenset({"Gemm", "MatMul"})
@@ -44,8 +44,8 @@ def place(model: onnx.ModelProto, operators: Collection[str], exclude: Collectio
     """Choose the nodes to quantize.
 
     1. A Conv, Gemm or MatMul is quantized if its weights are constant (for a MatMul: a matrix). A product
-       of two activations stays in float: 8-bit attention scores lose more accuracy than the saved few
-       percent of the multiply-adds are worth.
+       of two activations stays in float: 8-bit attention scores lose too much accuracy to save a few
+       percent of the multiply-adds.
     2. Any other operator is quantized if it has an int8 kernel, a quantized node reads its result, and one
        of its inputs comes from a quantized node or is the graph's input. So the sums, pools and joins of
        a convolutional network run in int8, and the biases, masks and norms between the products of a

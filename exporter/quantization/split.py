@@ -38,8 +38,9 @@ def quantize_split(
     """Quantize a float model as a recipe specifies.
 
     A stratified draw of `config.samples` from the calibration split determines the ranges. The rest of the
-    split judges repairs; if that is too few samples, a quarter of the drawn samples judges them instead.
-    Ranges and levels learned with the weights are used unchanged; a recipe has either these or repairs.
+    split judges repairs; if the rest has too few samples, a quarter of the drawn samples judges them
+    instead. Ranges and levels learned with the weights are used unchanged; a recipe has either these or
+    repairs.
 
     Args:
         source: the float model with folded BatchNorm.

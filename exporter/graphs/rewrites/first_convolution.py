@@ -121,7 +121,7 @@ def _quantizer(index: GraphIndex, tensor: str) -> onnx.NodeProto | None:
 def _spread(weight: Array, taps: list[int], offsets: list[int]) -> Array:
     """Pad weights [out, channels, rows, columns] with zeros to [out, channels, *(2 * taps)].
 
-    The first row and column of the kernel are `offsets` after those of the first block.
+    The kernel starts `offsets` rows and columns after the first row and column of the first block.
     """
     out, channels, rows, columns = weight.shape
     wide = np.zeros((out, channels, 2 * taps[0], 2 * taps[1]), weight.dtype)

@@ -183,7 +183,7 @@ def score_tensor(model: onnx.ModelProto) -> str:
 def network_alone(model: onnx.ModelProto) -> onnx.ModelProto:
     """The network of an exported model without pre- and postprocessing.
 
-    Its inputs are those of the data factory, and its output is the scores. The result is a copy without the
+    Its inputs are the data factory's inputs, and its output is the scores. The result is a copy without the
     nodes before and after the network, or the model itself if there are none. If an int8 network reads raw
     bytes (`join_bytes`), its input stays bytes.
     """

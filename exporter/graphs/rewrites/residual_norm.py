@@ -48,7 +48,7 @@ def _is_residual_sum(node: ir.Node) -> bool:
 
 
 def _terms(node: ir.Node) -> list[ir.Value | None]:
-    """The operands; a bias (one axis, one reader) of the first operand that has one becomes separate."""
+    """The operands of the Sum. The first bias (one axis, one reader) in an operand becomes separate."""
     terms = list(node.inputs)
     for index, term in enumerate(terms):
         biased = producer(term, "Add")

@@ -60,7 +60,7 @@ NO_REDUCTION = Reduction()
 
 
 def known_reduction(model: onnx.ModelProto, levels: Mapping[str, Array]) -> Reduction:
-    """The reduction that gives the weights of a model known levels.
+    """The reduction of a model for weight levels that are already known.
 
     Args:
         model: the quantized model without reduction.
@@ -122,7 +122,7 @@ def without_saturation(
 
 
 def _fewer(found: LayerSaturation, before: Array, *, least: bool) -> Array:
-    """The new levels of each channel: fewer than before in channels that can saturate, else unchanged."""
+    """The new levels of each channel: fewer in channels that can saturate, otherwise unchanged."""
     wanted = np.full(len(before), _SAFE) if least else np.floor(before * found.safe_share(_SLACK))
     wanted = np.clip(wanted, _SAFE, before).astype(int)
     if found.layer.axis is None:

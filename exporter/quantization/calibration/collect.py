@@ -43,7 +43,7 @@ def collect_ranges(
     method: CalibrationMethod,
     progress: Progress,
 ) -> dict[str, Range]:
-    """Return the activation ranges of `tensors`. Every method runs the data once.
+    """Return the activation ranges of `tensors`. Each method reads the data once.
 
     `minmax` runs the graph without optimization, so its ranges equal those of ONNX Runtime's calibrator to
     the last bit. The other methods let ONNX Runtime optimize the graph, which takes about half the time.

@@ -12,8 +12,8 @@ from bench.core.arrays import Array
 BINS = 2048
 _SIDE = 2 * BINS
 _SIDE_BITS = _SIDE.bit_length() - 1
-_FINEST = int(np.finfo(np.float32).minexp)  # 2^-FINEST is still a float32
-# Values processed together. Their bin numbers, 8 bytes each, stay in the second-level cache.
+_FINEST = int(np.finfo(np.float32).minexp)  # 2^-_FINEST, the scale, still fits in float32
+# Values processed together. Their bin numbers, 8 bytes each, fit in the L2 cache.
 _CHUNK = 2**15
 # ReLU produces runs of zeros, and a counter that was just written is slow to read again. Neighbouring
 # values are therefore counted in separate tables. (7 million values of EfficientNet-Lite0: 11.5 instead of
@@ -69,7 +69,7 @@ class Extremes:
         """
         low, high = float(values.min()), float(values.max())
         if not (np.isfinite(low) and np.isfinite(high)):
-            raise ValueError("NaN or infinity has no range")
+            raise ValueError("the values contain NaN or infinity")
         if self._weight is not None and self.lowest <= self.highest:
             self.lowest += self._weight * (low - self.lowest)
             self.highest += self._weight * (high - self.highest)
@@ -112,7 +112,7 @@ class GrowingHistogram:
             np.floor(p, out=p)
             np.add(p, offsets[: part.size], out=p)
             n[:] = p
-            # Takes half the time of numpy.bincount, which first searches for the extreme numbers.
+            # numpy.bincount takes twice the time, because it first finds the smallest and largest number.
             np.add.at(counts, n, 1)
 
     def histogram(self) -> Histogram:
@@ -135,11 +135,11 @@ class GrowingHistogram:
         )
 
     def _grow(self, farthest: float) -> None:
-        """Widen the bins until `_SIDE` of them extend beyond `farthest`."""
+        """Widen the bins until `_SIDE` bins on one side cover `farthest`."""
         if farthest < 2.0**self._exponent * _SIDE:
             return
         exponent = int(np.frexp(farthest)[1]) - _SIDE_BITS  # farthest < 2^frexp
-        factor = 2 ** min(exponent - self._exponent, _SIDE_BITS)  # one bin per side is the least
+        factor = 2 ** min(exponent - self._exponent, _SIDE_BITS)  # at least one bin per side remains
         merged = self._lanes.reshape(len(self._lanes), -1, factor).sum(axis=2)
         self._lanes = np.zeros_like(self._lanes)
         start = _SIDE - merged.shape[1] // 2
@@ -149,5 +149,5 @@ class GrowingHistogram:
 
 @cache
 def _offsets(lanes: int) -> Array:
-    """The number of bin 0 in the table of each value of a chunk, exact in float32, [_CHUNK]."""
+    """For each value of a chunk, the index of bin 0 in the table for it; exact in float32, [_CHUNK]."""
     return np.tile(np.arange(lanes, dtype=np.float32) * (2 * _SIDE) + _SIDE, _CHUNK // lanes)

@@ -29,7 +29,7 @@ def percentile_range(histogram: Histogram, percentile: float) -> Range:
 
 
 def mse_range(histogram: Histogram) -> Range:
-    """The range with the least mean squared error, over a grid of lower and upper ends.
+    """The range with the lowest mean squared error, over a grid of lower and upper ends.
 
     The distance of two levels is d = (highest - lowest) / 255. The mean squared rounding error of a value
     inside the range is d^2 / 12 (uniform between levels: Widrow & Kollar, "Quantization Noise", 2008,
@@ -51,7 +51,7 @@ def mse_range(histogram: Histogram) -> Range:
 def entropy_range(histogram: Histogram) -> Range:
     """The range whose 256 levels keep the most information (least Kullback-Leibler divergence).
 
-    The method is that of Migacz, "8-bit inference with TensorRT" (GTC 2017). For each candidate range:
+    The method is from Migacz, "8-bit inference with TensorRT" (GTC 2017). For each candidate range:
 
     - P is the distribution inside the range, with the clipped mass added to the outermost bins.
     - Q is the distribution inside the range without the clipped mass, merged into 256 levels and spread
@@ -84,7 +84,7 @@ def _within(histogram: Histogram, low: float, high: float) -> Range:
 
 
 def _without_peak_at_zero(histogram: Histogram) -> Array:
-    """The counts, with the mean of its neighbours in the bin that begins at zero."""
+    """The counts, except that the bin that begins at zero gets the mean of its neighbours."""
     counts = histogram.counts.astype(np.float64)
     zero = -histogram.first
     if 0 <= zero < len(counts):
@@ -97,13 +97,13 @@ class Divergences:
     """KL(P || Q) for many candidate ranges of one histogram.
 
     The time for each candidate depends only on the number of levels. Let n be the mass of a bin of P, N the
-    sum of P, q the mass in Q of the bin's level per filled bin, and M the sum of Q. The divergence is the
-    sum over bins of n/N log((n/N) / (q/M)). It splits into sums over bins of n log n and sums over levels
-    of n. Both are differences of running sums. The two outermost bins, which hold the clipped mass, are
-    added separately.
+    sum of P, and M the sum of Q. Let q be the mass of the bin's level in Q, divided by the level's number
+    of filled bins. The divergence is the sum over bins of n/N log((n/N) / (q/M)). It splits into sums over
+    bins of n log n and sums over levels of n. Both are differences of running sums. The two outermost bins,
+    which hold the clipped mass, are added separately.
     """
 
-    _FLOOR = 1e-12  # least value of Q; keeps the cost finite if mass is clipped onto a bin that is empty
+    _FLOOR = 1e-12  # lowest value of Q; keeps the cost finite if mass is clipped onto a bin that is empty
 
     def __init__(self, counts: Array) -> None:
         self._counts = counts

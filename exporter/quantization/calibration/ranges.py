@@ -1,4 +1,4 @@
-"""The activation ranges for a quantizer: read from the store if present, else collected from samples."""
+"""The activation ranges for a quantizer, read from the store or collected from samples."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def activation_ranges(
         store: stored ranges of earlier builds; None to collect all ranges.
 
     Raises:
-        DataError: for the reasons given in `collect_ranges`.
+        DataError: for the same reasons as `collect_ranges`.
     """
     key = "" if store is None else _key(model, store.data, method, batch_size)
     ranges = {} if store is None else store.find(key)

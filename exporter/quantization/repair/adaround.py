@@ -55,7 +55,7 @@ class _Work:
 def adaround(model: onnx.ModelProto, context: RepairContext) -> tuple[onnx.ModelProto, AdaRoundFigures]:
     """Choose for every weight, layer by layer, whether to round it up or down.
 
-    The objective is that of Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization"
+    The objective is from Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization"
     (2020), equation 13: minimise d H d over the rounding errors d of an output channel, H = E[x x^T] over
     the layer's observed inputs x. The paper relaxes the choice and uses gradients. This function uses
     coordinate descent from nearest rounding: it flips single weights while this lowers the objective. The

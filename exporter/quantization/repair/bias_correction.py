@@ -26,7 +26,7 @@ MAX_SAMPLES = 32
 def correct_bias(model: onnx.ModelProto, context: RepairContext) -> tuple[onnx.ModelProto, BiasFigures]:
     """Add to each bias the mean of (float output - int8 output) of its channel.
 
-    The method is that of Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias
+    The method is from Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias
     Correction" (2019), appendix D. It corrects layer by layer in graph order, so the correction of a layer
     includes the remaining errors of the layers before it. Memory holds only the means and one batch.
 

@@ -43,7 +43,7 @@ class Pair:
 def equalize(model: onnx.ModelProto, context: RepairContext) -> tuple[onnx.ModelProto, EqualizeFigures]:
     """Divide output channels of a layer by s and multiply the input channels of the next layer by s.
 
-    The method is that of Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias
+    The method is from Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias
     Correction" (2019), section 4.1. The float function does not change, except for rounding.
 
     1. Two layers are a pair if only the second layer reads the first layer's output, either directly or
@@ -208,7 +208,7 @@ def _scales(pair: Pair, first: Array, second: Array, per_channel: bool) -> Array
 
 
 def _within_clip(scale: Array, top: Array, limit: float) -> Array:
-    """Do not scale channels that come near a Clip, and do not scale others so that they come near it."""
+    """Do not scale channels that come near a Clip, and keep scaled channels away from it."""
     if not np.isfinite(limit):
         return scale
     room = CLIP_MARGIN * limit

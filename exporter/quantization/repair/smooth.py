@@ -62,14 +62,14 @@ class _Source:
 def smooth(model: onnx.ModelProto, context: RepairContext) -> tuple[onnx.ModelProto, SmoothFigures]:
     """Divide each channel that a product reads by s, and multiply the weights of this channel by s.
 
-    The method is that of Xiao et al., "SmoothQuant" (2023), equation 4: s = max|x|^a / max|w|^(1 - a) for
+    The method is from Xiao et al., "SmoothQuant" (2023), equation 4: s = max|x|^a / max|w|^(1 - a) for
     each channel, here divided by the geometric mean over the channels. The float function does not change,
     except for rounding.
 
     1. A tensor is smoothed if its producer is a norm or an activation that stays in float, and products
        with constant weights read it.
-    2. The strength a is the one with the least error of these products with both sides rounded to 8 bits,
-       measured on up to 512 observed rows. The paper uses 0.5 for all tensors.
+    2. The strength a minimises the error of these products if both sides are rounded to 8 bits, measured on
+       up to 512 observed rows. The paper uses 0.5 for all tensors.
     3. If nothing else reads a norm's result, 1 / s is moved into its scale and bias at no cost. Otherwise a
        Mul before the rounding applies 1 / s if this reduces the noise by at least a tenth. The Mul is one
        pass over memory: 3 % of the time of MiniLM-L6, whose norms also feed residual sums.

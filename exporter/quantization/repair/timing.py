@@ -33,7 +33,7 @@ def float_costs(
     A variant's cost is negative if the variant is faster than the int8 model.
 
     The int8 model and a variant run in one process on one thread. They take turns in `ROUNDS` rounds of
-    short bursts and alternate which one runs first. The time of a burst is that of its fastest run. The
+    short bursts and alternate which one runs first. The time of a burst is the time of its fastest run. The
     cost is the median of the differences, because a temporary slowdown of the machine affects both models.
 
     Args:

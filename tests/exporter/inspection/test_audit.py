@@ -290,7 +290,7 @@ def test_files_that_are_not_models_are_rejected(save, content):
 def test_open_dimensions_need_samples(save, tmp_path):
     path = save([helper.make_node("MatMul", ["x", "w"], ["y"])], {"w": normal(7, 5)}, ["N", "M", 7])
     with pytest.raises(
-        DataError, match=r"axis 1 of input 'x' has no fixed size; give real feeds with --data"
+        DataError, match=r"axis 1 of input 'x' has no fixed size; provide feeds with --data"
     ):
         audit(path)
     assert audit(path, samples(tmp_path / "real.npz", (3, 7))).macs == 3 * 7 * 5
