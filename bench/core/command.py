@@ -1,4 +1,4 @@
-"""Run a command line; every way to end results in one line, an exit code and, with `--json`, an object.
+"""Run a command line; it always ends with one line, an exit code and, with `--json`, an object.
 
 The options `--debug` (show the traceback of the exception that ended the command) and `--json` apply to
 every command, at any position of the command line.

@@ -17,7 +17,7 @@ PLAIN_INTERVAL_S = 10.0
 
 
 class BarProgress:
-    """Bars with the finished share and the remaining time, for a person at a terminal."""
+    """Bars with the finished fraction and the remaining time, for a person at a terminal."""
 
     def __init__(self, console: Console) -> None:
         self._console = console

@@ -1,7 +1,7 @@
 """The report of an exception that ends a command: one line, one JSON object, one exit code.
 
 The errors of `bench.core.errors` already have place, cause and fix. This module converts exceptions that
-the environment causes (a full disk, no memory, missing permissions, a broken installation) into such
+the environment causes (a full disk, no memory, missing permissions, a broken installation) into these
 errors. Every other exception counts as a bug in edgeproof.
 """
 

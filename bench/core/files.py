@@ -127,8 +127,8 @@ def check_writable(path: Path, inputs: Iterable[Path | None] = ()) -> None:
 
     Raises:
         StorageError: `path` is a folder, or its parent folder cannot be created or written.
-        UsageError: `path` is one of `inputs` or is inside one, also by a link or another spelling; or it is
-            inside an artifact.
+        UsageError: `path` is an input or inside an input, even if a link or another spelling hides this; or
+            `path` is inside an artifact.
     """
     with storage_errors(path):
         _check_target(path)
@@ -153,7 +153,7 @@ def write_text(path: Path, content: str, *, mode: int = 0o666) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write `value` as indented JSON; keys keep their order. NaN raises a ValueError: JSON has none."""
+    """Write `value` as indented JSON; keys keep their order. A NaN raises a ValueError."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 

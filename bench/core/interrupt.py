@@ -31,7 +31,7 @@ def interruptible() -> Iterator[None]:
 
 
 def check_interrupt() -> None:
-    """Raise KeyboardInterrupt if a finalizer or a callback swallowed one after an earlier Ctrl-C."""
+    """Raise KeyboardInterrupt if an earlier Ctrl-C was lost in a finalizer or a callback."""
     if _pressed.is_set():
         raise KeyboardInterrupt
 

@@ -1,4 +1,4 @@
-"""Interface by which long work reports its progress; the command line decides how to display it."""
+"""Interface for progress reports of long work; the command line decides how to display them."""
 
 from __future__ import annotations
 

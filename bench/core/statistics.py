@@ -153,12 +153,12 @@ def quantile_interval(groups: Sequence[Array], quantile: float, alpha: float) ->
 
 
 def sample_size_share(floor: float, alpha: float) -> int:
-    """Smallest number of samples that can prove a share of at least `floor`, if all samples are hits.
+    """Smallest number of samples that can prove a proportion of at least `floor`, if all samples are hits.
 
     With n hits of n samples, the lower Clopper-Pearson bound is alpha**(1/n).
     """
     if floor >= 1.0:
-        raise ValueError("no number of samples proves a share of one")
+        raise ValueError("no number of samples proves a proportion of one")
     return 1 if floor <= 0.0 else math.ceil(math.log(alpha) / math.log(floor))
 
 

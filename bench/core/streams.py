@@ -83,7 +83,7 @@ class Output:
 
 @contextlib.contextmanager
 def steady_streams() -> Iterator[Output]:
-    """Replace standard output and standard error by one `Output` each; yield the one of standard output."""
+    """Replace standard output and standard error by `Output` objects; yield the one for standard output."""
     _fill_descriptors()
     before = sys.stdout, sys.stderr
     with Path(os.devnull).open("w", encoding="utf-8") as null:

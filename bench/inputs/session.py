@@ -123,7 +123,7 @@ def exact_session(
 
     Args:
         open_with: function that opens the model with the given options.
-        settings: function that creates the session's options; this function adds further entries.
+        settings: function that creates the session's options; this function adds entries to them.
     """
     from bench.inputs.host import fingerprint, host_target  # processes that only measure do not need it
 

@@ -60,7 +60,7 @@ class Condition(FrozenModel):
 
 
 class FlippedLabels(FrozenModel):
-    """How often the accuracy budget detects that a share of the predictions became wrong."""
+    """How often the accuracy budget detects that a fraction of the predictions became wrong."""
 
     share: float
     fail_share: float
@@ -148,7 +148,7 @@ def gate_runs(scores: Sequence[float], budget: float) -> list[Verdict]:
 
 
 def fail_share(scores: Sequence[float], budget: float, draws: int = DRAWS) -> float:
-    """Share of simulated gate runs that end in a confirmed FAIL.
+    """Fraction of simulated gate runs that end in a confirmed FAIL.
 
     Each run draws its pairs from `scores` with replacement (bootstrap of pairs).
     """
@@ -164,7 +164,7 @@ def fail_share(scores: Sequence[float], budget: float, draws: int = DRAWS) -> fl
 
 
 def memory_fail_share(pairs: Sequence[tuple[int, int]], budget: float, draws: int = DRAWS) -> float:
-    """Share of simulated gate runs that FAIL on peak memory and are confirmed, all at the first look."""
+    """Fraction of simulated gate runs with a confirmed FAIL on peak memory, all at the first look."""
     generator = np.random.default_rng(len(pairs))
     before, after = (np.log(np.asarray(column, dtype=np.float64)) for column in zip(*pairs, strict=True))
     allowed = memory_budget(budget, float(np.exp(np.median(before))))

@@ -151,10 +151,10 @@ def conditions_of(kinds: Kinds, result: Result) -> tuple[Condition, ...]:
 
 
 def flipped_labels(model: ModelResult, budget: float) -> tuple[FlippedLabels, ...]:
-    """Make shares of a model's correct predictions wrong, many times, and count how often the budget FAILs.
+    """Repeatedly make a fraction of the correct predictions wrong, and count how often the budget FAILs.
 
     Returns:
-        One entry for each share in `FLIP_SHARES`; none without predictions and labels.
+        One entry for each fraction in `FLIP_SHARES`; none without predictions and labels.
     """
     right = model.correct()
     if right is None or model.predictions is None:

@@ -52,7 +52,7 @@ def _refuse_share(name: str, floor: float | None, count: int) -> None:
     if floor is None:
         return
     if floor == 1.0:
-        raise PolicyError(name, "no number of samples can prove a fraction of 1", "set it below 1")
+        raise PolicyError(name, "no number of samples can prove a proportion of 1", "set it below 1")
     _refuse_few(f"{name} = {floor:g}", count, sample_size_share(floor, ACCURACY_ALPHA))
 
 

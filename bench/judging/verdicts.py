@@ -2,7 +2,7 @@
 
 The same rule holds for every metric: PASS if the confidence bound is within the budget, FAIL if the
 opposite bound is outside, INCONCLUSIVE if the data allow neither. This bounds the probability of both
-errors: to pass a candidate that exceeds the budget, and to fail one that does not.
+errors: passing a candidate that exceeds the budget, and failing a candidate that is within it.
 """
 
 from __future__ import annotations
@@ -260,7 +260,7 @@ def judge_accuracy(baseline: ModelResult, candidate: ModelResult, budget: float 
 
 
 def judge_agreement(baseline: ModelResult, candidate: ModelResult, floor: float | None) -> Metric | None:
-    """Judge the share of samples for which both models predict the same class.
+    """Judge the fraction of samples for which both models predict the same class.
 
     Returns None if there are no predictions and no budget for agreement.
     """
@@ -352,7 +352,7 @@ def doubts(result: Result) -> list[str]:
         near = [run.outputs_sqnr_db for run in model.runs if run.outputs_sqnr_db is not None]
         if near and min(near) < OUTPUTS_MIN_SQNR_DB:
             found.append(
-                f"{model.path}: its outputs while timed differ from those that accuracy is computed from "
+                f"{model.path}: its outputs while timed differ from the outputs for accuracy "
                 f"(SQNR {min(near):.1f} dB, at least {OUTPUTS_MIN_SQNR_DB:.0f} dB expected)"
             )
     if throttled(result.states()):
@@ -520,7 +520,8 @@ def _with_plan(metric: Metric, scores: Sequence[float], alpha: float) -> Metric:
 def _samples_wanted(discordant: int, count: int, budget: float) -> str:
     """A hint on how many evaluation samples would give a verdict.
 
-    The number is planned from the observed share of discordant samples, assuming at least one.
+    The number is planned from the observed fraction of discordant samples, assuming at least one discordant
+    sample.
     """
     if budget <= 0.0:
         return "no number of samples can exclude every loss"

@@ -60,7 +60,7 @@ class Times:
 
 @dataclass(frozen=True)
 class BurstTimes:
-    """Times of the inferences of a burst, and the number of involuntary context switches meanwhile."""
+    """Times of the inferences of a burst, and the number of involuntary context switches during it."""
 
     ns: Sequence[int]
     switches: int
@@ -270,6 +270,6 @@ def read_request(line: bytes) -> AnyRequest:
 def reply_line(reply: AnyReply) -> str:
     """Encode a reply as a line.
 
-    The reply is not copied, because the memory of a copy would count as the model's.
+    The reply is not copied, because a copy would be measured as memory of the model.
     """
     return json.dumps(reply, default=vars) + "\n"

@@ -27,7 +27,7 @@ SCHEMA_VERSION: Final = 3
 MAX_RESULT_BYTES = 512 * 2**20
 _LOOKED_AT = 64  # bytes at the start of a file that show whether it is JSON
 # Error probability of the bounds of reported percentiles. The five processes that `bench` starts by default
-# allow no smaller one.
+# are too few for a smaller probability.
 REPORT_ALPHA = 0.05
 
 Versioned = TypeVar("Versioned", bound=FrozenModel)
@@ -202,7 +202,7 @@ class ModelResult(FrozenModel):
         return np.equal(self.predictions, self.labels)
 
     def accuracy(self) -> float | None:
-        """Share of evaluation samples classified correctly; None without labels."""
+        """Fraction of evaluation samples classified correctly; None without labels."""
         correct = self.correct()
         return None if correct is None else float(correct.mean())
 

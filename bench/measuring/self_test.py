@@ -70,7 +70,7 @@ def self_test(folder: Path, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Parity:
     Call `check_hashes` first, because files that it has not checked cannot be trusted.
 
     Raises:
-        ArtifactError: the outputs on this CPU differ from those on the CPU that built the artifact.
+        ArtifactError: the outputs on this CPU differ from the outputs on the CPU that built the artifact.
         ModelError: the artifact needs a newer ONNX Runtime than the installed one.
     """
     manifest = read_manifest(folder)
@@ -84,8 +84,8 @@ def self_test(folder: Path, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Parity:
         made = "at its build" if other is None else f"on {other}, which it was made for"
         raise ArtifactError(
             folder / MODEL,
-            f"its outputs on this CPU differ from those {made} (SQNR {outcome.sqnr_db:.1f} dB, at least "
-            f"{GOLDEN_MIN_SQNR_DB:.0f} dB expected; {outcome.agreement:.0%} of predictions equal, "
+            f"its outputs on this CPU differ from the outputs {made} (SQNR {outcome.sqnr_db:.1f} dB, "
+            f"at least {GOLDEN_MIN_SQNR_DB:.0f} dB expected; {outcome.agreement:.0%} of predictions equal, "
             "100% expected)",
             "build it for this CPU" if other is None else f"verify it on {other}, or build it for this CPU",
         )

@@ -20,7 +20,7 @@ class Parity:
     Attributes:
         max_error: largest absolute difference, in units of the output.
         sqnr_db: 20 log10(|x| / |x - y|) in dB; higher is better, 999 means equality.
-        agreement: share of samples with equal predictions, as `predictions` returns them.
+        agreement: fraction of samples with equal predictions, as `predictions` returns them.
         samples: number of compared samples.
     """
 

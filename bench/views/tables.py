@@ -333,7 +333,7 @@ def flip_lines(judgement: Judgement, most: int = 10) -> list[str]:
 
 
 def certificate_rows(certificate: Certificate) -> list[tuple[str, str]]:
-    """Return the rows that `certify` prints: a condition, and the share of runs that the gate fails."""
+    """Return the rows that `certify` prints: a condition, and the fraction of runs that FAIL."""
     rows = []
     for condition in certificate.conditions:
         label = condition.kind if not condition.asked else f"{condition.kind} by {condition.asked:.1%}"

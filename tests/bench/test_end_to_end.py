@@ -85,7 +85,7 @@ def test_verify_finds_other_outputs(artifact):
     artifact.seal()
     ran = bench_command("verify", artifact.folder)
     assert (ran.code, ran.out) == (2, "")
-    assert "its outputs on this CPU differ from those at its build" in ran.err
+    assert "its outputs on this CPU differ from the outputs at its build" in ran.err
 
 
 def test_feeds_that_do_not_fit_are_reported_in_one_line(models, tmp_path):

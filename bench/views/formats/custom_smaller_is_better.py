@@ -1,7 +1,7 @@
 """`customSmallerIsBetter` of github-action-benchmark: `[{name, unit, value, range?, extra?}]`.
 
 https://github.com/benchmark-action/github-action-benchmark: smaller values must be better, so accuracy
-becomes the share of errors and throughput is omitted.
+becomes the error rate and throughput is omitted.
 """
 
 from __future__ import annotations

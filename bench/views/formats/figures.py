@@ -10,8 +10,8 @@ from bench.measuring.result import ModelResult
 def flat_figures(model: ModelResult) -> dict[str, float | int]:
     """Return the figures of a model; unknown figures are omitted, never zero.
 
-    `accuracy` is a share between 0 and 1. Times and memory of a model that was made for another kind of CPU
-    are omitted, because another tool would store them as times of the target CPU.
+    `accuracy` is a fraction between 0 and 1. Times and memory of a model that was made for another kind of
+    CPU are omitted, because another tool would store them as times of the target CPU.
     """
     latency = model.latency()
     of_this_cpu: dict[str, float | int | None] = {
@@ -31,5 +31,5 @@ def flat_figures(model: ModelResult) -> dict[str, float | int]:
 
 
 def json_text(value: object) -> str:
-    """Return a value as the text of a JSON file. NaN raises a ValueError: JSON has none."""
+    """Return a value as the text of a JSON file. A NaN raises a ValueError, because JSON has no NaN."""
     return json.dumps(value, indent=1, allow_nan=False) + "\n"

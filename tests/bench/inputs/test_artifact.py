@@ -88,7 +88,7 @@ def test_outputs_that_differ_from_those_of_the_build_fail(artifact, share_wrong)
     with pytest.raises(ArtifactError, match=r"its outputs on this CPU differ .*; build it for this CPU"):
         self_test(artifact.folder)
     artifact.seal(target="z80")
-    words = r"from those on z80, which it was made for .*; verify it on z80, or build it for this CPU"
+    words = r"from the outputs on z80, which it was made for .*; verify it on z80, or build it for this CPU"
     with pytest.raises(ArtifactError, match=words):
         self_test(artifact.folder)
 

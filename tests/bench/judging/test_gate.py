@@ -442,7 +442,7 @@ def test_mismatches_name_what_makes_results_incomparable(two_files, scripted):
         ),
         (
             LENIENT.model_copy(update={"min_accuracy": 1.0}),
-            "min_accuracy: no number of samples can prove a fraction of 1; set it below 1",
+            "min_accuracy: no number of samples can prove a proportion of 1; set it below 1",
         ),
         (
             Policy(float_twin=TwinBudgets(accuracy=0.0)),
