@@ -43,7 +43,7 @@ _SIGNED_FUSES = {"x86-vnni": "0", "x86-avx2": "0", "arm64": "1"}
 
 
 def audit(path: Path, data: Path | None = None, made_for: str | None = None) -> Audit:
-    """Optimize a model as on this CPU, or on the kind of CPU that it was made for, and count its operators.
+    """Optimize a model as ONNX Runtime does on this CPU or on the model's target, and count its operators.
 
     Args:
         path: an .onnx file.
@@ -107,7 +107,7 @@ def coverage_failure(found: Audit, minimum: float) -> str | None:
 
     Args:
         found: the audit.
-        minimum: the required share of multiply-adds, 0 to 1.
+        minimum: the required fraction of multiply-adds, 0 to 1.
     """
     short = found.int8_mac_ratio < minimum
     if not short and (not found.uncounted or minimum == 0):

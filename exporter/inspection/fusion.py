@@ -158,7 +158,7 @@ def _island(
 
 
 def _reached(entry: onnx.NodeProto, graph: GraphIndex, rounding: set[int]) -> set[int]:
-    """The nodes that a dequantized tensor reaches in float, including the QuantizeLinear at the ends."""
+    """The nodes that a dequantized tensor reaches in float, and the QuantizeLinear nodes that end this."""
     found: set[int] = set()
     todo = list(graph.readers_of(entry))
     while todo:

@@ -69,7 +69,7 @@ def narrow(layer: nn.Module, name: str, kept: KeptChannels) -> None:
         if None not in (kept.outputs, kept.inputs) and kept.outputs != kept.inputs:
             raise PlanError(
                 name,
-                "has the same channels as inputs and outputs, but the plan keeps different ones",
+                "has the same channels as inputs and outputs, but the plan lists different indices",
                 "list the same indices for both",
             )
         chosen = kept.outputs if kept.inputs is None else kept.inputs

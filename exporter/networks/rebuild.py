@@ -99,7 +99,7 @@ class PassedOn(nn.Identity):
 
 
 def _drop(module: nn.Module, name: str) -> None:
-    """Turn a submodule into one that returns its input.
+    """Change a submodule so that it returns its input.
 
     The object itself is changed, because a network may hold it in several places, including plain lists,
     and may call it from any of them.

@@ -314,7 +314,7 @@ def _constant(tape: TapeBuilder, name: str, value: Array | np.generic, prefix: s
 def _output(
     value: ir.Value, name: str, logits: ir.Value, dtype: ir.DataType, rest: tuple[int, ...] | None = None
 ) -> ir.Value:
-    """Set the name, type and shape of a result; the shape is that of the logits, or [N, *rest]."""
+    """Set the name, type and shape of a result. The shape is the logits' shape, or [N, *rest]."""
     assert logits.shape is not None
     value.name, value.type = name, ir.TensorType(dtype)
     value.shape = logits.shape.copy() if rest is None else ir.Shape([logits.shape[0], *rest])

@@ -26,7 +26,7 @@ class LayerSaturation:
     Attributes:
         layer: the layer.
         bounds: the smallest and largest byte of each input channel, or None if they were not observed.
-        observed_share: the share of simulated sums that saturation changed; None if not observed.
+        observed_share: the fraction of simulated sums that saturation changed; None if not observed.
         drift_sqnr_db: energy of the layer's exact sums divided by the energy of the saturation errors, in
             dB, before bias, activation and rounding. None if not observed.
     """
@@ -39,8 +39,9 @@ class LayerSaturation:
     def risky(self, slack: int = 0) -> Array:
         """Whether each output channel has a pair of products that can overflow.
 
-        Pairs are those of the kernel. Each activation can have any value between its channel's bounds,
-        widened by `slack` levels. An activation that was not observed can have any byte value.
+        The pairs are the products that the kernel adds in 16 bits. Each activation can have any value
+        between its channel's bounds, widened by `slack` levels. An activation that was not observed can
+        have any byte value.
 
         Returns:
             Bool [N].
@@ -90,9 +91,9 @@ def observe_saturation(
     """Find the layers of a quantized model that can saturate. Other layers are not in the result.
 
     The graph runs without optimizations, in float between its roundings, so the observations do not depend
-    on this CPU. Each batch is reduced before the next one runs. The bounds are those of all activations.
-    The share and the drift are measured on the sums of up to `ROWS` evenly spaced positions (rows of a
-    product) for each layer and batch.
+    on this CPU. Each batch is reduced before the next one runs. The bounds cover all activations.
+    The fraction of changed sums and the SQNR are measured on the sums of up to `ROWS` evenly spaced
+    positions (rows of a product) for each layer and batch.
 
     Args:
         model: a quantized model.

@@ -105,7 +105,7 @@ def choose_rounding(
         gram: E[x x^T] of each group, [groups, products, products].
 
     Returns:
-        The sum of d H d as a fraction of its value for `nearest`, and the integers.
+        The objective of `adaround` as a fraction of its value for `nearest`, and the integers.
     """
     exact = weight / scale
     fixed = np.abs(weight) == np.abs(weight).max(axis=2, keepdims=True)

@@ -48,7 +48,7 @@ class Engine(Protocol):
         """Replace tensors by their means over all processes."""
 
     def spread(self, tensors: Iterable[Tensor]) -> None:
-        """Replace tensors by those of process 0."""
+        """Replace tensors by the tensors of process 0."""
 
 
 class OneCpu:
@@ -105,7 +105,7 @@ class FabricEngine:
         _put(self._fabric.all_reduce(flat, reduce_op="mean"), tensors)
 
     def spread(self, tensors: Iterable[Tensor]) -> None:
-        """Replace tensors by those of process 0, with one exchange for each; this is called rarely."""
+        """Replace tensors by the tensors of process 0, with one exchange each; it is called rarely."""
         if self.world > 1:
             for tensor in tensors:
                 torch.distributed.broadcast(tensor.detach(), src=0)

@@ -54,7 +54,8 @@ def fit(
 
     The optimizer is AdamW. `loop.rates` defines the learning rate, and `loop.freezing` the trained
     parameters of each epoch. The best epoch has the highest accuracy on validation samples held out from
-    the training data, among the epochs for which all hooks return `settled`; of equal epochs, the latest.
+    the training data, among the epochs for which all hooks return `settled`; if several are equal, the
+    latest.
 
     Args:
         network: the network to train; its masks are applied after every step.
@@ -138,7 +139,7 @@ class _Run:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Number of whole batches; an epoch skips leftover samples, and each epoch skips other ones."""
+        """Number of whole batches. The leftover samples are skipped; they differ from epoch to epoch."""
         return self.training.count // self.config.batch_size or 1
 
     @property

@@ -1,6 +1,6 @@
-"""Set up the hardware that a recipe names: this process, and further processes on one or more machines.
+"""Set up the hardware that a recipe names: this process, and other processes on one or more machines.
 
-The build is process 0. It starts the other processes on its own machine. On every further machine,
+The build is process 0. It starts the other processes on its own machine. On every other machine,
 `edgeproof follow` reads the job from the cache on the shared file system, and starts the processes there.
 All processes run the same stage on the same files and exchange gradients in the training loop. Only the
 result of process 0 is used.
@@ -254,8 +254,9 @@ def open_engine(job: Job) -> Iterator[Engine]:
 def follow(cache: Path, node: int, *, folder: Path, jobs: int | None = None) -> None:
     """Take part in the trainings of a build that runs on another machine.
 
-    A job names the code to run. It is used only if no user except this one and root can have written it or
-    changed the folders of the job and of the code. The permissions of single code files are not checked.
+    A job names the code to run. It is used only if no user except this user and root can have written the
+    job, or changed the folders of the job and of the code. The permissions of single code files are not
+    checked.
 
     Args:
         cache: cache folder of the build, on a file system that both machines see under the same path.
@@ -352,7 +353,7 @@ def check_places(folder: Path, cache: Path, uid: int) -> None:
 
 @contextlib.contextmanager
 def joined(job: Job) -> Iterator[Engine]:
-    """The engine of one of several processes, after all have connected to each other."""
+    """The engine of this process, after all processes have connected to each other."""
     fabric = _fabric(job)
     before = {name: os.environ.get(name) for name in ("MASTER_ADDR", "MASTER_PORT")}
     fabric.launch()

@@ -151,7 +151,7 @@ def _in_levels(values: Tensor, times: Tensor | None, divisor: Tensor) -> Tensor:
 
 
 def channel_maxima(weight: Tensor, axis: int | None) -> Tensor:
-    """Largest magnitudes: float32 [channels], or a scalar if `axis` is None; without gradients."""
+    """Each channel's largest magnitude, float32 [channels]; a scalar if `axis` is None; no gradients."""
     magnitude = weight.detach().abs()
     return magnitude.amax() if axis is None else magnitude.transpose(0, axis).flatten(1).amax(dim=1)
 

@@ -2,8 +2,8 @@
 
 ONNX Runtime's quantizer created the graph. The graph defines the rounded tensors, the nodes that
 read them, and the layers with int8 weights. Layers compute sums of integers and round them like ONNX
-Runtime's kernels. The outputs in training are therefore almost bit-identical to those of the deployed
-model.
+Runtime's kernels. The outputs in training are therefore almost bit-identical to the deployed model's
+outputs.
 """
 
 from __future__ import annotations

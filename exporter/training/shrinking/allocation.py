@@ -128,7 +128,7 @@ def uniform(levers: Sequence[Lever], budget: float, cost: Cost) -> Allocation:
         return State({lever.name: _nearest(lever.widths, share * lever.widths[0]) for lever in levers})
 
     shares = sorted({width / lever.widths[0] for lever in levers for width in lever.widths})
-    # The cost rises with the share, so a binary search finds the largest share within the budget.
+    # The cost rises with the fraction, so a binary search finds the largest fraction within the budget.
     low, high = -1, len(shares) - 1
     while low < high:
         middle = -(-(low + high) // 2)

@@ -24,7 +24,7 @@ class Goal:
 
     @property
     def quantity(self) -> str:
-        """`latency`, `macs`, `params` or `size`."""
+        """The cost that the goal limits: `latency`, `macs`, `params` or `size`."""
         return self.name.removeprefix("float_").partition("_")[0]
 
     @property
@@ -33,7 +33,7 @@ class Goal:
         return self.name.startswith("float_")
 
     def reached(self, before: Costs, after: Costs) -> float:
-        """The value that a network reached, in the unit of the limit."""
+        """The network's cost, in the unit of the goal's limit."""
         if self.name == "latency_ms":
             return after.latency_ms
         if self.needs_float:
@@ -76,7 +76,7 @@ class CostComparison:
         return _costs(before, self._counts, float_ms), _costs(after, self._count(module), None)
 
     def reached(self, goal: Goal, module: nn.Module) -> float:
-        """The value that a network reached, in the unit of the goal's limit."""
+        """The network's cost, in the unit of the goal's limit."""
         if goal.quantity in self._counts:  # counts need no measurement
             return self._count(module)[goal.quantity] / self._counts[goal.quantity]
         return goal.reached(*self.compare(module))

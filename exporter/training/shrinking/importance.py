@@ -41,7 +41,7 @@ def unit_scores(
 
 
 def weakest(scores: Array, kept: int) -> list[int]:
-    """The units to remove so that `kept` remain: the least important; of equal ones, the later."""
+    """The least important units, to remove so that `kept` units remain; of equal units, the later."""
     order = np.argsort(-scores, kind="stable")
     return sorted(int(unit) for unit in order[kept:])
 

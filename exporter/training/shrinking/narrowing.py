@@ -60,7 +60,7 @@ class Narrower:
 
     Attributes:
         config: configuration of the stage.
-        comparison: compares networks with the one that the stage received.
+        comparison: compares networks with the network that the stage received.
         table: times of kernels on this CPU.
         inputs: two samples.
         judges: labelled samples on which damage is measured.

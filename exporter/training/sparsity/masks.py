@@ -119,7 +119,7 @@ def joined(masks: Mapping[str, Tensor], earlier: Mapping[str, Tensor]) -> dict[s
 
 
 def _all_but_lowest(flat: Tensor, count: int) -> Tensor:
-    """Mask [n] that is False for the `count` lowest values; of equal values, for the first ones."""
+    """Mask [n] that is False for the `count` lowest values; of equal values, the first are False."""
     if count == 0:
         return torch.ones_like(flat, dtype=torch.bool)
     limit = torch.kthvalue(flat, count).values

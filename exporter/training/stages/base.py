@@ -19,7 +19,7 @@ from exporter.training.loop import ONE_CPU, Checkpoints, Engine, Hook, Loss, fit
 
 @dataclass(frozen=True, kw_only=True)
 class Loaders:
-    """Functions that load further networks and data for a stage.
+    """Functions that load other networks and data for a stage.
 
     Attributes:
         teacher: returns the network of an earlier stage by name, or opens another model, for the given

@@ -168,7 +168,7 @@ def test_layers_in_channels_last_layout_stay_in_it():
         (
             nn.BatchNorm2d(4),
             {"outputs": (0,), "inputs": (1,)},
-            "has the same channels as inputs and outputs, but the plan keeps different ones",
+            "has the same channels as inputs and outputs, but the plan lists different indices",
         ),
         (nn.GroupNorm(2, 4), {"outputs": (0, 1, 2)}, "would keep groups of unequal size"),
         (nn.Conv2d(4, 4, 1, groups=2), {"outputs": (0, 1, 2)}, "would keep groups of unequal size"),
