@@ -74,7 +74,7 @@ class MeasureConfig:
             compared with the drift of the machine. Many short bursts are better than few long ones: on two
             cores shared with other work, the scores of pairs had a spread of 1.8 % with 64 bursts of 3 ms,
             but of 4.8 % with 16 bursts of 10 ms.
-        untimed_per_burst: number of inferences before each burst that are not timed and refill the caches.
+        untimed_per_burst: number of untimed inferences before each burst, to refill the caches.
         seed: seed of the random order in which models take turns.
         pin: pin all processes to the same `threads` cores, if the system allows it.
         timeout_s: maximum time that a worker may take for one request.
@@ -187,7 +187,8 @@ class Measurement:
             return
         with self._recording_stop(), self.progress.task("accuracy", len(self.models)) as task:
             for index, model in enumerate(self.models):
-                # A model for another kind of CPU must predict as on that CPU: there, sums do not saturate.
+                # A model for another kind of CPU must predict the same as on its target, where sums do not
+                # saturate.
                 exact = self._made_for[index] is not None
                 with self.workers(1, self.config.timeout_s) as (worker,):
                     worker.ask(replace(self._opening(model, cores=None), exact_sums=exact))

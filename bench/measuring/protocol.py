@@ -180,7 +180,7 @@ class Warm(Request[Times]):
 
 @dataclass(frozen=True)
 class Burst(Request[BurstTimes]):
-    """Time `count` inferences after `untimed` ones that refill the caches."""
+    """Run `untimed` inferences to refill the caches, then time `count` inferences."""
 
     op, reply = "burst", BurstTimes
     count: int

@@ -126,7 +126,7 @@ class Worker:
         return Times(times)
 
     def burst(self, request: Burst) -> BurstTimes:
-        """Time `count` inferences after `untimed` ones that refill the caches."""
+        """Run `untimed` inferences to refill the caches, then time `count` inferences."""
         for _ in range(request.untimed):
             self._timed_run()
         before = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
@@ -154,7 +154,7 @@ class Worker:
         return Nearness(near.sqnr_db)
 
     def streams(self, request: Streams) -> StreamTimes:
-        """Run inferences from `count` threads at once for `duration_ns`, and time each of them."""
+        """Run inferences from `count` threads at once for `duration_ns`, and time each inference."""
         times: list[list[int]] = [[] for _ in range(request.count)]
         failures: list[Exception] = []
         barrier = threading.Barrier(request.count)

@@ -12,7 +12,7 @@ import onnx
 
 
 def forget_stale_shapes(model: onnx.ModelProto, seen: Sequence[Mapping[str, tuple[int, ...]]]) -> None:
-    """Remove stated shapes from a model, in place. ONNX can infer again those that follow from its inputs.
+    """Remove stated shapes from a model, in place; ONNX can infer the shapes that follow from its inputs.
 
     1. Shapes of inner tensors are removed. Element types are kept.
     2. An output gets the observed rank with dynamic sizes. A size that was the same in each run may be

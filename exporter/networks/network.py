@@ -92,7 +92,7 @@ class Network:
 
 
 def load_network(module: nn.Module, folder: Path) -> Network:
-    """Load the files that `Network.save` wrote into `module`, which its factory just built."""
+    """Load into `module`, as its factory builds it, the files that `Network.save` wrote."""
     plan = read_plan(folder / PLAN) if (folder / PLAN).is_file() else None
     if plan is not None:
         rebuild(module, plan)

@@ -16,7 +16,7 @@ _INPUT_SCALE = "edgeproof_input_scale"
 
 
 def rebuild(module: nn.Module, plan: Plan | Path | str) -> nn.Module:
-    """Give a network, as its factory builds it, the shape that a plan describes.
+    """Apply a plan to a network that its factory has built.
 
         network = rebuild(my_factory(), "plan.json")
         network.load_state_dict(safetensors.torch.load_file("weights.safetensors"))

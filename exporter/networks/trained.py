@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def load_trained(module: nn.Module, folder: AnyPath) -> nn.Module:
-    """Give a network, as its factory builds it, the shape and the weights from a build.
+    """Apply the plan of a build to a network that its factory has built, and load the build's weights.
 
     Args:
         module: the network, changed in place.

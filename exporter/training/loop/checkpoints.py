@@ -47,7 +47,7 @@ class Checkpoints:
 
     Args:
         folder: folder of the files; the first write creates it.
-        interval_s: least time between two checkpoints of a training. Writing takes time, and repeating a
+        interval_s: minimum time between two checkpoints of a training. Writing takes time, and repeating a
             minute of training is cheap.
         clock: returns the time in seconds.
     """
