@@ -12,10 +12,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import onnx
 import pytest
 from hypothesis import settings
-from onnx import TensorProto, helper, numpy_helper
 
 from bench import cli
 from bench.core.arrays import write_npz
@@ -32,6 +30,8 @@ from bench.measuring.protocol import (
     Times,
 )
 from bench.measuring.result import ModelResult, Run
+from tests.bench import onnx_bytes
+from tests.bench.onnx_bytes import node
 
 # A shared machine may delay any example, so there is no deadline. Examples are the same in every run.
 settings.register_profile("steady", deadline=None, derandomize=True)
@@ -44,21 +44,42 @@ WEIGHT = np.random.default_rng(7).standard_normal((FEATURES, CLASSES)).astype(np
 ROUNDED_WEIGHT = np.round(WEIGHT, 1)
 
 
-def build_model(nodes, constants, shape=("N", FEATURES), *, dtype=TensorProto.FLOAT, opset=17):
+def build_model(nodes, constants, shape=("N", FEATURES), *, dtype=onnx_bytes.FLOAT, **options):
     """A model from `x` to `y` (float, class scores)."""
-    graph = helper.make_graph(
+    return onnx_bytes.model(
         nodes,
-        "tiny",
-        [helper.make_tensor_value_info("x", dtype, shape)],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [shape[0], CLASSES])],
-        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+        [onnx_bytes.value("x", onnx_bytes.tensor(dtype, shape))],
+        [onnx_bytes.value("y", onnx_bytes.tensor(shape=[shape[0], CLASSES]))],
+        [onnx_bytes.constant(name, value) for name, value in constants.items()],
+        **options,
     )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
 
 
-def linear(weight=WEIGHT, batch="N", opset=17):
-    node = helper.make_node("MatMul", ["x", "w"], ["y"])
-    return build_model([node], {"w": weight}, (batch, FEATURES), opset=opset)
+def linear(weight=WEIGHT, batch="N", **options):
+    return build_model([node("MatMul", ["x", "w"], ["y"])], {"w": weight}, (batch, FEATURES), **options)
+
+
+def classifier(nodes, constants, shape):
+    """The linear model, with nodes that turn its scores `y` into the output `classes`."""
+    return onnx_bytes.model(
+        [node("MatMul", ["x", "w"], ["y"]), *nodes],
+        [onnx_bytes.value("x", onnx_bytes.tensor(shape=("N", FEATURES)))],
+        [onnx_bytes.value("classes", onnx_bytes.tensor(onnx_bytes.INT64, shape))],
+        [onnx_bytes.constant(name, value) for name, value in ({"w": WEIGHT} | constants).items()],
+    )
+
+
+def write_with_external_data(path, location):
+    """The linear model, whose weights are in a second file."""
+    weight = onnx_bytes.external_constant("w", WEIGHT, path.with_name(location))
+    path.write_bytes(
+        onnx_bytes.model(
+            [node("MatMul", ["x", "w"], ["y"])],
+            [onnx_bytes.value("x", onnx_bytes.tensor(shape=("N", FEATURES)))],
+            [onnx_bytes.value("y", onnx_bytes.tensor(shape=("N", CLASSES)))],
+            [weight],
+        )
+    )
 
 
 def heavy(layers=24, width=384):
@@ -68,12 +89,12 @@ def heavy(layers=24, width=384):
     narrow = np.zeros((width, CLASSES), np.float32)
     narrow[:FEATURES] = WEIGHT
     constants = {"first": wide, "last": narrow}
-    nodes, tip = [helper.make_node("MatMul", ["x", "first"], ["h"])], "h"
+    nodes, tip = [node("MatMul", ["x", "first"], ["h"])], "h"
     for index in range(layers):
         constants[f"w{index}"] = np.eye(width, dtype=np.float32) + np.float32(index * 1e-9)
-        nodes.append(helper.make_node("MatMul", [tip, f"w{index}"], [f"h{index}"]))
+        nodes.append(node("MatMul", [tip, f"w{index}"], [f"h{index}"]))
         tip = f"h{index}"
-    nodes.append(helper.make_node("MatMul", [tip, "last"], ["y"]))
+    nodes.append(node("MatMul", [tip, "last"], ["y"]))
     return build_model(nodes, constants)
 
 
@@ -82,43 +103,36 @@ def models(tmp_path_factory):
     """Paths of good and bad models; tests only read them."""
     folder = tmp_path_factory.mktemp("models")
     cast = [
-        helper.make_node("Cast", ["x"], ["f"], to=TensorProto.FLOAT),
-        helper.make_node("MatMul", ["f", "w"], ["y"]),
+        node("Cast", ["x"], ["f"], to=onnx_bytes.FLOAT),
+        node("MatMul", ["f", "w"], ["y"]),
     ]
-    nan = [helper.make_node("MatMul", ["x", "w"], ["s"]), helper.make_node("Sqrt", ["s"], ["y"])]
+    nan = [node("MatMul", ["x", "w"], ["s"]), node("Sqrt", ["s"], ["y"])]
     three_axes = [
-        helper.make_node("MatMul", ["x", "w"], ["s"]),
-        helper.make_node("Unsqueeze", ["s", "axis"], ["y"]),
+        node("MatMul", ["x", "w"], ["s"]),
+        node("Unsqueeze", ["s", "axis"], ["y"]),
     ]
-    reshape = [helper.make_node("Reshape", ["x", "to"], ["y"])]
-    newer_ir = linear()
-    newer_ir.ir_version = 99
-    protos = {
+    reshape = [node("Reshape", ["x", "to"], ["y"])]
+    topk = [node("TopK", ["y", "k"], ["best", "classes"], axis=1)]
+    contents = {
         "dynamic": linear(),
         "rounded": linear(ROUNDED_WEIGHT),
         "fixed": linear(batch=2),
         "heavy": heavy(),
-        "integers": build_model(cast, {"w": WEIGHT}, dtype=TensorProto.INT64),
+        "integers": build_model(cast, {"w": WEIGHT}, dtype=onnx_bytes.INT64),
         "nan": build_model(nan, {"w": WEIGHT}),
-        "open_axis": build_model(
-            [helper.make_node("MatMul", ["x", "w"], ["y"])], {"w": WEIGHT}, ("N", "features")
-        ),
+        "open_axis": build_model([node("MatMul", ["x", "w"], ["y"])], {"w": WEIGHT}, ("N", "features")),
         "three_axes": build_model(three_axes, {"w": WEIGHT, "axis": np.array([1])}),
         "fails": build_model(reshape, {"to": np.array([-1, 3])}),
         "opset_99": linear(opset=99),
-        "ir_99": newer_ir,
+        "ir_99": linear(ir_version=99),
+        "argmax": classifier([node("ArgMax", ["y"], ["classes"], axis=1, keepdims=0)], {}, ("N",)),
+        "topk": classifier(topk, {"k": np.array([2])}, ("N", 2)),
     }
-    for name, proto in protos.items():
-        (folder / f"{name}.onnx").write_bytes(proto.SerializeToString())
+    for name, content in contents.items():
+        (folder / f"{name}.onnx").write_bytes(content)
     whole = (folder / "dynamic.onnx").read_bytes()
     (folder / "truncated.onnx").write_bytes(whole[: len(whole) // 2])
-    onnx.save(
-        linear(),
-        folder / "external.onnx",
-        save_as_external_data=True,
-        location="external.onnx.data",
-        size_threshold=0,
-    )
+    write_with_external_data(folder / "external.onnx", "external.onnx.data")
     (folder / "external.onnx.data").unlink()
     return SimpleNamespace(**{path.stem: path for path in folder.glob("*.onnx")}, folder=folder)
 
@@ -166,7 +180,7 @@ class ArtifactFolder:
             "files": files,
             "stages": [stage],
             "recipe": self.recipe,
-            "libraries": {"onnx": onnx.__version__},
+            "libraries": {"onnx": "1.18.0"},
         }
 
     def seal(self, **changes: object) -> None:
@@ -209,6 +223,12 @@ def make_model(runs, *, path="a.onnx", size=1000, predictions=None, labels=None)
         predictions=predictions,
         labels=labels,
     )
+
+
+@pytest.fixture(scope="session")
+def external_model():
+    """Write a model with its weights in a second file: `external_model(path, location)`."""
+    return write_with_external_data
 
 
 @pytest.fixture(scope="session")

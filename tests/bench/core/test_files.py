@@ -10,7 +10,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import onnx
 import pytest
 
 from bench.core import files
@@ -277,16 +276,10 @@ def test_an_output_that_is_an_input_is_refused_under_any_name(tmp_path, spelling
     check_writable(tmp_path / "other.onnx", [None, model])
 
 
-def test_an_output_whose_weights_would_replace_those_of_an_input_is_refused(models, tmp_path):
+def test_an_output_whose_weights_would_replace_those_of_an_input_is_refused(external_model, tmp_path):
     """A large model is written as `b.onnx` and `b.onnx.data`; the input may use `b.onnx.data` as well."""
     given = tmp_path / "a.onnx"
-    onnx.save(
-        onnx.load(models.dynamic),
-        given,
-        save_as_external_data=True,
-        location="b.onnx.data",
-        size_threshold=0,
-    )
+    external_model(given, "b.onnx.data")
     with pytest.raises(UsageError, match=r"would overwrite .*b\.onnx\.data"):
         check_writable(tmp_path / "b.onnx", [given])
     with pytest.raises(UsageError, match=r"would overwrite .*b\.onnx\.data"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 
-import onnx
 import pytest
 
 from bench.core.policy import Budgets, Policy
@@ -20,6 +19,7 @@ from bench.measuring.measure import MeasureConfig
 from bench.measuring.result import write_result
 from bench.views.formats import Format, convert
 from bench.views.tables import budget_text, figure_rows, judgement_view, plain_text
+from tests.bench import onnx_bytes
 
 RIGHT = [0] * 40
 HERE = host_target(fingerprint())
@@ -48,10 +48,9 @@ def elsewhere(artifact):
 @pytest.fixture
 def lone(models, tmp_path):
     """An .onnx file whose metadata state its kind of CPU."""
-    model = onnx.load(models.rounded)
-    onnx.helper.set_model_props(model, {TARGET_KEY: OTHER})
-    onnx.save(model, tmp_path / "made.onnx")
-    return tmp_path / "made.onnx"
+    path = tmp_path / "made.onnx"
+    path.write_bytes(models.rounded.read_bytes() + onnx_bytes.metadata({TARGET_KEY: OTHER}))
+    return path
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
-import onnx
 import pytest
 
 from bench.core.errors import DataError, StorageError
@@ -14,6 +13,7 @@ from bench.core.progress import SILENT
 from bench.judging.certificate import read_certificate
 from bench.judging.certify import CertifyOptions, certify, flipped_labels
 from bench.measuring.measure import Interrupted, MeasureConfig
+from tests.bench import onnx_bytes
 
 QUICK = MeasureConfig(rounds=3)
 CONFIG = CertifyOptions(blocks=10, slowdowns=(0.05, 0.1))
@@ -112,12 +112,10 @@ def test_the_command_prints_one_line_per_condition(command, models, workers, mon
 
 
 def test_a_model_without_numeric_input_is_refused(tmp_path, workers):
-    node = onnx.helper.make_node("Identity", ["x"], ["y"])
-    ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.STRING, [1]) for name in "xy"]
-    graph = onnx.helper.make_graph([node], "text", ends[:1], ends[1:])
-    opset = [onnx.helper.make_opsetid("", 17)]
+    node = onnx_bytes.node("Identity", ["x"], ["y"])
+    ends = [onnx_bytes.value(name, onnx_bytes.tensor(onnx_bytes.STRING, [1])) for name in "xy"]
     path = Path(tmp_path / "text.onnx")
-    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8), path)
+    path.write_bytes(onnx_bytes.model([node], ends[:1], ends[1:]))
     with pytest.raises(DataError, match="has no numeric input"):
         certify(path, options=CONFIG, config=QUICK, workers=workers)
 

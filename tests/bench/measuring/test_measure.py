@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 
 from bench.core.arrays import read_npz
@@ -181,9 +180,9 @@ def test_unusable_data_are_refused_before_anything_starts(models, scripted, tmp_
     assert not workers.requests
 
 
-def test_size_and_hash_of_a_model_include_its_external_weights(models, tmp_path):
+def test_size_and_hash_of_a_model_include_its_external_weights(external_model, tmp_path):
     model = tmp_path / "model.onnx"
-    onnx.save(onnx.load(models.dynamic), model, save_as_external_data=True, location="w", size_threshold=0)
+    external_model(model, "w")
     alone, weights = model.stat().st_size, (tmp_path / "w").stat().st_size
     assert model_size(model) == alone + weights
     before = model_sha256(model)

@@ -10,9 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
 
 from bench.core.arrays import read_npz, write_npz
 from bench.core.errors import ArtifactError, DataError, HostError, ModelError
@@ -30,6 +28,8 @@ from bench.measuring.worker import (
     memory_bytes,
     synthetic_feeds,
 )
+from tests.bench import onnx_bytes
+from tests.bench.onnx_bytes import node, value
 
 WEIGHT = np.random.default_rng(7).standard_normal((4, 3)).astype(np.float32)
 
@@ -167,17 +167,8 @@ def test_predictions_are_the_largest_outputs(models, evaluation, samples):
 
 @pytest.mark.parametrize("classes", ["argmax", "topk"])
 def test_outputs_that_are_classes_are_the_predictions(models, tmp_path, evaluation, classes):
-    model = onnx.load(models.dynamic)
-    scores = model.graph.output.pop().name
-    if classes == "argmax":
-        model.graph.node.append(helper.make_node("ArgMax", [scores], ["classes"], axis=1, keepdims=0))
-    else:
-        model.graph.initializer.append(numpy_helper.from_array(np.array([2]), "k"))
-        model.graph.node.append(helper.make_node("TopK", [scores, "k"], ["best", "classes"], axis=1))
-    model.graph.output.append(helper.make_tensor_value_info("classes", TensorProto.INT64, None))
-    onnx.save(model, tmp_path / "classes.onnx")
     request = Predict(str(evaluation), str(tmp_path / "outputs.npz"))
-    reply = opened(tmp_path / "classes.onnx").predict(request)
+    reply = opened(getattr(models, classes)).predict(request)
     assert reply == opened(models.dynamic).predict(request)
 
 
@@ -264,58 +255,42 @@ def test_memory_is_unknown_on_a_host_without_proc(monkeypatch):
     assert memory_bytes("VmHWM") is None
 
 
-def sequence(name):
-    tensor = helper.make_tensor_type_proto(TensorProto.FLOAT, [1, 2])
-    return helper.make_value_info(name, helper.make_sequence_type_proto(tensor))
+ROW = onnx_bytes.tensor(shape=(1, 2))
 
 
-def optional(name):
-    tensor = helper.make_tensor_type_proto(TensorProto.FLOAT, [1, 2])
-    return helper.make_value_info(name, helper.make_optional_type_proto(tensor))
-
-
-def mapping(name):
-    tensor = helper.make_tensor_type_proto(TensorProto.FLOAT, [])
-    return helper.make_value_info(name, helper.make_map_type_proto(TensorProto.INT64, tensor))
-
-
-def tensor(name, kind=TensorProto.FLOAT, shape=(1, 2)):
-    return helper.make_tensor_value_info(name, kind, shape)
+def tensor(name, kind=onnx_bytes.FLOAT, shape=(1, 2)):
+    return value(name, onnx_bytes.tensor(kind, shape))
 
 
 def save_model(path, node, given, taken):
-    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)]
-    graph = helper.make_graph([node], "odd", [given], [taken])
-    path.write_bytes(helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString())
+    path.write_bytes(onnx_bytes.model([node], [given], [taken]))
     return path
 
 
 ODD_INPUTS = {
     "tensor(string)": (
-        helper.make_node("Identity", ["x"], ["y"]),
-        tensor("x", TensorProto.STRING),
-        tensor("y", TensorProto.STRING),
+        node("Identity", ["x"], ["y"]),
+        tensor("x", onnx_bytes.STRING),
+        tensor("y", onnx_bytes.STRING),
     ),
     "tensor(bfloat16)": (
-        helper.make_node("Cast", ["x"], ["y"], to=TensorProto.FLOAT),
-        tensor("x", TensorProto.BFLOAT16),
+        node("Cast", ["x"], ["y"], to=onnx_bytes.FLOAT),
+        tensor("x", onnx_bytes.BFLOAT16),
         tensor("y"),
     ),
     "seq(tensor(float))": (
-        helper.make_node("SequenceLength", ["x"], ["y"]),
-        sequence("x"),
-        tensor("y", TensorProto.INT64, ()),
+        node("SequenceLength", ["x"], ["y"]),
+        value("x", onnx_bytes.sequence(ROW)),
+        tensor("y", onnx_bytes.INT64, ()),
     ),
     "optional(tensor(float))": (
-        helper.make_node("OptionalHasElement", ["x"], ["y"]),
-        optional("x"),
-        tensor("y", TensorProto.BOOL, ()),
+        node("OptionalHasElement", ["x"], ["y"]),
+        value("x", onnx_bytes.optional(ROW)),
+        tensor("y", onnx_bytes.BOOL, ()),
     ),
     "map(int64,tensor(float))": (
-        helper.make_node(
-            "CastMap", ["x"], ["y"], domain="ai.onnx.ml", cast_to="TO_FLOAT", map_form="DENSE"
-        ),
-        mapping("x"),
+        node("CastMap", ["x"], ["y"], domain="ai.onnx.ml", cast_to="TO_FLOAT", map_form="DENSE"),
+        value("x", onnx_bytes.mapping(onnx_bytes.INT64, onnx_bytes.tensor(shape=()))),
         tensor("y", shape=(1, None)),
     ),
 }
@@ -330,8 +305,9 @@ def test_inputs_must_be_tensors_of_numbers(tmp_path, kind):
 
 
 def test_outputs_must_be_tensors_of_numbers(tmp_path, feeds_file):
-    node = helper.make_node("SequenceConstruct", ["x"], ["y"])
-    model = save_model(tmp_path / "odd.onnx", node, tensor("x"), sequence("y"))
+    construct = node("SequenceConstruct", ["x"], ["y"])
+    taken = value("y", onnx_bytes.sequence(ROW))
+    model = save_model(tmp_path / "odd.onnx", construct, tensor("x"), taken)
     path = feeds_file(x=np.zeros((1, 2), np.float32))
     with pytest.raises(ModelError, match="is a sequence, a map or text; export it with tensors"):
         opened(model, path).predict(Predict(str(path), str(tmp_path / "o.npz")))
