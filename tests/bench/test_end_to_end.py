@@ -57,6 +57,7 @@ def test_bench_measures_two_models(models, evaluation, samples):
     assert "latency and memory: 2/2" in ran.err
 
 
+@pytest.mark.long
 def test_compare_passes_a_clearly_lighter_model(models):
     ran = bench_command("compare", models.heavy, models.dynamic, "--json")
     content = json.loads(ran.out)

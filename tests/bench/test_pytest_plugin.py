@@ -87,6 +87,7 @@ def test_a_bad_policy_is_reported_in_one_line(project, models, evaluation, polic
     assert "Traceback" not in found.stdout.str()
 
 
+@pytest.mark.long
 def test_benchmarks_are_saved_and_compared(project, models, evaluation, pytester):
     source = BENCHMARK.format(model=str(models.dynamic), data=str(evaluation))
     saved = project(source, "--benchmark-json=one.json", "--benchmark-save=first")

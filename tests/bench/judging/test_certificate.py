@@ -76,6 +76,7 @@ def test_power_grows_with_the_change():
     assert shares[-1] == 1.0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("budget", [0.02, 0.1])
 def test_a_detectable_slowdown_fails_8_times_in_10(budget):
     found = detectable(scores(), budget)

@@ -52,6 +52,7 @@ def test_a_certificate_lists_its_conditions(models, workers):
     assert read_certificate(found.host) == found
 
 
+@pytest.mark.long
 def test_later_pairs_are_added_to_earlier_ones(models, workers):
     run(models, workers)
     assert {len(c.latency_p50) for c in run(models, workers).conditions} == {20}
@@ -59,6 +60,7 @@ def test_later_pairs_are_added_to_earlier_ones(models, workers):
     assert {len(c.latency_p50) for c in run(models, workers, fresh).conditions} == {10}
 
 
+@pytest.mark.long
 def test_an_interrupt_keeps_what_was_measured(models, workers):
     fresh = CertifyOptions(blocks=10, slowdowns=CONFIG.slowdowns, fresh=True)
     run(models, workers, fresh)
@@ -94,6 +96,7 @@ def test_a_certificate_that_cannot_be_stored_is_shown(models, workers, monkeypat
     assert said[-1].startswith("error rates of this host (")
 
 
+@pytest.mark.long
 def test_the_command_prints_one_line_per_condition(command, models, workers, monkeypatch):
     import functools
 
