@@ -28,8 +28,8 @@ check: lint types imports test  ## Everything that must be green at every commit
 check-slow: $(STAMP)  ## Run the tests that build whole models or environments; CI runs them too.
 	$(BIN)/python -m pytest $(PARALLEL) -m "slow and not perf"
 
-check-base:  ## Test the base install on every supported Python here; VERSIONS="3.12 3.13" chooses.
-	$(PYTHON) tests/base/check.py $(VERSIONS)
+check-base:  ## Test the base install on every supported Python here; VERSIONS="3.12 3.13", TESTS=newest.
+	$(PYTHON) tests/base/check.py $(VERSIONS) --tests $(or $(TESTS),all)
 
 lint: $(STAMP)  ## Check the format and the style of the code.
 	$(BIN)/ruff format --check .
