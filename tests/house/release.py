@@ -14,9 +14,9 @@ from tests.house.modules import ROOT
 
 
 def section(changelog: str, version: str) -> str | None:
-    """The text below the heading `## [version] - date`; None if there is no such heading or text."""
-    heading = rf"^## \[{re.escape(version)}\] - \d{{4}}-\d{{2}}-\d{{2}}$"
-    found = re.search(rf"{heading}\n(.*?)(?=^## |^\[[^\]]+\]: |\Z)", changelog, re.MULTILINE | re.DOTALL)
+    """The text below the heading `## version - date`; None if there is no such heading or text."""
+    heading = rf"^## {re.escape(version)} - \d{{4}}-\d{{2}}-\d{{2}}$"
+    found = re.search(rf"{heading}\n(.*?)(?=^## |\Z)", changelog, re.MULTILINE | re.DOTALL)
     return found[1].strip() or None if found else None
 
 
@@ -25,7 +25,7 @@ def problem(tag: str, version: str, changelog: str) -> str | None:
     if tag != f"v{version}":
         return f"the tag is {tag!r}, but pyproject.toml has the version {version!r}: tag v{version}"
     if section(changelog, version) is None:
-        return f"CHANGELOG.md has no section '## [{version}] - YYYY-MM-DD' with text: add it"
+        return f"CHANGELOG.md has no section '## {version} - YYYY-MM-DD' with text: add it"
     return None
 
 

@@ -8,23 +8,21 @@ from tests.house.release import problem, section
 
 CHANGELOG = """# Changelog
 
-## [Unreleased]
+## Unreleased
 
-## [0.2.0] - 2026-12-01
+## 0.2.0 - 2026-12-01
 
 ### Added
 
 - A thing.
 
-## [0.1.0] - 2026-11-30
+## 0.1.0 - 2026-11-30
 
 - The first.
-
-[0.1.0]: https://example.org
 """
 
 
-def test_a_section_ends_at_the_next_heading_or_at_the_links():
+def test_a_section_ends_at_the_next_heading_or_at_the_end():
     assert section(CHANGELOG, "0.2.0") == "### Added\n\n- A thing."
     assert section(CHANGELOG, "0.1.0") == "- The first."
 
@@ -46,7 +44,7 @@ def test_a_tag_that_differs_from_the_version(tag):
 
 
 def test_a_version_without_a_section_of_the_changelog():
-    assert "no section '## [0.3.0] - YYYY-MM-DD'" in str(problem("v0.3.0", "0.3.0", CHANGELOG))
+    assert "no section '## 0.3.0 - YYYY-MM-DD'" in str(problem("v0.3.0", "0.3.0", CHANGELOG))
     assert "no section" in str(
-        problem("v0.1.0", "0.1.0", "## [0.1.0] - 2026-11-30\n\n## [0.0.1] - 2026-01-01\n")
+        problem("v0.1.0", "0.1.0", "## 0.1.0 - 2026-11-30\n\n## 0.0.1 - 2026-01-01\n")
     )
