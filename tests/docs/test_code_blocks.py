@@ -11,7 +11,7 @@ from tests.house.modules import ROOT
 
 PAGES = sorted(
     path
-    for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md"))
     if re.search(r"^```", path.read_text(encoding="utf-8"), re.MULTILINE)
 )
 
