@@ -1,4 +1,4 @@
-"""The command `edgeproof`: the commands of `bench.cli` for the device, and those for the workstation.
+"""The command `edgeproof`: the device commands of `bench.cli`, and the commands for the workstation.
 
 This module imports nothing heavy; each command imports what it needs when it runs.
 """
@@ -68,7 +68,9 @@ def build(
     ] = None,
     until: Annotated[
         str | None,
-        typer.Option(metavar="STAGE", help="Stop after this stage or step; --out receives its files."),
+        typer.Option(
+            metavar="STAGE", help="Stop after this stage or step; its files are written to --out."
+        ),
     ] = None,
     overrides: SetOption = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Run every stage; do not read the cache.")] = False,
@@ -91,7 +93,7 @@ def build(
 @app.command()
 def ablate(
     recipe: Annotated[Path, typer.Argument(help="The recipe, a TOML file.")],
-    blocks: Annotated[int, typer.Option(min=1, max=1000, help="Fresh processes per model.")] = 10,
+    blocks: Annotated[int, typer.Option(min=1, max=1000, help="Number of fresh processes per model.")] = 10,
     overrides: SetOption = None,
     out: OutOption = None,
     as_json: JsonOption = False,
@@ -119,7 +121,7 @@ def ablate(
 def follow(
     recipe: Annotated[Path, typer.Argument(help="The recipe, on a file system that all machines share.")],
     node: Annotated[
-        int, typer.Option(min=1, help="Index of this machine, from 1; that of the build is 0.")
+        int, typer.Option(min=1, help="Index of this machine, from 1; the build runs on machine 0.")
     ],
 ) -> None:
     """Take part in the trainings of a build that runs on another machine, until this command is stopped.
@@ -150,14 +152,16 @@ def inspect(
     model: Annotated[Path, typer.Argument(help="An .onnx file or an artifact folder.")],
     data: Annotated[
         Path | None,
-        typer.Option(help="Samples: .npz, one array per model input; default: the artifact's own."),
+        typer.Option(
+            help="Samples: .npz, one array per model input; default: the artifact's evaluation samples."
+        ),
     ] = None,
     min_int8: Annotated[
         float | None,
         typer.Option(
             min=0.0,
             max=1.0,
-            help="Exit with 1 unless at least this share of the multiply-adds is known to be int8.",
+            help="Exit with 1 unless at least this fraction of the multiply-adds is known to run in int8.",
         ),
     ] = None,
     layers: Annotated[
@@ -165,13 +169,15 @@ def inspect(
     ] = False,
     float_model: Annotated[
         Path | None,
-        typer.Option("--float", help="Float model to compare layers with; default: the artifact's own."),
+        typer.Option(
+            "--float", help="Float model to compare layers with; default: the artifact's float model."
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what ONNX Runtime runs: the share of int8, which operators stay in float, which may saturate.
+    """Show which operators ONNX Runtime runs in int8, which stay in float, and which may saturate.
 
-    Shares are shares of multiply-adds. Convolutions, matrix products, recurrent layers and attention count;
+    Fractions refer to multiply-adds. Convolutions, matrix products, recurrent layers and attention count;
     elementwise operators, norms, pooling and reductions do not.
     """
     from exporter.inspection.inspect import inspect as inspect_model
@@ -200,7 +206,9 @@ def quantize(
     bits: Annotated[
         int,
         typer.Option(
-            min=4, max=8, help="8, or 4: only weights of matrix products, in blocks; needs no samples."
+            min=4,
+            max=8,
+            help="8: weights and activations. 4: only weights of matrix products; needs no samples.",
         ),
     ] = 8,
     block_size: Annotated[
@@ -211,7 +219,7 @@ def quantize(
         str | None,
         typer.Option(
             metavar="'>=1.28'",
-            help="ONNX Runtime that the model will run on; by default every supported version.",
+            help="Versions of ONNX Runtime that the model must run on; by default every supported one.",
         ),
     ] = None,
     method: Annotated[
@@ -227,8 +235,8 @@ def quantize(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="equalize, smooth, adaround or bias; kept only if it helps on held-out samples; "
-            "may be repeated.",
+            help="Repair: equalize, smooth, adaround or bias. It is kept only if it helps on held-out "
+            "samples. May be repeated.",
         ),
     ] = None,
     max_drop: Annotated[
@@ -236,7 +244,7 @@ def quantize(
         typer.Option(
             min=0.0,
             max=0.99,
-            help="Largest accuracy loss of int8 on held-out samples, as a fraction; keeps layers in float.",
+            help="Largest accuracy loss on held-out samples, a fraction; layers stay in float to meet it.",
         ),
     ] = None,
     as_json: JsonOption = False,
@@ -309,8 +317,8 @@ def demo(
 ) -> None:
     """Quantize, inspect, compare and gate a model from the package magika, in about one minute.
 
-    The labelled data are files of this Python installation. Nothing is downloaded. The exit code is that of
-    the verdict.
+    The labelled data are files of this Python installation. Nothing is downloaded. The verdict sets the
+    exit code.
     """
     from exporter.pipeline.demo import demo as run_demo
 
@@ -330,7 +338,7 @@ def _print_audit(found: Audit) -> None:
     if found.target != found.host_target:
         print_rich(
             f"made for {found.target}: operators are fused as ONNX Runtime fuses them there; "
-            f"the kernels were not run, because this CPU is {found.host_target}"
+            f"its kernels were not run, because this CPU is {found.host_target}"
         )
     print_rich(escape(share_text(found)))
     for unknown in found.uncounted:

@@ -34,7 +34,7 @@ class Budgets(FrozenModel):
     peak_rss: Relative | None = Field(None, description="Relative change of peak memory.")
     size: Relative | None = Field(None, description="Relative change of the file's size.")
     accuracy: Share | None = Field(None, description="Accuracy that may be lost; 0.01 is one point.")
-    agreement: Share | None = Field(None, description="Share of predictions that must stay the same.")
+    agreement: Share | None = Field(None, description="Fraction of predictions that must stay the same.")
 
 
 class TwinBudgets(Budgets):

@@ -1,7 +1,7 @@
 """Count the multiply-adds of the graph that ONNX Runtime runs (`inspection.macs`), in int8 and in float.
 
 A QDQ model shows which operators could run in int8. Only the optimized graph shows which ones do. If an
-operator that may multiply is not counted, the int8 share is an upper bound and is reported as one.
+operator that may multiply is not counted, the fraction in int8 is reported as an upper bound.
 """
 
 from __future__ import annotations
@@ -91,17 +91,17 @@ def audit(path: Path, data: Path | None = None, made_for: str | None = None) -> 
 
 
 def share_text(found: Audit) -> str:
-    """The int8 share as text: an upper bound that names an operator if one is not counted."""
+    """The fraction in int8 as text; if an operator is not counted, an upper bound that names it."""
     if not found.uncounted:
         return f"{_share(found.int8_mac_ratio)} of {found.macs:,} multiply-adds run in int8"
     missing = _uncounted_text(found.uncounted)
     if not found.macs:
-        return f"the int8 share is unknown: {missing}"
+        return f"the fraction in int8 is unknown: {missing}"
     return f"at most {_share(found.int8_mac_ratio)} of {found.macs:,} multiply-adds run in int8: {missing}"
 
 
 def coverage_failure(found: Audit, minimum: float) -> str | None:
-    """The reason why the int8 share is below `minimum`, in one line, or None if it is not.
+    """The reason why the fraction in int8 is below `minimum`, in one line, or None if it is not.
 
     An upper bound does not show that a minimum above 0 is met.
 
@@ -128,7 +128,7 @@ def coverage_failure(found: Audit, minimum: float) -> str | None:
 
 
 def _share(ratio: float) -> str:
-    """A share as a percentage, rounded to at most 99.9 % unless it is exactly 1."""
+    """A fraction as a percentage, rounded to at most 99.9 % unless it is exactly 1."""
     return f"{min(ratio, 0.999) if ratio < 1 else ratio:.1%}"
 
 

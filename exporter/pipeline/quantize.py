@@ -44,12 +44,12 @@ def quantize(
         exclude: names of nodes to keep in float.
         cache: folder in which activation ranges are stored and reused; None stores nothing.
         repair: names of accuracy repairs, in order; each is kept only if it helps on held-out samples.
-        max_drop: largest accuracy loss on held-out samples, from 0 to below 1; keeps layers in float.
+        max_drop: largest accuracy loss on held-out samples, 0 to below 1; layers stay in float to meet it.
         progress: receives a message for every batch.
 
     Raises:
         MissingExtraError: the extra `export` is not installed.
-        UsageError: `out` is an input file, an option has an unknown value, or options contradict.
+        UsageError: `out` is an input file, an option has an unknown value, or options exclude each other.
         ModelError: the model cannot be loaded or quantized.
         DataError: the samples are invalid, or do not fit the model.
         ExportError: an excluded node does not exist, or no configuration meets `max_drop`.
@@ -83,7 +83,7 @@ def quantize(
         raise UsageError(
             "--data",
             "is missing, but 8 bits need calibration samples",
-            "name an .npz of some hundred samples",
+            "name an .npz with a few hundred samples",
         )
     if max_drop is not None and not 0 <= max_drop < 1:
         raise UsageError("--max-drop", f"{max_drop:g} is out of range", "choose from 0 to below 1")
@@ -117,7 +117,9 @@ def _check_weights_alone(block_size: int, **options: object) -> None:
         if value:
             option = f"--{name.replace('_', '-')}"
             raise UsageError(
-                option, "has no effect with 4 bits, where activations stay in float", f"leave {option} out"
+                option,
+                "has no effect with 4 bits, because activations stay in float",
+                f"leave {option} out",
             )
     if block_size not in get_args(BlockSize):
         raise UsageError(

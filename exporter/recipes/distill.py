@@ -13,7 +13,7 @@ from exporter.recipes.training import StageConfig, Training
 
 
 class TransferConfig(FrozenModel):
-    """One additional loss between features (inner outputs) of the student and of the first teacher."""
+    """One additional loss between features (outputs of modules) of the student and of the first teacher."""
 
     student: str = Field(description="Name of the student's module whose output is compared.")
     teacher: str | None = Field(
@@ -23,10 +23,10 @@ class TransferConfig(FrozenModel):
     )
     kind: Literal["hint", "attention"] = Field(
         "hint",
-        description="Quantity to compare. `hint`: the features, the student's through a learned linear "
-        "projection. `attention`: the map of feature magnitudes over positions.",
+        description="Quantity to compare. `hint`: the features, after a learned linear projection of the "
+        "student's features. `attention`: the map of feature magnitudes over positions.",
     )
-    weight: float = Field(1.0, gt=0.0, le=1e6, description="Factor on this term of the loss.")
+    weight: float = Field(1.0, gt=0.0, le=1e6, description="Weight of this loss in the total loss.")
 
 
 class DistillConfig(StageConfig, Training):
@@ -34,7 +34,7 @@ class DistillConfig(StageConfig, Training):
 
     kind: Literal["distill"]
     teacher: Teacher | tuple[Teacher, ...] = Field(
-        description="The teacher, or a list of teachers; the class probabilities of several are averaged."
+        description="The teacher, or a list of teachers, whose class probabilities are averaged."
     )
     method: Literal["logits", "decoupled"] = Field(
         "logits",
@@ -69,12 +69,12 @@ class DistillConfig(StageConfig, Training):
         description='With `method = "decoupled"`: factor on the term of the other classes (beta).',
     )
     features: tuple[TransferConfig, ...] = Field(
-        (), description="Additional losses between inner features of the student and of the first teacher."
+        (), description="Additional losses between features of the student and of the first teacher."
     )
     unlabelled: DataConfig | None = Field(
         None,
-        description="Additional training samples without labels; the factory returns a mapping input name "
-        "-> array [N, ...].",
+        description="Additional training samples without labels; the factory returns a mapping from input "
+        "name to array [N, ...].",
     )
 
     @model_validator(mode="after")

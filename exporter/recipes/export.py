@@ -14,7 +14,7 @@ class PreprocessConfig(FrozenModel):
     """`[export.preprocess]`: the model takes images as uint8 and computes (value - mean) / std itself."""
 
     input: str | None = Field(
-        None, description="Name of the input that holds the images; may be omitted if there is one input."
+        None, description="Name of the input that holds the images; may be omitted if there is only one."
     )
     mean: Channels = Field(
         (127.0,),
@@ -59,9 +59,9 @@ class ExportConfig(FrozenModel):
     )
     dynamic: dict[str, dict[Axis, Name]] = Field(
         default_factory=dict,
-        description="Input axes of variable size, besides the batch axis: input name, axis number (from 1) "
-        'and a name for the size, for example `{ input_ids = { 1 = "sequence" } }`. Axes with the same '
-        "name have the same size.",
+        description="Input axes of variable size, in addition to the batch axis: input name, axis number "
+        '(from 1) and a name for the size, for example `{ input_ids = { 1 = "sequence" } }`. Axes with the '
+        "same name have the same size.",
     )
     preprocess: PreprocessConfig | None = Field(
         None,
@@ -80,5 +80,5 @@ class ExportConfig(FrozenModel):
     )
 
     def network_alone(self) -> ExportConfig:
-        """A copy without preprocessing and postprocessing: the exported model takes the data's arrays."""
+        """A copy without preprocessing and postprocessing: the model takes the data factory's arrays."""
         return self.model_copy(update={"preprocess": None, "postprocess": None})

@@ -47,7 +47,7 @@ def refuse_without_effect(config: FrozenModel, keys: Sequence[str], condition: s
     Args:
         config: the table to check.
         keys: names of its keys that have no effect.
-        condition: the reason, as it continues "KEY has no effect".
+        condition: the reason, as text that follows "KEY has no effect" in the error.
 
     Raises:
         ValueError: a key has a value other than its default; the error names the first such key.

@@ -12,7 +12,7 @@ from exporter.recipes.training import StageConfig, SupervisedConfig
 
 
 class FewShotConfig(FrozenModel):
-    """The few-shot curve: accuracy from pretrained and from random weights for several training sizes."""
+    """The few-shot curve: accuracy from pretrained and from random weights for small training sets."""
 
     images: tuple[int, ...] = Field(
         (10, 30, 100),
@@ -31,8 +31,8 @@ class FewShotConfig(FrozenModel):
         None,
         ge=1,
         le=10_000,
-        description="Epochs of each training; by default those of the stage. Small training sets need "
-        "more.",
+        description="Number of epochs of each training; by default `epochs` of the stage. Small training "
+        "sets need more.",
     )
 
     @field_validator("images")
@@ -59,11 +59,12 @@ class FineTuneConfig(StageConfig, SupervisedConfig):
     from_scratch: bool = Field(
         False,
         description="If true, also train the same network from random weights for the same number of "
-        "epochs, and report both accuracies: the gain from the pretrained weights.",
+        "epochs, and report both accuracies; their difference is the gain from pretrained weights.",
     )
     few_shot: FewShotConfig | None = Field(
         None,
-        description="If set, repeat that comparison with a few samples per class, and report the curve.",
+        description="If set, compare training from pretrained and from random weights for several small "
+        "numbers of samples per class, and report the curve of the accuracies.",
     )
 
     @model_validator(mode="after")

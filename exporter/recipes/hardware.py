@@ -10,7 +10,7 @@ from bench.core.schema import FrozenModel
 
 
 class TrainConfig(FrozenModel):
-    """`[train]`: the hardware to train on. Other than one CPU process, it needs the extra `train`."""
+    """`[train]`: the hardware to train on. Any other than one CPU process needs the extra `train`."""
 
     accelerator: Literal["cpu", "gpu", "auto"] = Field(
         "cpu",
@@ -45,4 +45,4 @@ class TrainConfig(FrozenModel):
 class BenchConfig(FrozenModel):
     """`[bench]`: settings of the build's measurements."""
 
-    threads: int = Field(1, ge=1, le=1024, description="Threads of each ONNX Runtime session.")
+    threads: int = Field(1, ge=1, le=1024, description="Number of threads of each ONNX Runtime session.")

@@ -18,8 +18,8 @@ class ModelConfig(FrozenModel):
     checkpoint: str | None = Field(
         None,
         description="File with pretrained weights: a path relative to the recipe, or `pkg://package/path`. "
-        "Either `.safetensors`, or a PyTorch file that holds only tensors. Without it, training starts "
-        "from random weights.",
+        "Either `.safetensors`, or a PyTorch file that contains only tensors. Without a checkpoint, "
+        "training starts from random weights.",
     )
 
 

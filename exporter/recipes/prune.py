@@ -1,4 +1,4 @@
-"""The stage `prune`: set single weights to zero."""
+"""The stage `prune`: set individual weights to zero."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class GradualConfig(Training):
         "remaining steps recover accuracy.",
     )
     updates: int = Field(
-        20, ge=1, le=10_000, description="How many times weights are pruned between `begin` and `end`."
+        20, ge=1, le=10_000, description="How often weights are pruned between `begin` and `end`."
     )
 
     @model_validator(mode="after")

@@ -27,14 +27,14 @@ class QatConfig(StageConfig, Training):
         64,
         ge=1,
         le=65_536,
-        description="Number of samples per training step. BatchNorm statistics are frozen, so even 1 "
-        "works.",
+        description="Number of samples per training step. BatchNorm statistics are frozen, so even a batch "
+        "of 1 works.",
     )
     learning_rate: float = Field(
         1e-4,
         gt=0.0,
         le=10.0,
-        description="Highest learning rate of the cosine schedule; use a much lower one than in "
+        description="Highest learning rate of the cosine schedule; use a much lower rate than in "
         "fine-tuning.",
     )
     weight_decay: float = Field(

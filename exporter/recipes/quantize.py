@@ -13,7 +13,7 @@ from exporter.options import PRESERVING_REPAIRS, BlockSize, CalibrationMethod, R
 
 
 class FallbackConfig(FrozenModel):
-    """`[quantize.fallback]`: keep layers in float until held-out calibration samples meet these limits."""
+    """`[quantize.fallback]`: keep layers in float so that int8 meets these limits on held-out samples."""
 
     max_drop: float = Field(
         0.01,
@@ -37,7 +37,7 @@ _OF_ACTIVATIONS = frozenset({"samples", "method", "repair", "fallback"})
 
 
 class QuantizeConfig(FrozenModel):
-    """`[quantize]`: static quantization to int8, or of weights only to 4 bits."""
+    """`[quantize]`: static quantization to int8, or quantization of only the weights to 4 bits."""
 
     target: TargetName = Field(
         "auto",
@@ -48,8 +48,8 @@ class QuantizeConfig(FrozenModel):
         None,
         description='Versions of ONNX Runtime that the model must run on, for example ">=1.28". Rewrites '
         "that need a newer version are left out, and a network that needs a newer version is an error. By "
-        f"default rewrites run on every version that edgeproof supports, from {OLDEST} on; the network may "
-        "need a newer one.",
+        "default, the rewrites work on every version that edgeproof supports, from "
+        f"{OLDEST} on, but the network itself may need a newer version.",
     )
     samples: int | None = Field(
         None, ge=1, description="Number of calibration samples to use; by default all, but at most 256."
@@ -58,14 +58,14 @@ class QuantizeConfig(FrozenModel):
         "minmax",
         description="Method that chooses activation ranges from the calibration samples. `minmax`: the "
         "extreme values. `moving_average`: moving averages of the extreme values of batches. `percentile`: "
-        "cuts off at most 0.01 % of the values. `entropy`: least KL divergence. `mse`: least squared "
-        "error.",
+        "cuts off at most 0.01 % of the values. `entropy`: smallest KL divergence. `mse`: smallest "
+        "squared error.",
     )
     exclude: tuple[str, ...] = Field((), description="Names of ONNX nodes to keep in float.")
     bits: Literal[4, 8] = Field(
         8,
         description="8: quantize weights and activations. 4: quantize only the weights of matrix products, "
-        "in blocks, without calibration; for networks whose size is mostly such weights.",
+        "in blocks, without calibration; for networks that consist mostly of such weights.",
     )
     block_size: BlockSize = Field(
         32,
@@ -77,15 +77,15 @@ class QuantizeConfig(FrozenModel):
         ge=0.0,
         le=1.0,
         description="Minimum fraction of multiply-adds that runs in int8, after fusion on this CPU. The "
-        "build fails below it, or if an operator cannot be counted, because the fraction is then only an "
-        "upper bound.",
+        "build fails if the fraction is lower. It also fails if the multiply-adds of an operator cannot be "
+        "counted, because the fraction is then only an upper bound.",
     )
     repair: tuple[RepairName, ...] = Field(
         (),
         description="Accuracy repairs to try, in the order of this list. `equalize`: scale channels of "
         "successive layers against each other. `smooth`: scale activations against weights. `adaround`: "
         "learn the rounding of weights. `bias`: correct biases. Each is kept only if it brings the int8 "
-        "output nearer to float on held-out calibration samples.",
+        "output closer to the float output on held-out calibration samples.",
     )
     fallback: FallbackConfig | None = None
 
@@ -118,5 +118,8 @@ def repair_order_problem(names: Sequence[str]) -> str | None:
             return f"repair {name!r} is named twice"
         bending = [n for n in names[:index] if n not in PRESERVING_REPAIRS]
         if name in PRESERVING_REPAIRS and bending:
-            return f"repair {name!r} must come before {bending[0]!r}, because it would undo its effect"
+            return (
+                f"repair {name!r} must come before {bending[0]!r}, because {name!r} would undo the effect "
+                f"of {bending[0]!r}"
+            )
     return None

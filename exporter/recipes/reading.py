@@ -31,12 +31,12 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         if path.stat().st_size > MAX_RECIPE_BYTES:
             raise RecipeError(
-                path, f"is larger than a recipe can be ({MAX_RECIPE_BYTES:,} bytes)", "check the path"
+                path, f"is larger than the limit of {MAX_RECIPE_BYTES:,} bytes", "check the path"
             )
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RecipeError(path, f"cannot be read ({error.strerror})", "check the path") from error
-    except (ValueError, RecursionError) as error:  # ValueError also for numbers of thousands of digits
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits: ValueError
         raise RecipeError(path, f"is not valid TOML ({error})", "correct the file") from error
     for override in overrides:
         _apply_override(content, override)

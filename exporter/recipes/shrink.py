@@ -32,13 +32,13 @@ class ShrinkTarget(FrozenModel):
         description="Median latency, as a fraction of the latency of the incoming network in float.",
     )
     macs_ratio: Fraction | None = Field(
-        None, description="Number of multiply-adds, as a fraction of those of the incoming network."
+        None, description="Multiply-adds, as a fraction of the incoming network's multiply-adds."
     )
     params_ratio: Fraction | None = Field(
-        None, description="Number of parameters, as a fraction of those of the incoming network."
+        None, description="Parameters, as a fraction of the incoming network's parameters."
     )
     size_ratio: Fraction | None = Field(
-        None, description="Size of the model file, as a fraction of the size of the incoming network's."
+        None, description="Size of the model file, as a fraction of the incoming network's file size."
     )
 
     @model_validator(mode="after")
@@ -65,9 +65,9 @@ class ShrinkConfig(StageConfig, Training):
     )
     allocation: AllocationMethod = Field(
         "latency",
-        description="How the cut is distributed over the layers. `latency`: least damage per time saved, "
-        "by times measured on this CPU. `macs`: least damage per multiply-add saved. `uniform`: an equal "
-        "share of every layer.",
+        description="Rule that distributes the cut over the layers. `latency`: smallest damage per time "
+        "saved, by times measured on this CPU. `macs`: smallest damage per multiply-add saved. `uniform`: "
+        "the same fraction of every layer.",
     )
     importance: Importance = Field(
         "taylor",
@@ -144,7 +144,7 @@ class ShrinkConfig(StageConfig, Training):
             narrowing = ("depth", "rounds", "allocation", "importance", "multiple", "min_kept", "samples")
             refuse_without_effect(self, narrowing, "without a target")
         if self.allocation == "uniform":
-            refuse_without_effect(self, ("depth",), "with equal shares of all layers")
+            refuse_without_effect(self, ("depth",), "with allocation 'uniform'")
         if self.teacher is None:
             refuse_without_effect(self, ("temperature", "hard_weight"), "without a teacher")
         return self

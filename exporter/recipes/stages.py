@@ -1,4 +1,4 @@
-"""The type of any stage, and questions about a stage."""
+"""The union type of all stages, and functions about a stage."""
 
 from __future__ import annotations
 

@@ -66,8 +66,9 @@ class Training(FrozenModel):
     )
     norm_statistics: Literal["batch", "frozen"] = Field(
         "batch",
-        description="Mean and variance that BatchNorm uses during training: `batch` those of each batch, "
-        "`frozen` the stored ones, which do not change. Use `frozen` with small batches.",
+        description="Mean and variance that BatchNorm uses during training. `batch`: the statistics of "
+        "each batch. `frozen`: the stored statistics, which do not change. Use `frozen` with small "
+        "batches.",
     )
     ema: float = Field(
         0.0,
@@ -94,12 +95,13 @@ class Training(FrozenModel):
     def _epochs_fit_together(self) -> Training:
         if 0 < self.epochs <= self.probe_epochs:
             raise ValueError(
-                f"probe_epochs ({self.probe_epochs}) leaves no epoch of {self.epochs} to train the rest; "
-                "raise epochs"
+                f"probe_epochs ({self.probe_epochs}) leaves no epoch to train the other layers, because "
+                f"epochs is {self.epochs}; raise epochs"
             )
         if self.unfreeze_every is not None and self.unfreeze_epoch is None:
             raise ValueError(
-                "unfreeze_every needs unfreeze_epoch; set unfreeze_epoch to the epoch of the first module"
+                "unfreeze_every needs unfreeze_epoch; set unfreeze_epoch to the epoch in which the first "
+                "module of freeze starts to train"
             )
         if self.unfreeze_epoch is not None and not self.freeze:
             raise ValueError("unfreeze_epoch has no effect without freeze; name modules in freeze")
@@ -122,8 +124,8 @@ class SupervisedConfig(Training):
     )
     class_weights: Literal["equal", "balanced"] = Field(
         "equal",
-        description="Weight of the samples in the loss. `equal`: all the same. `balanced`: every class has "
-        "the same total weight, however rare it is.",
+        description="Weight of the samples in the loss. `equal`: all samples have the same weight. "
+        "`balanced`: all classes have the same total weight, however rare they are.",
     )
 
 

@@ -141,7 +141,7 @@ def test_quantize_and_gate_in_five_lines():
         ({"bits": 5}, "--bits: 5 bits are not supported; choose 8 or 4"),
         (
             {},
-            "--data: is missing, but 8 bits need calibration samples; name an .npz of some hundred samples",
+            "--data: is missing, but 8 bits need calibration samples; name an .npz with a few hundred",
         ),
         ({"target": "z80"}, "--target: 'z80' is unknown; choose one of: "),
         ({"method": "guess"}, "--method: 'guess' is unknown; choose one of: "),
@@ -151,7 +151,7 @@ def test_quantize_and_gate_in_five_lines():
         ),
         (
             {"bits": 4, "data": "x.npz"},
-            "--data: has no effect with 4 bits, where activations stay in float; leave --data out",
+            "--data: has no effect with 4 bits, because activations stay in float; leave --data out",
         ),
         (
             {"bits": 4, "block_size": 7},

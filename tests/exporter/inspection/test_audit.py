@@ -355,7 +355,7 @@ def test_inspect_uses_the_kind_of_cpu_that_the_file_states(residual, command):
     ran = command("inspect", residual("arm64"))
     said = ran.out.splitlines()
     words = (
-        "made for arm64: operators are fused as ONNX Runtime fuses them there; the kernels were not run, "
+        "made for arm64: operators are fused as ONNX Runtime fuses them there; its kernels were not run, "
         "because this CPU is"
     )
     assert said[:-1] == ([] if host == "arm64" else [f"{words} {host}"])

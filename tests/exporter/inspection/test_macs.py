@@ -310,7 +310,7 @@ def test_several_uncounted_operators_are_reported_in_one_line(half_known):
 
 def test_the_share_is_unknown_if_nothing_is_counted(save):
     found = audit(save([helper.make_node("DFT", ["x"], ["y"], name="s", axis=1)], {}, ["N", 8, 1]))
-    assert share_text(found).startswith("the int8 share is unknown: DFT 's' is not counted")
+    assert share_text(found).startswith("the fraction in int8 is unknown: DFT 's' is not counted")
 
 
 def test_operators_of_other_domains_are_unknown_whatever_their_name():

@@ -266,7 +266,7 @@ def test_bits_from_the_command_line(products, tmp_path, command):
         (("--bits", 5), "--bits: 5 bits are not supported; choose 8 or 4"),
         (
             ("--bits", 4, "--repair", "bias"),
-            "--repair: has no effect with 4 bits, where activations stay in float",
+            "--repair: has no effect with 4 bits, because activations stay in float",
         ),
         (("--bits", 4, "--block-size", 17), "--block-size: 17 is not a valid block size"),
         ((), "--data: is missing, but 8 bits need calibration samples"),

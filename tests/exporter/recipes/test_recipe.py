@@ -317,7 +317,7 @@ def test_something_must_be_trained(write):
         (b"\xff\xfe", "is not valid TOML"),
         (b"seed = " + b"9" * 5000, "is not valid TOML"),
         (b"seed = " + b"[" * 20_000, "is not valid TOML"),
-        (b"#" * (2 << 20), "is larger than a recipe can be"),
+        (b"#" * (2 << 20), "is larger than the limit of 1,048,576 bytes"),
     ],
 )
 def test_files_that_are_not_a_recipe(tmp_path, content, words):
@@ -415,7 +415,10 @@ def test_invalid_prune_stages_are_refused(write, lines, words):
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
-        ("epochs = 2\nprobe_epochs = 2", "leaves no epoch of 2 to train the rest; raise epochs"),
+        (
+            "epochs = 2\nprobe_epochs = 2",
+            "leaves no epoch to train the other layers, because epochs is 2; raise epochs",
+        ),
         ("unfreeze_every = 2", "unfreeze_every needs unfreeze_epoch"),
         ("unfreeze_epoch = 1", "unfreeze_epoch has no effect without freeze; name modules in freeze"),
         ("freeze = ['a']\nunfreeze_epoch = 2", "unfreeze_epoch (2) is never reached in 2 epochs"),
