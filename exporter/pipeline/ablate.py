@@ -46,9 +46,9 @@ class Variant:
     Attributes:
         after: name of the last stage of the prefix.
         precision: `float` or `int8`.
-        model: its measurements.
-        time: median latency divided by that of the first float model, with 99 % bounds if the number of
-            blocks allows bounds.
+        model: measurements of the model.
+        time: median latency divided by the first float model's median latency, with 99 % bounds if the
+            number of blocks allows bounds.
     """
 
     after: str
@@ -94,10 +94,10 @@ def ablate(
 ) -> Ablation:
     """Build every prefix of a recipe up to its int8 model, and measure all models in turns.
 
-    Stages are read from and stored in the same cache as those of `build`, so nothing is trained twice. The
-    first prefix has no stages: the network with the weights of its checkpoint. If there is no checkpoint,
-        or
-    if the last layer is new and therefore untrained, the first prefix is the shortest one that trains.
+    Results of stages are read from and stored in the cache that `build` uses, so nothing is trained twice.
+    The first prefix has no stages: it is the network with the weights of its checkpoint. If there is no
+    checkpoint, or if the last layer is new and therefore untrained, the first prefix is the shortest prefix
+    that trains.
 
     Args:
         recipe: path of the recipe, a TOML file.
@@ -146,8 +146,8 @@ def prefixes(recipe: Recipe, *, trained: bool) -> list[Recipe]:
 
     Args:
         recipe: the whole recipe.
-        trained: whether the loaded network is already trained. If not, the first prefix is the shortest one
-            that trains.
+        trained: whether the loaded network is already trained. If not, the first prefix is the shortest
+            prefix that trains.
     """
     first = 0 if trained else next((k for k, stage in enumerate(recipe.stage, 1) if trains(stage)), 0)
     return [
@@ -165,7 +165,7 @@ def _build(resolved: ResolvedRecipe, root: Path) -> dict[str, Path]:
     trained = resolved.checkpoint() is not None and resolved.new_head() is None
     for prefix in prefixes(resolved.recipe, trained=trained):
         after = (prefix.stage_names() or ["pretrained"])[-1]
-        resolved.progress.say(f"up to {after}")
+        resolved.progress.say(f"recipe up to {after}")
         steps = plan_steps(dataclasses.replace(resolved, recipe=prefix), reuse=root)
         finished = run_steps(
             steps, cache, until="quantize", fresh=False, progress=resolved.progress, log=log
@@ -218,14 +218,14 @@ def ablation_table(ablation: Ablation) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("up to")
     table.add_column("")
-    for heading in ("accuracy", "latency p50", "times the first (99 %)", "file size", "peak memory"):
+    for heading in ("accuracy", "latency p50", "latency / first (99 %)", "file size", "peak memory"):
         table.add_column(heading, justify="right")
     for variant in ablation.variants():
         model, time = variant.model, variant.time
         bounds = "" if None in (time.lower, time.upper) else f" ({time.lower:.3f} … {time.upper:.3f})"
         latency, ratio = milliseconds(model.latency().p50), f"{time.ratio:.3f}{bounds}"
         memory = mebibytes(model.peak_rss_bytes())
-        if model.made_for is not None:  # made for another kind of CPU: time and memory here do not count
+        if model.made_for is not None:  # not valid on another kind of CPU
             latency, ratio, memory = escape(not_measured_text(model.made_for)), "", ""
         table.add_row(
             escape(variant.after) if variant.precision == "float" else "",

@@ -68,7 +68,7 @@ def build(
         until: the last step to run. If given, no artifact is written; if `out` is given too, the files of
             that step are written there.
         overrides: `table.key=value` texts that replace values of the recipe.
-        fresh: run every step, and take none from the cache.
+        fresh: run every step, even if the cache contains its result.
         progress: receives messages about the progress.
 
     Raises:
@@ -110,7 +110,7 @@ def build(
 
 
 def prepare_places(recipe: Recipe, folder: Path, root: Path) -> None:
-    """Check before the work starts that other machines will follow the build; with one, do nothing.
+    """Check before the work starts that other machines will follow the build; do nothing without any.
 
     Raises:
         StageError: another user can write to the recipe's folder or to the cache.

@@ -50,12 +50,14 @@ INPUT: Final = "bytes"
 MODEL, INT8, CALIBRATION, EVALUATION = "model.onnx", "int8.onnx", "calibration.npz", "evaluation.npz"
 POLICY, RESULT = "budgets.toml", "result.json"
 
-# The first look of a gate. It is the only one here and has the whole error to spend.
+# Number of pairs at a gate's first look. The demo has no other look, so this look uses the whole allowed
+# error.
 PAIRS = 10
-# The verdict rests on one score a pair of processes. With fewer rounds scores spread more and bounds are
-# wider; the error rates stay the same.
+# Each pair of processes yields one score, and the verdict depends on the scores. With fewer rounds the
+# scores vary more and the bounds are wider; the error rates stay the same.
 ROUNDS = 8
-# The measurement stops when the demo has taken this long. With too few pairs the verdict is INCONCLUSIVE.
+# The measurement stops `LIMIT_S` seconds after the start of the demo, but not before it has taken
+# `LEAST_MEASURING_S`. With too few pairs the verdict is INCONCLUSIVE.
 LIMIT_S, LEAST_MEASURING_S = 53.0, 20.0
 
 BUDGETS: Final = """\
@@ -73,11 +75,16 @@ Tell = Callable[["RenderableType"], None]
 
 @dataclass(frozen=True)
 class Demo:
-    """The result of a demonstration.
+    """The result of the demo.
 
     Attributes:
-        out: the folder that was kept; None if there is none.
-        seconds: wall time of the whole.
+        out: the folder with the files; None if the files were removed.
+        model: the float model.
+        data: the samples.
+        quantized: the int8 model.
+        inspection: the operators that run in int8 and in float.
+        judgement: the judgement of the gate.
+        seconds: wall time of the demo.
     """
 
     out: Path | None
@@ -124,15 +131,15 @@ def demo(
 
     Args:
         out: a new or empty folder for the files; by default they are removed.
-        progress: receives every batch and block.
-        tell: receives each part of the text for a person; None if nobody reads it.
-        clock: seconds since some moment.
+        progress: receives a message for every batch and block.
+        tell: receives each part of the text output; None if no text is wanted.
+        clock: returns the current time in seconds.
 
     Raises:
         MissingExtraError: the extra `demo` is not installed.
         UsageError: `out` exists and is not empty.
         DataError: this installation has too few files of known types.
-        Interrupted: by Ctrl-C.
+        Interrupted: the user pressed Ctrl-C.
     """
     begun, tell = clock(), tell or _no_one
     for module in (PACKAGE, "onnx", "onnx_ir", "onnxscript"):
@@ -159,7 +166,7 @@ def demo(
 
 
 def _no_one(_part: RenderableType) -> None:
-    """Drop a part of the text."""
+    """Ignore a part of the text output."""
 
 
 @contextmanager
@@ -184,7 +191,7 @@ def _write_inputs(folder: Path, model: ShippedModel, data: DemoData) -> None:
 def _quantize(folder: Path, progress: Progress, tell: Tell) -> QuantizedFile:
     _tell_step(
         tell,
-        "1. quantize: 8-bit arithmetic is faster, 8-bit weights are smaller; real samples give the ranges.",
+        "1. quantize: 8-bit arithmetic is faster, 8-bit weights are smaller; real samples set the ranges.",
         f"edgeproof quantize {MODEL} --data {CALIBRATION} --out {INT8}",
     )
     found = quantize(folder / MODEL, folder / INT8, data=folder / CALIBRATION, progress=progress)
@@ -198,7 +205,7 @@ def _inspect(folder: Path, tell: Tell) -> Inspection:
 
     _tell_step(
         tell,
-        "2. inspect: a layer that stays in float gains nothing; see what ONNX Runtime really runs.",
+        "2. inspect: shows what ONNX Runtime really runs; a layer that stays in float does not get faster.",
         f"edgeproof inspect {INT8} --data {CALIBRATION}",
     )
     found = inspect(folder / INT8, data=folder / CALIBRATION)
@@ -206,7 +213,7 @@ def _inspect(folder: Path, tell: Tell) -> Inspection:
     _tell_lines(tell, share_text(audit))
     for operator in audit.float_ops:
         share = operator.macs / audit.macs if audit.macs else 0.0
-        name = "/".join(operator.name.split("/")[-3:])  # the scopes before are long
+        name = "/".join(operator.name.split("/")[-3:])  # the scopes before the name are long
         _tell_lines(tell, f"in float: {name} ({operator.op_type}, {share:.1%}): {operator.reason}")
     if audit.saturation:
         worst = max(layer.observed_share or 0.0 for layer in audit.saturation)
@@ -221,7 +228,7 @@ def _inspect(folder: Path, tell: Tell) -> Inspection:
 def _judge(folder: Path, time_limit_s: float, progress: Progress, tell: Tell) -> Judgement:
     _tell_step(
         tell,
-        f"3. compare: one run shows little on a busy machine; {PAIRS} pairs of fresh processes take turns.",
+        f"3. compare: a single run is unreliable, so {PAIRS} pairs of fresh processes take turns.",
         f"edgeproof compare {MODEL} {INT8} --data {EVALUATION} --pairs {PAIRS}",
     )
     found = with_plain_paths(
@@ -257,7 +264,7 @@ def _tell_start(tell: Tell, model: ShippedModel, data: DemoData) -> None:
         f"model: {model.package} {model.version} ({model.licence}) names the type of a file; its authors "
         "trained and exported it.",
         f"data:  {len(data.evaluation)} files of this Python installation, {data.types} types; the suffix "
-        f"is the label. {len(data.calibration)} other files calibrate.",
+        f"is the label. {len(data.calibration)} other files are the calibration samples.",
     )
 
 
@@ -265,7 +272,7 @@ def _tell_verdict(tell: Tell, found: Demo) -> None:
     judgement, classes = found.judgement, found.model.classes
     _tell_step(
         tell,
-        f"4. gate: a release needs a verdict; every confidence bound must keep its budget in {POLICY}.",
+        f"4. gate: a release needs a verdict; every confidence bound must meet its budget in {POLICY}.",
         f"edgeproof gate {INT8} --baseline {MODEL} --policy {POLICY} --data {EVALUATION} --pairs {PAIRS}",
     )
     if judgement.blocks:
@@ -274,7 +281,7 @@ def _tell_verdict(tell: Tell, found: Demo) -> None:
     _tell_lines(tell, *(f"  {reason}" for reason in judgement.reasons))
     if judgement.result.stopped == TIME_LIMIT:
         _tell_lines(
-            tell, "This machine was too busy for all pairs in a minute: run it again when it is idle."
+            tell, "This machine was too busy for all pairs in a minute: run the demo again when it is idle."
         )
     if judgement.flips:
         first = judgement.flips[0]
@@ -291,11 +298,11 @@ def _tell_end(tell: Tell, found: Demo) -> None:
     _tell_lines(
         tell,
         "",
-        f"Done in {found.seconds:.0f} s. Steps 3 and 4 share one measurement of {ROUNDS} rounds a pair; "
-        f"their commands take up to {DEFAULT_CONFIG.rounds}.",
+        f"Done in {found.seconds:.0f} s. Steps 3 and 4 used one measurement with {ROUNDS} rounds per pair; "
+        f"by default, the commands use up to {DEFAULT_CONFIG.rounds} rounds.",
         kept if found.out is None else f"The files are in {found.out}.",
         "",
-        "Your own model: an .npz holds one array for each model input, and `labels` for the last command.",
+        "For your own model: an .npz needs one array per model input, and for the gate also `labels`.",
         "  edgeproof quantize MODEL.onnx --data CALIBRATION.npz --out INT8.onnx",
         "  edgeproof inspect INT8.onnx --data CALIBRATION.npz",
         "  edgeproof gate INT8.onnx --baseline MODEL.onnx --data EVALUATION.npz",

@@ -1,8 +1,8 @@
 """The model and the samples of `edgeproof demo`, both from installed packages.
 
-The model comes from the package magika: it names the type of a file. Its authors trained and exported it.
-The samples are files that every installation has: those of Python and of the packages that edgeproof needs.
-The suffix of a file is its label.
+The model names the type of a file. It comes from the package magika, whose authors trained and exported it.
+The samples are files that every installation has: files of Python and of the packages that edgeproof needs.
+The suffix of a file determines its label.
 """
 
 from __future__ import annotations
@@ -28,10 +28,12 @@ from exporter.sources.lookup import package_file
 PACKAGE: Final = "magika"
 _MODEL_FOLDER: Final = f"pkg://{PACKAGE}/models/standard_v3_3"
 
-# The model reads `EDGE` bytes of a file's first and last `BLOCK` bytes; `PADDING` fills what is missing.
+# The model reads `EDGE` bytes of a file's first `BLOCK` bytes and as many of its last `BLOCK` bytes. The
+# value `PADDING` stands for each missing byte.
 EDGE, BLOCK, PADDING = 1024, 4096, 256
 
-# Suffix -> the model's name of the type. Suffixes that several types share (.h, .txt, .html) are left out.
+# Suffix -> the model's name for the file type. Suffixes that several types share (.h, .txt, .html) are left
+# out.
 SUFFIXES: Final = {
     ".bmp": "bmp",
     ".bz2": "bzip",
@@ -74,8 +76,8 @@ SUFFIXES: Final = {
 _PACKAGES: Final = ("numpy", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "pydantic", "rich")
 _OTHER_FOLDERS: Final = {"site-packages", "dist-packages"}
 
-# 640 samples show, with a power of 80 %, that no point of accuracy is lost while int8 changes 1 % of the
-# predictions: `planned_count(0.1, 0.01, 0.05)` is 619. Below 268 no samples could show it.
+# If int8 changes 1 % of the predictions, 640 samples show with a power of 80 % that it loses less than one
+# point of accuracy: `planned_count(0.1, 0.01, 0.05)` is 619. Fewer than 268 samples could never show this.
 EVALUATION_COUNT, FEWEST = 640, 300
 CALIBRATION_PER_TYPE, FEWEST_PER_TYPE = 3, 6
 SMALLEST_FILE_BYTES = 64
@@ -105,8 +107,8 @@ class DemoData:
     """Labelled files of this installation.
 
     Attributes:
-        calibration: samples [N, 2 x EDGE] whose value ranges are collected.
-        evaluation: samples [M, 2 x EDGE] of other files.
+        calibration: calibration samples [N, 2 x EDGE].
+        evaluation: evaluation samples [M, 2 x EDGE], from other files.
         labels: classes of the evaluation files, [M].
         ids: names of the evaluation files.
         types: number of file types.
@@ -149,7 +151,7 @@ def labelled_files(roots: Sequence[Path], classes: Sequence[str]) -> DemoData:
     """Draw calibration and evaluation samples, from all types in turn; no sample is in both.
 
     Raises:
-        DataError: there are fewer than `FEWEST` samples to evaluate.
+        DataError: there are fewer than `FEWEST` evaluation samples.
     """
     index = {name: number for number, name in enumerate(classes)}
     calibration: list[Array] = []
@@ -165,7 +167,7 @@ def labelled_files(roots: Sequence[Path], classes: Sequence[str]) -> DemoData:
     if len(drawn) < FEWEST:
         raise DataError(
             str(roots[0]),
-            f"only {len(drawn)} files of known types are here, {FEWEST} are needed",
+            f"only {len(drawn)} usable files of known types were found, {FEWEST} are needed",
             "install Python with its whole standard library",
         )
     return DemoData(
@@ -195,7 +197,7 @@ def _files_by_type(roots: Sequence[Path]) -> dict[str, list[tuple[str, Path]]]:
 
 
 def _distinct(files: Sequence[tuple[str, Path]], seen: set[bytes]) -> Iterator[tuple[str, Array]]:
-    """Names and samples, without tiny files, unreadable ones and samples that were seen before."""
+    """Names and samples of files, without tiny or unreadable files and without samples in `seen`."""
     for place, path in files:
         try:
             if path.stat().st_size < SMALLEST_FILE_BYTES:
@@ -209,7 +211,7 @@ def _distinct(files: Sequence[tuple[str, Path]], seen: set[bytes]) -> Iterator[t
 
 
 def sample_of(path: Path) -> Array:
-    """The model's input for a file: int32 [2 x EDGE], the first and last bytes without outer white space.
+    """The model's input for a file: int32 [2 x EDGE], first and last bytes without outer white space.
 
     The package does the same in `magika.magika.Magika._extract_features_from_seekable`.
     """

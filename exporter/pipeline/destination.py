@@ -1,4 +1,4 @@
-"""Checks of the output folder: a build replaces only folders of builds, and none that the recipe reads."""
+"""Checks of the output folder: a build replaces only folders of builds, and no folder that it reads."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def check_destination(destination: Path, mark: str) -> None:
 
     Args:
         destination: the folder to write.
-        mark: name of a file that every folder of such a build contains.
+        mark: name of a file that every folder of this kind contains.
 
     Raises:
         UsageError: the path is a file, or the folder contains files that no build wrote.
@@ -27,7 +27,9 @@ def check_destination(destination: Path, mark: str) -> None:
     if not destination.is_dir() or not any(destination.iterdir()):
         return
     if not (destination / mark).is_file():
-        raise UsageError(destination, "is a folder with other content", "choose another --out")
+        raise UsageError(
+            destination, f"is not empty and has no {mark} of an earlier build", "choose another --out"
+        )
     if mark != MANIFEST:
         return
     try:
@@ -43,10 +45,10 @@ def check_destination(destination: Path, mark: str) -> None:
 
 
 def check_new_folder(folder: Path) -> None:
-    """Refuse a place where something is already.
+    """Refuse a path that is a file or a folder with content.
 
     Raises:
-        UsageError: it is a file, or a folder that is not empty.
+        UsageError: the path is a file, or a folder that is not empty.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(folder, "exists and is not empty", "name a new folder")
@@ -66,7 +68,7 @@ def check_not_read(destination: Path, recipe: Recipe, folder: Path) -> None:
 
 
 def _files_read(recipe: Recipe) -> Iterator[str]:
-    """Paths of the checkpoint and the teachers that a recipe names, without those in packages."""
+    """Paths of the checkpoint and the teachers that a recipe names, except files in packages."""
     addresses = [recipe.model.checkpoint]
     for teacher in (teacher for stage in recipe.stage for teacher in teachers_of(stage)):
         if isinstance(teacher, TeacherConfig):

@@ -15,7 +15,7 @@ from exporter.onnx_export.export import export
 from exporter.pipeline.resolved_recipe import ResolvedRecipe
 from exporter.results import ExportResult
 
-# The model that is quantized, if it differs from the float baseline.
+# File of the model that is quantized, if that model differs from the float baseline.
 TRAINED_MODEL = "trained.onnx"
 
 

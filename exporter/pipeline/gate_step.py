@@ -23,7 +23,7 @@ from exporter.results import GateResult
 
 @dataclass(frozen=True)
 class GateStep:
-    """Measure the int8 model and the float baseline in turns, and judge."""
+    """Measure the int8 model and the float baseline in turns, and judge them."""
 
     kind: ClassVar[str] = GateResult.kind
     name: ClassVar[str] = GateResult.kind
@@ -77,7 +77,7 @@ class GateStep:
         )
 
     def blame(self, model: Path) -> str:
-        """The warning that int8 is not faster than float here, with the operators that take the time."""
+        """The warning that int8 is not faster than float here, with the slowest operators."""
         evaluation, recipe = self.resolved.data.evaluation, self.resolved.recipe
         sample = next(as_shipped(evaluation.first(1), recipe.export.preprocess).batches(1))
         times = operator_times(model, sample, threads=recipe.bench.threads)

@@ -54,7 +54,7 @@ class ParityStep:
 
     @property
     def parents(self) -> tuple[str, ...]:
-        """The steps that trained the networks and that wrote the models."""
+        """The steps that trained the networks, and the steps that wrote the models."""
         return (*dict.fromkeys((self.trained, self.baseline)), "export", "quantize")
 
     def ingredients(self) -> Mapping[str, object]:
@@ -68,8 +68,8 @@ class ParityStep:
         """Compare the models, and write `evaluation.npz` and `golden.npz`.
 
         Raises:
-            ExportError: a model's outputs differ too much from the network's, are not finite, or too little
-                of the model runs in int8.
+            ExportError: a model's outputs differ too much from the network's or are not finite, or too few
+                multiply-adds run in int8.
         """
         recipe, evaluation = self.resolved.recipe, self.resolved.data.evaluation
         exported, int8_model = folders.parents["export"], folders.parents["quantize"] / MODEL
@@ -106,7 +106,7 @@ class ParityStep:
         """The parity of a network and its exported model.
 
         Args:
-            network: in PyTorch.
+            network: the network in PyTorch.
             fed: samples of the data factory, for the network.
             model: file of the exported model.
             scores: outputs of the exported model for the same samples.
@@ -128,7 +128,7 @@ class ParityStep:
         """Inspect the operators that ONNX Runtime runs.
 
         Raises:
-            ExportError: too little runs in int8.
+            ExportError: too few multiply-adds run in int8.
         """
         found = audit(model, evaluation, self.resolved.target().name)
         if failure := coverage_failure(found, self.resolved.recipe.quantize.min_int8_ratio):

@@ -38,8 +38,8 @@ def plan_steps(resolved: ResolvedRecipe, *, reuse: Path | None = None) -> list[S
         steps.append(TrainStep(resolved, name, config, previous=steps[-1].name, reuse=reuse))
     trained = steps[-1].name
     # Weights that `qat` trained for rounding have a lower accuracy without rounding. As a float baseline
-    # they would hide a loss of int8. The alternative to int8 is the network before `qat`, so that is the
-    # baseline.
+    # they would hide a loss of int8. The real alternative to int8 is the network before `qat`, so this
+    # network is the baseline.
     learned_rounding = any(isinstance(stage, QatConfig) for stage in recipe.stage)
     baseline = steps[-2].name if learned_rounding else trained
     return [

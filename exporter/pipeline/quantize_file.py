@@ -126,7 +126,7 @@ def quantize_file(
     start = time.monotonic()
     check_writable(out, [model, data])
     if cache is not None:
-        check_writable(cache / "ranges.json")  # an example name: is the folder writable?
+        check_writable(cache / "ranges.json")  # any file name checks that the folder is writable
     chosen = _target(target, onnxruntime)
     samples = open_samples(data)
     with _float_file(model) as path:
@@ -194,7 +194,7 @@ def _answers_to(data: Path, model: Path, signature: Signature) -> list[Answer]:
     """The outputs of a model for a few samples.
 
     Raises:
-        DataError: the model, which could be loaded, fails on a sample.
+        DataError: the model could be loaded but fails on a sample.
     """
     try:
         return answers_of(model, few_samples(data, signature))
@@ -207,7 +207,7 @@ def _answers_to(data: Path, model: Path, signature: Signature) -> list[Answer]:
 def _answers_if_any(model: Path, batches: Sequence[Mapping[str, Array]]) -> list[Answer]:
     """The outputs of a model for made-up feeds; empty if it fails on them.
 
-    Without outputs, the quantized model is compared only by the output types and shapes that it states.
+    If it is empty, the outputs of the quantized model are not compared; the model only has to load.
     """
     try:
         return answers_of(model, batches)

@@ -100,7 +100,8 @@ class QuantizeStep:
         data = self.resolved.data
         return tuple(
             f"calibration and evaluation samples of input {drift.name!r} differ: their distance is "
-            f"{drift.distance:.2f}, that of two halves of the calibration samples is {drift.own:.2f}"
+            f"{drift.distance:.2f}, but two halves of the calibration samples have a distance of "
+            f"{drift.own:.2f}"
             for drift in drifts(data.calibration.inputs, data.evaluation.inputs)
             if drift.is_far
         )

@@ -78,7 +78,8 @@ class ResolvedRecipe:
             "data": self.data_fingerprint,
             "code": asdict(self.code),
         }
-        # `augment` may depend on arguments of the data factory that do not change the samples themselves.
+        # `augment` may depend on arguments of the data factory that do not change the samples themselves,
+        # so these arguments are inputs too.
         if self.data.augment is not None:
             common["augment"] = {
                 **self.recipe.data.model_dump(mode="json"),
@@ -107,7 +108,7 @@ class ResolvedRecipe:
         return None if address is None else find_file(address, self.folder, "model.checkpoint")
 
     def new_head(self) -> str | None:
-        """Name of the layer whose number of classes differs from the checkpoint's; None if none differs."""
+        """Name of the layer whose number of classes differs from the checkpoint's, or None."""
         from exporter.sources.checkpoint import load_into, read_checkpoint
 
         path = self.checkpoint()
@@ -119,7 +120,7 @@ class ResolvedRecipe:
         """A PyTorch teacher from outside this build, with the weights of its checkpoint.
 
         Raises:
-            CheckpointError: the checkpoint does not fit, or has other classes.
+            CheckpointError: the checkpoint does not fit, or has other classes than the student.
         """
         from exporter.sources.checkpoint import load_into, read_checkpoint
 
@@ -163,7 +164,7 @@ class ResolvedRecipe:
         return {"files": files} if files else {}
 
     def load_data(self, config: DataConfig, place: str) -> Splits:
-        """Call another data factory of the recipe, for example that of a `pretrain` stage."""
+        """Call another data factory of the recipe, for example the factory of a `pretrain` stage."""
         return load_splits(config, place)
 
     def load_unlabelled(self, config: DataConfig, place: str) -> object:

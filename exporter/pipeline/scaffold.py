@@ -38,5 +38,5 @@ def scaffold(folder: Path) -> Path:
 
 
 def schema_text() -> str:
-    """The JSON Schema of recipes as text, as it is published."""
+    """The JSON Schema of recipes, as the text of the published file."""
     return json.dumps(recipe_schema(), indent=2) + "\n"

@@ -370,7 +370,10 @@ def test_bad_projects_are_refused_in_one_line(project, command, name):
         (["build", "recipe.toml", "--set", "seed"], "--set seed: does not have the form table.key=value"),
         (["build", "recipe.toml", "--set", "stage.tune.epochs=1"], "there is no stage 'tune'"),
         (["build", "recipe.toml", "--until", "never"], "is not a step of this recipe"),
-        (["build", "recipe.toml", "--out", "."], "is a folder with other content"),
+        (
+            ["build", "recipe.toml", "--out", "."],
+            "is not empty and has no manifest.json",
+        ),
         (["build", "recipe.toml", "--out", "net.py"], "is a file"),
         (["inspect", "absent.onnx"], "absent.onnx: there is no such file or folder"),
         (["inspect", "net.py"], "net.py: is truncated or not an ONNX model"),

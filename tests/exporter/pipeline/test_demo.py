@@ -127,7 +127,9 @@ def test_copies_tiny_files_and_other_packages_are_left_out(installation):
 
 def test_too_few_files_are_refused(tmp_path):
     write_files(tmp_path, {".csv": 50, ".py": 50, ".xml": 5})
-    with pytest.raises(DataError, match=f"only 94 files of known types are here, {FEWEST} are needed"):
+    with pytest.raises(
+        DataError, match=f"only 94 usable files of known types were found, {FEWEST} are needed"
+    ):
         labelled_files([tmp_path], CLASSES)
 
 

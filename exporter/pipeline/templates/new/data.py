@@ -1,4 +1,4 @@
-"""Example data: noisy shapes, drawn by this module, so the recipe builds without any files.
+"""Example data: noisy shapes, drawn by this module, so the recipe needs no data files.
 
 To use your own images, stored in one folder per class, replace `load` with:
 
