@@ -46,7 +46,7 @@ def latency_chart(models: Mapping[str, ModelResult]) -> str:
     everything = np.concatenate([run.samples_ns() for m in models.values() for run in m.runs]) / 1e6
     axes.set_xlim(0, float(np.quantile(everything, 0.99)) * 1.05)
     axes.set_xlabel("latency, ms (the axis ends 5 % above the 99th percentile)")
-    axes.set_ylabel("share of inferences")
+    axes.set_ylabel("fraction of inferences")
     axes.legend(frameon=False, loc="upper right")
     return _svg(figure)
 

@@ -54,12 +54,11 @@ class LayerRow:
     """A row about a layer or block that could be cut.
 
     Attributes:
-        layer: its name.
-        left: what is left of it after the stage.
-        level: number of units to which it was cut alone, as a test; the next two fields belong to this
-            test.
-        nats: divergence of the outputs, in nats.
-        accuracy: accuracy.
+        layer: name of the layer or block.
+        left: number of units that are left after the stage, or `removed` or `kept`.
+        level: number of units to which only this layer or block was cut, as a test.
+        nats: divergence of the outputs in this test, in nats.
+        accuracy: accuracy in this test.
     """
 
     layer: str
@@ -93,6 +92,12 @@ class PruneSection:
     """The section of a `prune` stage.
 
     Attributes:
+        name: name of the stage.
+        zero_share: fraction of zeros among all parameters.
+        zeros: number of parameters that are zero.
+        parameters: number of all parameters.
+        eligible_parameters: number of prunable weights.
+        sparsity: fraction of zeros among the prunable weights.
         bytes: (number format of the weights, compressed bytes before, compressed bytes after, change).
     """
 
@@ -116,7 +121,7 @@ def training_runs(steps: Sequence[FinishedStep]) -> Iterator[tuple[str, tuple[Ep
 
 
 def transfer_rows(steps: Sequence[FinishedStep]) -> Iterator[tuple[str, str, str, str]]:
-    """Rows about the gain from pretrained weights: stage, accuracy with them, without, and difference."""
+    """Rows about the gain from pretrained weights: stage, accuracy with and without them, difference."""
     for step in steps:
         if isinstance(step.result, FineTuneResult) and step.result.from_scratch is not None:
             with_transfer = step.result.evaluation_accuracy
@@ -162,7 +167,7 @@ def prune_sections(steps: Sequence[FinishedStep]) -> Iterator[PruneSection]:
 
 
 def stage_summary(result: StepResult) -> str:
-    """The single figures of a stage in one line; lists and tables have their own sections."""
+    """The scalar figures of a stage in one line; lists and tables have their own sections."""
     parts = []
     for name, value in result.as_json().items():
         label = _SUMMARY_LABELS.get(name, name.replace("_", " "))
@@ -197,7 +202,7 @@ def _cost_text(column: str, value: float) -> str:
 def _layer_rows(result: ShrinkResult) -> Iterator[LayerRow]:
     """Rows about the layers and blocks that could be cut.
 
-    The effect of cutting each alone comes from the first round, where the network was still whole; the
+    The effect of cutting each alone comes from the first round, when the network was still uncut. The
     number of units left comes from the last round.
     """
     rounds = [one for one in result.rounds if isinstance(one, NarrowingRound) and one.sensitivity]

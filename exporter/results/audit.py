@@ -34,7 +34,7 @@ class FloatOperator(FrozenModel):
 
 
 class UncountedOperator(FrozenModel):
-    """An operator whose multiply-adds are unknown and therefore not counted; `reason` says why."""
+    """An operator whose multiply-adds are unknown and therefore not counted; `reason` states why."""
 
     name: str
     op_type: str
@@ -53,7 +53,7 @@ class SaturatingLayer(FrozenModel):
         channels: number of output channels in which the sum of two products can overflow, with products
             paired as the kernel pairs them.
         affects_this_host: False if this CPU adds in 32 bits.
-        observed_share: share of the layer's sums that an overflow changed on samples; None without samples.
+        observed_share: fraction of the layer's sums that overflow changed on samples; None without samples.
         drift_sqnr_db: SQNR of the sums with overflows against the exact sums, in dB; None without samples.
     """
 
@@ -65,18 +65,18 @@ class SaturatingLayer(FrozenModel):
 
 
 class Audit(FrozenModel):
-    """The result of an inspection. All multiply-adds are those of one run with batch size 1.
+    """The result of an inspection. All numbers of multiply-adds refer to one run with batch size 1.
 
-    In loops and branches, the multiply-adds are those of the inspected run.
+    For loops and branches, they refer to the inspected run.
 
     Attributes:
         target: the kind of CPU that the graph was optimized for.
-        host_target: the kind of this CPU. If it differs from `target`, the graph is the one that ONNX
-            Runtime creates for `target`, and its kernels were not run.
-        macs: counted multiply-adds; those of `uncounted` operators are not included.
-        int8_macs: counted multiply-adds that run in int8.
-        int8_mac_ratio: share of the counted multiply-adds that run in int8. With `uncounted` operators it
-            is an upper bound of the true share; `share_text` states that.
+        host_target: the kind of this CPU. If it differs from `target`, ONNX Runtime optimized the graph for
+            `target`, and the kernels of the graph were not run.
+        macs: number of counted multiply-adds, without the `uncounted` operators.
+        int8_macs: number of counted multiply-adds that run in int8.
+        int8_mac_ratio: fraction of the counted multiply-adds that runs in int8. With `uncounted` operators
+            it is an upper bound of the true fraction; `share_text` states that.
         operators: operator type -> number of operators in the optimized graph.
         float_ops: operators with multiply-adds that run in float.
         uncounted: operators whose multiply-adds are unknown.

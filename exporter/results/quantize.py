@@ -31,7 +31,7 @@ class SmoothFigures(Figures):
         smoothed: number of activations that were scaled.
         folded: number of scaled activations whose factors were folded into a norm.
         product_noise_ratio: estimated quantization noise of the matrix products after smoothing, divided by
-            that before.
+            the noise before.
     """
 
     smoothed: int
@@ -44,8 +44,9 @@ class AdaRoundFigures(Figures):
 
     Attributes:
         layers: number of layers whose weights were rounded adaptively.
-        flipped_share: share of the weights that are not rounded to the nearest value.
-        local_error_ratio: mean output error of a layer, divided by that with rounding to the nearest value.
+        flipped_share: fraction of the weights that are not rounded to the nearest value.
+        local_error_ratio: mean output error of a layer, divided by the error with rounding to the nearest
+            value.
     """
 
     layers: int
@@ -74,11 +75,11 @@ class RepairReport(Figures):
     Attributes:
         repair: name of the repair.
         kept: whether the repair is part of the int8 model.
-        reason: why it was not kept; empty if it was.
+        reason: why the repair was not kept; empty if it was kept.
         sqnr_db_before: SQNR of the output without the repair, in dB.
         sqnr_db_after: SQNR of the output with the repair, in dB.
-        agreement_before: share of equal predictions without the repair.
-        agreement_after: share of equal predictions with the repair.
+        agreement_before: fraction of samples with equal predictions, without the repair.
+        agreement_after: fraction of samples with equal predictions, with the repair.
     """
 
     repair: str
@@ -121,10 +122,10 @@ class Score(Figures):
     """Scores of an int8 model on held-out samples, against the float model.
 
     Attributes:
-        sqnr_db: SQNR of its output against the float output, in dB.
-        agreement: share of samples whose largest output is at the same index.
-        drop: accuracy of the float model minus that of the int8 model; without labels, the share of samples
-            with different predictions.
+        sqnr_db: SQNR of the int8 output against the float output, in dB.
+        agreement: fraction of samples whose largest output is at the same index.
+        drop: float accuracy minus int8 accuracy; without labels, the fraction of samples with different
+            predictions.
     """
 
     sqnr_db: float
@@ -138,7 +139,8 @@ class FallbackCandidate(Figures):
     Attributes:
         layers: names in graph order: a single layer, or all layers that touch a tensor.
         sqnr_db: SQNR of the model's output with these layers in float, in dB.
-        cost_ns: additional time per run with these layers in float, in ns; negative if int8 is slower.
+        cost_ns: additional time per run with these layers in float, in ns; negative if they are
+            slower in int8.
     """
 
     layers: tuple[str, ...]
@@ -198,7 +200,7 @@ class Int8Model(QuantizedModel):
         held_out_samples: number of samples that repairs and fallback were scored on; None if neither was
             requested.
         repairs: the effect of each repair.
-        fallback: layers that stay in float; None if no fallback was requested.
+        fallback: result of the fallback search; None if no fallback was requested.
     """
 
     bits: Literal[8]
@@ -233,7 +235,7 @@ class QuantizedFile(Figures):
 
     Attributes:
         model: path of the file that was written.
-        sha256: hash of that file and of its external weights.
+        sha256: SHA-256 hash of that file and its external weights.
         size_bytes: size of that file with its external weights.
         made: properties of the quantized model.
         seconds: time from the start until the file was written.

@@ -111,6 +111,6 @@ class ShrinkResult(StepResult, Zeros):
     curves: tuple[Epoch, ...] = ()
 
     def headline(self) -> tuple[str, ...]:
-        """The accuracy, the share of zeros, and the latency before and after."""
+        """The accuracy, the fraction of zeros, and the latency before and after."""
         latency = f"{self.before.latency_ms:.3g} to {self.after.latency_ms:.3g} ms"
         return (*accuracy_text(self.evaluation_accuracy), *self.zeros_text(), latency)

@@ -56,7 +56,7 @@ class PretrainResult(StepResult, Trained):
     Attributes:
         source_classes: number of classes in the source data.
         source_accuracy: accuracy on the evaluation split of the source data.
-        new_head: name of the layer whose weights are random again after the stage; None if there is none.
+        new_head: name of the layer whose weights are random again after the stage, or None.
     """
 
     kind: ClassVar[str] = "pretrain"
@@ -71,7 +71,7 @@ class PretrainResult(StepResult, Trained):
 
 
 class CompressedBytes(Figures):
-    """Size of the weights after compression in bytes, stored as float32 and as int8."""
+    """Size of the compressed weights in bytes, if they are stored as float32 or as int8."""
 
     float: int
     int8: int
@@ -81,10 +81,10 @@ class PruneResult(StepResult, Zeros, Trained):
     """Result of a `prune` stage.
 
     Attributes:
-        layers: parameter name -> share of its values that is zero.
+        layers: parameter name -> fraction of its values that is zero.
         compressed_bytes_before: compressed size of the weights before pruning.
         compressed_bytes: compressed size of the weights after pruning.
-        int8_compressed_ratio: compressed int8 size after pruning, divided by that before.
+        int8_compressed_ratio: compressed int8 size after pruning, divided by the size before.
         accuracy_before: accuracy of the incoming network on the evaluation split.
         evaluation_accuracy: accuracy after the stage on the evaluation split.
     """
@@ -108,9 +108,9 @@ class DistillResult(StepResult, Zeros, Trained):
 
     Attributes:
         teacher_accuracy: accuracy of the first teacher on the evaluation split.
-        teacher_accuracies: accuracy of each teacher; empty if there is only one.
+        teacher_accuracies: accuracy of each teacher; empty if there is only one teacher.
         unlabelled_samples: number of samples without labels that were added to the training data; None if
-            the recipe names none.
+            the recipe does not set `unlabelled`.
         accuracy_before: accuracy of the incoming network on the evaluation split.
         evaluation_accuracy: accuracy after the stage on the evaluation split.
     """
@@ -159,7 +159,8 @@ class QatResult(StepResult, Zeros, Trained):
         accuracy_before: accuracy of the int8 graph before training.
         evaluation_accuracy: accuracy of the int8 graph after training.
         improved: whether the weights of an epoch were kept; False if all were worse than the start.
-        agreement_with_int8: share of equal predictions of the trained graph and the int8 file.
+        agreement_with_int8: fraction of samples with equal predictions of the trained graph and the int8
+            file.
         ranges: number of activation ranges that were trained.
     """
 
@@ -174,5 +175,5 @@ class QatResult(StepResult, Zeros, Trained):
     ranges: int
 
     def headline(self) -> tuple[str, ...]:
-        """The accuracy, the share of zeros and the target."""
+        """The accuracy, the fraction of zeros and the target."""
         return (*accuracy_text(self.evaluation_accuracy), *self.zeros_text(), f"for {self.target}")

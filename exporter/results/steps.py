@@ -39,8 +39,8 @@ class ExportResult(StepResult, Zeros):
     """Result of the step `export`: the float model.
 
     Attributes:
-        nodes: number of nodes in its graph.
-        opset: version of its ONNX operator set.
+        nodes: number of nodes in the graph of the model.
+        opset: version of the ONNX operator set that the model uses.
         size_bytes: size of the file with its external weights.
     """
 
@@ -51,7 +51,7 @@ class ExportResult(StepResult, Zeros):
     size_bytes: int
 
     def headline(self) -> tuple[str, ...]:
-        """The share of zeros."""
+        """The fraction of zeros."""
         return self.zeros_text()
 
 
@@ -75,7 +75,7 @@ class ParityResult(StepResult):
     audit: Audit
 
     def headline(self) -> tuple[str, ...]:
-        """The share of equal predictions."""
+        """The fraction of samples with equal predictions."""
         return (f"int8 agrees on {self.int8.agreement:.2%}",)
 
 

@@ -16,7 +16,7 @@ class Epoch(Figures):
 
 
 class Trained(Figures):
-    """Figures of a training; None and empty if nothing was trained.
+    """Figures of a training; the fields are None or empty if nothing was trained.
 
     Attributes:
         curves: one point per epoch.
@@ -33,11 +33,12 @@ class Zeros(Figures):
     """Pruned parameters of a network.
 
     Attributes:
-        zero_share: share of zeros among all parameters.
-        sparsity: share of zeros among the eligible parameters; the target of `prune` refers to it.
+        zero_share: fraction of zeros among all parameters.
+        sparsity: fraction of zeros among the eligible parameters; the target of `prune` refers to this
+            fraction.
         zeros: number of parameters that pruning keeps at zero.
         eligible_parameters: number of parameters in the tensors that were pruned, zero or not.
-        parameters: number of all parameters of the network; shared ones count once.
+        parameters: number of all parameters of the network; shared parameters count once.
     """
 
     zero_share: float
@@ -47,7 +48,7 @@ class Zeros(Figures):
     parameters: int
 
     def zeros_text(self) -> tuple[str, ...]:
-        """The share of zeros as a text for a headline; empty if there are none."""
+        """The fraction of zeros as a text for a headline; empty if no parameter is zero."""
         if self.zero_share:
             return (f"{self.zero_share:.2%} of parameters zero",)
         return (f"sparsity {self.sparsity:.0%}",) if self.sparsity else ()

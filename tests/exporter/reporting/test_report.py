@@ -432,7 +432,7 @@ def test_an_upper_bound_of_the_int8_share_is_called_one(manifest, steps, judgeme
     assert "<td><code>&lt;spectrum&gt;</code></td><td>DFT</td>" in bounded
     nothing = audit.model_copy(update={"macs": 0, "int8_mac_ratio": 0.0})
     blank = render_report(manifest, with_step(steps, "parity", audit=nothing), judgement)
-    assert "<p>The share is unknown: no multiply-add of the optimized graph" in blank
+    assert "<p>The fraction in int8 is unknown: no multiply-add of the optimized graph" in blank
 
 
 def test_zeros_are_first_given_as_a_share_of_all_parameters(manifest, steps, judgement):
