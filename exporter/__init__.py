@@ -7,8 +7,8 @@ These functions do the same as the commands of the same name:
     quantize            quantize a float model to int8, or only its weights to 4 bits
     inspect             show which operators ONNX Runtime runs in int8
 
-`load_trained` loads the network that a stage wrote. The other names are for the model and data code of a
-recipe. Importing this package loads none of its modules.
+`load_trained` loads the network that a stage wrote. The other names are results, errors, and helpers for
+the model and data code of a recipe. Importing this package loads none of its modules.
 """
 
 from importlib import import_module

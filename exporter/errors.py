@@ -3,7 +3,7 @@
 EdgeproofError
 ├── RecipeError        a recipe cannot be read, or its values are invalid or contradictory
 ├── LookupFailed       a dotted path, `pkg://` address or file cannot be found or loaded
-├── CheckpointError    weights are missing, damaged, of another network, or would run code when loaded
+├── CheckpointError    weights are missing or damaged, belong to another network, or would run code
 ├── PlanError          a shrinking plan is damaged, or belongs to another network
 ├── StageError         a stage cannot do what the recipe asks
 └── ExportError        a network cannot be exported to ONNX
@@ -23,7 +23,7 @@ class LookupFailed(EdgeproofError):  # noqa: N818 (LookupError is a builtin)
 
 
 class CheckpointError(EdgeproofError):
-    """Weights are missing, damaged, of another network, or would run code when loaded."""
+    """Weights are missing or damaged, belong to another network, or would run code when loaded."""
 
 
 class PlanError(EdgeproofError):

@@ -28,7 +28,7 @@ class Tested(NamedTuple):
 # quantization/ort_quantizer.py calls private functions of onnxruntime.
 TESTED: Final = {"onnxruntime": Tested(RuntimeVersion(1, 27), RuntimeVersion(1, 33))}
 
-# module -> extra that installs it; checked before an hour of training, not after
+# Module -> extra that installs it. The modules are checked before an hour of training, not after it.
 _NEEDED = {
     "torch": "export",
     "onnx": "export",
@@ -46,7 +46,7 @@ def require_all() -> None:
 
     Raises:
         MissingExtraError: a module is missing; the error names the command that installs it.
-        UsageError: a library is of a version that was not tested.
+        UsageError: the installed version of a library was not tested with edgeproof.
     """
     for module, extra in _NEEDED.items():
         require(module, extra)
@@ -59,7 +59,7 @@ def require_tested(library: str, installed: str | None = None) -> None:
 
     Args:
         library: a key of `TESTED`.
-        installed: the version to check; by default that of the installed package.
+        installed: the version to check; by default the version of the installed package.
 
     Raises:
         UsageError: the version is outside the tested range.

@@ -1,10 +1,10 @@
-"""Locks for state of the whole process that several threads use.
+"""Locks for process-wide state that several threads use.
 
 Quantizing an `.onnx` file, inspecting and judging change no state that another thread can see. A build and
-PyTorch's exporter do. They change PyTorch's random number generator, its switch for deterministic kernels,
-the modes and caches of its tracer, `sys.path`, the user's loaded modules and Python's warning filter. So
-only one of them runs at a time, and the others wait. Builds that ran at the same time would also distort
-each other's measurements.
+PyTorch's exporter change such state: PyTorch's random number generator, its switch for deterministic
+kernels, the modes and caches of its tracer, `sys.path`, the user's loaded modules and Python's warning
+filter. So only one of them runs at a time, and the others wait. Builds that ran at the same time would also
+distort each other's measurements.
 """
 
 from __future__ import annotations

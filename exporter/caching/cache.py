@@ -47,7 +47,7 @@ class Cache:
 
         Args:
             key: hash of everything that can change the entry.
-            kind: the kind of its step.
+            kind: the kind of the step.
         """
         folder = self._folder(key)
         try:
@@ -61,7 +61,7 @@ class Cache:
         return Entry(key, folder, result) if whole else None
 
     def store(self, key: str, name: str, fill: Callable[[Path], StepResult]) -> Entry:
-        """Store the files that `fill` writes and the result that it returns; nothing if it raises.
+        """Store the files that `fill` writes and the result that it returns; if it raises, store nothing.
 
         Args:
             key: hash of everything that can change the entry.
@@ -105,5 +105,5 @@ def content_key(ingredients: Mapping[str, object]) -> str:
 
 
 def cache_root(recipe_path: Path) -> Path:
-    """The folder that holds a recipe's finished steps: `EDGEPROOF_CACHE`, or `.edgeproof` at the recipe."""
+    """The folder of a recipe's finished steps: `EDGEPROOF_CACHE`, or `.edgeproof` next to the recipe."""
     return Path(os.environ.get(CACHE_VARIABLE) or recipe_path.resolve().parent / CACHE_FOLDER).absolute()

@@ -50,7 +50,7 @@ def own_code() -> str:
 
 
 def user_code(roots: tuple[Path, ...], factories: tuple[str, ...]) -> str:
-    """Hash of the user's loaded modules: those below `roots`, and those that define the factories.
+    """Hash of the user's loaded modules: modules below `roots`, and modules that define the factories.
 
     Python's standard library, installed packages and edgeproof are left out even if they are below `roots`,
     unless a factory is defined there. Their versions represent them instead, because the set of their
@@ -72,7 +72,7 @@ def user_code(roots: tuple[Path, ...], factories: tuple[str, ...]) -> str:
         if _is_below(path, own) or not path.is_file():  # torch registers modules that have no file
             continue
         foreign = (
-            # Linux distributions link single modules of the standard library to files elsewhere.
+            # Linux distributions link some modules of the standard library to files elsewhere.
             _is_below(path, standard | installed)
             or _is_below(Path(file), standard)
             or not _PACKAGE_FOLDERS.isdisjoint(path.parts)
@@ -83,7 +83,7 @@ def user_code(roots: tuple[Path, ...], factories: tuple[str, ...]) -> str:
 
 
 def _standard_library() -> set[Path]:
-    """Folders of Python's standard library, including that of a virtual environment's base interpreter."""
+    """Folders of the standard library, also of the base interpreter of a virtual environment."""
     return _library_paths("stdlib", "platstdlib")
 
 

@@ -101,8 +101,8 @@ def run_steps(
     """
     entries: dict[str, Entry] = {}
     ran: list[str] = []
-    # Collected before the first step runs, so that an unreadable input of a later step fails now, not after
-    # hours.
+    # All ingredients are collected before the first step runs, so that an unreadable input of a later step
+    # fails now, not after hours.
     ingredients = {step.name: dict(step.ingredients()) for step in steps}
     for step in steps:
         key = content_key(

@@ -50,7 +50,7 @@ def folder_fault(place: Path, status: os.stat_result, uid: int, *, above: bool) 
         uid: id of the user who must own the folder; root may own it too.
         above: whether only one entry of the folder matters, which is known to belong to the user or root.
             In a folder with the sticky bit, for example `/tmp`, other users can add entries but cannot
-            replace that one.
+            replace this entry.
     """
     if not stat.S_ISDIR(status.st_mode):
         return "is not a folder", "move it away"

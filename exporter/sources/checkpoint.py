@@ -107,7 +107,7 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], place: object) -> 
         )
     kept = {k: v for k, v in state.items() if head is None or not k.startswith(f"{head}.")}
     for key, value in kept.items():
-        # Values that are not finite in the new network either are allowed: attention masks contain -inf.
+        # A value may be infinite or NaN if it is so in the new network too: attention masks contain -inf.
         if bool((own[key].isfinite() & ~value.to(own[key].dtype).isfinite()).any()):
             raise CheckpointError(
                 place,
@@ -156,7 +156,7 @@ def _unnest(content: Any, path: Path) -> dict[str, Tensor]:
 
 
 def _within(content: Any) -> Any:
-    """The content of the first usual key; `content` itself if there is no such key."""
+    """The value of the first key in `_NESTS`; `content` itself if it has no such key."""
     if not isinstance(content, Mapping):
         return content
     return next((content[k] for k in _NESTS if isinstance(content.get(k), Mapping)), content)
@@ -168,7 +168,7 @@ def _tensors(content: Any) -> dict[str, Tensor]:
 
 
 def _may_be_weights(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether tensors can be weights, not optimizer state, the state of a generator or single numbers."""
+    """Whether tensors can be weights, and are not optimizer state, generator state or scalars."""
     return not _are_slots(tensors) and any(t.is_floating_point() and t.ndim for t in tensors.values())
 
 

@@ -27,7 +27,7 @@ MAX_FILES = 1_000_000
 
 @dataclass(frozen=True)
 class _Wanted:
-    """Form of the arrays: float32 [3, size, size], (value - mean) / std; ids are paths from `root`."""
+    """Form of the arrays: float32 [3, size, size], (value - mean) / std; ids are paths in `root`."""
 
     root: Path
     size: int
@@ -53,14 +53,14 @@ def load_image_folder(
 
     - One folder per class. The evaluation samples are drawn from them.
     - Splits, each with one folder per class: `train` (or `training`), and one of `evaluation` (`eval`),
-      `test` (`testing`) and `val` (`valid`, `validation`). If there are several of the latter, the first in
-      this order is used. Upper and lower case do not matter.
+      `test` (`testing`) and `val` (`valid`, `validation`). If there are several evaluation folders, the
+      first in this order is used. Upper and lower case do not matter.
 
     Classes are numbered in the alphabetical order of their folders. Calibration samples are drawn from the
     training samples.
 
     An image is rotated by its EXIF orientation. Transparent parts become white, and 16-bit grey values are
-    scaled to 8 bits. Of an image with several frames the first is read. The shorter side is scaled to
+    scaled to 8 bits. If an image has several frames, the first is read. The shorter side is scaled to
     `size`, and the centre is cropped. The `notes` of the result list files that were not read.
 
     Args:
@@ -142,7 +142,7 @@ def _held_out(everything: Split, evaluation: int | None, seed: int, folder: Path
 
 
 def _read_pictures(found: FoundPictures, folder: Path, wanted: _Wanted) -> tuple[Split, list[Path]]:
-    """Read all images of a folder; return them, and the files that contain further frames."""
+    """Read all images of a folder; return them, and the files with several frames."""
     classes, files, size = found.classes, found.files, wanted.size
     if len(classes) < 2 or not files:
         raise DataError(

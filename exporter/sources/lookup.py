@@ -1,4 +1,4 @@
-"""Find what a recipe names: factories by dotted path, files by path or `pkg://` address."""
+"""Find the factories and files that a recipe names, by dotted path, file path or `pkg://` address."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _added_roots: list[str] = []
 
 
 def add_import_roots(recipe_folder: Path) -> None:
-    """Add the recipe's folder and the working directory to `sys.path`, to import its factories from.
+    """Add the recipe's folder and the working directory to `sys.path`, so that factories can be imported.
 
     They are added at the end, so a file `numpy.py` next to a recipe does not replace the real module. The
     folders of the previous recipe are removed, and the modules that were imported from them are unloaded.
-    So a `net.py` of the previous recipe is not used for this one, and edited modules are read again.
+    So a `net.py` of the previous recipe is not used for this recipe, and edited modules are read again.
     """
     for root in _added_roots:
         _forget_root(root)
@@ -76,7 +76,7 @@ def find_factory(reference: str, place: str) -> Callable[..., Any]:
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        # Either the named module or one of its parents is missing, or a module that it imports.
+        # The named module, one of its parents, or a module that it imports is missing.
         if error.name and f"{module_name}.".startswith(f"{error.name}."):
             raise LookupFailed(
                 place,
@@ -118,7 +118,7 @@ def call_factory(factory: Callable[..., Any], arguments: dict[str, Any], place: 
     Raises:
         LookupFailed: the arguments do not fit, or the factory raised an exception; the error names file and
             line.
-        EdgeproofError: the factory raised it itself; it is not changed.
+        EdgeproofError: the factory raised this error itself; it is passed on unchanged.
     """
     from bench.core.errors import EdgeproofError
 
@@ -169,7 +169,7 @@ def find_file(address: str, recipe_folder: Path, place: str) -> Path:
 
 
 def local_path(address: str, recipe_folder: Path) -> Path:
-    """Path of an address without `pkg://`: relative to the recipe's folder, absolute, or from `~`."""
+    """Path of an address without `pkg://`: relative to the recipe's folder, absolute, or with `~`."""
     return recipe_folder / os.path.expanduser(address)  # noqa: PTH111 (Path's raises for unknown users)
 
 

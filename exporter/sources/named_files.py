@@ -1,4 +1,4 @@
-"""Hashes of the files and folders that the arguments of a factory name, because it may read them."""
+"""Hashes of the files and folders that the arguments of a factory name; the factory may read them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bench.core.files import sha256_of
 from exporter.errors import LookupFailed
 from exporter.sources.lookup import PACKAGE_SCHEME, find_file
 
-# In a larger folder, the size and modification time of each file are hashed instead of its content.
+# In a folder with more bytes, the size and modification time of each file are hashed, not its content.
 MAX_FOLDER_BYTES = 4 << 30
 MAX_FOLDER_FILES = 1_000_000
 # The folder into which Python writes compiled modules.

@@ -14,7 +14,7 @@ SUFFIXES = frozenset(
     {".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 )
 TRAINING = frozenset({"train", "training"})
-# If there are several, the first is used: a split that a training was tuned on gives too high an accuracy.
+# If there are several, the first is used: on a split that a training was tuned on, accuracy is too high.
 EVALUATION = (
     frozenset({"evaluation", "eval"}),
     frozenset({"test", "testing"}),
@@ -61,7 +61,7 @@ class GivenSplits:
 def given_splits(root: Path) -> GivenSplits | None:
     """Find the splits in a folder, for example `train` and `val`; None if its folders are classes.
 
-    Upper and lower case do not matter. A name that contains the word, for example `training_set`, is
+    Upper and lower case do not matter. A name that contains such a word, for example `training_set`, is
     accepted if both folders contain the same classes.
 
     Raises:

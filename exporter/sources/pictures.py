@@ -12,7 +12,8 @@ import numpy.typing as npt
 from bench.core.errors import DataError, MissingExtraError
 from exporter.process import warnings_ignored
 
-# Accepted formats, recognized by content, not by name. Some others, for example EPS, start other programs.
+# Accepted formats, recognized by content, not by name. To read some other formats, for example EPS, Pillow
+# starts other programs.
 FORMATS = frozenset({"AVIF", "BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP"})
 # Formats whose 16-bit values Pillow returns in 32-bit arrays.
 _SIXTEEN_BITS = frozenset({"PNG", "PPM"})
@@ -26,7 +27,7 @@ class Picture:
 
     Attributes:
         image: Pillow image, mode RGB, upright.
-        animated: whether the file contains further frames, which were not read.
+        animated: whether the file contains more frames, which were not read.
     """
 
     image: Any
@@ -37,14 +38,14 @@ def read_picture(path: Path, *, max_pixels: int, least: int | None = None) -> Pi
     """Read an image as an image viewer shows it.
 
     The image is rotated by its EXIF orientation. Transparent parts become white. 16-bit grey values and
-    floats from 0 to 1 are scaled to 8 bits. The colour profile is not applied. Of several frames the first
-    is read.
+    floats from 0 to 1 are scaled to 8 bits. The colour profile is not applied. If there are several frames,
+    the first is read.
 
     Args:
         path: path of the file.
         max_pixels: images with more pixels are refused before they are decoded.
-        least: length of the shorter side that is needed, in pixels; a JPEG may be decoded at a smaller
-            size.
+        least: length in pixels that the shorter side needs; a larger JPEG may be decoded at a reduced size
+            of at least this length.
 
     Raises:
         DataError: the file is damaged or too large, or its value for white is unknown.

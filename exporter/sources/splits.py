@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     Augment = Callable[[dict[str, torch.Tensor], torch.Generator], dict[str, torch.Tensor]]
 
 
-# Label of training samples without a label; splits of a data factory must not contain it.
+# Label value of training samples that have no label; splits of a data factory must not contain it.
 UNLABELLED = -1
 
 
@@ -146,7 +146,7 @@ def check_splits(splits: object, place: str) -> Splits:
         if shapes[name] != shapes["train"]:
             raise DataError(
                 f"{place}: {name}",
-                f"its inputs {shapes[name]} differ from those of train {shapes['train']}",
+                f"its inputs {shapes[name]} differ from the inputs of train {shapes['train']}",
                 "prepare all splits in the same way",
             )
     seen = _sample_hashes(splits.train) | _sample_hashes(splits.calibration)
@@ -245,10 +245,10 @@ def stratified_indices(labels: Array, sizes: Mapping[str, int], seed: int, place
         )
     generator = np.random.default_rng(seed)
     # Spread the samples of each class evenly over [0, 1), sort all samples by position, and cut the
-    # sequence into the sets. A class with share p of the samples, among C classes, is then represented in
-    # each set in proportion to within 1 + p (C - 2) samples, and to within one sample if all classes have
-    # the same size. (In an interval of length t, the count of each class is within one of its size times
-    # t.)
+    # sequence into the sets. If a class has a fraction p of the samples, and there are C classes, its
+    # number in each set differs from the proportional number by at most 1 + p (C - 2). If all classes have
+    # the same size, it differs by at most one. (In an interval of length t, the number of samples of a
+    # class differs from t times the size of the class by at most one.)
     position = np.empty(len(labels))
     for label in np.unique(labels):
         members = generator.permutation(np.flatnonzero(labels == label))

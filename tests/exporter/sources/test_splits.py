@@ -114,7 +114,7 @@ def test_calibration_needs_no_second_class(splits):
 def test_inputs_of_all_splits_must_have_the_same_form(splits, name, change):
     error = refusal(with_image(splits, name, change))
     assert error.place == f"data: {name}"
-    assert "differ from those of train" in error.cause
+    assert "differ from the inputs of train" in error.cause
 
 
 @pytest.mark.parametrize("name", ["train", "calibration"])
