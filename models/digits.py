@@ -30,10 +30,10 @@ def load(  # noqa: PLR0917 (a recipe passes these by name)
     """Read the digits as float32 [N, 3, size, size], values of about -1 to 1; the splits do not overlap.
 
     Args:
-        size: side of the pictures in pixels; the originals have 28.
+        size: side length of the images in pixels; the original images have 28.
         train, calibration, evaluation: number of samples in each split, the same number of every class.
         classes: digits to keep. A label is always the digit itself.
-        augment: rotate, scale and shift the training pictures at random in every epoch; see `jitter`.
+        augment: rotate, scale and shift the training images at random in every epoch; see `jitter`.
         seed: seed of the random split.
     """
     table = np.loadtxt(package_file(ADDRESS), delimiter=",", dtype=np.uint8)
@@ -58,7 +58,7 @@ def load(  # noqa: PLR0917 (a recipe passes these by name)
 
 
 def jitter(inputs: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-    """Rotate each picture by up to 12 degrees, scale it by up to 10 %, shift it by up to 6 % of a side."""
+    """Rotate each image by up to 12 degrees, scale it by up to 10 %, shift it by up to 6 % of a side."""
     import torch
     from torch.nn import functional
 

@@ -1,4 +1,4 @@
-"""all-MiniLM-L6-v2: six layers of BERT, 384 wide. The mean over its outputs is the vector of a sentence.
+"""all-MiniLM-L6-v2: six layers of BERT, 384 wide. The mean over its token vectors is a sentence vector.
 
 Wang et al., "MiniLM: Deep Self-Attention Distillation for Task-Agnostic Compression of Pre-Trained
 Transformers" (2020). The layers are those of Devlin et al., "BERT" (2018). Modules have the names
@@ -104,7 +104,7 @@ class MiniLM(nn.Module):
         self.embeddings = Embeddings(vocabulary, hidden, positions)
         self.layers = [Layer(hidden, heads, inner) for _ in range(layers)]
         self.encoder = nn.ModuleDict({"layer": nn.ModuleList(self.layers)})
-        # The checkpoint has these weights, but the vector of a sentence does not use them.
+        # The checkpoint has these weights, but the sentence vector does not use them.
         self.pooler = nn.ModuleDict({"dense": nn.Linear(hidden, hidden)})
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
