@@ -104,11 +104,11 @@ class Certificate(FrozenModel):
         return robust_spread(scores) if scores else 0.0
 
     def pairs_for(self, metric: str, budget: float) -> int:
-        """The number of pairs with which an unchanged model passes a budget 8 times in 10."""
+        """The number of pairs with which an unchanged model meets a budget in 8 of 10 gate runs."""
         return planned_count(self.spread(metric), log_budget(budget), LATENCY_ALPHA / len(LOOKS), POWER)
 
     def resolution(self, metric: str, pairs: int) -> float:
-        """The smallest relative budget that an unchanged model passes 8 times in 10."""
+        """The smallest relative budget that an unchanged model meets in 8 of 10 gate runs."""
         one = planned_count(1.0, 1e-3, LATENCY_ALPHA / len(LOOKS), POWER) * 1e-6
         return math.expm1(math.sqrt(one / pairs) * self.spread(metric))
 

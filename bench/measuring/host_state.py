@@ -23,7 +23,7 @@ class HostState(FrozenModel):
         frequency_limit_khz: the lowest of the cores' maximum clocks (scaling_max_freq). The system lowers
             this limit to cool a board.
         temperature_mc: temperature of the hottest thermal zone, in thousandths of a degree Celsius.
-        throttle_bits: the firmware's present reasons to slow down; 0 means none (Raspberry Pi).
+        throttle_bits: the firmware's current reasons to slow down; 0 means none (Raspberry Pi).
         throttle_count: how often the measured cores were slowed down because of heat since boot (x86,
             thermal_throttle).
         steal_ticks: time that the hypervisor gave to other machines since boot, in clock ticks (proc(5),

@@ -92,7 +92,7 @@ class Network:
 
 
 def load_network(module: nn.Module, folder: Path) -> Network:
-    """Load into `module`, as its factory builds it, the files that `Network.save` wrote."""
+    """Restore a network from the files of `Network.save`; `module` comes new from its factory."""
     plan = read_plan(folder / PLAN) if (folder / PLAN).is_file() else None
     if plan is not None:
         rebuild(module, plan)

@@ -1,4 +1,4 @@
-"""Functions that all formats use: the figures of a model, under names with units, and JSON text."""
+"""Functions that all formats use: figures of a model, with units in their names, and JSON text."""
 
 from __future__ import annotations
 

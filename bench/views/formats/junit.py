@@ -1,8 +1,8 @@
 """JUnit XML for a CI server: one test case per metric, and one for the joint verdict.
 
 FAIL is a failure and INVALID an error. An INCONCLUSIVE metric is skipped, but an INCONCLUSIVE joint verdict
-is a failure of that type, because an unproven release must not look successful. Elements and attributes
-follow the schema of Ant's JUnit tasks, the strictest schema in use.
+is a failure of type INCONCLUSIVE, because an unproven release must not look successful. Elements and
+attributes follow the schema of Ant's JUnit tasks, the strictest schema in use.
 """
 
 from __future__ import annotations

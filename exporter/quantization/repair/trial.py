@@ -1,4 +1,4 @@
-"""Try repairs one after another, each on the result of the previous ones; keep only repairs with a gain."""
+"""Try repairs one after another, each on the result of the previous ones; keep those that help."""
 
 from __future__ import annotations
 

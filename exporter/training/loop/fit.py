@@ -307,7 +307,7 @@ class _Run:
     def _patience_is_over(self) -> bool:
         """Whether `patience` epochs have passed since the last improvement of the validation accuracy.
 
-        Epochs before the last change of the frozen modules do not count.
+        Epochs before the last change of the set of trained modules do not count.
         """
         if self.config.patience is None or self.best is None or self.step % self.steps_per_epoch:
             return False

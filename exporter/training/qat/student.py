@@ -240,9 +240,9 @@ class Student(nn.Module):
         return self
 
     def follow(self, quantized: onnx.ModelProto) -> None:
-        """Copy the weight scales of a later int8 model of the network.
+        """Set the weights' level limits from an int8 model that was quantized after training.
 
-        After training, other channels may be at risk of saturation; the later model has fewer levels there.
+        After training, other channels may be at risk of saturation; in that model they have fewer levels.
         """
         scales = _constants(quantized.graph)
         for weight in self._weights.values():

@@ -31,8 +31,8 @@ def prune(
     """Set weights to zero by the rule of `target`, at once or during training.
 
     Weights that an earlier stage pruned count towards the target. ONNX Runtime's dense kernels are not
-    faster with zeros. The benefits are a file that compresses better, by the ratio in the result, and a
-    starting point for distillation.
+    faster with zeros. Pruning has two benefits: the file compresses better (`int8_compressed_ratio` states
+    by how much), and the network can be the starting point of a distillation.
 
     Raises:
         StageError: an excluded module does not exist, nothing is left to prune, or training fails.
