@@ -296,7 +296,7 @@ def _check_input(array: object, count: int, place: str) -> None:
     if array.dtype == np.float64:
         raise DataError(place, "is float64", "convert it to float32")
     if len(array) != count:
-        raise DataError(place, f"has {len(array)} rows for {count} labels", "give one row per label")
+        raise DataError(place, f"has {len(array)} rows for {count} samples", "give one row per sample")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         bad = int(np.flatnonzero(~np.isfinite(array.reshape(count, -1)).all(axis=1))[0])
         raise DataError(place, f"sample {bad} contains NaN or infinity", "correct or remove such samples")

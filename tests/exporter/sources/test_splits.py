@@ -90,7 +90,7 @@ def test_a_bad_split_is_named_with_its_array(splits, name, change, place, cause)
 
 def test_different_lengths_are_reported(splits):
     error = refusal(with_image(splits, "train", lambda a: a[:-1]))
-    assert error.cause == "has 59 rows for 60 labels"
+    assert error.cause == "has 59 rows for 60 samples"
     error = refusal(with_split(splits, "train", ids=np.arange(3)))
     assert error.cause == "there are 3 for 60 samples"
 
