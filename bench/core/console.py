@@ -49,7 +49,7 @@ class _Bar:
         self._bars, self._task = bars, task
 
     def advance(self, count: int = 1, note: str = "") -> None:
-        """Move the bar."""
+        """Advance the progress bar by `count`, and show `note` after it."""
         self._bars.update(self._task, advance=count, note=note)
 
 

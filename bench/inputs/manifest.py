@@ -205,7 +205,7 @@ class MetricEntry(FrozenModel):
         baseline: the metric of `model.fp32.onnx`; None if it was not measured.
         direction: whether higher or lower values are better.
         split: name of the samples on which the metric was measured.
-        samples: number of these samples.
+        samples: number of samples on which the metric was measured.
     """
 
     value: float

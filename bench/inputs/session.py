@@ -50,7 +50,7 @@ class TensorSpec:
 
     @property
     def is_numeric(self) -> bool:
-        """Whether it is a tensor of a numeric or boolean type that numpy supports."""
+        """Whether the element type is a numeric or boolean type that numpy supports."""
         return self.dtype in _NUMPY_TYPES.values()
 
     def named_shape(self) -> tuple[int | str | None, ...]:

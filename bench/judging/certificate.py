@@ -250,7 +250,7 @@ def _in_looks(
     looks: Sequence[int] = LOOKS,
     alpha: float = LATENCY_ALPHA / len(LOOKS),
 ) -> tuple[Verdict | None, int]:
-    """The verdict of one gate run and the number of pairs it used; (None, 0) if there are too few pairs."""
+    """The verdict of a gate run, and the number of pairs that it used; (None, 0) if there are too few."""
     for look in looks:
         if len(scores) < look:
             return None, 0

@@ -463,7 +463,8 @@ class _GateRun:
             measurement: receives the blocks.
             judged_by: the criteria.
             looks: numbers of blocks after which to judge.
-            wanted: only these metrics keep the measurement going; by default all timed metrics.
+            wanted: metrics to decide; the measurement stops when they are decided. By default, all timed
+                metrics.
         """
 
         def judged() -> Judgement:

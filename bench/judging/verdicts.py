@@ -102,7 +102,7 @@ class Flip(FrozenModel):
 
     Attributes:
         sample: name of the sample.
-        label: its true class; None without labels.
+        label: true class of the sample; None without labels.
         baseline, candidate: the classes that the two models predict.
     """
 
@@ -333,7 +333,7 @@ def flips_of(baseline: ModelResult, candidate: ModelResult, ids: Sequence[str] |
 
 
 def same_files(result: Result) -> list[str]:
-    """A reason for INVALID if the candidate is compared with itself; the caller skips it after --same."""
+    """A reason for INVALID if the candidate is compared with itself; not called with `--same`."""
     *others, candidate = result.models
     if any(other.sha256 == candidate.sha256 for other in others):
         return ["baseline and candidate are the same file: add --same if this is intended"]

@@ -340,7 +340,7 @@ class Measurement:
         return rounds, bursts
 
     def _check(self, worker: WorkerHandle, index: int) -> float | None:
-        """SQNR of the timed outputs against the outputs that accuracy was computed from.
+        """SQNR of the outputs for the timed feeds, against the outputs from which accuracy was computed.
 
         Call it after all measurements of the process, because it uses memory. None if accuracy was not
         measured, or if the model was made for another kind of CPU.

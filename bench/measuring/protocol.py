@@ -84,7 +84,7 @@ class PeakMemory:
 
 @dataclass(frozen=True)
 class Nearness:
-    """SQNR of the timed outputs against the outputs that accuracy was computed from."""
+    """SQNR of the outputs for the timed feeds, against the outputs from which accuracy was computed."""
 
     sqnr_db: float
 
@@ -104,7 +104,7 @@ class Refusal:
 
     Attributes:
         error: name of the error's class.
-        place, cause, fix: the three parts of its message.
+        place, cause, fix: the three parts of the error message.
     """
 
     error: str
@@ -118,7 +118,7 @@ class Fault:
     """Reply after an unexpected exception.
 
     Attributes:
-        fault: place in the program.
+        fault: file and line in edgeproof.
         cause: type and message of the exception.
         trace: traceback of the exception.
     """
@@ -205,7 +205,7 @@ class Predict(Request[Predicted]):
 
 @dataclass(frozen=True)
 class Check(Request[Nearness]):
-    """Compare the outputs of the timed feeds with those that `Predict` wrote."""
+    """Compare the outputs for the timed feeds with the outputs that `Predict` wrote."""
 
     op, reply = "check", Nearness
     outputs: str

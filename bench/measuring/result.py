@@ -72,8 +72,8 @@ class Run(FrozenModel):
         peak_rss_bytes: peak resident memory.
         memory: phase ("import", "session", "first_run", "steady") -> memory of the process in that phase.
         switches: number of involuntary context switches in each round.
-        outputs_sqnr_db: SQNR of the process's outputs for the timed feeds, against those that accuracy was
-            computed from; None if no accuracy was measured.
+        outputs_sqnr_db: SQNR of the process's outputs for the timed feeds, against the outputs from which
+            accuracy was computed; None if no accuracy was measured.
     """
 
     session_ns: Nanoseconds
@@ -316,7 +316,7 @@ def read_versioned(path: Path, kind: type[Versioned], known: str) -> Versioned:
 
     Args:
         path: the file.
-        kind: the class of its content.
+        kind: the class of the file's content.
         known: the schemas that this version reads, in words, for the error message.
 
     Raises:

@@ -1,4 +1,7 @@
-"""The scenarios of `bench` and their options. It has no heavy imports: the command line imports it."""
+"""The scenarios of `bench` and their options.
+
+The command line imports this module at every start, so it imports nothing heavy.
+"""
 
 from __future__ import annotations
 

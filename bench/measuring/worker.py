@@ -138,10 +138,11 @@ class Worker:
         return PeakMemory(memory_bytes("VmHWM"), memory_use())
 
     def check(self, request: Check) -> Nearness:
-        """SQNR of the outputs for the timed feeds, against those that accuracy was computed from.
+        """SQNR of the outputs for the timed feeds, against the outputs that `predict` wrote.
 
-        The SQNR is -`EXACT_SQNR_DB` if shapes differ or an output is not finite. For a model that returns
-        classes it is `EXACT_SQNR_DB` or -`EXACT_SQNR_DB`, because differences of classes are not amounts.
+        The SQNR is -`EXACT_SQNR_DB` if shapes differ or an output is not finite. If the model returns class
+        indices, their differences have no meaning. The SQNR is then `EXACT_SQNR_DB` if almost all classes
+        are equal, otherwise -`EXACT_SQNR_DB`.
         """
         (expected,) = read_npz(Path(request.outputs)).values()
         found = np.concatenate([np.asarray(self._run(feeds)[0]) for feeds in self._samples])

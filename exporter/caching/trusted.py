@@ -48,9 +48,9 @@ def folder_fault(place: Path, status: os.stat_result, uid: int, *, above: bool) 
         place: path of the folder.
         status: status of the folder.
         uid: id of the user who must own the folder; root may own it too.
-        above: whether only one entry of the folder matters, which is known to belong to the user or root.
-            In a folder with the sticky bit, for example `/tmp`, other users can add entries but cannot
-            replace this entry.
+        above: True for a folder above the checked one. Only its entry on the path matters, and the caller
+            knows that this entry belongs to the user or root. If the folder has the sticky bit, as `/tmp`
+            has, other users cannot replace this entry, so they may add entries.
     """
     if not stat.S_ISDIR(status.st_mode):
         return "is not a folder", "move it away"

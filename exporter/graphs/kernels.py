@@ -147,7 +147,7 @@ def check_runtime_asked(model: onnx.ModelProto, asked: RuntimeVersion, place: ob
 
 
 def _of_table(table: Mapping[int, RuntimeVersion], wanted: int) -> RuntimeVersion:
-    """The version of the lowest entry that is at least `wanted`; the last version if there is none."""
+    """The version of the first key that is at least `wanted`; the last version if all keys are smaller."""
     return next((version for reached, version in table.items() if wanted <= reached), [*table.values()][-1])
 
 

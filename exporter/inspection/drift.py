@@ -10,8 +10,7 @@ import numpy as np
 from bench.core.arrays import Array
 
 # Measured distances on photographs: 0.03 to 0.14 between two draws of 12, and up to 0.04 between two draws
-# of
-# 64. The same pictures with another normalisation are 0.3 or more apart; handwritten digits 0.7.
+# of 64. The same pictures with another normalisation are 0.3 or more apart; handwritten digits 0.7.
 FAR = 0.2
 _TIMES_OWN = 3.0
 _SAMPLES = 64
@@ -25,7 +24,8 @@ class Drift:
     Attributes:
         name: name of the model's input.
         distance: greatest difference between the two distribution functions, 0 to 1.
-        own: the same distance between two halves of the calibration samples, as a measure of chance.
+        own: the same difference between two halves of the calibration samples, which shows the effect of
+            chance.
     """
 
     name: str

@@ -36,7 +36,7 @@ def float_reason(node: onnx.NodeProto, graph: GraphIndex, *, x86: bool) -> str:
 
     Args:
         node: the operator.
-        graph: its graph, optimized by ONNX Runtime.
+        graph: the graph of the operator, optimized by ONNX Runtime.
         x86: whether the graph was optimized for an x86 CPU.
     """
     return next(_reasons(node, graph, x86=x86))

@@ -184,7 +184,11 @@ def _labels(term: str, rank: int) -> list[str]:
 
 
 def _einsum_output(equation: str, labels: Sequence[Sequence[str]]) -> set[str]:
-    """Labels of the result: those stated, by default those that appear once and all of an ellipsis."""
+    """Labels of the result's axes.
+
+    The equation states them after `->`. Without `->`, they are the labels that appear exactly once, and all
+    axes of the ellipsis.
+    """
     every = [name for names in labels for name in names]
     dotted = {name for name in every if name.startswith("...")}
     _, arrow, stated = equation.partition("->")
@@ -236,7 +240,7 @@ def _float_attention(node: onnx.NodeProto, call: Call) -> Work:
 
 
 def _int8_attention(node: onnx.NodeProto, call: Call) -> Work:
-    """QAttention: the projections are in int8, the rest in float (quantization/attention_quant.cc)."""
+    """QAttention: projections are in int8, other products in float (quantization/attention_quant.cc)."""
     return Work(*_fused_attention(node, call, 8))
 
 

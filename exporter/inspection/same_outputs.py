@@ -58,7 +58,7 @@ def few_samples(data: Path, signature: Signature) -> list[dict[str, Array]]:
 
 
 def made_up_samples(model: Path, signature: Signature) -> list[dict[str, Array]]:
-    """Synthetic feeds, if there are no samples; empty if an input cannot be synthesized."""
+    """One batch of synthetic feeds, to use without samples; empty if an input cannot be synthesized."""
     closed = Signature(
         tuple(
             type(spec)(

@@ -18,9 +18,9 @@ class ModuleCall:
     Attributes:
         name: name of the submodule.
         module: the submodule.
-        args: its positional arguments.
-        kwargs: its keyword arguments.
-        output: the value that it returned.
+        args: positional arguments of the call.
+        kwargs: keyword arguments of the call.
+        output: the value that the call returned.
     """
 
     name: str

@@ -197,7 +197,7 @@ def _files_by_type(roots: Sequence[Path]) -> dict[str, list[tuple[str, Path]]]:
 
 
 def _distinct(files: Sequence[tuple[str, Path]], seen: set[bytes]) -> Iterator[tuple[str, Array]]:
-    """Names and samples of files, without tiny or unreadable files and without samples in `seen`."""
+    """Names and samples of files. Tiny files, unreadable files and samples in `seen` are skipped."""
     for place, path in files:
         try:
             if path.stat().st_size < SMALLEST_FILE_BYTES:

@@ -169,7 +169,7 @@ def _errors(model: onnx.ModelProto) -> Iterator[None]:
 
 
 def float_tensors(model: onnx.ModelProto) -> list[str]:
-    """The graph inputs and node results whose known type is float, in graph order."""
+    """Names of graph inputs and node results of type float, in graph order, without unknown types."""
     index = GraphIndex.of(model.graph)
     produced = [name for node in index.nodes for name in node.output]
     names = dict.fromkeys((*index.inputs, *produced))
@@ -354,7 +354,7 @@ def _limits(reduce_range: bool) -> tuple[int, int]:
 
 
 def _with(kind: type, replaced: Mapping[str, Any]) -> dict[str, FunctionType]:
-    """Copies of a class's methods that call one of these global functions; copies call the replacement."""
+    """Copies of the methods that call a global function in `replaced`; they call the replacement."""
     return {
         name: FunctionType(m.__code__, {**m.__globals__, **replaced}, name, m.__defaults__, m.__closure__)
         for name, m in vars(kind).items()

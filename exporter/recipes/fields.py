@@ -46,7 +46,7 @@ def refuse_without_effect(config: FrozenModel, keys: Sequence[str], condition: s
 
     Args:
         config: the table to check.
-        keys: names of its keys that have no effect.
+        keys: names of keys in the table that have no effect.
         condition: the reason, as text that follows "KEY has no effect" in the error.
 
     Raises:

@@ -55,10 +55,11 @@ class LayerRow:
 
     Attributes:
         layer: name of the layer or block.
-        left: number of units that are left after the stage, or `removed` or `kept`.
+        left: number of units of the layer after the stage; `removed` if the layer or block was dropped;
+            `kept` for a block that was not dropped.
         level: number of units to which only this layer or block was cut, as a test.
-        nats: divergence of the outputs in this test, in nats.
-        accuracy: accuracy in this test.
+        nats: divergence of the outputs in the test of `level`, in nats.
+        accuracy: accuracy of the network in the test of `level`.
     """
 
     layer: str
@@ -202,8 +203,8 @@ def _cost_text(column: str, value: float) -> str:
 def _layer_rows(result: ShrinkResult) -> Iterator[LayerRow]:
     """Rows about the layers and blocks that could be cut.
 
-    The effect of cutting each alone comes from the first round, when the network was still uncut. The
-    number of units left comes from the last round.
+    The effect of each cut alone is from the first round, because the network is still uncut in that round.
+    The number of units left is from the last round.
     """
     rounds = [one for one in result.rounds if isinstance(one, NarrowingRound) and one.sensitivity]
     kept = {name: units for one in rounds for name, units in one.kept.items()}

@@ -24,7 +24,7 @@ class FloatOperator(FrozenModel):
 
     Attributes:
         macs: multiply-adds of one run.
-        reason: why it runs in float.
+        reason: why the operator runs in float.
     """
 
     name: str
@@ -107,7 +107,7 @@ class LayerError(FrozenModel):
 
     Attributes:
         layer: name of the node that computes the tensor.
-        op: operator type of that node.
+        op: operator type of the node that computes the tensor.
         sqnr_db: 20 log10(|x| / |x - y|), with x the float tensor and y the int8 tensor.
         lowest: lowest value of the float tensor.
         highest: highest value of the float tensor.

@@ -21,7 +21,7 @@ class Trained(Figures):
     Attributes:
         curves: one point per epoch.
         best_epoch: the epoch whose weights were kept.
-        validation_accuracy: validation accuracy of that epoch.
+        validation_accuracy: validation accuracy of the best epoch.
     """
 
     curves: tuple[Epoch, ...] = ()

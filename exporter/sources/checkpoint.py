@@ -199,8 +199,8 @@ def _replaced_head(
 
     Args:
         module: the network.
-        own: state of the network.
-        state: state of the checkpoint.
+        own: state dict of the network.
+        state: state dict of the checkpoint.
         shaped: keys whose shapes differ.
     """
     owners = {key.rpartition(".")[0] for key in shaped}

@@ -112,7 +112,7 @@ def call_factory(factory: Callable[..., Any], arguments: dict[str, Any], place: 
 
     Args:
         factory: the callable.
-        arguments: its keyword arguments.
+        arguments: keyword arguments of the factory.
         place: key of the recipe, for errors.
 
     Raises:

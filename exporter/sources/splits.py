@@ -112,7 +112,7 @@ def check_splits(splits: object, place: str) -> Splits:
     """Check the return value of a data factory.
 
     Args:
-        splits: the return value.
+        splits: the return value of a data factory.
         place: name of the factory in errors.
 
     Raises:

@@ -17,7 +17,7 @@ __all__ = ["Format", "convert"]
 
 
 class Format(enum.StrEnum):
-    """The formats, named after the tools that read them."""
+    """The output formats, named after the tools that read them."""
 
     BENCHER = "bencher"
     CUSTOM_SMALLER_IS_BETTER = "customSmallerIsBetter"

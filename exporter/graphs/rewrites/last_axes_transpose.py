@@ -64,7 +64,11 @@ def _size(value: ir.Value, axis: int) -> Size:
 
 
 def _same(written: tuple[Size, ...], wanted: list[Size], source: ir.Value) -> bool:
-    """Whether computed sizes equal the wanted ones; a known size may be a number or an axis of `source`."""
+    """Whether the computed sizes `written` equal the sizes `wanted`.
+
+    A computed size can refer to an axis of `source`. If this axis has a fixed size, the fixed size is
+    compared.
+    """
     known = [
         _size(source, size[1]) if isinstance(size, tuple) and size[0] is source else size
         for size in written

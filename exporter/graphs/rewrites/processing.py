@@ -170,7 +170,7 @@ def give_classes(model: ir.Model, config: PostprocessConfig) -> None:
 
 
 def edge_nodes(model: onnx.ModelProto) -> tuple[str, ...]:
-    """Names of the nodes before and after the network, which an int8 model does not change."""
+    """Names of the preprocessing and postprocessing nodes; quantization does not change these nodes."""
     return tuple(node.name for node in model.graph.node if node.name.startswith((BEFORE, AFTER)))
 
 

@@ -70,7 +70,7 @@ class LayerSaturation:
         return share
 
     def _groups(self, slack: int) -> Iterator[tuple[Array, Array, Array]]:
-        """The weights [K, N] of each group, and the widened bounds of the activations at each k."""
+        """For each group, the weights [K, N] and the bounds [K] of the activations, widened by `slack`."""
         for group, filters in enumerate(self.layer.filters):
             if self.bounds is None:
                 lowest, highest = np.zeros(len(filters), np.int32), np.full(len(filters), 255, np.int32)

@@ -32,7 +32,7 @@ class Pair:
     Attributes:
         first: the layer whose output channels are divided.
         second: the layer whose input channels are multiplied.
-        limit: the upper limit of a Clip between them, or infinity.
+        limit: the upper limit of a Clip between the two layers, or infinity.
     """
 
     first: Layer
@@ -208,7 +208,7 @@ def _scales(pair: Pair, first: Array, second: Array, per_channel: bool) -> Array
 
 
 def _within_clip(scale: Array, top: Array, limit: float) -> Array:
-    """Do not scale channels that come near a Clip, and keep scaled channels away from it."""
+    """Do not scale channels near the limit of a Clip; keep scaled channels away from the limit."""
     if not np.isfinite(limit):
         return scale
     room = CLIP_MARGIN * limit

@@ -50,7 +50,7 @@ class _Source:
 
     Attributes:
         tensor: name of the tensor.
-        layers: the products that read it.
+        layers: the products that read the tensor.
         norm: the norm that produces the tensor, if the factors can be moved into it, or None.
     """
 

@@ -31,7 +31,7 @@ class Repaired:
     Attributes:
         model: the float model after all kept repairs.
         models: builds its int8 models. Their reference has only the repairs that keep the float function.
-        score: the score of its int8 model.
+        score: the score of the repaired int8 model.
         reports: the reports of all tried repairs, in order.
     """
 

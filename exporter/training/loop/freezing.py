@@ -85,5 +85,5 @@ def check_norms(module: nn.Module, place: str, way_out: str) -> None:
 
 
 def _on_the_way(name: str, head: str) -> bool:
-    """Whether a module is the head, is inside the head or contains the head; others stay fixed."""
+    """Whether a module is the head, is inside the head or contains the head; other modules stay frozen."""
     return name == "" or matches(name, (head,)) or head.startswith(f"{name}.")

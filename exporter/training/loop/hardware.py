@@ -369,7 +369,7 @@ def joined(job: Job) -> Iterator[Engine]:
 
 @contextlib.contextmanager
 def processes(job: Job, numbers: range) -> Iterator[list[subprocess.Popen[str]]]:
-    """Start processes on this machine, wait until they have read their data, and end them at the end.
+    """Start processes on this machine, and wait until they have read their data; kill them on exit.
 
     Raises:
         StageError: a process failed; the error has its last line of output.
@@ -398,7 +398,7 @@ def processes(job: Job, numbers: range) -> Iterator[list[subprocess.Popen[str]]]
 
 @contextlib.contextmanager
 def _announced(job: Job) -> Iterator[None]:
-    """Write the job where other machines look for it, and remove it at the end."""
+    """Write the job file that other machines look for, and remove it on exit."""
     if job.recipe.train.nodes == 1:
         yield
         return

@@ -62,11 +62,11 @@ class _Weight:
     """How to round a parameter that the int8 model stores as integers.
 
     Attributes:
-        source: the source of its float value.
+        source: the source of the float value.
         kind: `weight` of a layer; the layer's int32 `bias`, which the layer rounds itself; or `operand` of
             an elementwise operator, which is rounded like an activation.
         axis: axis of the channels, which have one scale each; None for one scale.
-        scale: name of its scale.
+        scale: name of the scale in the int8 model.
         limits: name of the constant with the `limits` for `round_weight`; only a `weight` has it.
     """
 
@@ -111,9 +111,9 @@ class Student(nn.Module):
 
         Args:
             network: the module to train.
-            quantized: its QDQ model, written by `quantize_model`.
-            sources: sources of the weights of its float model.
-            target: the target for which it was quantized.
+            quantized: the QDQ model of `network`, written by `quantize_model`.
+            sources: sources of the weights of the exported float model.
+            target: the target of the quantized model.
             learnable: the activations whose ranges are learned; the other ranges do not change.
             inputs: names of the inputs in the order of `forward`.
             place: the stage or key that error messages name.

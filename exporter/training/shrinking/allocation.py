@@ -48,8 +48,8 @@ class Block:
     """A block that may be dropped.
 
     Attributes:
-        name: name of its module.
-        damage: expected loss of quality when it is dropped.
+        name: name of the module that is the block.
+        damage: expected loss of quality if the block is dropped.
         levers: names of the groups whose layers are all inside; their widths no longer matter once the
             block is dropped.
     """

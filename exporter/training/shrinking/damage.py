@@ -43,8 +43,8 @@ class Damage:
 
         Args:
             group: the group to narrow.
-            scores: importance of its units, [units].
-            levels: fractions of its units to keep.
+            scores: importance of the units of the group, [units].
+            levels: fractions of the units to keep.
         """
         units = len(group.units)
         widths = {max(1, round(units * level)) for level in levels} - {units}

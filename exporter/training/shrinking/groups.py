@@ -52,7 +52,7 @@ class Group:
         name: name of the layer that produces the channels.
         size: number of channels.
         units: the channel indices of each unit; a unit is removed or kept as a whole. A unit is a single
-            channel, or the channels that meet in one channel of another layer, or an attention head, or one
+            channel, or the channels that another layer combines into one, or an attention head, or one
             channel from each group of a grouped convolution.
         members: the layer sides that hold these channels.
         heads: attributes that count the units, for example `block.attention.num_heads`.
@@ -176,7 +176,11 @@ def _joined(parts: Sequence[Sequence[int]]) -> tuple[int, ...]:
 
 
 def _bound(size: int, members: Sequence[Member]) -> list[list[int]]:
-    """Sets of channels that meet in one channel of a layer, for example those of query, key, value."""
+    """Sets of channels that can only be removed together.
+
+    Channels belong to one set if a layer combines them into one of its channels, as attention combines
+    channels of query, key and value.
+    """
     leader = list(range(size))
     for member in members:
         first: dict[int, int] = {}

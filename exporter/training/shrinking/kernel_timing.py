@@ -104,7 +104,11 @@ def _float_model(kernel: Kernel) -> onnx.ModelProto:
 
 
 def _int8_model(kernel: Kernel, activation: type[np.generic]) -> onnx.ModelProto:
-    """A model with an operator of ONNX Runtime's own domain, as its layout pass and fusions create it."""
+    """An int8 model of one kernel.
+
+    The operator is from ONNX Runtime's domain. ONNX Runtime's layout pass and fusions put the same operator
+    into a whole network.
+    """
     weights = {
         "s": np.array(0.02, np.float32),
         "z": np.array(0, activation),

@@ -101,7 +101,7 @@ class Gradual(Hook):
                 self._prune(cubic(self._instants[step], self._start, self._sparsity))
 
     def settled(self, step: int) -> bool:
-        """Whether the last update is done."""
+        """Whether the masks stay the same in all steps after `step`."""
         return step >= self._last
 
     def tensors(self) -> dict[str, Tensor]:
