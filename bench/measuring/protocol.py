@@ -213,7 +213,7 @@ class Check(Request[Nearness]):
 
 @dataclass(frozen=True)
 class Streams(Request[StreamTimes]):
-    """Run inferences from `count` threads at once for `duration_ns`."""
+    """Run inferences from `count` threads at the same time for `duration_ns`."""
 
     op, reply = "streams", StreamTimes
     count: int

@@ -155,7 +155,7 @@ class Worker:
         return Nearness(near.sqnr_db)
 
     def streams(self, request: Streams) -> StreamTimes:
-        """Run inferences from `count` threads at once for `duration_ns`, and time each inference."""
+        """Run inferences from `count` threads at the same time for `duration_ns`; time each inference."""
         times: list[list[int]] = [[] for _ in range(request.count)]
         failures: list[Exception] = []
         barrier = threading.Barrier(request.count)

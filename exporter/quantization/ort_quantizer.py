@@ -404,7 +404,7 @@ def quantize_products(
         model: the float model, changed in place.
         bits: bits per weight.
         block_size: weights along the summed axis that share a scale and a zero point.
-        accuracy_level: the operator's attribute of this name; 4 selects int8 sums.
+        accuracy_level: the attribute `accuracy_level` of MatMulNBits; 4 selects int8 sums.
         exclude: names of nodes to leave in float.
 
     Raises:

@@ -40,7 +40,7 @@ class Geometry:
     Attributes:
         kernel, strides, dilations: one size per spatial axis.
         pads: the padding before each spatial axis, then after each; None if `auto_pad` determines it.
-        auto_pad: the operator's attribute.
+        auto_pad: the attribute `auto_pad` of the ONNX operator.
     """
 
     kernel: tuple[int, ...]

@@ -97,7 +97,7 @@ class FabricEngine:
         self._fabric.backward(value)
 
     def average(self, tensors: Iterable[Tensor]) -> None:
-        """Replace tensors by their means, with one exchange for all tensors."""
+        """Replace each tensor by its mean over all processes, with one exchange for all tensors."""
         tensors = list(tensors)
         if self.world == 1 or not tensors:
             return
@@ -105,7 +105,7 @@ class FabricEngine:
         _put(self._fabric.all_reduce(flat, reduce_op="mean"), tensors)
 
     def spread(self, tensors: Iterable[Tensor]) -> None:
-        """Replace tensors by the tensors of process 0, with one exchange each; it is called rarely."""
+        """Replace each tensor by the tensor of process 0. Calls are rare; each tensor is one exchange."""
         if self.world > 1:
             for tensor in tensors:
                 torch.distributed.broadcast(tensor.detach(), src=0)

@@ -75,7 +75,7 @@ class Context:
     checkpoints: Checkpoints | None = None
 
     def warned(self, lines: Iterable[str]) -> tuple[str, ...]:
-        """Turn lines into warnings of this stage, and print them at once."""
+        """Turn lines into warnings of this stage, and print them immediately."""
         warnings = tuple(f"{self.name}: {line}" for line in lines)
         for warning in warnings:
             self.progress.say(f"warning: {warning}")

@@ -28,7 +28,7 @@ from exporter.training.stages.labelled_loss import cross_entropy
 def prune(
     network: Network, config: PruneConfig, data: Splits, context: Context
 ) -> tuple[Network, PruneResult]:
-    """Set weights to zero by the rule of `target`, at once or during training.
+    """Set weights to zero by the rule of `target`, in one step or during training.
 
     Weights that an earlier stage pruned count towards the target. ONNX Runtime's dense kernels are not
     faster with zeros. Pruning has two benefits: the file compresses better (`int8_compressed_ratio` states
@@ -92,7 +92,7 @@ def _why_none(config: PruneConfig) -> str:
 
 
 def chosen_masks(weights: Mapping[str, Tensor], config: PruneConfig) -> dict[str, Tensor]:
-    """The masks for pruning all weights at once."""
+    """Masks for pruning in one step, by the rule of `config.target`."""
     detached = {name: weight.detach() for name, weight in weights.items()}
     if config.target.threshold is not None:
         return threshold_masks(detached, config.target.threshold, config.scope)
