@@ -1,4 +1,4 @@
-"""From a pretrained PyTorch checkpoint to a gated int8 artifact.
+"""Make a gated int8 artifact from a pretrained PyTorch checkpoint or an .onnx file.
 
 These functions do the same as the commands of the same name:
 

@@ -34,7 +34,8 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="From a pretrained PyTorch checkpoint to a small, fast, proven int8 .onnx for a CPU.",
+    help="Make an int8 ONNX model for a CPU from a PyTorch checkpoint or an .onnx file, and prove it "
+    "before release. With --debug, an error shows its traceback.",
 )
 
 
@@ -52,10 +53,7 @@ def options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """From a pretrained PyTorch checkpoint to a small, fast, proven int8 .onnx for a CPU.
-
-    With --debug, an error shows its traceback.
-    """
+    """Options of the command itself; its help is that of `app`."""
     del version
 
 
