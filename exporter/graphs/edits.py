@@ -15,7 +15,7 @@ The rewrites in protobuf are:
 3. the split of Gemms before ONNX Runtime's 4-bit quantizer (`quantization.int4`),
 4. repairs (`quantization.repair`, `graphs.layers`), which run the model before and after each change,
 5. `rewrites.processing.network_alone`, from a file through shape inference to a session,
-6. `graphs.opsets`, before and after ONNX's version converter,
+6. `graphs.normal_form`, before and after ONNX's inliner and version converter,
 7. `graphs.stale_shapes`, because onnx-ir does not distinguish stated shapes from inferred ones.
 """
 

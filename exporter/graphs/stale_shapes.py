@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 
 import onnx
 
+from exporter.graphs.index import GraphIndex
+
 
 def forget_stale_shapes(model: onnx.ModelProto, seen: Sequence[Mapping[str, tuple[int, ...]]]) -> None:
     """Remove stated shapes from a model, in place; ONNX can infer the shapes that follow from its inputs.
@@ -17,6 +19,8 @@ def forget_stale_shapes(model: onnx.ModelProto, seen: Sequence[Mapping[str, tupl
     1. Shapes of inner tensors are removed. Element types are kept.
     2. An output gets the observed rank with dynamic sizes. A size that was the same in each run may be
        wrong for other inputs.
+    3. No shape can express that the rank varies (a Squeeze without axes), but ONNX's checker wants a shape
+       for each output. Such an output keeps its stated shape if no node reads it.
 
     Args:
         model: the model.
@@ -25,13 +29,12 @@ def forget_stale_shapes(model: onnx.ModelProto, seen: Sequence[Mapping[str, tupl
     """
     for value in model.graph.value_info:
         value.type.tensor_type.ClearField("shape")
+    index = GraphIndex.of(model.graph)
     for value in model.graph.output:
         ranks = {len(run[value.name]) for run in seen if value.name in run}
-        if not ranks:
-            continue
-        shape = value.type.tensor_type.shape
-        shape.Clear()
+        stated = value.type.tensor_type
         if len(ranks) == 1:
-            shape.dim.extend(onnx.TensorShapeProto.Dimension() for _ in range(*ranks))
-        else:  # no shape can express that the rank varies
-            value.type.tensor_type.ClearField("shape")
+            stated.shape.Clear()
+            stated.shape.dim.extend(onnx.TensorShapeProto.Dimension() for _ in range(*ranks))
+        elif ranks and index.readers(value.name):
+            stated.ClearField("shape")

@@ -12,19 +12,29 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx
+from onnxruntime import InferenceSession
 
 from bench.core.arrays import Array
-from bench.core.errors import DataError, ModelError
+from bench.core.errors import DataError, ModelError, one_line
 from bench.inputs.evaluation import read_evaluation
 from bench.inputs.session import Signature, open_session, signature_of
 from bench.measuring.worker import fixed_batch, synthetic_feeds
+from bench.metrics.parity import sqnr_db
 from exporter.errors import ExportError
+from exporter.graphs.inference import open_model, session_options
 
 # Both models run on these samples in batches and on one sample alone, because a shape may be correct for
 # one batch size only.
 SAMPLES, _TOGETHER = 32, 8
 # The size of a dynamic axis if there are no samples.
 _MADE_UP_SIZE = 8
+# Lowest SQNR between the given file and its rewritten float form.
+_SAME_DB = 30.0
+_HUGE, _ROUNDING = 1e30, 1e-6
+_RANDOM = frozenset(
+    {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+)
 
 
 @dataclass(frozen=True)
@@ -81,16 +91,15 @@ def answers_of(model: Path, batches: Sequence[Mapping[str, Array]]) -> list[Answ
         ModelError: the model cannot be loaded, or fails when it runs.
     """
     session = open_session(model)
-    names = [spec.name for spec in signature_of(session).outputs]
     found = []
     for feeds in batches:
         try:
-            outputs = session.run(None, dict(feeds))
+            outputs = _run(session, feeds)
         except Exception as error:  # ONNX Runtime's exceptions have no common base class except Exception
             raise ModelError(
                 model, f"fails when it runs ({error})", "check that the samples fit the model"
             ) from error
-        found.append(Answer(feeds, dict(zip(names, outputs, strict=True))))
+        found.append(Answer(feeds, outputs))
     return found
 
 
@@ -115,15 +124,66 @@ def check_same_outputs(given: Path, answers: Sequence[Answer], made: Path) -> No
             raise _changed(given, difference)
 
 
-def _difference(before: Mapping[str, object], after: Mapping[str, object]) -> str | None:
+def check_same_values(given: Path, answers: Sequence[Answer], network: onnx.ModelProto) -> None:
+    """Check that the float network computes the values of the file that it was made from.
+
+    Normal form, folding and rewriting are exact, but they rely on converters of other libraries. The limit
+    is far below the errors of a wrong conversion (10 dB) and far above rounding in another order (more than
+    90 dB in float32) or in float16 (50 dB).
+
+    Args:
+        given: the given file, named in the error.
+        answers: the outputs of the given file.
+        network: the float network that will be quantized.
+
+    Raises:
+        ExportError: an output has another name, type, shape or other values; or the network does not run.
+    """
+    if any(node.op_type in _RANDOM for node in network.graph.node):
+        return
+    try:
+        session = open_model(network, session_options(1))
+        found = [_run(session, answer.feeds) for answer in answers]
+    except Exception as error:  # ONNX Runtime's exceptions have no common base class except Exception
+        raise _changed(given, f"its rewritten float form fails ({one_line(str(error), 200)})") from error
+    for before, after in zip(answers, found, strict=True):
+        if (difference := _difference(before.outputs, after, "rewritten float model")) is not None:
+            raise _changed(given, difference)
+        for name, wanted in before.outputs.items():
+            if (sqnr := _sqnr_db(wanted, after[name])) < _SAME_DB:
+                raise _changed(
+                    given, f"output {name!r} has an SQNR of {sqnr:.0f} dB after exact rewrites in float"
+                )
+
+
+def _run(session: InferenceSession, feeds: Mapping[str, Array]) -> dict[str, object]:
+    names = [spec.name for spec in signature_of(session).outputs]
+    return dict(zip(names, session.run(None, dict(feeds)), strict=True))
+
+
+def _sqnr_db(wanted: object, got: object) -> float:
+    """SQNR of the values that are finite in both; infinite if there are none, or the type is not float."""
+    if not isinstance(wanted, np.ndarray) or not isinstance(got, np.ndarray) or wanted.dtype.kind != "f":
+        return np.inf
+    finite = np.isfinite(wanted) & np.isfinite(got)
+    one, other = wanted[finite].astype(np.float64), got[finite].astype(np.float64)
+    # Exporters use huge numbers as minus infinity; compared with them, everything else would be noise.
+    usual = np.abs(one) < _HUGE
+    one, other = one[usual], other[usual]
+    return np.inf if np.allclose(one, other, rtol=0, atol=_ROUNDING) else sqnr_db(one, other)
+
+
+def _difference(
+    before: Mapping[str, object], after: Mapping[str, object], made: str = "quantized model"
+) -> str | None:
     if list(before) != list(after):
-        return f"the outputs are {list(after)} in the quantized model, but {list(before)} in the given file"
+        return f"the outputs are {list(after)} in the {made}, but {list(before)} in the given file"
     for name, wanted in before.items():
         one, other = _kind(wanted), _kind(after[name])
         if one != other:
-            return f"output {name!r} is {other} in the quantized model, but {one} in the given file"
+            return f"output {name!r} is {other} in the {made}, but {one} in the given file"
         if _is_broken(wanted, after[name]):
-            return f"output {name!r} is NaN or infinite in the quantized model, but not in the given file"
+            return f"output {name!r} is NaN or infinite in the {made}, but not in the given file"
     return None
 
 

@@ -22,8 +22,8 @@ from bench.inputs.session import Signature, check_feeds, open_session, signature
 from bench.measuring.worker import fixed_batch, memory_bytes
 from exporter.extras import require
 from exporter.graphs.kernels import check_runtime_asked
+from exporter.graphs.normal_form import normalize
 from exporter.graphs.onnx_files import check_quantizable, read_model
-from exporter.graphs.opsets import raise_opset
 from exporter.graphs.rewrites import rewrite_for_cpu
 from exporter.graphs.stale_shapes import forget_stale_shapes
 from exporter.graphs.targets import Target, find_target
@@ -31,6 +31,7 @@ from exporter.inspection.same_outputs import (
     Answer,
     answers_of,
     check_same_outputs,
+    check_same_values,
     few_samples,
     made_up_samples,
 )
@@ -77,8 +78,10 @@ def quantize_weights_file(
     with _float_file(model) as path:
         proto, signature = _read_float(path, None if onnxruntime is None else chosen.runtime)
         answers = _answers_if_any(path, made_up_samples(path, signature))
+    network = prepare(proto, answers)
+    check_same_values(model, answers, network)
     made = quantize_weights(
-        prepare(proto, answers),
+        network,
         out,
         block_size=block_size,
         exclude=exclude,
@@ -134,6 +137,7 @@ def quantize_file(
         check_feeds(data, signature, samples.feeds)
         answers = _answers_to(data, path, signature)
     network = prepare(proto, answers)
+    check_same_values(model, answers, network)
     settings = Int8Settings(chosen, method, exclude, fixed_batch(signature))
     accept = partial(check_same_outputs, model, answers)
     if repairs.asked:
@@ -182,9 +186,8 @@ def _read_float(model: Path, asked: RuntimeVersion | None) -> tuple[onnx.ModelPr
     Raises:
         ModelError: the model cannot be loaded or quantized, or needs a newer ONNX Runtime.
     """
-    proto = read_model(model)
+    proto = normalize(read_model(model), model)
     check_quantizable(proto, model)
-    proto = raise_opset(proto, model)
     if asked is not None:
         check_runtime_asked(proto, asked, model)
     return proto, signature_of(open_session(model))

@@ -139,7 +139,7 @@ MODELS = {
         X,
         "node 'choice' is control flow (If), which cannot be calibrated",
     ),
-    "If in a function": (looped, X, "node 'hidden' is control flow (If), which cannot be calibrated"),
+    "If in a function": (looped, X, "node 'hidden__1' is control flow (If), which cannot be calibrated"),
     "own operator": (
         lambda: make([helper.make_node("Magic", ["x"], ["y"], domain="my.ops")], {}, domains=("my.ops",)),
         X,
@@ -153,7 +153,7 @@ MODELS = {
     "float16 weights": (
         lambda: product(HALF, PRODUCT.astype(np.float16)), rows(np.float16), "weight 'w' is float16"
     ),
-    "float16 in a Constant": (half_constant, X.astype(np.float16), "a constant is float16"),
+    "float16 in a Constant": (half_constant, X.astype(np.float16), "weight 'w' is float16"),
     "float16 input": (
         lambda: make(
             [helper.make_node("Cast", ["x"], ["c"], to=FLOAT), helper.make_node("Conv", ["c", "w"], ["y"])],

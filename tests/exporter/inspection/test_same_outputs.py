@@ -14,7 +14,13 @@ from bench.core.errors import ModelError
 from bench.inputs.session import open_session, signature_of
 from exporter.errors import ExportError
 from exporter.graphs.stale_shapes import forget_stale_shapes
-from exporter.inspection.same_outputs import answers_of, check_same_outputs, few_samples, made_up_samples
+from exporter.inspection.same_outputs import (
+    answers_of,
+    check_same_outputs,
+    check_same_values,
+    few_samples,
+    made_up_samples,
+)
 
 
 def save(path, nodes, outputs, *, inputs=None, constants=None, opset=17):
@@ -157,6 +163,56 @@ def recognizer(path, opset, stated):
     return save(path, nodes, [tensor("y", shape=stated)], inputs=inputs, constants=constants, opset=opset)
 
 
+def changed(model, factor):
+    """The model with its first constant multiplied."""
+    copy = onnx.load(model)
+    (weight,) = (tensor for tensor in copy.graph.initializer if tensor.name == "w")
+    weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(factor), "w"))
+    return copy
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.0001, 1.2])
+def test_another_function_is_not_quantized(tmp_path, factor):
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
+    constants = {"w": np.random.default_rng(0).standard_normal((4, 4)).astype(np.float32)}
+    model = save(tmp_path / "m.onnx", nodes, [tensor("y")], constants=constants)
+    answers = answers_of(
+        model, [{"x": np.random.default_rng(1).standard_normal((2, 4)).astype(np.float32)}]
+    )
+    if factor < 1.1:
+        check_same_values(model, answers, changed(model, factor))
+        return
+    with pytest.raises(ExportError, match="output 'y' has an SQNR of 14 dB after exact rewrites in float"):
+        check_same_values(model, answers, changed(model, factor))
+
+
+def test_values_that_are_not_compared(tmp_path):
+    """Infinite values, numbers that stand for infinity, rounding of zero, classes, and random numbers."""
+    nodes = [
+        helper.make_node("Mul", ["x", "w"], ["y"]),
+        helper.make_node("ArgMax", ["x"], ["c"], axis=1),
+    ]
+    outputs = [tensor("y"), tensor("c", TensorProto.INT64)]
+    constants = {"w": np.float32([1e-9, 1.0, 3e30, np.inf])}
+    model = save(tmp_path / "m.onnx", nodes, outputs, constants=constants)
+    answers = answers_of(model, [{"x": np.float32([[1, 1, 1, 1]])}])
+    other = changed(model, 1)
+    other.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.float32([2e-9, 1, 2e30, np.inf]), "w"))
+    check_same_values(model, answers, other)
+    noisy = changed(model, 1)
+    noisy.graph.node.append(helper.make_node("RandomNormalLike", ["x"], ["noise"]))
+    noisy.graph.node.append(helper.make_node("Add", ["noise", "noise"], ["more"]))
+    noisy.graph.output[0].name = "more"
+    check_same_values(model, answers, noisy)
+
+
+def test_a_rewritten_network_that_fails_is_an_error(given, answers):
+    broken = onnx.load(given)
+    broken.graph.node[0].op_type = "Magic"
+    with pytest.raises(ExportError, match="its rewritten float form fails"):
+        check_same_values(given, answers, broken)
+
+
 @pytest.fixture
 def pictures(tmp_path):
     x = np.random.default_rng(1).standard_normal((16, 1, 16, 48)).astype(np.float32)
@@ -211,7 +267,7 @@ def test_4_bit_models_are_checked_too(tmp_path, command, monkeypatch):
     monkeypatch.setattr(
         # No valid model makes the two differ, so the comparison is replaced.
         "exporter.inspection.same_outputs._difference",
-        lambda before, after: f"{list(before)} {list(after)}",
+        lambda before, after, made=None: None if made else f"{list(before)} {list(after)}",
     )
     assert command("quantize", path, "--bits", 4, "--out", tmp_path / "o.onnx").code == 2
     assert not (tmp_path / "o.onnx").exists()
@@ -232,10 +288,13 @@ def test_an_opset_that_cannot_be_converted_is_rejected(pictures, command):
 def test_stale_shapes_are_removed(tmp_path):
     model = onnx.load(recognizer(tmp_path / "m.onnx", 17, (1, "steps")))
     model.graph.value_info.append(tensor("z", shape=[24, 1, 20]))
-    model.graph.output.extend([tensor("varies", shape=[2, 3]), tensor("bare"), tensor("unseen", shape=[7])])
+    extra = [
+        tensor("q", shape=[2, 3]), tensor("last", shape=[2]), tensor("bare"), tensor("unseen", shape=[7])
+    ]  # fmt: skip
+    model.graph.output.extend(extra)
     seen = [
-        {"y": (24, 1, 20), "varies": (2, 4), "bare": (1, 2)},
-        {"y": (24, 1, 20), "varies": (2,), "bare": (1, 2)},
+        {"y": (24, 1, 20), "q": (2, 4), "last": (2,), "bare": (1, 2)},
+        {"y": (24, 1, 20), "q": (2,), "last": (), "bare": (1, 2)},
     ]
     forget_stale_shapes(model, seen)
     (inner,) = model.graph.value_info
@@ -244,7 +303,27 @@ def test_stale_shapes_are_removed(tmp_path):
     assert [len(found[name].shape.dim) for name in ("y", "bare", "unseen")] == [3, 2, 1]
     assert not any(size.HasField("dim_value") for size in found["y"].shape.dim)
     assert found["unseen"].shape.dim[0].dim_value == 7
-    assert not found["varies"].HasField("shape")
+    assert not found["q"].HasField("shape")  # its rank varies, and a node reads it
+    assert found["last"].shape.dim[0].dim_value == 2
+
+
+@pytest.mark.parametrize("stated", [[], ["n"], ["n", 1]], ids=str)
+def test_an_output_whose_rank_varies_is_kept(tmp_path, command, stated):
+    """Squeeze without axes returns a scalar for one sample, and a vector for many."""
+    constants = {"w": np.random.default_rng(0).standard_normal((4, 1)).astype(np.float32)}
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["z"]), helper.make_node("Squeeze", ["z"], ["y"])]
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])]
+    model = save(
+        tmp_path / "m.onnx", nodes, [tensor("y", shape=stated)], inputs=inputs, constants=constants
+    )
+    x = np.random.default_rng(1).standard_normal((32, 4)).astype(np.float32)
+    np.savez(tmp_path / "x.npz", x=x)
+    ran = command("quantize", model, "--data", tmp_path / "x.npz", "--out", tmp_path / "o.onnx")
+    assert ran.code == 0, ran.err
+    outputs = [
+        onnxruntime.InferenceSession(str(tmp_path / "o.onnx")).run(None, {"x": x[:n]})[0] for n in (1, 5)
+    ]
+    assert [output.shape for output in outputs] == [(), (5,)]
 
 
 def test_a_few_samples_with_nan_outputs_are_found(tmp_path, command):
