@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from exporter.graphs.rewrites.free_names import FreeNamesPass
 from exporter.graphs.rewrites.global_average_pool import GlobalAveragePoolPass
 from exporter.graphs.rewrites.last_axes_transpose import LastAxesTransposePass
 from exporter.graphs.rewrites.readable_names import ReadableNamesPass
@@ -13,6 +14,7 @@ from exporter.graphs.rewrites.softmax_guard import SoftmaxGuardPass
 from exporter.graphs.rewrites.strip_metadata import StripMetadataPass
 
 __all__ = [
+    "FreeNamesPass",
     "GlobalAveragePoolPass",
     "LastAxesTransposePass",
     "ReadableNamesPass",
@@ -31,5 +33,6 @@ def rewrite_for_cpu(model: ir.Model) -> None:
         SoftmaxGuardPass(),
         ResidualNormPass(),
         RemoveUnusedNodesPass(),
+        FreeNamesPass(),
     ):
         rewrite(model)
