@@ -28,7 +28,7 @@ import onnx
 from onnx import numpy_helper
 
 from bench.core.arrays import Array
-from exporter.graphs.index import bodies_of
+from exporter.graphs.index import GraphIndex, bodies_of, reads_of
 
 
 def copy_of(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -54,6 +54,26 @@ def remove_nodes(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> Non
     for index in reversed(range(len(graph.node))):
         if id(graph.node[index]) in doomed:
             del graph.node[index]
+
+
+def sort_nodes(graph: onnx.GraphProto) -> None:
+    """Move nodes after the nodes whose results they, or the bodies in them, read.
+
+    Other nodes keep their order. ONNX Runtime's quantizer sorts too, but does not look into bodies.
+    """
+    index = GraphIndex.of(graph)
+    placed: dict[int, onnx.NodeProto] = {}
+    for last in index.nodes:
+        path = [last]
+        while path:
+            node = path[-1]
+            makers = (index.maker(name) for name in reads_of(node))
+            missing = [maker for maker in makers if maker is not None and id(maker) not in placed]
+            if missing:
+                path.append(missing[0])
+            else:
+                placed[id(path.pop())] = node
+    replace_nodes(graph, placed.values())
 
 
 def rename_reads(nodes: Iterable[onnx.NodeProto], replacement: Mapping[str, str]) -> None:

@@ -177,7 +177,7 @@ def check_quantizable(model: onnx.ModelProto, path: Path) -> None:
     """Reject models that static quantization does not support.
 
     Raises:
-        ModelError: the model is already quantized, has control flow, contains float16, or has inputs
+        ModelError: the model is already quantized, contains float16, or has inputs
             without a shape; or weights are not float32 or not finite.
     """
     nodes = [node for part in (model.graph, *model.functions) for node in part.node]
@@ -216,12 +216,6 @@ def _check_operators(nodes: Sequence[onnx.NodeProto], model: onnx.ModelProto, pa
         dequantized = node.op_type == "DequantizeLinear" and bool(constants.intersection(node.input[:1]))
         if dequantized or node.op_type in _INTEGER or node.op_type.startswith("QLinear"):
             raise ModelError(path, f"is quantized already (node {label})", "provide the float model")
-        if node.op_type in {"If", "Loop", "Scan"}:
-            raise ModelError(
-                path,
-                f"node {label} is control flow ({node.op_type}), which cannot be calibrated",
-                "export the network without control flow",
-            )
 
 
 def _check_weight(tensor: onnx.TensorProto, path: Path) -> None:

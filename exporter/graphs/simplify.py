@@ -95,6 +95,14 @@ def simplify(model: ir.Model) -> None:
         )(model)
 
 
+def has_constant_branches(model: ir.Model) -> bool:
+    """Whether the condition of an If is constant, so that `simplify` replaces the If by one branch."""
+    conditions = (node.inputs[0] for node in model.graph if node.op_type == "If")
+    return any(
+        value is not None and ir.convenience.get_const_tensor(value) is not None for value in conditions
+    )
+
+
 class _FoldPass(ir.passes.InPlacePass):
     """Replaces constant expressions by their values if these are small."""
 

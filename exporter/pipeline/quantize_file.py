@@ -236,10 +236,13 @@ def prepare(proto: onnx.ModelProto, answers: Sequence[Answer]) -> onnx.ModelProt
         proto: the float model; it is changed.
         answers: outputs of the model. Shapes stated in the file that contradict them are removed.
     """
-    from exporter.graphs.simplify import simplify
+    from exporter.graphs.simplify import has_constant_branches, simplify
 
     forget_stale_shapes(proto, [answer.shapes() for answer in answers])
     model = ir.from_proto(proto)
     simplify(model)
     rewrite_for_cpu(model)
+    if has_constant_branches(model):  # the rewrites found the condition of an If
+        simplify(model)
+        rewrite_for_cpu(model)
     return ir.to_proto(model)

@@ -45,8 +45,8 @@ from onnxruntime.quantization.quant_utils import (
 )
 
 from exporter.errors import ExportError
-from exporter.graphs.edits import copy_of
-from exporter.graphs.index import GraphIndex
+from exporter.graphs.edits import copy_of, sort_nodes
+from exporter.graphs.index import GraphIndex, bodies_of
 from exporter.graphs.ranges import Range
 from exporter.graphs.targets import Target
 from exporter.inspection.saturation import NO_OVERRIDES, Overrides
@@ -115,6 +115,8 @@ def run_quantizer(
         quantizer.quantize_model()
         quantizer.model.topological_sort()
     result: onnx.ModelProto = quantizer.model.model
+    if any(True for node in result.graph.node for _body in bodies_of(node)):
+        sort_nodes(result.graph)
     return result
 
 

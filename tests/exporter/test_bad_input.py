@@ -39,7 +39,7 @@ def quantize(tmp_path):
     return run
 
 
-def make(nodes, constants, x=(FLOAT, ("batch", 3, 8, 8)), y=(FLOAT, None), *, domains=(), functions=()):
+def make(nodes, constants, x=(FLOAT, ("batch", 3, 8, 8)), y=(FLOAT, None), *, domains=()):
     graph = helper.make_graph(
         nodes,
         "net",
@@ -48,7 +48,7 @@ def make(nodes, constants, x=(FLOAT, ("batch", 3, 8, 8)), y=(FLOAT, None), *, do
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
     imports = [helper.make_opsetid("", 18), *(helper.make_opsetid(domain, 1) for domain in domains)]
-    return helper.make_model(graph, opset_imports=imports, ir_version=9, functions=list(functions))
+    return helper.make_model(graph, opset_imports=imports, ir_version=9)
 
 
 def rows(kind=np.float32):
@@ -58,31 +58,6 @@ def rows(kind=np.float32):
 def product(kind, weight=PRODUCT):
     nodes = [helper.make_node("MatMul", ["x", "w"], ["y"], name="product")]
     return make(nodes, {"w": weight}, (kind, ("batch", 3, 16)), (kind, None))
-
-
-def choice():
-    branch = helper.make_graph(
-        [helper.make_node("Identity", ["w"], ["b"])], "branch", [],
-        [helper.make_tensor_value_info("b", FLOAT, None)],
-    )  # fmt: skip
-    return helper.make_node("If", ["flag"], ["v"], name="choice", then_branch=branch, else_branch=branch)
-
-
-def looped():
-    """A model whose control flow is inside a function of the model."""
-    branch = helper.make_graph(
-        [helper.make_node("Neg", ["a"], ["b"])],
-        "branch",
-        [],
-        [helper.make_tensor_value_info("b", FLOAT, None)],
-    )
-    body = [
-        helper.make_node("Constant", [], ["flag"], value=numpy_helper.from_array(np.array(True))),
-        helper.make_node("If", ["flag"], ["c"], name="hidden", then_branch=branch, else_branch=branch),
-    ]
-    function = helper.make_function("own", "F", ["a"], ["c"], body, [helper.make_opsetid("", 18)])
-    nodes = [helper.make_node("F", ["x"], ["v"], domain="own"), helper.make_node("Conv", ["v", "w"], ["y"])]
-    return make(nodes, {"w": WEIGHT}, domains=("own",), functions=(function,))
 
 
 def half_constant():
@@ -132,14 +107,6 @@ MODELS = {
     "integer operators": (integer_only, rows(np.uint8), "is quantized already (node 'product')"),
     "QLinearConv": (linear_only, X.astype(np.uint8), "is quantized already (node 'conv')"),
     "weights in a Constant": (constants_dequantized, X, "is quantized already (node 'weight')"),
-    "If": (
-        lambda: make(
-            [choice(), helper.make_node("Conv", ["x", "v"], ["y"])], {"w": WEIGHT, "flag": np.array(True)}
-        ),
-        X,
-        "node 'choice' is control flow (If), which cannot be calibrated",
-    ),
-    "If in a function": (looped, X, "node 'hidden__1' is control flow (If), which cannot be calibrated"),
     "own operator": (
         lambda: make([helper.make_node("Magic", ["x"], ["y"], domain="my.ops")], {}, domains=("my.ops",)),
         X,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from exporter.graphs.rewrites.captured_values import CapturedValuesPass
 from exporter.graphs.rewrites.free_names import FreeNamesPass
 from exporter.graphs.rewrites.global_average_pool import GlobalAveragePoolPass
 from exporter.graphs.rewrites.last_axes_transpose import LastAxesTransposePass
@@ -14,6 +15,7 @@ from exporter.graphs.rewrites.softmax_guard import SoftmaxGuardPass
 from exporter.graphs.rewrites.strip_metadata import StripMetadataPass
 
 __all__ = [
+    "CapturedValuesPass",
     "FreeNamesPass",
     "GlobalAveragePoolPass",
     "LastAxesTransposePass",
@@ -33,6 +35,7 @@ def rewrite_for_cpu(model: ir.Model) -> None:
         SoftmaxGuardPass(),
         ResidualNormPass(),
         RemoveUnusedNodesPass(),
+        CapturedValuesPass(),
         FreeNamesPass(),
     ):
         rewrite(model)

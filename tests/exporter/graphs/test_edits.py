@@ -16,6 +16,7 @@ from exporter.graphs.edits import (
     rename_reads,
     replace_nodes,
     set_constant,
+    sort_nodes,
     with_outputs,
 )
 
@@ -54,6 +55,24 @@ def test_nodes_are_replaced_by_new_ones_and_by_those_of_the_graph_itself():
     replace_nodes(model.graph, (node for node in (relu, neg, inserted, exp)))
     assert [node.SerializeToString() for node in model.graph.node] == before
     np.testing.assert_allclose(run(model)[0], np.exp([0, 0, 1, 2]), rtol=1e-6)
+
+
+def test_nodes_are_sorted_by_what_their_bodies_read():
+    model = parse(
+        """c = Cast<to = 9>(first)
+        y = If (c) <then_branch = t () => (float[4] p) { p = Neg(late) },
+                    else_branch = e () => (float[4] q) { q = Abs(later) }>
+        first = ReduceSum<keepdims = 0>(x)  later = Exp(late)  late = Relu(x)"""
+    )
+    sort_nodes(model.graph)
+    assert operators(model) == ["ReduceSum", "Cast", "Relu", "Exp", "If"]
+    np.testing.assert_array_equal(run(model)[0], [0, 0, -1, -2])
+
+
+def test_sorted_nodes_keep_their_order():
+    model = parse("a = Relu(x)  b = Neg(x)  c = Abs(b)  y = Add(a, c)")
+    sort_nodes(model.graph)
+    assert operators(model) == ["Relu", "Neg", "Abs", "Add"]
 
 
 def test_nodes_can_be_reordered_and_old_nodes_do_not_belong_to_the_graph():

@@ -13,7 +13,7 @@ from onnxscript import rewriter
 from onnxscript.rewriter.rules import common as rules
 
 from exporter.graphs import simplify as simplify_module
-from exporter.graphs.simplify import simplify
+from exporter.graphs.simplify import has_constant_branches, simplify
 
 BLOCKS, CHANNELS = 30, 4
 
@@ -81,3 +81,17 @@ def test_threads_do_not_disturb_each_other(round_):
     with ThreadPoolExecutor(2) as threads:
         together = list(threads.map(simplified, models))
     assert [model.SerializeToString(deterministic=True) for model in together] == alone
+
+
+@pytest.mark.parametrize("constant", [True, False])
+def test_constant_branches_are_found_and_replaced(constant):
+    condition = "c = Constant<value = bool {1}>()" if constant else "c = Cast<to = 9>(s)"
+    model = onnx.parser.parse_model(
+        '<ir_version: 9, opset_import: ["" : 20]> g (float[2] x, float s) => (float[2] y) {'
+        f"{condition} y = If (c) <then_branch = t () => (float[2] p) {{ p = Neg(x) }},"
+        " else_branch = e () => (float[2] q) { q = Abs(x) }> }"
+    )
+    assert has_constant_branches(ir.from_proto(model)) is constant
+    found = simplified(model)
+    assert [node.op_type for node in found.graph.node] == (["Neg"] if constant else ["Cast", "If"])
+    assert not has_constant_branches(ir.from_proto(found))

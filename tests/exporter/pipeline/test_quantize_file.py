@@ -147,19 +147,6 @@ def test_a_quantized_model_is_refused(model, data, tmp_path):
     assert not (tmp_path / "again.onnx").exists()
 
 
-def test_control_flow_is_refused(tmp_path, data):
-    branch = helper.make_graph(
-        [helper.make_node("Identity", ["x"], ["b"])],
-        "branch",
-        [],
-        [helper.make_tensor_value_info("b", onnx.TensorProto.FLOAT, None)],
-    )
-    nodes = [helper.make_node("If", ["flag"], ["y"], name="choice", then_branch=branch, else_branch=branch)]
-    model = save(tmp_path, nodes, {"flag": np.array(True)}, output=(3, 8, 8))
-    with pytest.raises(ModelError, match=r"'choice' is control flow \(If\)"):
-        quantize_file(model, data, tmp_path / "int8.onnx")
-
-
 def test_float16_weights_are_refused(tmp_path, weights, data):
     nodes = [
         helper.make_node("Cast", ["w16"], ["w"], name="cast", to=onnx.TensorProto.FLOAT),
