@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,11 +29,10 @@ from bench.core.model_file import external_data
 from bench.inputs.session import model_error, open_session
 from exporter.errors import ExportError
 from exporter.graphs.edits import copy_of
-from exporter.graphs.index import GraphIndex, bodies_of
+from exporter.graphs.index import GraphIndex
 
 # Weights with more bytes are written to a second file. 64 MiB of the message remain for the graph.
 MAX_WEIGHT_BYTES = 2**31 - 2**26
-_HALVES: dict[int, str] = {onnx.TensorProto.FLOAT16: "float16", onnx.TensorProto.BFLOAT16: "bfloat16"}
 _WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 # Operators that only a quantized model has, in addition to QLinear*.
 _INTEGER = frozenset(
@@ -177,23 +176,15 @@ def check_quantizable(model: onnx.ModelProto, path: Path) -> None:
     """Reject models that static quantization does not support.
 
     Raises:
-        ModelError: the model is already quantized, contains float16, or has inputs
-            without a shape; or weights are not float32 or not finite.
+        ModelError: the model is already quantized, or has inputs without a shape; or weights are float64
+            or not finite.
     """
     nodes = [node for part in (model.graph, *model.functions) for node in part.node]
     _check_operators(nodes, model, path)
-    for tensor in _tensors(nodes, model.graph.initializer):
-        if tensor.data_type in _HALVES:
-            what = f"weight {tensor.name!r}" if tensor.name else "a constant"
-            kind = _HALVES[tensor.data_type]
-            raise ModelError(path, f"{what} is {kind}", "export the network in float32")
     index = GraphIndex.of(model.graph)
     for value in model.graph.input:
         if index.is_constant(value.name):
             continue
-        if value.type.tensor_type.elem_type in _HALVES:
-            kind = _HALVES[value.type.tensor_type.elem_type]
-            raise ModelError(path, f"input {value.name!r} is {kind}", "export the network in float32")
         if not value.type.tensor_type.HasField("shape"):
             raise ModelError(
                 path,
@@ -227,26 +218,6 @@ def _check_weight(tensor: onnx.TensorProto, path: Path) -> None:
             raise ModelError(
                 path, f"weight {tensor.name!r} holds NaN or infinity", "train or export the network again"
             )
-
-
-def _tensors(
-    nodes: Iterable[onnx.NodeProto], initializers: Iterable[onnx.TensorProto]
-) -> Iterator[onnx.TensorProto]:
-    """Yield all constants: initializers, tensors in attributes, and the constants in bodies."""
-    yield from initializers
-    for node in nodes:
-        for attribute in node.attribute:
-            yield from (attribute.t, *attribute.tensors)
-            for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
-                yield from (sparse.values, sparse.indices)
-        for body in bodies_of(node):
-            yield from _graph_tensors(body)
-
-
-def _graph_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    yield from _tensors(graph.node, graph.initializer)
-    for sparse in graph.sparse_initializer:
-        yield from (sparse.values, sparse.indices)
 
 
 def _refused(path: Path, error: Exception) -> ExportError:

@@ -20,7 +20,7 @@ PRODUCT = GENERATOR.standard_normal((16, 5)).astype(np.float32)
 X = GENERATOR.standard_normal((12, 3, 8, 8)).astype(np.float32)
 CONV = helper.make_node("Conv", ["x", "w"], ["y"], name="conv")
 METHODS = CalibrationMethod.__args__
-FLOAT, HALF, DOUBLE, BYTES = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.UINT8
+FLOAT, DOUBLE, BYTES = TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.UINT8
 
 
 @pytest.fixture
@@ -58,16 +58,6 @@ def rows(kind=np.float32):
 def product(kind, weight=PRODUCT):
     nodes = [helper.make_node("MatMul", ["x", "w"], ["y"], name="product")]
     return make(nodes, {"w": weight}, (kind, ("batch", 3, 16)), (kind, None))
-
-
-def half_constant():
-    value = numpy_helper.from_array(WEIGHT.astype(np.float16))
-    return make(
-        [helper.make_node("Constant", [], ["w"], value=value), CONV],
-        {},
-        (HALF, ("batch", 3, 8, 8)),
-        (HALF, None),
-    )
 
 
 def integer_only():
@@ -116,18 +106,6 @@ MODELS = {
         lambda: make([helper.make_node("Magic", ["x"], ["y"])], {}),
         X,
         "uses the operator Magic, which this ONNX Runtime does not know",
-    ),
-    "float16 weights": (
-        lambda: product(HALF, PRODUCT.astype(np.float16)), rows(np.float16), "weight 'w' is float16"
-    ),
-    "float16 in a Constant": (half_constant, X.astype(np.float16), "weight 'w' is float16"),
-    "float16 input": (
-        lambda: make(
-            [helper.make_node("Cast", ["x"], ["c"], to=FLOAT), helper.make_node("Conv", ["c", "w"], ["y"])],
-            {"w": WEIGHT}, (HALF, ("batch", 3, 8, 8)),
-        ),
-        X.astype(np.float16),
-        "input 'x' is float16",
     ),
     "float64 weights": (
         lambda: product(DOUBLE, PRODUCT.astype(np.float64)), rows(np.float64), "weight 'w' is float64"

@@ -14,6 +14,7 @@ import onnx
 
 from exporter.graphs.normal_form.constants import lift_constants
 from exporter.graphs.normal_form.functions import inline_functions
+from exporter.graphs.normal_form.halves import compute_in_float32
 from exporter.graphs.normal_form.opsets import raise_opset
 from exporter.graphs.normal_form.standard_domain import use_one_domain
 
@@ -27,6 +28,7 @@ def normalize(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     2. Functions are inlined, because ONNX's converter does not convert them.
     3. The opset is 14 or newer; constants are not inputs.
     4. Constants are initializers.
+    5. float16 and bfloat16 are float32, except in inputs and outputs.
 
     Args:
         model: a model that ONNX Runtime can run; it may be changed.
@@ -39,4 +41,5 @@ def normalize(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     model = inline_functions(model, path)
     model = raise_opset(model, path)
     lift_constants(model.graph)
+    compute_in_float32(model)
     return model

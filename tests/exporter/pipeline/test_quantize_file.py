@@ -9,6 +9,7 @@ from contextlib import nullcontext
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import helper, numpy_helper
 
@@ -18,6 +19,7 @@ from bench.inputs.runtime import OLDEST, stated_version
 from exporter.errors import ExportError
 from exporter.inspection.audit import audit
 from exporter.pipeline.quantize_file import quantize_file, quantize_weights_file
+from exporter.quantization.int8_repaired import RepairSettings
 
 
 class Watcher(SilentProgress):
@@ -147,14 +149,38 @@ def test_a_quantized_model_is_refused(model, data, tmp_path):
     assert not (tmp_path / "again.onnx").exists()
 
 
-def test_float16_weights_are_refused(tmp_path, weights, data):
+@pytest.mark.parametrize("stored", ["weights", "weights and input", "all"])
+@pytest.mark.parametrize("options", [{}, {"method": "percentile"}, {"repairs": RepairSettings(("bias",))}])
+def test_float16_files_are_quantized_with_their_types(tmp_path, weights, stored, options):
+    """Weights in float16, converted or not, and inputs or outputs in float16."""
+    half = onnx.TensorProto.FLOAT16
     nodes = [
-        helper.make_node("Cast", ["w16"], ["w"], name="cast", to=onnx.TensorProto.FLOAT),
-        helper.make_node("Conv", ["x", "w"], ["y"], name="conv"),
+        helper.make_node("Conv", ["x", "w"], ["c"], name="conv"),
+        helper.make_node("Relu", ["c"], ["y"]),
     ]
-    model = save(tmp_path, nodes, {"w16": weights["w"].astype(np.float16)}, output=(4, 6, 6))
-    with pytest.raises(ModelError, match="'w16' is float16"):
-        quantize_file(model, data, tmp_path / "int8.onnx")
+    if stored == "weights":
+        nodes[0].input[1] = "w32"
+        nodes.insert(0, helper.make_node("Cast", ["w"], ["w32"], to=onnx.TensorProto.FLOAT))
+    if stored == "weights and input":
+        nodes[1].output[0] = "r"
+        nodes.append(helper.make_node("Cast", ["r"], ["y"], to=onnx.TensorProto.FLOAT))
+    path = save(tmp_path, nodes, {"w": weights["w"].astype(np.float16)}, output=(4, 6, 6))
+    model = onnx.load(path)
+    x = np.random.default_rng(1).standard_normal((40, 3, 8, 8)).astype(np.float32)
+    if stored != "weights":
+        model.graph.input[0].type.tensor_type.elem_type = half
+        x = x.astype(np.float16)
+    if stored == "all":
+        model.graph.output[0].type.tensor_type.elem_type = half
+    onnx.save(model, path)
+    np.savez(tmp_path / "x.npz", x=x)
+    out = tmp_path / "int8.onnx"
+    quantize_file(path, tmp_path / "x.npz", out, target="x86-vnni", **options)
+    assert audit(out).int8_mac_ratio == 1.0
+    before, after = (onnxruntime.InferenceSession(str(file)).run(None, {"x": x})[0] for file in (path, out))
+    assert before.dtype == after.dtype
+    before, after = (found.astype(np.float32) for found in (before, after))
+    assert np.linalg.norm(before - after) < 0.1 * np.linalg.norm(before)
 
 
 def test_data_of_another_model_are_refused(model, tmp_path):
