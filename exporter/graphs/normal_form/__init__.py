@@ -16,6 +16,7 @@ from exporter.graphs.normal_form.constants import lift_constants
 from exporter.graphs.normal_form.functions import inline_functions
 from exporter.graphs.normal_form.halves import compute_in_float32
 from exporter.graphs.normal_form.opsets import raise_opset
+from exporter.graphs.normal_form.sparse_constants import make_dense
 from exporter.graphs.normal_form.standard_domain import use_one_domain
 
 __all__ = ["normalize"]
@@ -27,7 +28,7 @@ def normalize(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     1. The standard operators have one domain, `""`, with one opset.
     2. Functions are inlined, because ONNX's converter does not convert them.
     3. The opset is 14 or newer; constants are not inputs.
-    4. Constants are initializers.
+    4. Constants are initializers, and not sparse.
     5. float16 and bfloat16 are float32, except in inputs and outputs.
 
     Args:
@@ -38,6 +39,7 @@ def normalize(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
         ModelError: ONNX cannot convert the model.
     """
     use_one_domain(model)
+    make_dense(model.graph)
     model = inline_functions(model, path)
     model = raise_opset(model, path)
     lift_constants(model.graph)
