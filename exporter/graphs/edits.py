@@ -11,7 +11,7 @@ The rewrites in protobuf are:
 
 1. `rewrites.hard_swish`, between shape inference, placement and ONNX Runtime's quantizer,
 2. changes to the quantizer's result: `rewrites.first_convolution`, `rewrites.processing.join_bytes`,
-   `quantization.placement` and `quantization.embedding_tables`,
+   `quantization.placement`, `quantization.around_products` and `quantization.embedding_tables`,
 3. the split of Gemms before ONNX Runtime's 4-bit quantizer (`quantization.int4`),
 4. repairs (`quantization.repair`, `graphs.layers`), which run the model before and after each change,
 5. `rewrites.processing.network_alone`, from a file through shape inference to a session,

@@ -16,6 +16,7 @@ from exporter.graphs.rewrites import hard_swish
 from exporter.graphs.rewrites.processing import byte_ranges, edge_nodes, join_bytes
 from exporter.graphs.targets import Target
 from exporter.inspection.saturation import NO_OVERRIDES, Overrides
+from exporter.quantization.around_products import keep_activations_apart, keep_biases_apart
 from exporter.quantization.ort_quantizer import QuantizerOptions, rounded_tensors, run_quantizer
 from exporter.quantization.placement import keep_in_float, place, read_unrounded
 
@@ -99,6 +100,8 @@ def make_qdq(
     model = run_quantizer(plan.graph, known, replace(plan.options, overrides=overrides))
     read_unrounded(model, plan.options.placement)
     keep_in_float(model, plan.options.placement)
+    keep_biases_apart(model, plan.options.placement)
+    keep_activations_apart(model, plan.options.placement)
     hard_swish.hide_factor(model, plan.gates)
     join_bytes(model)
     return model
