@@ -10,9 +10,9 @@ would also change the bytes: for an int8 model, onnx-ir adds the types of all co
 The rewrites in protobuf are:
 
 1. `rewrites.hard_swish`, between shape inference, placement and ONNX Runtime's quantizer,
-2. changes to the quantizer's result: `rewrites.first_convolution`, `rewrites.processing.join_bytes`,
-   `quantization.placement`, `quantization.around_products` and `quantization.embedding_tables`,
-3. the split of Gemms before ONNX Runtime's 4-bit quantizer (`quantization.int4`),
+2. changes to the quantizer's result: `rewrites.first_convolution`, `rewrites.processing.join_bytes`, and
+   in `quantization`: `placement`, `around_products`, `shared_constants` and `embedding_tables`,
+3. the forms of Gemm that ONNX Runtime's quantizers need (`quantization.plain_gemm`, `quantization.int4`),
 4. repairs (`quantization.repair`, `graphs.layers`), which run the model before and after each change,
 5. `rewrites.processing.network_alone`, from a file through shape inference to a session,
 6. `graphs.normal_form`, before and after ONNX's inliner and version converter,

@@ -17,15 +17,18 @@ from exporter.graphs.index import GraphIndex
 from exporter.quantization.placement import Placement
 
 _MATRIX_RANK = 2
+_SUMMANDS = 2
 
 
 def keep_biases_apart(model: onnx.ModelProto, placement: Placement) -> None:
-    """Replace each Add after an int8 MatMul with a float result by Sum, which computes the same.
+    """Replace Add after an int8 MatMul with a float result by Sum, and Sum after an int8 Gemm by Add.
 
     If the shapes are fixed, or the activations are a matrix, ONNX Runtime turns MatMul and Add into a Gemm
     (`MatMulAddFusion`). That Gemm does not fuse into an int8 kernel, because its bias is float. An Add
     after activations [N, ..., K] with an open axis is not changed: no Gemm results from it, and ONNX
     Runtime can fuse it with a Gelu.
+
+    A Gemm without bias and a Sum of two operands become one Gemm with a float bias (`GemmSumFusion`).
 
     Measured on three layers of a transformer of MiniLM's size, batch 1, 32 tokens, one thread, x86-64 with
     AVX2 without VNNI, CPU time: 0.90 times as fast as float before, 1.91 times afterwards; with an open
@@ -37,10 +40,13 @@ def keep_biases_apart(model: onnx.ModelProto, placement: Placement) -> None:
     """
     graph = GraphIndex.of(model.graph)
     for node in graph.nodes:
-        if node.op_type == "MatMul" and node.output[0] in placement.float_results:
-            reader = graph.only_reader(node.output[0])
-            if reader is not None and reader.op_type == "Add" and not _has_open_rows(node, graph):
-                reader.op_type = "Sum"
+        reader = graph.only_reader(node.output[0]) if node.output[0] in placement.float_results else None
+        if reader is None:
+            continue
+        if node.op_type == "MatMul" and reader.op_type == "Add" and not _has_open_rows(node, graph):
+            reader.op_type = "Sum"
+        elif node.op_type == "Gemm" and reader.op_type == "Sum" and len(reader.input) == _SUMMANDS:
+            reader.op_type = "Add"
 
 
 def _has_open_rows(product: onnx.NodeProto, graph: GraphIndex) -> bool:

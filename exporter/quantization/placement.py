@@ -50,7 +50,9 @@ def place(model: onnx.ModelProto, operators: Collection[str], exclude: Collectio
        of its inputs comes from a quantized node or is the graph's input. So the sums, pools and joins of
        a convolutional network run in int8, and the biases, masks and norms between the products of a
        transformer do not: cosine to float of MiniLM-L6's embeddings 0.99 instead of 0.35.
-    3. A Relu or Clip after a quantized convolution is quantized with it.
+    3. A Relu or Clip after a quantized convolution is quantized with it, if nothing else reads the
+       convolution's result. A Clip stays in float if its limits are computed or do not include 0: the
+       range of an int8 tensor includes 0.
     4. If no quantized node reads the result of a Gemm or MatMul, the result stays in float. This saves a
        rounding and a conversion back. The usual case is the scores of a classifier.
 
@@ -64,6 +66,7 @@ def place(model: onnx.ModelProto, operators: Collection[str], exclude: Collectio
         index: node
         for index, node in enumerate(graph.nodes)
         if node.op_type in operators and is_standard(node) and node.name not in exclude
+        if _absorbable(node, graph)
     }
     weighted = {i for i, node in able.items() if node.op_type in _WEIGHTED and _has_weights(node, graph)}
     candidates = weighted | {i for i, node in able.items() if node.op_type not in _WEIGHTED}
@@ -77,7 +80,20 @@ def place(model: onnx.ModelProto, operators: Collection[str], exclude: Collectio
 
 def _has_weights(node: onnx.NodeProto, graph: GraphIndex) -> bool:
     weight = graph.constants.get(node.input[1])
+    if node.op_type == "Gemm" and len(node.input) > 2 and node.input[2] not in graph.constants:
+        return False
     return weight is not None and (node.op_type != "MatMul" or len(weight.dims) == 2)
+
+
+def _absorbable(node: onnx.NodeProto, graph: GraphIndex) -> bool:
+    """Whether the range of a rounded result can replace the limits of a Relu or Clip: they include 0."""
+    limits = [graph.constants.get(name) for name in node.input[1:] if name]
+    if node.op_type not in _ABSORBED or not limits:
+        return True
+    if None in limits:
+        return False
+    lowest, highest = (graph.constant(name) if name else 0.0 for name in (*node.input[1:3], "")[:2])
+    return bool(lowest <= 0.0 <= highest)
 
 
 def _read(graph: GraphIndex, candidates: set[int], weighted: set[int]) -> set[int]:
@@ -87,7 +103,9 @@ def _read(graph: GraphIndex, candidates: set[int], weighted: set[int]) -> set[in
     read: set[str] = set()
     for index in reversed(range(len(graph.nodes))):
         node = graph.nodes[index]
-        absorbed = node.op_type in _ABSORBED and node.input[0] in convolved
+        absorbed = (
+            node.op_type in _ABSORBED and node.input[0] in convolved and graph.uses(node.input[0]) == 1
+        )
         if index in weighted or (
             index in candidates and (absorbed or any(name in read for name in node.output))
         ):

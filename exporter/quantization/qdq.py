@@ -19,6 +19,8 @@ from exporter.inspection.saturation import NO_OVERRIDES, Overrides
 from exporter.quantization.around_products import keep_activations_apart, keep_biases_apart
 from exporter.quantization.ort_quantizer import QuantizerOptions, rounded_tensors, run_quantizer
 from exporter.quantization.placement import keep_in_float, place, read_unrounded
+from exporter.quantization.plain_gemm import make_gemms_plain
+from exporter.quantization.shared_constants import keep_constants_in_float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +29,8 @@ class QdqPlan:
 
     Attributes:
         network: the float model to calibrate, with named nodes and inferred shapes.
-        graph: the same model in the form to quantize; see `exporter.graphs.rewrites.hard_swish`.
+        graph: the same model in the form to quantize; see `exporter.graphs.rewrites.hard_swish` and
+            `exporter.quantization.plain_gemm`.
         gates: the ranges of tensors that only `graph` has.
         bytes: the ranges of tensors that the graph computes from bytes.
         options: options for the quantizer.
@@ -57,15 +60,16 @@ def plan_qdq(model: onnx.ModelProto, target: Target, exclude: tuple[str, ...] = 
         ExportError: an excluded node does not exist, or nothing would run in int8 though nothing is
             excluded.
     """
-    check_exclude(model, exclude)
     network = infer_shapes(model)
     name_nodes(network)
+    check_exclude(network, exclude)
     left = (*exclude, *edge_nodes(network))
     names = hard_swish.candidates(network) - set(left)
     while True:
         graph = copy_of(network)
+        added = make_gemms_plain(graph, left)
         gates = hard_swish.split(graph, names)
-        placement = place(graph, target.operators, left)
+        placement = place(graph, target.operators, {*left, *added})
         whole = frozenset(name for name in names if name in placement.nodes)
         if whole == names:
             break
@@ -98,6 +102,7 @@ def make_qdq(
     """
     known = {name: ranges[name] for name in plan.tensors} | dict(plan.gates) | dict(plan.bytes)
     model = run_quantizer(plan.graph, known, replace(plan.options, overrides=overrides))
+    keep_constants_in_float(model, plan.graph, plan.options.placement)
     read_unrounded(model, plan.options.placement)
     keep_in_float(model, plan.options.placement)
     keep_biases_apart(model, plan.options.placement)

@@ -250,3 +250,30 @@ def test_an_excluded_gemm_runs_in_float(tmp_path, turned):
     )
     quantized(model, tmp_path, exclude=("b",))
     assert [operator.name for operator in audit(tmp_path / "int8.onnx").float_ops] == ["b"]
+
+
+def test_a_relu_stays_in_float_if_its_convolution_has_another_float_reader():
+    model = parse("a = Conv(x, w)  b = Relu(a)  c = Tanh(a)  y = Add(b, c)", SQUARE)
+    assert placed(model).nodes == {"a"}
+
+
+@pytest.mark.parametrize(
+    ("limits", "quantized_too"),
+    [
+        ("lo, hi", True),
+        ("lo", True),
+        (", hi", True),
+        ("hi", False),
+        (", lo", False),
+        ("high, hi", False),
+        ("computed, hi", False),
+    ],
+)
+def test_a_clip_whose_limits_exclude_zero_stays_in_float(tmp_path, limits, quantized_too):
+    constants = f"{SQUARE}, float lo = {{-0.1}}, float hi = {{0.3}}, float high = {{0.2}}"
+    body = f"computed = Exp(lo)  a = Conv(x, w)  b = Clip(a, {limits})  y = Conv(b, w)"
+    model = parse(body, constants)
+    assert ("b" in placed(model).nodes) == quantized_too
+    found, x = quantized(model, tmp_path)
+    before, after = (open_exact(m).run(None, {"x": x})[0] for m in (model, found))
+    assert sqnr_db(before, after) > 25
