@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import onnx
 from bench.core.arrays import Array
 from bench.core.errors import DataError
 from bench.core.progress import Progress
+from exporter.errors import ExportError
 from exporter.graphs.index import GraphIndex
 from exporter.graphs.onnx_files import infer_shapes
 from exporter.graphs.ranges import Range
@@ -32,6 +33,7 @@ from exporter.inspection.saturation import (
 from exporter.options import CalibrationMethod
 from exporter.quantization.calibration import RangeStore, activation_ranges
 from exporter.quantization.embedding_tables import quantize_tables
+from exporter.quantization.fused import not_fused
 from exporter.quantization.output import Accept, accept_all, write_quantized
 from exporter.quantization.qdq import QdqPlan, make_qdq, plan_qdq
 from exporter.results import Int8Model
@@ -103,19 +105,23 @@ def quantize_model(
         DataError: the samples cannot be read, hold NaN, or do not fill the fixed batches.
         ExportError: an excluded node does not exist, or ONNX Runtime rejects the model.
     """
-    plan = plan_qdq(model, settings.target, settings.exclude)
-    batch_size = _batch_size(plan, samples, settings.fixed_batch)
     trained = trained_qparams.ranges
-    ranges = activation_ranges(
-        plan.network if reference is None else infer_shapes(reference),
-        [name for name in plan.tensors if name not in trained],
-        samples,
-        batch_size=batch_size,
-        method=settings.method,
-        progress=progress,
-        store=store,
-    )
-    quantized, reduction = _round(plan, {**ranges, **trained}, samples, batch_size, trained_qparams.levels)
+    calibrated = None if reference is None else infer_shapes(reference)
+
+    def collect(plan: QdqPlan, tensors: Sequence[str]) -> dict[str, Range]:
+        return activation_ranges(
+            plan.network if calibrated is None else calibrated,
+            tensors,
+            samples,
+            batch_size=_batch_size(plan, samples, settings.fixed_batch),
+            method=settings.method,
+            progress=progress,
+            store=store,
+        )
+
+    plan, ranges = _plan_what_fuses(model, settings, trained, collect)
+    batch_size = _batch_size(plan, samples, settings.fixed_batch)
+    quantized, reduction = _round(plan, ranges, samples, batch_size, trained_qparams.levels)
     shortcuts = take_shortcuts(quantized, settings.target)
     needed = write_quantized(quantized, model, destination, settings.target, accept)
     return Int8Model(
@@ -134,6 +140,45 @@ def quantize_model(
         quantize_nodes=_count(quantized, "QuantizeLinear"),
         dequantize_nodes=_count(quantized, "DequantizeLinear"),
     )
+
+
+def _plan_what_fuses(
+    model: onnx.ModelProto,
+    settings: Int8Settings,
+    known: Mapping[str, Range],
+    collect: Callable[[QdqPlan, Sequence[str]], Mapping[str, Range]],
+) -> tuple[QdqPlan, Mapping[str, Range]]:
+    """Plan an int8 model, and leave products in float that ONNX Runtime would not run in int8.
+
+    Args:
+        model: the float model.
+        settings: how to quantize.
+        known: ranges that need not be collected.
+        collect: collects the ranges of tensors of a plan.
+
+    Returns:
+        The plan and the ranges of all its tensors.
+
+    Raises:
+        ExportError: ONNX Runtime would run no product in int8.
+    """
+    exclude, ranges = settings.exclude, dict(known)
+    while True:
+        plan = plan_qdq(model, settings.target, exclude)
+        if missing := [name for name in plan.tensors if name not in ranges]:
+            ranges |= collect(plan, missing)
+        placement = plan.options.placement
+        lost = not_fused(make_qdq(plan, ranges), placement, settings.target)
+        if not lost:
+            return plan, ranges
+        exclude = (*exclude, *sorted(lost))
+        if not plan_qdq(model, settings.target, exclude).options.placement.nodes:
+            some = ", ".join(sorted(lost)[:3])
+            raise ExportError(
+                model.graph.name or "model",
+                f"ONNX Runtime has no int8 kernel for its Conv, Gemm and MatMul (for example {some})",
+                "use the float model",
+            )
 
 
 def _batch_size(plan: QdqPlan, samples: Samples, fixed: int | None) -> int:
