@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 import onnx
 
 from exporter.graphs.index import GraphIndex
+from exporter.graphs.slow_kernels import slow_in_int8
 from exporter.results.audit import NeedlessPair
 
 # Operators with int8 kernels, or that only move values of any type; measured with ONNX Runtime 1.32 on x86.
@@ -53,6 +54,9 @@ def _reasons(node: onnx.NodeProto, graph: GraphIndex, *, x86: bool) -> Iterator[
     if _is_given(node, graph):
         in_float.append("the model's output")
     if len(node.input) < 2 or graph.maker(node.input[1], "DequantizeLinear") is None:
+        weights = graph.shape(node.input[1]) if len(node.input) > 1 else None
+        if weights is not None and (slow := slow_in_int8(node, [size or 0 for size in weights])):
+            yield slow
         mixed = any(n.op_type == "DequantizeLinear" for n in graph.nodes)
         hint = ": it is excluded, or the quantizer does not support it"
         yield f"it was not quantized{hint if mixed else ''}"

@@ -14,6 +14,7 @@ from exporter.graphs.onnx_files import infer_shapes
 from exporter.graphs.ranges import Range
 from exporter.graphs.rewrites import hard_swish
 from exporter.graphs.rewrites.processing import byte_ranges, edge_nodes, join_bytes
+from exporter.graphs.slow_kernels import slow_nodes
 from exporter.graphs.targets import Target
 from exporter.inspection.saturation import NO_OVERRIDES, Overrides
 from exporter.quantization.around_products import keep_activations_apart, keep_biases_apart
@@ -48,8 +49,8 @@ class QdqPlan:
 def plan_qdq(model: onnx.ModelProto, target: Target, exclude: tuple[str, ...] = ()) -> QdqPlan:
     """Decide which nodes of a float model run in int8.
 
-    A HardSwish is split only if all of its parts run in int8. Pre- and postprocessing inside the graph are
-    not quantized.
+    A HardSwish is split only if all of its parts run in int8. Pre- and postprocessing inside the graph, and
+    convolutions that are slower in int8, are not quantized.
 
     Args:
         model: the float model with folded BatchNorm; it is not changed.
@@ -63,7 +64,8 @@ def plan_qdq(model: onnx.ModelProto, target: Target, exclude: tuple[str, ...] = 
     network = infer_shapes(model)
     name_nodes(network)
     check_exclude(network, exclude)
-    left = (*exclude, *edge_nodes(network))
+    slow = slow_nodes(network)
+    left = (*exclude, *edge_nodes(network), *slow)
     names = hard_swish.candidates(network) - set(left)
     while True:
         graph = copy_of(network)
@@ -77,7 +79,9 @@ def plan_qdq(model: onnx.ModelProto, target: Target, exclude: tuple[str, ...] = 
     if not placement.nodes and not exclude:
         raise ExportError(
             model.graph.name or "model",
-            "has nothing that can run in int8: no Conv, Gemm or MatMul with constant weights",
+            "has nothing that is faster in int8: its convolutions have too few channels"
+            if slow
+            else "has nothing that can run in int8: no Conv, Gemm or MatMul with constant weights",
             "use the float model",
         )
     options = QuantizerOptions(target, placement)
