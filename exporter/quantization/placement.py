@@ -24,6 +24,7 @@ _WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
 _FLOAT_RESULT = frozenset({"Gemm", "MatMul"})
 # A quantized producer absorbs these at no cost: the range of its rounded output already limits the values.
 _ABSORBED = frozenset({"Relu", "Clip"})
+_MATRIX_RANK = 2
 _QUANTIZED_AT_LOAD = frozenset({"Conv", "ConvTranspose", "Gemm"})
 
 
@@ -43,7 +44,7 @@ class Placement:
 def place(model: onnx.ModelProto, operators: Collection[str], exclude: Collection[str]) -> Placement:
     """Choose the nodes to quantize.
 
-    1. A Conv, Gemm or MatMul is quantized if its weights are constant (for a MatMul: a matrix). A product
+    1. A Conv, Gemm or MatMul is quantized if its weights are constant (for a MatMul: matrices). A product
        of two activations stays in float: 8-bit attention scores lose too much accuracy to save a few
        percent of the multiply-adds.
     2. Any other operator is quantized if it has an int8 kernel, a quantized node reads its result, and one
@@ -82,7 +83,7 @@ def _has_weights(node: onnx.NodeProto, graph: GraphIndex) -> bool:
     weight = graph.constants.get(node.input[1])
     if node.op_type == "Gemm" and len(node.input) > 2 and node.input[2] not in graph.constants:
         return False
-    return weight is not None and (node.op_type != "MatMul" or len(weight.dims) == 2)
+    return weight is not None and len(weight.dims) >= _MATRIX_RANK
 
 
 def _absorbable(node: onnx.NodeProto, graph: GraphIndex) -> bool:

@@ -22,6 +22,7 @@ from exporter.quantization.ort_quantizer import QuantizerOptions, rounded_tensor
 from exporter.quantization.placement import keep_in_float, place, read_unrounded
 from exporter.quantization.plain_gemm import make_gemms_plain
 from exporter.quantization.shared_constants import keep_constants_in_float
+from exporter.quantization.stacked_weights import shared_scales, unstack_single_matrices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,7 @@ class QdqPlan:
     Attributes:
         network: the float model to calibrate, with named nodes and inferred shapes.
         graph: the same model in the form to quantize; see `exporter.graphs.rewrites.hard_swish` and
-            `exporter.quantization.plain_gemm`.
+            the files `plain_gemm` and `stacked_weights` of this folder.
         gates: the ranges of tensors that only `graph` has.
         bytes: the ranges of tensors that the graph computes from bytes.
         options: options for the quantizer.
@@ -70,6 +71,7 @@ def plan_qdq(model: onnx.ModelProto, target: Target, exclude: tuple[str, ...] = 
     while True:
         graph = copy_of(network)
         added = make_gemms_plain(graph, left)
+        unstack_single_matrices(graph)
         gates = hard_swish.split(graph, names)
         placement = place(graph, target.operators, {*left, *added})
         whole = frozenset(name for name in names if name in placement.nodes)
@@ -105,7 +107,8 @@ def make_qdq(
         ExportError: ONNX Runtime rejects the model.
     """
     known = {name: ranges[name] for name in plan.tensors} | dict(plan.gates) | dict(plan.bytes)
-    model = run_quantizer(plan.graph, known, replace(plan.options, overrides=overrides))
+    chosen = {**shared_scales(plan.graph, plan.options.placement), **overrides}
+    model = run_quantizer(plan.graph, known, replace(plan.options, overrides=chosen))
     keep_constants_in_float(model, plan.graph, plan.options.placement)
     read_unrounded(model, plan.options.placement)
     keep_in_float(model, plan.options.placement)
