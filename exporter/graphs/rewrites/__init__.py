@@ -6,7 +6,10 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from exporter.graphs.rewrites.captured_values import CapturedValuesPass
+from exporter.graphs.rewrites.fold_after import FoldAfterPass
+from exporter.graphs.rewrites.fold_before import FoldBeforePass
 from exporter.graphs.rewrites.free_names import FreeNamesPass
+from exporter.graphs.rewrites.gemm import GemmPass
 from exporter.graphs.rewrites.global_average_pool import GlobalAveragePoolPass
 from exporter.graphs.rewrites.last_axes_transpose import LastAxesTransposePass
 from exporter.graphs.rewrites.readable_names import ReadableNamesPass
@@ -16,7 +19,10 @@ from exporter.graphs.rewrites.strip_metadata import StripMetadataPass
 
 __all__ = [
     "CapturedValuesPass",
+    "FoldAfterPass",
+    "FoldBeforePass",
     "FreeNamesPass",
+    "GemmPass",
     "GlobalAveragePoolPass",
     "LastAxesTransposePass",
     "ReadableNamesPass",
@@ -30,6 +36,9 @@ __all__ = [
 def rewrite_for_cpu(model: ir.Model) -> None:
     """Rewrite a float graph to the form that ONNX Runtime's CPU kernels run fastest, in float and int8."""
     for rewrite in (
+        FoldAfterPass(),
+        FoldBeforePass(),
+        GemmPass(),
         GlobalAveragePoolPass(),
         LastAxesTransposePass(),
         SoftmaxGuardPass(),

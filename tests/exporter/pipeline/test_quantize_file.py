@@ -86,6 +86,31 @@ def test_norm_padding_and_mean_leave_no_float_operators(model, data, tmp_path):
     assert not {"Pad", "BatchNormalization", "ReduceMean"} & inspected.operators.keys()
 
 
+@pytest.mark.parametrize("lifted", [True, False], ids=["initializers", "Constant nodes"])
+def test_a_separate_bias_and_norm_leave_no_trace(data, weights, tmp_path, lifted):
+    steps = [
+        helper.make_node("Conv", ["x", "w"], ["c"], name="conv"),
+        helper.make_node("Add", ["c", "bias"], ["a"], name="add"),
+        helper.make_node("BatchNormalization", ["a", "bn.s", "bn.b", "bn.m", "bn.v"], ["n"], name="bn"),
+        helper.make_node("Mul", ["n", "half"], ["h"], name="mul"),
+        helper.make_node("Relu", ["h"], ["y"], name="relu"),
+    ]
+    contents = {**weights, "bias": np.ones((1, 4, 1, 1), np.float32), "half": np.float32(0.5)}
+    nodes = (
+        []
+        if lifted
+        else [
+            helper.make_node("Constant", [], [name], value=numpy_helper.from_array(np.asarray(content)))
+            for name, content in contents.items()
+        ]
+    )
+    model = save(tmp_path, [*nodes, *steps], contents if lifted else {}, output=(4, 6, 6))
+    out = tmp_path / "int8.onnx"
+    quantize_file(model, data, out, target="x86-vnni")
+    kept = [n.op_type for n in onnx.load(out).graph.node if "Linear" not in n.op_type]
+    assert kept == ["Conv"]  # its rounding limits the values from below, as the Relu does
+
+
 def test_the_command_needs_no_torch(model, data, tmp_path):
     out = tmp_path / "int8.onnx"
     script = (
