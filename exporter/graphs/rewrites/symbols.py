@@ -13,10 +13,15 @@ Size = int | tuple[ir.Value, int]
 
 def constant(value: ir.Value | None) -> Array | None:
     """The content of a constant or initializer, or None if the value is computed or an input."""
-    if value is None or value.is_graph_input():
+    if value is None or not is_constant(value):
         return None
     tensor = ir.convenience.get_const_tensor(value)
     return None if tensor is None else tensor.numpy()
+
+
+def is_constant(value: ir.Value) -> bool:
+    """Whether a value is a constant or initializer; faster than `constant`, which copies the content."""
+    return not value.is_graph_input() and ir.convenience.get_const_tensor(value) is not None
 
 
 def scalar(value: ir.Value | None) -> float | None:
@@ -45,24 +50,26 @@ def permutation(node: ir.Node) -> tuple[int, ...] | None:
 
 
 def computed_shape(value: ir.Value | None) -> tuple[Size, ...] | None:
-    """The entries of a shape that the graph computes with Shape, Slice and Concat only; otherwise None.
+    """The entries of a shape, or of a part of it, that the graph selects and joins; otherwise None.
 
     PyTorch's exporter writes `x.reshape(-1, x.shape[-2], x.shape[-1])` as Shape, Slice, Concat, Reshape.
+    Older exporters use Gather and Unsqueeze, and Keras casts shapes to int32.
     """
     content = constant(value)
     if content is not None:
         return tuple(int(size) for size in content.reshape(-1))
     node = None if value is None else value.producer()
-    if node is None or not is_standard(node):
-        return None
-    if node.op_type == "Shape":
-        return _axes_of(node)
-    if node.op_type == "Concat":
-        parts = [computed_shape(part) for part in node.inputs]
-        return None if None in parts else tuple(size for part in parts if part for size in part)
-    if node.op_type == "Slice":
-        return _slice(node)
-    return None
+    read = None if node is None or not is_standard(node) else _SELECTIONS.get(node.op_type)
+    return None if node is None or read is None else read(node)
+
+
+def known_size(size: Size) -> int | None:
+    """The number that an entry of a computed shape stands for, or None if the axis is open."""
+    if isinstance(size, int):
+        return size
+    source, axis = size
+    found = None if source.shape is None else source.shape[axis]
+    return found if isinstance(found, int) else None
 
 
 def _axes_of(node: ir.Node) -> tuple[Size, ...] | None:
@@ -75,6 +82,28 @@ def _axes_of(node: ir.Node) -> tuple[Size, ...] | None:
     return tuple((source, axis) for axis in range(count)[start:end])
 
 
+def _joined(node: ir.Node) -> tuple[Size, ...] | None:
+    parts = [computed_shape(part) for part in node.inputs]
+    return None if None in parts else tuple(size for part in parts if part for size in part)
+
+
+def _same_numbers(node: ir.Node) -> tuple[Size, ...] | None:
+    """The entries that a node only changes in form: it neither reads nor returns a matrix."""
+    source, result = node.inputs[0], node.outputs[0]
+    return computed_shape(source) if all((rank(v) or 0) <= 1 for v in (source, result)) else None
+
+
+def _gather(node: ir.Node) -> tuple[Size, ...] | None:
+    sizes, places = computed_shape(node.inputs[0]), constant(node.inputs[1])
+    if (
+        sizes is None
+        or places is None
+        or any(not -len(sizes) <= p < len(sizes) for p in places.reshape(-1))
+    ):
+        return None
+    return tuple(sizes[place] for place in places.reshape(-1))
+
+
 def _slice(node: ir.Node) -> tuple[Size, ...] | None:
     sizes = computed_shape(node.inputs[0])
     bounds = [constant(value) for value in node.inputs[1:3]]
@@ -84,3 +113,12 @@ def _slice(node: ir.Node) -> tuple[Size, ...] | None:
         return None
     start, end = (int(bound.reshape(())) for bound in bounds if bound is not None)
     return sizes[start:end]
+
+
+_SELECTIONS = {
+    "Shape": _axes_of,
+    "Concat": _joined,
+    "Slice": _slice,
+    "Gather": _gather,
+    **dict.fromkeys(("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze"), _same_numbers),
+}
