@@ -9,6 +9,7 @@ import onnx
 
 from exporter.errors import ExportError
 from exporter.graphs.edits import copy_of
+from exporter.graphs.float_fusions import float_fusions
 from exporter.graphs.names import name_nodes
 from exporter.graphs.onnx_files import infer_shapes
 from exporter.graphs.ranges import Range
@@ -51,7 +52,8 @@ def plan_qdq(model: onnx.ModelProto, target: Target, exclude: tuple[str, ...] = 
     """Decide which nodes of a float model run in int8.
 
     A HardSwish is split only if all of its parts run in int8. Pre- and postprocessing inside the graph, and
-    convolutions that are slower in int8, are not quantized.
+    activations and norms that ONNX Runtime fuses in float, and convolutions that are slower in int8, are not
+    quantized.
 
     Args:
         model: the float model with folded BatchNorm; it is not changed.
@@ -66,7 +68,7 @@ def plan_qdq(model: onnx.ModelProto, target: Target, exclude: tuple[str, ...] = 
     name_nodes(network)
     check_exclude(network, exclude)
     slow = slow_nodes(network)
-    left = (*exclude, *edge_nodes(network), *slow)
+    left = (*exclude, *edge_nodes(network), *float_fusions(network), *slow)
     names = hard_swish.candidates(network) - set(left)
     while True:
         graph = copy_of(network)

@@ -7,6 +7,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from exporter.graphs.rewrites.captured_values import CapturedValuesPass
 from exporter.graphs.rewrites.constant_values import ConstantValuesPass
+from exporter.graphs.rewrites.decomposed_hard_swish import DecomposedHardSwishPass
 from exporter.graphs.rewrites.fold_after import FoldAfterPass
 from exporter.graphs.rewrites.fold_before import FoldBeforePass
 from exporter.graphs.rewrites.free_names import FreeNamesPass
@@ -21,6 +22,7 @@ from exporter.graphs.rewrites.strip_metadata import StripMetadataPass
 __all__ = [
     "CapturedValuesPass",
     "ConstantValuesPass",
+    "DecomposedHardSwishPass",
     "FoldAfterPass",
     "FoldBeforePass",
     "FreeNamesPass",
@@ -39,6 +41,7 @@ def rewrite_for_cpu(model: ir.Model) -> None:
     """Rewrite a float graph to the form that ONNX Runtime's CPU kernels run fastest, in float and int8."""
     for rewrite in (
         ConstantValuesPass(),
+        DecomposedHardSwishPass(),
         FoldAfterPass(),
         FoldBeforePass(),
         GemmPass(),
