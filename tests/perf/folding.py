@@ -102,6 +102,16 @@ def hard_swish(graph: Graph, x: str) -> str:
     return graph.add("Div", graph.add("Mul", x, gate), 6)
 
 
+def mixer() -> onnx.ModelProto:
+    """Three layers of a mixer: 196 x 196 over tokens, then 256 x 256 over channels."""
+    graph, value = Graph(), "x"
+    for _ in range(3):
+        tokens = graph.add("MatMul", normal(196, 196), value)
+        tokens = graph.add("Relu", graph.add("Add", tokens, RANDOM.standard_normal((196, 1))))
+        value = graph.add("Relu", graph.add("MatMul", tokens, normal(256, 256)))
+    return graph.model(value, [196, 256])
+
+
 class Nothing:
     """A pass that changes nothing."""
 
@@ -158,6 +168,8 @@ def main() -> None:
     compare("GELU", layers(gelu, [32, 256], 1024), fusions)
     compare("SiLU after MatMul", layers(silu, [32, 256], 1024), fusions)
     compare("SiLU after Conv", convolutions(silu), patch.object(qdq, "float_fusions", every_silu))
+    left = patch.object(rewrites, "ConstantMatMulPass", Nothing)
+    compare("MatMul(constant, x)", mixer(), left)
     unfolded = patch.multiple(rewrites, DecomposedHardSwishPass=Nothing, FoldBeforePass=Nothing)
     compare("HardSwish", convolutions(hard_swish), unfolded)
 

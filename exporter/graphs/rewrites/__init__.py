@@ -6,6 +6,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from exporter.graphs.rewrites.captured_values import CapturedValuesPass
+from exporter.graphs.rewrites.constant_matmul import ConstantMatMulPass
 from exporter.graphs.rewrites.constant_values import ConstantValuesPass
 from exporter.graphs.rewrites.decomposed_hard_swish import DecomposedHardSwishPass
 from exporter.graphs.rewrites.fold_after import FoldAfterPass
@@ -21,6 +22,7 @@ from exporter.graphs.rewrites.strip_metadata import StripMetadataPass
 
 __all__ = [
     "CapturedValuesPass",
+    "ConstantMatMulPass",
     "ConstantValuesPass",
     "DecomposedHardSwishPass",
     "FoldAfterPass",
@@ -41,6 +43,7 @@ def rewrite_for_cpu(model: ir.Model) -> None:
     """Rewrite a float graph to the form that ONNX Runtime's CPU kernels run fastest, in float and int8."""
     for rewrite in (
         ConstantValuesPass(),
+        ConstantMatMulPass(),
         DecomposedHardSwishPass(),
         FoldAfterPass(),
         FoldBeforePass(),
