@@ -1,7 +1,8 @@
 """Multiply-adds of ONNX operators, computed from the shapes of each run.
 
-A multiply-add is one product that is added to a sum. Convolutions, matrix products, recurrent layers and
-attention consist of multiply-adds. By convention, elementwise arithmetic, norms, pooling, interpolation and
+A multiply-add is one product that is added to a sum. Convolutions, matrix products, recurrent layers,
+attention and Fourier transforms consist of multiply-adds. They are counted by their definition, not by the
+algorithm of a kernel. By convention, elementwise arithmetic, norms, pooling, interpolation and
 reductions are not counted, because they are small in comparison. `has_no_macs` lists the operators without
 multiply-adds. An operator that is not in this list and has no formula here is unknown; it never counts as
 0.
@@ -12,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import onnx
 
@@ -20,6 +22,7 @@ from exporter.graphs.domains import domain_of, is_standard
 from exporter.inspection.operators_without_macs import CONTAINERS, WITHOUT_MACS
 
 Shape = tuple[int, ...]
+_Value = TypeVar("_Value")
 # Domains of the operators that ONNX Runtime's optimizer creates.
 _RUNTIME = {"com.microsoft", "com.ms.internal.nhwc", "com.microsoft.nchwc"}
 
@@ -31,10 +34,13 @@ class Call:
     Attributes:
         inputs: shapes of the inputs in the node's order; None for an omitted optional input.
         outputs: shapes of the outputs in the node's order; None for an omitted optional output.
+        integers: for each input, its value if it is a constant with one integer, otherwise None. May be
+            shorter than `inputs`.
     """
 
     inputs: tuple[Shape | None, ...]
     outputs: tuple[Shape | None, ...]
+    integers: tuple[int | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -52,8 +58,8 @@ NOTHING = Work(0, 0)
 _Formula = Callable[[onnx.NodeProto, Call], Work]
 
 
-class _ShapeMissingError(Exception):
-    """A formula requires a tensor that the node omits."""
+class _UnknownError(Exception):
+    """A formula requires a tensor that the node omits, or a number that is not a constant."""
 
 
 def has_no_macs(node: onnx.NodeProto) -> bool:
@@ -71,13 +77,15 @@ def work_of(node: onnx.NodeProto, call: Call) -> Work | None:
         return None
     try:
         return formula(node, call)
-    except _ShapeMissingError:
+    except _UnknownError:
         return None
 
 
 def _formula(node: onnx.NodeProto) -> _Formula | None:
     if is_standard(node):
         return _ONNX_FORMULAS.get(node.op_type)
+    if node.domain == "ai.onnx.ml":
+        return _CLASSICAL_FORMULAS.get(node.op_type)
     if node.domain in _RUNTIME:
         return _RUNTIME_FORMULAS.get(node.op_type) or _ONNX_FORMULAS.get(node.op_type)
     return None
@@ -86,12 +94,19 @@ def _formula(node: onnx.NodeProto) -> _Formula | None:
 def _shape(shapes: Sequence[Shape | None], position: int) -> Shape:
     found = shapes[position] if position < len(shapes) else None
     if found is None:
-        raise _ShapeMissingError
+        raise _UnknownError
     return found
 
 
-def _optional(shapes: Sequence[Shape | None], position: int) -> Shape | None:
-    return shapes[position] if position < len(shapes) else None
+def _optional(values: Sequence[_Value | None], position: int) -> _Value | None:
+    return values[position] if position < len(values) else None
+
+
+def _integer(call: Call, position: int) -> int:
+    found = _optional(call.integers, position)
+    if found is None:
+        raise _UnknownError
+    return found
 
 
 def _float(count: Callable[[onnx.NodeProto, Call], int]) -> _Formula:
@@ -244,6 +259,80 @@ def _int8_attention(node: onnx.NodeProto, call: Call) -> Work:
     return Work(*_fused_attention(node, call, 8))
 
 
+def _grouped_attention(_node: onnx.NodeProto, call: Call) -> int:
+    """Count the scores and products of com.microsoft's GroupQueryAttention.
+
+    The result is [N, S, heads x D], all keys together are [N, key heads, T, D]. Queries and values have the
+    same D, so each element of the result stands for T multiply-adds with keys and T with values. A buffer
+    for later keys is counted whole.
+    """
+    return 2 * _shape(call.outputs, 1)[2] * math.prod(_shape(call.outputs, 0))
+
+
+def _experts(node: onnx.NodeProto, call: Call) -> int:
+    """Count the products of each token with the weights of the k experts that it is sent to.
+
+    Tokens are [..., features]; the weights of fc1, fc2 and fc3 are inputs 2, 4 and 6, [experts, ...].
+    """
+    tokens = math.prod(_shape(call.inputs, 0)[:-1])
+    weights = [_optional(call.inputs, position) for position in (2, 4, 6)]
+    each = sum(math.prod(shape[1:]) for shape in weights if shape)
+    return tokens * int(attributes_of(node).get("k", 1)) * each
+
+
+def _linear_model(node: onnx.NodeProto, call: Call) -> int:
+    """Count rows times coefficients of ai.onnx.ml's linear models; the rows are [N, features]."""
+    shape = _shape(call.inputs, 0)
+    rows = shape[0] if len(shape) > 1 else 1
+    coefficients: Sequence[float] = attributes_of(node)["coefficients"]
+    return rows * len(coefficients)
+
+
+def _distances(_node: onnx.NodeProto, call: Call) -> int:
+    """Count the products of all pairs of rows of [N, K] and [M, K]."""
+    return math.prod(_shape(call.outputs, 0)) * _shape(call.inputs, 0)[-1]
+
+
+def _fourier_transform(node: onnx.NodeProto, call: Call) -> int:
+    """Count the sums that define a DFT: one product of real numbers for each sample and result.
+
+    This is the count of the same transform written as a matrix product or convolution; a fast algorithm
+    needs fewer products. The last axis of input and result holds real and imaginary parts (2) or real
+    values (1). So a real signal has 2 products for each sample and frequency, a complex one 4.
+    """
+    signal, result = _shape(call.inputs, 0), _shape(call.outputs, 0)
+    attributes = attributes_of(node)
+    stated = _optional(call.inputs, 2) is not None  # an attribute up to opset 19, then an input
+    axis = _integer(call, 2) if stated else int(attributes.get("axis", -2))
+    samples, found = signal[axis], result[axis]
+    if attributes.get("inverse", 0):
+        summed = samples if samples == found // 2 + 1 else found
+    elif attributes.get("onesided", 0):
+        summed = _summed_samples(_optional(call.integers, 1), samples, found)
+    else:
+        summed = found
+    return math.prod(result) * summed * signal[-1]
+
+
+def _summed_samples(stated: int | None, samples: int, frequencies: int) -> int:
+    """The length of a one-sided transform: as stated, as the signal, or the even length that fits."""
+    if stated is not None:
+        return stated
+    return samples if samples // 2 + 1 == frequencies else 2 * (frequencies - 1)
+
+
+def _short_time_fourier_transform(_node: onnx.NodeProto, call: Call) -> int:
+    """Count the transforms of all frames, as `_fourier_transform` does; the window is elementwise.
+
+    The signal is [N, samples] or [N, samples, 1 or 2], the window [frame], the result
+    [N, frames, frequencies, 2].
+    """
+    signal, window = _shape(call.inputs, 0), _optional(call.inputs, 2)
+    length = window[0] if window else _integer(call, 3)
+    parts = signal[2] if len(signal) > 2 else 1
+    return math.prod(_shape(call.outputs, 0)) * length * parts
+
+
 def _affine_grid(_node: onnx.NodeProto, call: Call) -> int:
     """Count the products of each grid position [N, ..., D] with its matrix [N, D, D + 1]."""
     return math.prod(_shape(call.outputs, 0)) * _shape(call.inputs, 0)[-1]
@@ -261,10 +350,16 @@ _ONNX_FORMULAS: dict[str, _Formula] = {
     "RNN": _float(_recurrent),
     "Attention": _float(_onnx_attention),
     "AffineGrid": _float(_affine_grid),
+    "DFT": _float(_fourier_transform),
+    "STFT": _float(_short_time_fourier_transform),
     "ConvInteger": _int8(_convolution(1)),
     "QLinearConv": _int8(_convolution(3)),
     "MatMulInteger": _int8(_product),
     "QLinearMatMul": _int8(_product),
+}
+_CLASSICAL_FORMULAS: dict[str, _Formula] = {
+    "LinearClassifier": _float(_linear_model),
+    "LinearRegressor": _float(_linear_model),
 }
 _RUNTIME_FORMULAS: dict[str, _Formula] = {
     "FusedConv": _float(_convolution(1)),
@@ -278,6 +373,9 @@ _RUNTIME_FORMULAS: dict[str, _Formula] = {
     "MatMulFpQ4": _float(_product),
     "Attention": _float_attention,
     "MultiHeadAttention": _float(_multi_head_attention),
+    "GroupQueryAttention": _float(_grouped_attention),
+    "MoE": _float(_experts),
+    "CDist": _float(_distances),
     "NhwcQLinearConv": _int8(_convolution(3)),
     "QLinearConvTranspose": _int8(_transposed_convolution(3)),
     "DynamicQuantizeLSTM": _int8(_recurrent),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import TypedDict
 
 import onnx
 import onnxruntime
+from onnx import numpy_helper
 
 from bench.core.arrays import Array
 from exporter.graphs.edits import copy_of
@@ -19,6 +21,7 @@ from exporter.graphs.inference import open_model, session_options
 from exporter.inspection.macs import Call, Shape
 
 _KERNEL = "_kernel_time"
+_INTEGERS = frozenset({onnx.TensorProto.INT32, onnx.TensorProto.INT64})
 # One tensor: the name of its type -> its shape.
 _TypedShape = Mapping[str, Sequence[int]]
 
@@ -72,7 +75,27 @@ def node_calls(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> list[tuple
     for event in _profile(named, feeds):
         if event.get("cat") == "Node" and event["name"].endswith(_KERNEL):
             events.setdefault(event["name"].removesuffix(_KERNEL), []).append(event["args"])
-    return [_calls(node, events.get(node.name, [])) for node in nodes]
+    integers = _constant_integers(model.graph)
+    return [_calls(node, events.get(node.name, []), integers) for node in nodes]
+
+
+def _constant_integers(graph: onnx.GraphProto) -> dict[str, int]:
+    """The initializers and results of Constant nodes that hold one integer, in the graph and its bodies."""
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    found: dict[str, int] = {}
+    for node in graph.node:
+        for attribute in node.attribute if node.op_type == "Constant" else ():
+            if attribute.name == "value":
+                tensors[node.output[0]] = attribute.t
+            elif attribute.name == "value_int":
+                found[node.output[0]] = attribute.i
+        for body in bodies_of(node):
+            found |= _constant_integers(body)
+    return found | {
+        name: int(numpy_helper.to_array(tensor).item())
+        for name, tensor in tensors.items()
+        if tensor.data_type in _INTEGERS and math.prod(tensor.dims) == 1
+    }
 
 
 def _profile(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> list[_Event]:
@@ -89,14 +112,17 @@ def _profile(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> list[_Event]
         return found
 
 
-def _calls(node: onnx.NodeProto, events: Sequence[_Arguments]) -> tuple[Call, ...] | None:
+def _calls(
+    node: onnx.NodeProto, events: Sequence[_Arguments], integers: Mapping[str, int]
+) -> tuple[Call, ...] | None:
+    known = tuple(integers.get(name) for name in node.input)
     calls = []
     for event in events:
         inputs = _shapes(node.input, event["input_type_shape"])
         outputs = _shapes(node.output, event["output_type_shape"])
         if inputs is None or outputs is None:
             return None
-        calls.append(Call(inputs, outputs))
+        calls.append(Call(inputs, outputs, known))
     return tuple(calls)
 
 

@@ -1,8 +1,8 @@
 """The operators that are known to do no multiply-adds, by domain.
 
 An operator that is neither in this list nor has a formula in `inspection.macs` is reported as not counted.
-Elementwise arithmetic, norms, pooling, interpolation and reductions are listed by convention. DFT, STFT,
-linear models and similar operators are not listed, because they multiply and add.
+Elementwise arithmetic, norms, pooling, interpolation and reductions are listed by convention. Linear models
+and similar operators are not listed, because they multiply and add.
 """
 
 from __future__ import annotations

@@ -269,25 +269,94 @@ def test_operators_in_local_functions_are_counted(save):
     assert (audit(path).macs, audit(path).uncounted) == (3 * 3 * 7, ())
 
 
+@pytest.mark.parametrize(
+    ("stated", "signal", "result", "axis", "wanted"),
+    [
+        ({}, (1, 8, 1), (1, 8, 2), None, 8 * 8 * 2),
+        ({"onesided": 1}, (1, 8, 1), (1, 5, 2), None, 5 * 8 * 2),
+        ({"onesided": 1}, (1, 9, 1), (1, 5, 2), None, 5 * 9 * 2),
+        ({}, (1, 8, 2), (1, 8, 2), None, 8 * 8 * 4),
+        ({"axis": 2}, (1, 3, 8, 1), (1, 3, 8, 2), None, 3 * 8 * 8 * 2),
+        ({"axis": 1}, (1, 3, 8, 1), (1, 3, 8, 2), None, 8 * 3 * 3 * 2),
+        ({}, (1, 3, 8, 1), (1, 3, 8, 2), 1, 8 * 3 * 3 * 2),
+        ({}, (1, 8, 1), (1, 16, 2), None, 16 * 16 * 2),  # padded to 16 samples
+        ({"onesided": 1}, (1, 8, 1), (1, 9, 2), None, 9 * 16 * 2),
+        ({"inverse": 1}, (1, 8, 2), (1, 8, 2), None, 8 * 8 * 4),
+        ({"inverse": 1, "onesided": 1}, (1, 5, 2), (1, 8, 1), None, 8 * 5 * 2),
+    ],
+)
+def test_fourier_transforms_are_counted_as_products(stated, signal, result, axis, wanted):
+    inputs = ["x"] if axis is None else ["x", "", "axis"]
+    node = helper.make_node("DFT", inputs, ["y"], **stated)
+    shapes = (signal,) if axis is None else (signal, None, ())
+    call = Call(shapes, (result,), () if axis is None else (None, None, axis))
+    assert work_of(node, call) == Work(0, wanted)
+
+
+def test_a_fourier_transform_over_an_unknown_axis_has_no_count():
+    node = helper.make_node("DFT", ["x", "", "axis"], ["y"])
+    assert work_of(node, Call(((1, 3, 8, 1), None, ()), ((1, 3, 8, 2),), (None, None, None))) is None
+
+
+@pytest.mark.parametrize("opset", [17, 20])
+@pytest.mark.parametrize("as_node", [False, True])
+def test_fourier_transforms_are_counted_as_they_run(save, opset, as_node):
+    constants = {} if as_node else {"axis": np.int64(2)}
+    axis = [helper.make_node("Constant", [], ["axis"], value=numpy_helper.from_array(np.int64(2)))]
+    inputs = {"inputs": ["x"], "axis": 2} if opset == 17 else {"inputs": ["x", "", "axis"]}
+    nodes = [*(axis if as_node else []), helper.make_node("DFT", outputs=["y"], name="s", **inputs)]
+    found = audit(save(nodes, {} if opset == 17 else constants, ["N", 3, 8, 1], opset=opset))
+    assert (found.macs, found.uncounted) == (3 * 8 * 8 * 2, ())
+
+
+@pytest.mark.parametrize(("window", "onesided"), [(True, 1), (True, 0), (False, 1)])
+def test_short_time_fourier_transforms_are_counted_by_frame(save, window, onesided):
+    inputs = ["x", "step", "window"] if window else ["x", "step", "", "length"]
+    nodes = [helper.make_node("STFT", inputs, ["y"], name="s", onesided=onesided)]
+    length = {"window": np.hanning(16).astype(np.float32)} if window else {"length": np.int64(16)}
+    found = audit(save(nodes, {"step": np.int64(8), **length}, ["N", 80, 1]))
+    assert found.macs == 9 * (9 if onesided else 16) * 16 * 2
+    assert [(one.name, one.op_type) for one in found.float_ops] == [("s", "STFT")]
+
+
+def test_grouped_attention_is_counted_over_all_keys():
+    node = helper.make_node("GroupQueryAttention", ["q", "k", "v"], ["y", "pk", "pv"], domain=MICROSOFT)
+    call = Call(((1, 3, 8), (1, 3, 4), (1, 3, 4)), ((1, 3, 8), (1, 1, 7, 4), (1, 1, 7, 4)))
+    assert work_of(node, call) == Work(0, 2 * 7 * 3 * 8)
+
+
+def test_only_the_chosen_experts_are_counted():
+    node = helper.make_node("MoE", ["x", "r", "w1", "", "w2"], ["y"], domain=MICROSOFT, k=2)
+    call = Call(((1, 3, 8), (3, 4), (4, 8, 16), None, (4, 16, 8)), ((1, 3, 8),))
+    assert work_of(node, call) == Work(0, 3 * 2 * (8 * 16 + 16 * 8))
+
+
+def test_linear_models_and_distances_are_counted():
+    linear = helper.make_node("LinearRegressor", ["x"], ["y"], domain="ai.onnx.ml", coefficients=[1.0] * 14)
+    assert work_of(linear, Call(((3, 7),), ((3, 2),))) == Work(0, 3 * 14)
+    distances = helper.make_node("CDist", ["a", "b"], ["y"], domain=MICROSOFT)
+    assert work_of(distances, Call(((3, 7), (5, 7)), ((3, 5),))) == Work(0, 3 * 5 * 7)
+
+
 @pytest.fixture
 def half_known(save):
-    """A float product, and a Fourier transform, for which there is no formula."""
+    """A float product, and a determinant, for which there is no formula."""
     nodes = [
         helper.make_node("MatMul", ["x", "w"], ["h"], name="product"),
-        helper.make_node("DFT", ["h"], ["y"], name="spectrum", axis=1),
+        helper.make_node("Det", ["h"], ["y"], name="volume"),
     ]
-    return save(nodes, {"w": normal(1, 1)}, ["N", 8, 1])
+    return save(nodes, {"w": normal(2, 2)}, ["N", 2, 2])
 
 
 def test_an_operator_without_formula_makes_the_share_an_upper_bound(half_known):
     found = audit(half_known)
-    assert [(one.name, one.op_type) for one in found.uncounted] == [("spectrum", "DFT")]
+    assert [(one.name, one.op_type) for one in found.uncounted] == [("volume", "Det")]
     assert share_text(found) == (
         "at most 0.0% of 8 multiply-adds run in int8: "
-        "DFT 'spectrum' is not counted (no formula for its multiply-adds is known)"
+        "Det 'volume' is not counted (no formula for its multiply-adds is known)"
     )
     assert json.loads(found.model_dump_json())["uncounted"] == [
-        {"name": "spectrum", "op_type": "DFT", "reason": "no formula for its multiply-adds is known"}
+        {"name": "volume", "op_type": "Det", "reason": "no formula for its multiply-adds is known"}
     ]
 
 
@@ -296,7 +365,7 @@ def test_an_upper_bound_meets_no_minimum(half_known):
     assert coverage_failure(wholly, 0.0) is None
     assert coverage_failure(wholly, 0.95) == (
         "at most 100.0% of multiply-adds run in int8, at least 95.0% required; "
-        "DFT 'spectrum' is not counted (no formula for its multiply-adds is known)"
+        "Det 'volume' is not counted (no formula for its multiply-adds is known)"
     )
     assert "1 operator stays in float, the largest is product" in coverage_failure(audit(half_known), 0.95)
 
@@ -309,8 +378,8 @@ def test_several_uncounted_operators_are_reported_in_one_line(half_known):
 
 
 def test_the_share_is_unknown_if_nothing_is_counted(save):
-    found = audit(save([helper.make_node("DFT", ["x"], ["y"], name="s", axis=1)], {}, ["N", 8, 1]))
-    assert share_text(found).startswith("the fraction in int8 is unknown: DFT 's' is not counted")
+    found = audit(save([helper.make_node("Det", ["x"], ["y"], name="s")], {}, ["N", 8, 8]))
+    assert share_text(found).startswith("the fraction in int8 is unknown: Det 's' is not counted")
 
 
 def test_operators_of_other_domains_are_unknown_whatever_their_name():
