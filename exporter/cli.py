@@ -224,7 +224,12 @@ def quantize(
         CalibrationMethod, typer.Option(help="Method that chooses the activation ranges.")
     ] = "minmax",
     exclude: Annotated[
-        list[str] | None, typer.Option(metavar="NODE", help="Keep this node in float; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            metavar="NODE",
+            help="Keep a node of the given file in float, all nodes of a module, or those that match a "
+            "pattern with *; may be repeated.",
+        ),
     ] = None,
     cache: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Store activation ranges here and reuse stored ones.")

@@ -41,7 +41,7 @@ def quantize(
         target: the kind of CPU that the model will run on; `auto` is this CPU.
         onnxruntime: versions that must run the model, for example `>=1.24`; by default all supported ones.
         method: method that chooses the activation ranges.
-        exclude: names of nodes to keep in float.
+        exclude: nodes of the given file to keep in float, by name, module or pattern with `*`.
         cache: folder in which activation ranges are stored and reused; None stores nothing.
         repair: names of accuracy repairs, in order; each is kept only if it helps on held-out samples.
         max_drop: largest accuracy loss on held-out samples, 0 to below 1; layers stay in float to meet it.

@@ -21,6 +21,7 @@ from bench.inputs.runtime import RuntimeVersion
 from bench.inputs.session import Signature, check_feeds, open_session, signature_of
 from bench.measuring.worker import fixed_batch, memory_bytes
 from exporter.extras import require
+from exporter.graphs.given_names import excluded_nodes, read_given, restore_names
 from exporter.graphs.kernels import check_runtime_asked
 from exporter.graphs.normal_form import normalize
 from exporter.graphs.onnx_files import check_quantizable, read_model
@@ -63,7 +64,7 @@ def quantize_weights_file(
         out: the `.onnx` file to write.
         target: the kind of CPU that the model will run on.
         block_size: number of weights that share a scale.
-        exclude: names of nodes to keep in float.
+        exclude: nodes of the given file to keep in float, by name, module or pattern with `*`.
         onnxruntime: versions of ONNX Runtime that the model must run on, for example `>=1.24`; for the
             default see `exporter.graphs.targets`.
 
@@ -77,14 +78,16 @@ def quantize_weights_file(
     chosen = _target(target, onnxruntime)
     with _float_file(model) as path:
         proto, signature = _read_float(path, None if onnxruntime is None else chosen.runtime)
+        given = read_given(path)
         answers = _answers_if_any(path, made_up_samples(path, signature))
     network = prepare(proto, answers)
     check_same_values(model, answers, network)
+    restore_names(network, given)
     made = quantize_weights(
         network,
         out,
         block_size=block_size,
-        exclude=exclude,
+        exclude=excluded_nodes(network, given, exclude),
         target=chosen,
         accept=partial(check_same_outputs, model, answers),
     )
@@ -112,7 +115,7 @@ def quantize_file(
         out: the `.onnx` file to write.
         target: the kind of CPU that the model will run on.
         method: method that chooses the activation ranges.
-        exclude: names of nodes to keep in float.
+        exclude: nodes of the given file to keep in float, by name, module or pattern with `*`.
         cache: folder in which activation ranges are stored, so that the same model and samples need no new
             calibration if only `exclude` changes; None stores nothing.
         repairs: accuracy repairs and fallback; they are scored on a quarter of the samples.
@@ -134,11 +137,14 @@ def quantize_file(
     samples = open_samples(data)
     with _float_file(model) as path:
         proto, signature = _read_float(path, None if onnxruntime is None else chosen.runtime)
+        given = read_given(path)
         check_feeds(data, signature, samples.feeds)
         answers = _answers_to(data, path, signature)
     network = prepare(proto, answers)
     check_same_values(model, answers, network)
-    settings = Int8Settings(chosen, method, exclude, fixed_batch(signature))
+    restore_names(network, given)
+    excluded = excluded_nodes(network, given, exclude)
+    settings = Int8Settings(chosen, method, excluded, fixed_batch(signature))
     accept = partial(check_same_outputs, model, answers)
     if repairs.asked:
         loaded = read_evaluation(data)  # repairs read the samples many times, so they are kept in memory

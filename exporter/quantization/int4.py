@@ -15,11 +15,11 @@ from exporter.graphs.attributes import attributes_of
 from exporter.graphs.edits import add_constant, copy_of, remove_constants, replace_nodes
 from exporter.graphs.index import GraphIndex
 from exporter.graphs.names import name_nodes
+from exporter.graphs.node_patterns import named_nodes
 from exporter.graphs.targets import Target
 from exporter.quantization.embedding_tables import quantize_tables
 from exporter.quantization.ort_quantizer import quantize_products
 from exporter.quantization.output import Accept, accept_all, write_quantized
-from exporter.quantization.qdq import check_exclude
 from exporter.results import Int4Model
 
 BITS: Final = 4
@@ -49,7 +49,7 @@ def quantize_weights(
         model: the float model.
         destination: the file to write.
         block_size: weights per scale: 16, 32, 64, 128 or 256.
-        exclude: names of nodes to leave in float.
+        exclude: nodes to leave in float, by name, module or pattern (`exporter.graphs.node_patterns`).
         target: the kind of CPU to quantize for. All kinds have the kernel.
         accept: called with the finished file before it is moved to `destination`; may raise to reject it.
 
@@ -58,7 +58,7 @@ def quantize_weights(
             rejects the model.
     """
     copy = copy_of(model)
-    check_exclude(copy, tuple(exclude))
+    exclude = named_nodes(copy, exclude)
     name_nodes(copy)
     _split_gemms(copy.graph, exclude)
     quantized = quantize_products(

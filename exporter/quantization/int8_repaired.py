@@ -13,11 +13,11 @@ from bench.core.errors import UsageError
 from bench.core.progress import Progress
 from exporter.graphs.edits import copy_of
 from exporter.graphs.names import name_nodes
+from exporter.graphs.node_patterns import named_nodes
 from exporter.graphs.trained_qparams import TrainedQparams
 from exporter.options import RepairName
 from exporter.quantization.int8 import Int8Settings, quantize_model
 from exporter.quantization.output import Accept, accept_all
-from exporter.quantization.qdq import check_exclude
 from exporter.quantization.repair import REPAIRS
 from exporter.quantization.repair.budget import meet_budget
 from exporter.quantization.repair.held_out import RepairSamples
@@ -80,7 +80,7 @@ def quantize_repaired(
             meets the fallback's budget.
     """
     check_repairs(repairs.names)
-    check_exclude(model, settings.exclude)
+    settings = replace(settings, exclude=named_nodes(model, settings.exclude))
     named = _with_named_nodes(model)
     judge = Judge(named, samples.held_out, samples.labels, settings.fixed_batch or _JUDGE_BATCH)
     models = calibrated(named, samples.fitted, settings, progress)

@@ -11,6 +11,7 @@ from exporter.errors import ExportError
 from exporter.graphs.edits import copy_of
 from exporter.graphs.float_fusions import float_fusions
 from exporter.graphs.names import name_nodes
+from exporter.graphs.node_patterns import named_nodes
 from exporter.graphs.onnx_files import infer_shapes
 from exporter.graphs.ranges import Range
 from exporter.graphs.rewrites import hard_swish
@@ -58,7 +59,7 @@ def plan_qdq(model: onnx.ModelProto, target: Target, exclude: tuple[str, ...] = 
     Args:
         model: the float model with folded BatchNorm; it is not changed.
         target: the kind of CPU, which determines types, granularity and operators.
-        exclude: names of nodes to leave in float.
+        exclude: nodes to leave in float, by name, module or pattern (`exporter.graphs.node_patterns`).
 
     Raises:
         ExportError: an excluded node does not exist, or nothing would run in int8 though nothing is
@@ -66,7 +67,7 @@ def plan_qdq(model: onnx.ModelProto, target: Target, exclude: tuple[str, ...] = 
     """
     network = infer_shapes(model)
     name_nodes(network)
-    check_exclude(network, exclude)
+    exclude = named_nodes(network, exclude)
     slow = slow_nodes(network)
     left = (*exclude, *edge_nodes(network), *float_fusions(network), *slow)
     names = hard_swish.candidates(network) - set(left)
@@ -119,18 +120,3 @@ def make_qdq(
     hard_swish.hide_factor(model, plan.gates)
     join_bytes(model)
     return model
-
-
-def check_exclude(model: onnx.ModelProto, exclude: tuple[str, ...]) -> None:
-    """Check that all nodes to leave in float exist.
-
-    Raises:
-        ExportError: a node does not exist; the error lists some nodes of the graph.
-    """
-    names = {node.name for node in model.graph.node}
-    for name in exclude:
-        if name not in names:
-            some = ", ".join(sorted(names)[:12])
-            raise ExportError(
-                "quantize.exclude", f"the graph has no node {name!r}", f"choose nodes of the graph: {some}"
-            )

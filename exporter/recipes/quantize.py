@@ -61,7 +61,9 @@ class QuantizeConfig(FrozenModel):
         "cuts off at most 0.01 % of the values. `entropy`: smallest KL divergence. `mse`: smallest "
         "squared error.",
     )
-    exclude: tuple[str, ...] = Field((), description="Names of ONNX nodes to keep in float.")
+    exclude: tuple[str, ...] = Field(
+        (), description="ONNX nodes to keep in float: names of nodes or modules, or patterns with `*`."
+    )
     bits: Literal[4, 8] = Field(
         8,
         description="8: quantize weights and activations. 4: quantize only the weights of matrix products, "
