@@ -185,7 +185,8 @@ def inspect(
         print_json(found.as_json())
     else:
         _print_audit(found.audit)
-        _print_layers(found.layers or ())
+        if found.layers is not None:
+            _print_layers(found.layers)
     if min_int8 is not None:
         from exporter.inspection.audit import coverage_failure
 
@@ -374,6 +375,8 @@ def _print_audit(found: Audit) -> None:
 def _print_layers(errors: Sequence[LayerError]) -> None:
     from rich.markup import escape
 
+    if not errors:
+        print_rich("  no layers: this model rounds no tensor of the float model")
     for error in errors:
         low, high = error.range
         ends = f"values {error.lowest:.3g} to {error.highest:.3g}, int8 range {low:.3g} to {high:.3g}"

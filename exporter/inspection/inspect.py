@@ -12,7 +12,8 @@ from bench.core.files import AnyPath
 from bench.inputs.artifact import Subject, subject
 from bench.inputs.evaluation import read_evaluation
 from bench.inputs.runtime import check_runtime, stated_version
-from bench.inputs.session import open_session
+from bench.inputs.session import open_session, signature_of
+from bench.measuring.worker import fixed_batch
 from exporter.extras import require
 from exporter.results import Audit, LayerError
 from exporter.sources.splits import ArraySamples
@@ -80,7 +81,7 @@ def inspect(
 
 
 def _layers(chosen: Subject, float_model: Path | None) -> tuple[LayerError, ...]:
-    from exporter.inspection.layer_errors import LAYER_SAMPLES, layer_errors
+    from exporter.inspection.layer_errors import layer_errors, layer_samples
 
     reference = float_model or chosen.float_twin
     if reference is None:
@@ -89,5 +90,6 @@ def _layers(chosen: Subject, float_model: Path | None) -> tuple[LayerError, ...]
         raise UsageError("--layers", "there are no samples to run", "provide samples with --data")
     check_runtime(reference, stated_version(reference))
     open_session(reference)  # raises clear errors if the model cannot be loaded
-    samples = read_evaluation(chosen.evaluation, rows=LAYER_SAMPLES, spread=True)
-    return layer_errors(reference, chosen.model, ArraySamples(samples.feeds))
+    size = fixed_batch(signature_of(open_session(chosen.model)))
+    samples = read_evaluation(chosen.evaluation, rows=layer_samples(size), spread=True)
+    return layer_errors(reference, chosen.model, ArraySamples(samples.feeds), size)
