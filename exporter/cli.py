@@ -171,6 +171,13 @@ def inspect(
             "--float", help="Float model to compare layers with; default: the artifact's float model."
         ),
     ] = None,
+    target: Annotated[
+        TargetName | None,
+        typer.Option(
+            help="CPU kind to inspect for, auto for this CPU; default: the one that the model is made for. "
+            "Layers that may saturate are shown for x86-avx2 and portable."
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show which operators ONNX Runtime runs in int8, which stay in float, and which may saturate.
@@ -180,7 +187,7 @@ def inspect(
     """
     from exporter.inspection.inspect import inspect as inspect_model
 
-    found = inspect_model(model, data=data, layers=layers, float_model=float_model)
+    found = inspect_model(model, data=data, layers=layers, float_model=float_model, target=target)
     if as_json:
         print_json(found.as_json())
     else:

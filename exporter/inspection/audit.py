@@ -28,6 +28,7 @@ from bench.inputs.session import (
 )
 from bench.measuring.worker import fixed_batch, synthetic_feeds
 from exporter.graphs.index import GraphIndex
+from exporter.graphs.targets import TARGETS
 from exporter.inspection.fusion import float_reason, needless_pairs, plain_name
 from exporter.inspection.macs import NOTHING, Call, Work, has_no_macs, work_of
 from exporter.inspection.node_calls import PlacedNode, all_nodes, node_calls
@@ -50,7 +51,8 @@ def audit(path: Path, data: Path | None = None, made_for: str | None = None) -> 
         data: samples in the format of `inputs.evaluation`. Without samples, feeds are synthesized from
             the input signature, and saturation is bounded instead of observed.
         made_for: a kind of CPU. ONNX Runtime's optimizer then fuses as on that kind; this works on any
-            host. For None or an unknown kind, it fuses as on this host.
+            host. For None or an unknown kind, it fuses as on this host. Saturation is reported only for
+            kinds whose sums can saturate.
 
     Raises:
         ModelError: the model cannot be loaded or run.
@@ -85,9 +87,19 @@ def audit(path: Path, data: Path | None = None, made_for: str | None = None) -> 
         uncounted=uncounted,
         needless_pairs=needless_pairs(graph),
         quantized_at_load=_quantized_at_load(written, in_int8),
-        saturation=_saturation(path, written, batches, {f.name for f in floats} - in_int8) if x86 else (),
+        saturation=(
+            _saturation(path, written, batches, {f.name for f in floats} - in_int8)
+            if _saturates(made_for, target)
+            else ()
+        ),
         samples=sum(len(next(iter(batch.values()))) for batch in batches),
     )
+
+
+def _saturates(made_for: str | None, target: str) -> bool:
+    """Whether 16-bit sums can saturate on the kind of CPU that is asked for, or else on this host."""
+    kinds: dict[str, bool] = {name: kind.saturates for name, kind in TARGETS.items()}
+    return kinds.get(made_for or target, kinds.get(target, False))
 
 
 def share_text(found: Audit) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from pydantic import JsonValue
 
@@ -11,10 +12,12 @@ from bench.core.errors import UsageError
 from bench.core.files import AnyPath
 from bench.inputs.artifact import Subject, subject
 from bench.inputs.evaluation import read_evaluation
+from bench.inputs.host import fingerprint, host_target
 from bench.inputs.runtime import check_runtime, stated_version
 from bench.inputs.session import open_session, signature_of
 from bench.measuring.worker import fixed_batch
 from exporter.extras import require
+from exporter.options import TargetName
 from exporter.results import Audit, LayerError
 from exporter.sources.splits import ArraySamples
 
@@ -45,6 +48,7 @@ def inspect(
     data: AnyPath | None = None,
     layers: bool = False,
     float_model: AnyPath | None = None,
+    target: TargetName | None = None,
 ) -> Inspection:
     """Inspect which operators of a model ONNX Runtime runs in int8 and in float.
 
@@ -53,10 +57,13 @@ def inspect(
         data: samples, an `.npz` with one array [N, ...] per model input. By default, an artifact's own.
         layers: whether to measure the error of each layer; requires samples and a float model.
         float_model: the model to compare layers with. By default, an artifact's own float model.
+        target: the kind of CPU to inspect for; `auto` is this CPU. By default, the kind that the model was
+            made for. Layers that may saturate are reported for `x86-avx2` and `portable`.
 
     Raises:
         MissingExtraError: the extra `export` is not installed.
-        UsageError: the file does not exist, or `layers` is set without samples or a float model.
+        UsageError: the file does not exist, the target is unknown, or `layers` is set without samples or a
+            float model.
         ArtifactError: the folder is not a complete artifact.
         ModelError: the model cannot be loaded or run, or requires a newer ONNX Runtime.
         DataError: the samples do not fit the model.
@@ -73,8 +80,12 @@ def inspect(
     require("onnx", "export")
     from exporter.inspection.audit import audit
 
+    known = get_args(TargetName)
+    if target is not None and target not in known:
+        raise UsageError("--target", f"{target!r} is unknown", f"choose one of: {', '.join(known)}")
+    wanted = host_target(fingerprint()) if target == "auto" else target
     chosen = subject(Path(model), None if data is None else Path(data))
-    found = audit(chosen.model, chosen.evaluation, chosen.target)
+    found = audit(chosen.model, chosen.evaluation, wanted or chosen.target)
     return Inspection(
         found, _layers(chosen, None if float_model is None else Path(float_model)) if layers else None
     )

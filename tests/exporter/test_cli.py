@@ -137,18 +137,22 @@ def test_inspect_shows_what_stayed_in_float(built_once, command):
     assert len(rest) == 3
 
 
-def test_inspect_shows_layers_that_may_saturate(built_once, command):
+def test_inspect_shows_layers_that_may_saturate_if_such_a_target_is_asked_for(built_once, command):
     """The tiny network was quantized for VNNI, so its weights use all 8 bits."""
     model, data = (built_once.artifact / name for name in ("model.onnx", "evaluation.npz"))
-    bounded = [line for line in command("inspect", model).out.splitlines() if "saturate" in line]
+    assert "saturate" not in command("inspect", model, "--data", data).out
+    avx2 = ("--target", "x86-avx2")
+    bounded = [line for line in command("inspect", model, *avx2).out.splitlines() if "saturate" in line]
     assert bounded
     assert all(line.startswith("  may saturate without VNNI: ") for line in bounded)
     assert all(line.endswith(" channels; not observed)") for line in bounded)
-    seen = command("inspect", model, "--data", data).out
-    assert seen == command("inspect", built_once.artifact).out
+    seen = command("inspect", model, "--data", data, *avx2).out
+    assert seen == command("inspect", built_once.artifact, *avx2).out
     lines = [line for line in seen.splitlines() if "saturate" in line]
     assert len(lines) <= len(bounded)
     assert all("of its sums saturate on 32 samples, SQNR " in line for line in lines)
+    refused = command("inspect", model, "--target", "z80")
+    assert (refused.code, "x86-avx2" in refused.err) == (2, True)
 
 
 def test_inspect_fails_below_min_int8(built_once, command):

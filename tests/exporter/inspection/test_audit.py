@@ -152,7 +152,7 @@ def test_a_model_without_products(save):
 
 def test_large_weights_of_one_sign_may_saturate(save, to_int8):
     weight = np.ones((4, 2, 3, 3), np.float32)  # all become 127: 255 x (127 + 127) does not fit in 16 bits
-    found = audit(to_int8(conv_net(save, weight)))
+    found = audit(to_int8(conv_net(save, weight)), made_for="x86-avx2")
     (layer,) = [layer for layer in found.saturation if layer.name == "conv"]
     assert layer.channels == 4
     assert layer.affects_this_host is not has_vnni(fingerprint())
@@ -163,7 +163,7 @@ def test_saturation_is_observed_on_samples(save, to_int8, tmp_path):
     path = to_int8(conv_net(save, np.ones((4, 2, 3, 3), np.float32)))
     # The values are larger than in calibration, so their bytes are 255.
     np.savez(tmp_path / "bright.npz", x=np.full((3, 2, 8, 8), 9, np.float32))
-    found = audit(path, tmp_path / "bright.npz")
+    found = audit(path, tmp_path / "bright.npz", "x86-avx2")
     layer = found.saturation[0]
     assert (layer.name, layer.channels, layer.observed_share, found.samples) == ("conv", 4, 1.0, 3)
     # With bytes of 255 and weights of 127, each of nine pairs sums to 32767 instead of 64770. The zero
@@ -179,7 +179,7 @@ def test_saturation_is_observed_on_all_of_sorted_data(save, to_int8, tmp_path):
     path = to_int8(conv_net(save, np.ones((4, 2, 3, 3), np.float32)))
     level = np.repeat(np.float32([-9, 9]), 60)  # the bright half comes after the first 32 samples
     np.savez(tmp_path / "sorted.npz", x=np.ones((120, 2, 8, 8), np.float32) * level[:, None, None, None])
-    found = audit(path, tmp_path / "sorted.npz")
+    found = audit(path, tmp_path / "sorted.npz", "portable")
     assert (found.samples, found.saturation[0].observed_share) == (32, 0.5)
 
 
@@ -207,7 +207,7 @@ def test_opposite_signs_cancel_and_small_weights_fit(save, to_int8):
     lone = np.zeros((4, 2, 3, 3), np.float32)
     lone[:, 0, 1, 1] = 1
     lone[:, 1, 1, 1] = -1
-    found = audit(to_int8(conv_net(save, lone)))
+    found = audit(to_int8(conv_net(save, lone)), made_for="x86-avx2")
     assert "conv" not in {layer.name for layer in found.saturation}
 
 
@@ -216,13 +216,26 @@ def test_a_model_for_a_saturating_target_does_not_saturate_on_its_calibration_sa
 ):
     path = conv_net(save, np.ones((4, 2, 3, 3), np.float32))
     data = samples(tmp_path / "calibration.npz", (2, 8, 8))
-    assert "conv" in {layer.name for layer in audit(to_int8(path), data).saturation}
-    assert audit(to_int8(path, target="x86-avx2"), data).saturation == ()
+    assert "conv" in {layer.name for layer in audit(to_int8(path), data, "x86-avx2").saturation}
+    assert audit(to_int8(path, target="x86-avx2"), data, "x86-avx2").saturation == ()
+
+
+@pytest.mark.parametrize(("vnni", "target"), [(True, "x86-vnni"), (False, "x86-avx2")])
+def test_saturation_is_reported_only_for_kinds_that_saturate(save, to_int8, monkeypatch, vnni, target):
+    """If no kind is asked for, that of this host counts."""
+    monkeypatch.setattr(audit_module, "host_target", lambda host: target)
+    path = to_int8(conv_net(save, np.ones((4, 2, 3, 3), np.float32)))
+    assert bool(audit(path).saturation) is not vnni
+    assert bool(audit(path, made_for="z80").saturation) is not vnni
+    for made_for in ("x86-vnni", "arm64"):
+        assert audit(path, made_for=made_for).saturation == ()
+    for made_for in ("x86-avx2", "portable"):
+        assert audit(path, made_for=made_for).saturation
 
 
 def test_saturation_affects_hosts_without_vnni(save, to_int8, monkeypatch):
     monkeypatch.setattr(audit_module, "has_vnni", lambda host: False)
-    found = audit(to_int8(conv_net(save, np.ones((4, 2, 3, 3), np.float32))))
+    found = audit(to_int8(conv_net(save, np.ones((4, 2, 3, 3), np.float32))), made_for="x86-avx2")
     assert all(layer.affects_this_host for layer in found.saturation)
     assert found.saturation
 
@@ -273,7 +286,7 @@ def test_a_quantized_layer_that_runs_in_float_is_counted_as_float(save, to_int8)
 
 def test_matrix_products_are_checked_for_saturation(save, to_int8):
     nodes = [helper.make_node("MatMul", ["x", "w"], ["y"], name="product")]
-    found = audit(to_int8(save(nodes, {"w": np.ones((7, 5), np.float32)}, ["N", 7])))
+    found = audit(to_int8(save(nodes, {"w": np.ones((7, 5), np.float32)}, ["N", 7])), made_for="x86-avx2")
     assert found.int8_mac_ratio == 1.0
     assert found.macs == 7 * 5
     assert found.saturation[0].channels == 5
