@@ -27,6 +27,7 @@ from bench.inputs.session import (
     signature_of,
 )
 from bench.measuring.worker import fixed_batch, synthetic_feeds
+from exporter.graphs.float_reasons import stated_reasons
 from exporter.graphs.index import GraphIndex
 from exporter.graphs.targets import TARGETS
 from exporter.inspection.fusion import float_reason, needless_pairs, plain_name
@@ -69,7 +70,8 @@ def audit(path: Path, data: Path | None = None, made_for: str | None = None) -> 
     graph, written = GraphIndex.of(model.graph), onnx.load(path)
     counted, uncounted = _count(path, model, feeds)
     x86 = target.startswith("x86")
-    floats = [_float_operator(one, work, graph, x86=x86) for one, work in counted if work.float]
+    stated = stated_reasons(written)
+    floats = [_float_operator(one, work, graph, stated, x86=x86) for one, work in counted if work.float]
     in_int8 = {plain_name(one.node) for one, work in counted if work.int8}
     operators: dict[str, int] = {}
     for one, _ in counted:
@@ -190,14 +192,17 @@ def _work(node: onnx.NodeProto, runs: Sequence[Call] | None) -> Work | str:
     return total
 
 
-def _float_operator(placed: PlacedNode, work: Work, graph: GraphIndex, *, x86: bool) -> FloatOperator:
+def _float_operator(
+    placed: PlacedNode, work: Work, graph: GraphIndex, stated: Mapping[str, str], *, x86: bool
+) -> FloatOperator:
+    """An operator with its reason: a body that contains it, a reason that the file states, or its form."""
     node, container = placed.node, placed.container
     if work.int8:
         reason = "its projections run in int8, but the products of its activations do not"
     elif container is not None:
         reason = f"it is in the body of {container.op_type} {container.name!r}, which is not quantized"
     else:
-        reason = float_reason(node, graph, x86=x86)
+        reason = stated.get(plain_name(node)) or float_reason(node, graph, x86=x86)
     return FloatOperator(name=plain_name(node), op_type=node.op_type, macs=work.float, reason=reason)
 
 

@@ -7,6 +7,7 @@ around them cost time without benefit.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 
 import onnx
@@ -21,11 +22,14 @@ _INT8_FORMS = {
     "GlobalAveragePool", "LeakyRelu", "MatMul", "MaxPool", "Mul", "ReduceMax", "ReduceMin", "Reshape",
     "Resize", "Sigmoid", "Slice", "Softmax", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze", "Where",
 }  # fmt: skip
-# Operators for which ONNX Runtime's quantizer or its CPU kernels have no static int8 form.
-_FLOAT_ONLY = {
-    "AffineGrid", "Attention", "ConvTranspose", "DeformConv", "Einsum", "GRU", "LSTM", "MultiHeadAttention",
-    "RNN",
+# Multiplying operators, and ONNX Runtime's fused forms of them, that have static int8 kernels.
+_QUANTIZABLE = {
+    "Conv", "FusedConv", "FusedGemm", "FusedMatMul", "Gemm", "MatMul", "NhwcConv", "NhwcFusedConv",
+    "TransposeMatMul",
 }  # fmt: skip
+_PRODUCTS = {"MatMul", "FusedMatMul", "TransposeMatMul"}
+# Fusions name a product after its MatMul, for example `fc/MatMulAddFusion/`.
+_FUSION = re.compile(r"/\w+Fusion/?$")
 _SIGNED_FUSES_ONLY_ALONE = (
     "ONNX Runtime converts signed activations (S8S8) to unsigned ones (U8S8), which fuse on x86, "
     "only if a tensor has one reader; quantize for x86-vnni or x86-avx2"
@@ -45,8 +49,10 @@ def float_reason(node: onnx.NodeProto, graph: GraphIndex, *, x86: bool) -> str:
 
 def _reasons(node: onnx.NodeProto, graph: GraphIndex, *, x86: bool) -> Iterator[str]:
     """The reasons why an operator runs in float, the simplest first. There is at least one."""
-    if node.op_type in _FLOAT_ONLY:
-        yield "ONNX Runtime's quantizer or CPU kernels do not support it in int8"
+    if node.op_type not in _QUANTIZABLE:
+        yield f"ONNX Runtime has no static int8 kernel for {node.op_type}"
+    if (form := _unquantized_form(node, graph)) is not None:
+        yield form
     before = graph.maker(node.input[0], "DequantizeLinear")
     readers = graph.readers_of(node)
     rounded = [n for n in readers if n.op_type == "QuantizeLinear"]
@@ -62,7 +68,7 @@ def _reasons(node: onnx.NodeProto, graph: GraphIndex, *, x86: bool) -> Iterator[
         yield f"it was not quantized{hint if mixed else ''}"
     if before is None:
         yield "its input is not quantized"
-    if len(node.input) > 2 and graph.maker(node.input[2], "DequantizeLinear") is None:
+    if len(node.input) > 2 and node.input[2] and graph.maker(node.input[2], "DequantizeLinear") is None:
         yield "its bias is not quantized"
     if not rounded:
         yield f"its output is not quantized: it feeds {_some(in_float)}"
@@ -77,6 +83,27 @@ def _reasons(node: onnx.NodeProto, graph: GraphIndex, *, x86: bool) -> Iterator[
             what = " and ".join(shared) or "its activations are signed"
             yield f"{what}: {_SIGNED_FUSES_ONLY_ALONE}"
     yield "its types or neighbours prevent ONNX Runtime from fusing it (U8S8 fuses on x86)"
+
+
+def _unquantized_form(node: onnx.NodeProto, graph: GraphIndex) -> str | None:
+    """The reason that lies in the form of a product: where its constant is, and of which rank."""
+    if len(node.input) < 2 or node.op_type not in _QUANTIZABLE:
+        return None
+    left, right = (_is_weight(name, graph) for name in node.input[:2])
+    if node.op_type not in _PRODUCTS:
+        return None if right else "its weights are computed, and only constant weights are quantized"
+    if left and not right:
+        return "its constant is on the left, and only constants on the right are quantized"
+    if not right:
+        return "it multiplies two activations, which are not quantized: 8 bits cost attention much accuracy"
+    rank = len(graph.shape(node.input[1]) or (0, 0))
+    return None if rank == 2 else f"its weights have rank {rank}, and only matrices are quantized"
+
+
+def _is_weight(name: str, graph: GraphIndex) -> bool:
+    """Whether a tensor is a constant or a dequantized constant."""
+    before = graph.maker(name, "DequantizeLinear")
+    return graph.is_constant(name if before is None else before.input[0])
 
 
 def needless_pairs(graph: GraphIndex) -> tuple[NeedlessPair, ...]:
@@ -220,5 +247,5 @@ def _some(words: Sequence[str]) -> str:
 
 
 def plain_name(node: onnx.NodeProto) -> str:
-    """The node's original name, without the suffix of ONNX Runtime's layout transformer."""
-    return node.name.partition("_token_")[0]
+    """The node's original name, without the suffixes of ONNX Runtime's layout transformer and fusions."""
+    return _FUSION.sub("", node.name.partition("_token_")[0])

@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from exporter.errors import ExportError
 from exporter.graphs.attributes import attributes_of
 from exporter.graphs.edits import add_constant, copy_of, remove_constants, replace_nodes
+from exporter.graphs.float_reasons import EXCLUDED
 from exporter.graphs.index import GraphIndex
 from exporter.graphs.names import name_nodes
 from exporter.graphs.node_patterns import named_nodes
@@ -72,7 +73,9 @@ def quantize_weights(
             "set bits = 8, for example for a convolutional network, or exclude fewer nodes",
         )
     tables = quantize_tables(quantized)
-    needed = write_quantized(quantized, model, destination, target, accept)
+    needed = write_quantized(
+        quantized, model, destination, target, accept=accept, reasons=dict.fromkeys(exclude, EXCLUDED)
+    )
     return Int4Model(
         target=target.name,
         activation_type="float32",

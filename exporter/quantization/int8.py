@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx
@@ -16,7 +16,9 @@ from bench.core.arrays import Array
 from bench.core.errors import DataError
 from bench.core.progress import Progress
 from exporter.errors import ExportError
+from exporter.graphs.float_reasons import EXCLUDED
 from exporter.graphs.index import GraphIndex
+from exporter.graphs.node_patterns import named_nodes
 from exporter.graphs.onnx_files import infer_shapes
 from exporter.graphs.ranges import Range
 from exporter.graphs.rewrites.first_convolution import fold_stem
@@ -55,12 +57,14 @@ class Int8Settings:
         method: how to choose activation ranges.
         exclude: names of nodes to leave in float.
         fixed_batch: the batch size that the model requires, or None if it is dynamic.
+        reasons: why nodes stay in float that no person excluded, node -> reason.
     """
 
     target: Target
     method: CalibrationMethod = "minmax"
     exclude: tuple[str, ...] = ()
     fixed_batch: int | None = None
+    reasons: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,8 @@ def quantize_model(
     batch_size = _batch_size(plan, samples, settings.fixed_batch)
     quantized, reduction = _round(plan, ranges, samples, batch_size, trained_qparams.levels)
     shortcuts = take_shortcuts(quantized, settings.target)
-    needed = write_quantized(quantized, model, destination, settings.target, accept)
+    reasons = dict.fromkeys(named_nodes(model, settings.exclude), EXCLUDED) | dict(settings.reasons)
+    needed = write_quantized(quantized, model, destination, settings.target, accept=accept, reasons=reasons)
     return Int8Model(
         target=settings.target.name,
         activation_type="int8" if settings.target.signed_activations else "uint8",

@@ -29,6 +29,7 @@ from exporter.results import FallbackReport, Int8Model
 from exporter.sources.splits import ArraySamples
 
 _JUDGE_BATCH = 8
+_FOR_ACCURACY = "it was left in float to meet the accuracy budget"
 
 
 @dataclass(frozen=True)
@@ -131,4 +132,8 @@ def _leaving(settings: Int8Settings, fallback: FallbackReport | None) -> Int8Set
     """The settings with the layers of a fallback added to the excluded nodes."""
     if fallback is None:
         return settings
-    return replace(settings, exclude=(*settings.exclude, *fallback.exclude))
+    return replace(
+        settings,
+        exclude=(*settings.exclude, *fallback.exclude),
+        reasons=dict.fromkeys(fallback.exclude, _FOR_ACCURACY),
+    )
