@@ -20,7 +20,7 @@ from exporter.graphs.node_patterns import matching_nodes, name_of, no_such_node
 
 # These read only the shape of a tensor, not its values.
 _OF_SHAPES = frozenset({"Shape", "Size"})
-# A vanished node of these types leaves nothing behind; any other one became part of its neighbour.
+# A vanished node of these types leaves no other node; any other one became part of its neighbour.
 _WITHOUT_TRACE = frozenset(
     {
         "Cast", "Concat", "Dropout", "Expand", "Flatten", "Gather", "Identity", "Pad", "Reshape", "Slice",

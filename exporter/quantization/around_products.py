@@ -50,7 +50,7 @@ def keep_biases_apart(model: onnx.ModelProto, placement: Placement) -> None:
 
 
 def _has_open_rows(product: onnx.NodeProto, graph: GraphIndex) -> bool:
-    """Whether the result [..., N] of a product is no matrix and has an open axis."""
+    """Whether the result [..., N] of a product is not a matrix and has an open axis."""
     shape = graph.shape(product.output[0])
     return shape is not None and len(shape) > _MATRIX_RANK and None in shape
 

@@ -52,9 +52,9 @@ class QdqPlan:
 def plan_qdq(model: onnx.ModelProto, target: Target, exclude: tuple[str, ...] = ()) -> QdqPlan:
     """Decide which nodes of a float model run in int8.
 
-    A HardSwish is split only if all of its parts run in int8. Pre- and postprocessing inside the graph, and
-    activations and norms that ONNX Runtime fuses in float, and convolutions that are slower in int8, are not
-    quantized.
+    A HardSwish is split only if all of its parts run in int8. These stay in float: pre- and postprocessing
+    inside the graph, activations and norms that ONNX Runtime fuses in float, and convolutions that are
+    slower in int8.
 
     Args:
         model: the float model with folded BatchNorm; it is not changed.
