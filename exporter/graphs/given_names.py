@@ -17,6 +17,7 @@ import onnx
 from exporter.graphs.index import GraphIndex, reads_of
 from exporter.graphs.names import unused_name
 from exporter.graphs.node_patterns import matching_nodes, name_of, no_such_node
+from exporter.graphs.rewrites.free_names import needed_names
 
 # These read only the shape of a tensor, not its values.
 _OF_SHAPES = frozenset({"Shape", "Size"})
@@ -154,7 +155,7 @@ def restore_names(model: onnx.ModelProto, given: GraphIndex) -> None:
 
     A node gets the name of the given node of its type that became this node alone, otherwise that of the
     given node that computes the same tensor. Other nodes keep their generated names. So reports and errors
-    name what the person's file shows.
+    name what the person's file shows. A name that the quantizer needs for its own nodes gets a number.
 
     Args:
         model: the simplified model.
@@ -170,7 +171,8 @@ def restore_names(model: onnx.ModelProto, given: GraphIndex) -> None:
         if id(node) not in wanted:
             origins = (given.maker(name) for name in node.output)
             wanted[id(node)] = next((o.name for o in origins if o is not None), node.name)
-    taken: set[str] = set()
+    index = GraphIndex.of(model.graph)
+    taken = needed_names((*index.inputs, *index.constants, *_results(model.graph.node)))
     for node in model.graph.node:
         node.name = unused_name(wanted[id(node)] or name_of(node), taken)
         taken.add(node.name)

@@ -120,7 +120,7 @@ def export_program(source: Path, path: Path, opset: int) -> None:
 
 
 def _rewrite(model: ir.Model) -> None:
-    rewrite_for_cpu(model)
+    rewrite_for_cpu(model, fold=False)
     for rewrite in (ReadableNamesPass(), StripMetadataPass()):
         rewrite(model)
 

@@ -39,15 +39,20 @@ __all__ = [
 ]
 
 
-def rewrite_for_cpu(model: ir.Model) -> None:
-    """Rewrite a float graph to the form that ONNX Runtime's CPU kernels run fastest, in float and int8."""
+def rewrite_for_cpu(model: ir.Model, *, fold: bool = True) -> None:
+    """Rewrite a float graph to the form that ONNX Runtime's CPU kernels run fastest, in float and int8.
+
+    Args:
+        model: the graph; it is changed.
+        fold: whether to fold operators into the weights of the products beside them. An export of a
+            PyTorch network leaves this out, because training for quantization must find the network's
+            parameters in the graph.
+    """
+    folding = (ConstantMatMulPass(), FoldAfterPass(), FoldBeforePass(), GemmPass())
     for rewrite in (
         ConstantValuesPass(),
-        ConstantMatMulPass(),
         DecomposedHardSwishPass(),
-        FoldAfterPass(),
-        FoldBeforePass(),
-        GemmPass(),
+        *(folding if fold else ()),
         GlobalAveragePoolPass(),
         LastAxesTransposePass(),
         SoftmaxGuardPass(),

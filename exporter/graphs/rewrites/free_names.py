@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Mapping
 
 import onnx_ir as ir
 
@@ -71,9 +71,14 @@ def _base(name: str, value: ir.Value, bases: Mapping[str, ir.Value]) -> str | No
     return base if copied else None
 
 
-def _rename_nodes(graph: ir.Graph, tensors: Collection[str]) -> bool:
+def needed_names(tensors: Iterable[str]) -> set[str]:
+    """The names that the quantizer may give to nodes and tensors that it adds for these tensors."""
+    return {f"{tensor}{added}" for tensor in tensors for added in _ADDED}
+
+
+def _rename_nodes(graph: ir.Graph, tensors: Iterable[str]) -> bool:
     names = {str(node.name) for node in graph.all_nodes()}
-    derived = {f"{tensor}{added}" for tensor in tensors for added in _ADDED}
+    derived = needed_names(tensors)
     clashing = [node for node in graph.all_nodes() if node.name in derived]
     for node in clashing:
         node.name = unused_name(str(node.name), names)

@@ -110,9 +110,9 @@ def both(tmp_path):
 
 CHAIN = "[a] a = Conv(x, w1)  [r] r = Relu(a)  [b] b = Conv(r, w2)  [s] s = Sigmoid(b)  [y] y = Conv(s, w3)"
 RANKS = {
-    "signals": (("N", 3, 12), (1,)),
-    "pictures": (("N", 3, 6, 6), (1, 1)),
-    "volumes": (("N", 3, 4, 4, 4), (1, 1, 1)),
+    "signals": (("N", 16, 12), (1,)),
+    "pictures": (("N", 16, 6, 6), (1, 1)),
+    "volumes": (("N", 16, 4, 4, 4), (1, 1, 1)),
 }
 
 
@@ -120,7 +120,7 @@ RANKS = {
 @pytest.mark.parametrize("name", RANKS)
 def test_layers_of_any_rank_with_weights_anywhere(both, name, as_nodes):
     shape, kernel = RANKS[name]
-    weights = {"w1": (8, 3, *kernel), "w2": (8, 8, *kernel), "w3": (4, 8, *kernel)}
+    weights = {"w1": (16, 16, *kernel), "w2": (16, 16, *kernel), "w3": (4, 16, *kernel)}
     float_model, int8_model, data = both(CHAIN, weights, shape, as_nodes=as_nodes)
     found = inspect(int8_model, data=data, layers=True, float_model=float_model).layers
     assert {error.layer for error in found} >= {"r", "b"}
