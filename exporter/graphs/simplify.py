@@ -10,14 +10,14 @@ from onnxscript import optimizer
 from onnxscript.rewriter import RewritePass
 from onnxscript.rewriter.rules import common as rules
 
+from exporter.graphs.no_ops import EXACT_NO_OPS
+
 _MAX_ROUNDS = 8
 _INPUT_BYTES, _OUTPUT_BYTES = 8192, 512 * 512
-# The rules that `onnxscript.optimizer` applies, in its order. Its own list of them is not public.
+# The rules that `onnxscript.optimizer` applies, in its order; its own list of them is not public. Those for
+# additions of 0 and products with 1 are replaced by exact ones.
 _RULES = (
-    *rules.mul_by_1_rule.commute(),
-    *rules.add_0_rule.commute(),
-    rules.sub_0_rule,
-    rules.div_by_1_rule,
+    *EXACT_NO_OPS,
     rules.dropout_zero_rule,
     rules.dropout_inference_rule,
     rules.two_reshapes_matmul_reshape_rule,

@@ -13,6 +13,8 @@ from onnxscript import rewriter
 from onnxscript.rewriter.rules import common as rules
 
 from exporter.graphs import simplify as simplify_module
+from exporter.graphs.inference import open_exact
+from exporter.graphs.no_ops import EXACT_NO_OPS
 from exporter.graphs.simplify import has_constant_branches, simplify
 
 BLOCKS, CHANNELS = 30, 4
@@ -70,8 +72,37 @@ def test_the_rules_are_those_of_the_optimizer():
     # Neither list is public. This test fails if onnxscript changes its list.
     theirs, ours = rewriter._DEFAULT_REWRITE_RULES, simplify_module._RULES
     assert len(ours) == len(theirs)
-    commuted = {*rules.mul_by_1_rule.commute(), *rules.add_0_rule.commute()}
-    assert len(commuted) == sum(mine is not other for mine, other in zip(ours, theirs, strict=True))
+    inexact = [*rules.mul_by_1_rule.commute(), *rules.add_0_rule.commute(), rules.sub_0_rule]
+    inexact.append(rules.div_by_1_rule)
+    pairs = [(mine, other) for mine, other in zip(ours, theirs, strict=True) if mine is not other]
+    assert [mine for mine, _ in pairs] == list(EXACT_NO_OPS)
+    assert len(pairs) == len(inexact)
+
+
+NO_OPS = {"Add(x, c)": 0, "Add(c, x)": 0, "Sub(x, c)": 0, "Mul(x, c)": 1, "Mul(c, x)": 1, "Div(x, c)": 1}
+
+
+@pytest.mark.parametrize("body", NO_OPS)
+def test_only_exact_no_operations_are_removed(body):
+    exact = NO_OPS[body]
+    for number, kept in ((exact, ["Identity"]), (exact + (2.0**-20 if exact else 1e-12), [body[:3]])):
+        model = onnx.parser.parse_model(
+            f'<ir_version: 9, opset_import: ["" : 20]> g (float[2] x) => (float[2] y)'
+            f" <float c = {{{number:.12f}}}> {{ y = {body} }}"
+        )
+        assert [node.op_type for node in simplified(model).graph.node] == kept
+
+
+@pytest.mark.parametrize("epsilon", [1e-12, 1e-30])
+def test_a_small_number_that_prevents_a_division_by_zero_is_kept(epsilon):
+    model = onnx.parser.parse_model(
+        f'<ir_version: 9, opset_import: ["" : 14]> g (float[2, 4] x) => (float[2, 4] y)'
+        f" <float e = {{{epsilon}}}> {{"
+        " m = ReduceMean<axes = [-1]>(x)  d = Sub(x, m)  q = Mul(d, d)  v = ReduceMean<axes = [-1]>(q)"
+        "  a = Add(v, e)  r = Sqrt(a)  y = Div(d, r) }"
+    )
+    feeds = {"x": np.ones((2, 4), np.float32)}
+    assert np.array_equal(open_exact(simplified(model)).run(None, feeds)[0], np.zeros((2, 4)))
 
 
 @pytest.mark.parametrize("round_", range(3))
