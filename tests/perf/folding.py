@@ -102,6 +102,26 @@ def hard_swish(graph: Graph, x: str) -> str:
     return graph.add("Div", graph.add("Mul", x, gate), 6)
 
 
+def encoder(mean: bool) -> onnx.ModelProto:
+    """Four layers of 384 x 384 with a residual sum and a norm each, for 32 tokens."""
+    graph, value = Graph(), "x"
+    for _ in range(4):
+        product = graph.add("MatMul", value, normal(384, 384))
+        value = norm(graph, graph.add("Add", product, value), mean)
+    return graph.model(value, [32, 384])
+
+
+def norm(graph: Graph, x: str, mean: bool) -> str:
+    """A layer norm or an RMS norm with a square as Mul and a reciprocal root."""
+    if mean:
+        x = graph.add("Sub", x, graph.add("ReduceMean", x, axes=[-1]))
+    variance = graph.add("ReduceMean", graph.add("Mul", x, x), axes=[-1])
+    root = graph.add("Sqrt", graph.add("Add", variance, 1e-5))
+    scaled = graph.add("Mul", x, graph.add("Reciprocal", root))
+    scaled = graph.add("Mul", scaled, RANDOM.random(384) + 0.5)
+    return graph.add("Add", scaled, RANDOM.random(384)) if mean else scaled
+
+
 def mixer() -> onnx.ModelProto:
     """Three layers of a mixer: 196 x 196 over tokens, then 256 x 256 over channels."""
     graph, value = Graph(), "x"
@@ -170,6 +190,9 @@ def main() -> None:
     compare("SiLU after Conv", convolutions(silu), patch.object(qdq, "float_fusions", every_silu))
     left = patch.object(rewrites, "ConstantMatMulPass", Nothing)
     compare("MatMul(constant, x)", mixer(), left)
+    decomposed = patch.object(rewrites, "DecomposedNormPass", Nothing)
+    compare("LayerNormalization", encoder(mean=True), decomposed)
+    compare("RMSNormalization", encoder(mean=False), decomposed)
     unfolded = patch.multiple(rewrites, DecomposedHardSwishPass=Nothing, FoldBeforePass=Nothing)
     compare("HardSwish", convolutions(hard_swish), unfolded)
 

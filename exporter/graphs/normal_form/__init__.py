@@ -27,7 +27,8 @@ def normalize(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
 
     1. The standard operators have one domain, `""`, with one opset.
     2. Functions are inlined, because ONNX's converter does not convert them.
-    3. The opset is 14 or newer; constants are not inputs.
+    3. The opset is 17 or newer, or 14 to 16 with RoiAlign, whose meaning opset 16 changed. Constants are
+       not inputs.
     4. Constants are initializers, and not sparse.
     5. float16 and bfloat16 are float32, except in inputs and outputs.
 

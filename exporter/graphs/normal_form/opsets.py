@@ -20,7 +20,10 @@ from exporter.graphs.normal_form.constants import lift_constants
 # Rewrites and quantization write attributes that older opsets lack: `DequantizeLinear.axis` is new in 13,
 # `Reshape.allowzero` in 14.
 _OLDEST = 14
+# A rewrite writes LayerNormalization, which this opset brought.
 _RAISED = 17
+# Between these two, operators only got more types and optional attributes, with this exception.
+_CHANGED = frozenset({"RoiAlign"})
 _IR_VERSIONS = 8, 10
 _LAST_OPSET_OF_IR_10 = 22
 # From opset 11 on, Resize states how it maps positions.
@@ -29,6 +32,8 @@ _LAST_WITHOUT_MAPPING = 10
 
 def raise_opset(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     """Return the model, or a copy in a newer opset if its opset is too old for int8.
+
+    Opsets 14 to 16 are stated as 17, whose operators are the same, unless the model has an exception.
 
     Args:
         model: a model that ONNX Runtime can run. Its IR version is changed in place, and constants are
@@ -41,6 +46,8 @@ def raise_opset(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     opset = next((entry.version for entry in model.opset_import if is_standard(entry)), None)
     _settle_ir_version(model, opset or 1)
     if opset is None or opset >= _OLDEST:
+        if opset in range(_OLDEST, _RAISED) and not _has_changed_operators(model.graph):
+            _state_opset(model, _RAISED)
         return model
     try:
         if opset <= _LAST_WITHOUT_MAPPING:
@@ -54,6 +61,18 @@ def raise_opset(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
             f"opset {opset} is too old for int8, and ONNX cannot convert it ({one_line(str(error), 200)})",
             f"export the model with opset {_RAISED} or later",
         ) from error
+
+
+def _has_changed_operators(graph: onnx.GraphProto) -> bool:
+    bodies = (body for node in graph.node for body in bodies_of(node))
+    changed = any(node.op_type in _CHANGED and is_standard(node) for node in graph.node)
+    return changed or any(_has_changed_operators(body) for body in bodies)
+
+
+def _state_opset(model: onnx.ModelProto, opset: int) -> None:
+    for entry in model.opset_import:
+        if is_standard(entry):
+            entry.version = opset
 
 
 def _state_mapping(graph: onnx.GraphProto) -> None:

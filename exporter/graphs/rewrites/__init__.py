@@ -9,6 +9,7 @@ from exporter.graphs.rewrites.captured_values import CapturedValuesPass
 from exporter.graphs.rewrites.constant_matmul import ConstantMatMulPass
 from exporter.graphs.rewrites.constant_values import ConstantValuesPass
 from exporter.graphs.rewrites.decomposed_hard_swish import DecomposedHardSwishPass
+from exporter.graphs.rewrites.decomposed_norm import DecomposedNormPass
 from exporter.graphs.rewrites.fold_after import FoldAfterPass
 from exporter.graphs.rewrites.fold_before import FoldBeforePass
 from exporter.graphs.rewrites.free_names import FreeNamesPass
@@ -25,6 +26,7 @@ __all__ = [
     "ConstantMatMulPass",
     "ConstantValuesPass",
     "DecomposedHardSwishPass",
+    "DecomposedNormPass",
     "FoldAfterPass",
     "FoldBeforePass",
     "FreeNamesPass",
@@ -52,6 +54,8 @@ def rewrite_for_cpu(model: ir.Model, *, fold: bool = True) -> None:
     for rewrite in (
         ConstantValuesPass(),
         DecomposedHardSwishPass(),
+        DecomposedNormPass(),
+        RemoveUnusedNodesPass(),  # nodes of a decomposed norm read the sum before it
         *(folding if fold else ()),
         GlobalAveragePoolPass(),
         LastAxesTransposePass(),

@@ -119,3 +119,36 @@ def test_an_opset_that_cannot_be_converted_is_an_error(parsed):
     model = parsed(f"{ROW} {{ y = Upsample(x) }}", opset=12)  # Upsample ended with opset 10
     with pytest.raises(ModelError, match=r"m\.onnx: opset 12 is too old for int8, and ONNX cannot convert"):
         normalize(model, Path("m.onnx"))
+
+
+# Operators whose definition changed between opset 14 and 17 only by types or optional attributes.
+RESTATED = {
+    "BatchNormalization": "y = BatchNormalization(x, four, four, four, four)",
+    "LeakyRelu": "y = LeakyRelu<alpha = 0.3>(x)",
+    "PRelu": "s = Unsqueeze(four, axes) y = PRelu(x, s)",
+    "Pow": "y = Pow(x, x)",
+    "ScatterElements": "i = Cast<to = 7>(x) m = Sub(i, i) y = ScatterElements<axis = 1>(x, m, x)",
+    "Shape": "s = Shape(x) y = Reshape(x, s)",
+    "Where": "c = Greater(x, x) y = Where(c, x, x)",
+    "If": "one = Size(axes) c = Cast<to = 9>(one)"
+    " y = If(c)<then_branch = t () => (float[2, 4, 6, 6] p) { p = Neg(x) },"
+    " else_branch = e () => (float[2, 4, 6, 6] q) { q = Abs(x) }>",
+}
+
+
+@pytest.mark.parametrize("opset", [14, 15, 16])
+@pytest.mark.parametrize("body", RESTATED.values(), ids=RESTATED.keys())
+def test_opsets_14_to_16_are_stated_as_17(parsed, same, opset, body):
+    constants = {"four": FOUR, "axes": np.array([1, 2])}
+    model = parsed(f"{ROW} {{ {body} }}", {k: v for k, v in constants.items() if k in body}, opset)
+    assert same(model, {"x": X}, exact=True).opset_import[0].version == 17
+
+
+@pytest.mark.parametrize("opset", [14, 15])
+def test_an_operator_with_another_meaning_keeps_its_opset(parsed, same, opset):
+    constants = {
+        "rois": np.float32([[0, 0, 4, 4], [1, 1, 5, 3]]),
+        "which": np.array([0, 1]),
+    }
+    text = f"{ROW} {{ y = RoiAlign<output_height = 3, output_width = 3>(x, rois, which) }}"
+    assert same(parsed(text, constants, opset), {"x": X}, exact=True).opset_import[0].version == opset

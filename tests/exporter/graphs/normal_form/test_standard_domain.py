@@ -27,7 +27,7 @@ def imports(model):
         (RELU, [("com.microsoft", 1), ("ai.onnx", 17), ("com.microsoft", 1)], 17),
         (CLIP, [("", 17), ("", 10)], 17),
         (CLIP, [("", 17), ("ai.onnx", 9)], 17),
-        (RELU, [("ai.onnx", 9), ("", 14)], 14),
+        (RELU, [("ai.onnx", 9), ("", 14)], 17),
     ],
     ids=str,
 )
