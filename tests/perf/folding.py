@@ -10,6 +10,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from unittest.mock import patch
 
@@ -132,6 +133,16 @@ def mixer() -> onnx.ModelProto:
     return graph.model(value, [196, 256])
 
 
+def einsums() -> onnx.ModelProto:
+    """Three pairs of layers, 256 x 1024 and back, written as Einsum with a Relu after each."""
+    graph, value = Graph(), "x"
+    for _ in range(3):
+        for rows, columns in ((256, 1024), (1024, 256)):
+            product = graph.add("Einsum", value, normal(rows, columns), equation="bsd,dh->bsh")
+            value = graph.add("Relu", graph.add("Add", product, RANDOM.standard_normal(columns)))
+    return graph.model(value, [32, 256])
+
+
 class Nothing:
     """A pass that changes nothing."""
 
@@ -190,6 +201,7 @@ def main() -> None:
     compare("SiLU after Conv", convolutions(silu), patch.object(qdq, "float_fusions", every_silu))
     left = patch.object(rewrites, "ConstantMatMulPass", Nothing)
     compare("MatMul(constant, x)", mixer(), left)
+    compare("Einsum", einsums(), nullcontext())  # without the rewrite, nothing of it runs in int8
     decomposed = patch.object(rewrites, "DecomposedNormPass", Nothing)
     compare("LayerNormalization", encoder(mean=True), decomposed)
     compare("RMSNormalization", encoder(mean=False), decomposed)

@@ -10,6 +10,7 @@ from exporter.graphs.rewrites.constant_matmul import ConstantMatMulPass
 from exporter.graphs.rewrites.constant_values import ConstantValuesPass
 from exporter.graphs.rewrites.decomposed_hard_swish import DecomposedHardSwishPass
 from exporter.graphs.rewrites.decomposed_norm import DecomposedNormPass
+from exporter.graphs.rewrites.einsum import EinsumPass
 from exporter.graphs.rewrites.fold_after import FoldAfterPass
 from exporter.graphs.rewrites.fold_before import FoldBeforePass
 from exporter.graphs.rewrites.free_names import FreeNamesPass
@@ -27,6 +28,7 @@ __all__ = [
     "ConstantValuesPass",
     "DecomposedHardSwishPass",
     "DecomposedNormPass",
+    "EinsumPass",
     "FoldAfterPass",
     "FoldBeforePass",
     "FreeNamesPass",
@@ -50,7 +52,7 @@ def rewrite_for_cpu(model: ir.Model, *, fold: bool = True) -> None:
             PyTorch network leaves this out, because training for quantization must find the network's
             parameters in the graph.
     """
-    folding = (ConstantMatMulPass(), FoldAfterPass(), FoldBeforePass(), GemmPass())
+    folding = (EinsumPass(), ConstantMatMulPass(), FoldAfterPass(), FoldBeforePass(), GemmPass())
     for rewrite in (
         ConstantValuesPass(),
         DecomposedHardSwishPass(),
