@@ -15,7 +15,7 @@ from exporter.graphs.node_patterns import named_nodes
 from exporter.graphs.onnx_files import infer_shapes
 from exporter.graphs.ranges import Range
 from exporter.graphs.rewrites import hard_swish
-from exporter.graphs.rewrites.processing import byte_ranges, edge_nodes, join_bytes
+from exporter.graphs.rewrites.processing import byte_ranges, edge_nodes, join_bytes, sign_bytes
 from exporter.graphs.slow_kernels import slow_nodes
 from exporter.graphs.targets import Target
 from exporter.inspection.saturation import NO_OVERRIDES, Overrides
@@ -112,6 +112,8 @@ def make_qdq(
     known = {name: ranges[name] for name in plan.tensors} | dict(plan.gates) | dict(plan.bytes)
     chosen = {**shared_scales(plan.graph, plan.options.placement), **overrides}
     model = run_quantizer(plan.graph, known, replace(plan.options, overrides=chosen))
+    if plan.options.target.signed_activations:
+        sign_bytes(model, plan.options.placement.nodes)
     keep_constants_in_float(model, plan.graph, plan.options.placement)
     read_unrounded(model, plan.options.placement)
     keep_in_float(model, plan.options.placement)

@@ -18,7 +18,7 @@ from onnxscript import TapeBuilder
 from bench.core.arrays import Array
 from bench.core.errors import DataError
 from exporter.errors import ExportError
-from exporter.graphs.edits import remove_nodes, rename_reads, replace_nodes
+from exporter.graphs.edits import add_constant, remove_nodes, rename_reads, replace_nodes, sort_nodes
 from exporter.graphs.index import GraphIndex
 from exporter.graphs.onnx_files import infer_shapes
 from exporter.graphs.ranges import Range
@@ -238,6 +238,37 @@ def join_bytes(model: onnx.ModelProto) -> None:
         needless += joined if len(joined) < index.uses(before.output[0]) else [*joined, before]
     rename_reads(index.nodes, replacement)
     remove_nodes(model.graph, needless)
+
+
+def sign_bytes(model: onnx.ModelProto, network: frozenset[str]) -> None:
+    """Let the int8 nodes of a network read its bytes as signed integers, in place.
+
+    The quantizer adds no QuantizeLinear after a DequantizeLinear of the given model. But ONNX Runtime does
+    not fuse a convolution of unsigned bytes whose result is signed; it would run in float. The same scale
+    and the zero point less 128 represent the same values exactly.
+
+    Args:
+        model: a QDQ model with signed activations.
+        network: names of the nodes that the quantizer processed.
+    """
+    index = GraphIndex.of(model.graph)
+    nodes: list[onnx.NodeProto] = []
+    for node, (_, zero_point) in _from_bytes(index):
+        source, scale = node.output[0], node.input[1]
+        readers = [reader for reader in index.readers(source) if reader.name in network]
+        if not readers:
+            continue
+        rounded, signed, shift = (f"{source}.{part}" for part in ("rounded", "signed", "zero_point"))
+        add_constant(model.graph, shift, np.array(zero_point - 128, np.int8))
+        for kind, name, result in (
+            ("QuantizeLinear", source, rounded),
+            ("DequantizeLinear", rounded, signed),
+        ):
+            nodes.append(helper.make_node(kind, [name, scale, shift], [result], name=result))
+        rename_reads(readers, {source: signed})
+    if nodes:
+        replace_nodes(model.graph, [*index.nodes, *nodes])
+        sort_nodes(model.graph)
 
 
 def _from_bytes(index: GraphIndex) -> Iterator[tuple[onnx.NodeProto, tuple[float, int]]]:

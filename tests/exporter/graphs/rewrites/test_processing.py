@@ -82,9 +82,10 @@ def operators(path):
     return [node.op_type for node in onnx.load(path).graph.node]
 
 
-def run_as(path, folder):
-    """The operators of a model after ONNX Runtime's optimizations."""
+def run_as(path, folder, *, signed=False):
+    """The operators of a model after ONNX Runtime's optimizations, for unsigned or signed activations."""
     options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.qdqisint8allowed", str(int(signed)))
     options.log_severity_level = 3
     options.optimized_model_filepath = str(folder / "optimized.onnx")
     onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -144,14 +145,19 @@ def test_the_range_of_bytes_does_not_depend_on_samples(made, pictures):
     )
 
 
-def test_signed_activations_keep_their_own_rounding(made, pictures):
+def test_signed_activations_read_the_same_bytes_as_signed_integers(made, pictures, tmp_path):
     _, _, shipped, path, int8 = made(pictures, AFFINE, target="arm64")
     index = GraphIndex.of(onnx.load(int8).graph)
     first = next(node for node in index.nodes if node.op_type == "Conv")
     # ONNX Runtime does not fuse a convolution of unsigned bytes whose result is signed.
-    assert index.element_type(first.input[1]) == onnx.TensorProto.FLOAT
-    assert index.maker(first.input[0], "DequantizeLinear") is not None
+    dequantize = index.maker(first.input[0], "DequantizeLinear")
+    assert dequantize is not None
+    assert index.constant(dequantize.input[2]) == np.int8(127 - 128)  # the mean is byte 127
+    assert index.element_type(index.maker(dequantize.input[0]).input[0]) == onnx.TensorProto.FLOAT
     assert parity(run_model(path, shipped), run_model(int8, shipped)).sqnr_db > 20
+    found = run_as(int8, tmp_path, signed=True)
+    assert "Conv" not in found
+    assert found.index("QuantizeLinear") < found.index("QLinearConv")
 
 
 @pytest.mark.parametrize(
