@@ -35,6 +35,7 @@ from exporter.inspection.saturation import (
 from exporter.options import CalibrationMethod
 from exporter.quantization.calibration import RangeStore, activation_ranges
 from exporter.quantization.embedding_tables import quantize_tables
+from exporter.quantization.front_ends import FRONT_END, front_end_nodes
 from exporter.quantization.fused import not_fused
 from exporter.quantization.output import Accept, accept_all, write_quantized
 from exporter.quantization.qdq import QdqPlan, make_qdq, plan_qdq
@@ -127,7 +128,8 @@ def quantize_model(
     batch_size = _batch_size(plan, samples, settings.fixed_batch)
     quantized, reduction = _round(plan, ranges, samples, batch_size, trained_qparams.levels)
     shortcuts = take_shortcuts(quantized, settings.target)
-    reasons = dict.fromkeys(named_nodes(model, settings.exclude), EXCLUDED) | dict(settings.reasons)
+    reasons = dict.fromkeys(front_end_nodes(plan.network), FRONT_END)
+    reasons |= dict.fromkeys(named_nodes(model, settings.exclude), EXCLUDED) | dict(settings.reasons)
     needed = write_quantized(quantized, model, destination, settings.target, accept=accept, reasons=reasons)
     return Int8Model(
         target=settings.target.name,

@@ -20,6 +20,7 @@ from exporter.graphs.slow_kernels import slow_nodes
 from exporter.graphs.targets import Target
 from exporter.inspection.saturation import NO_OVERRIDES, Overrides
 from exporter.quantization.around_products import keep_activations_apart, keep_biases_apart
+from exporter.quantization.front_ends import front_end_nodes
 from exporter.quantization.ort_quantizer import QuantizerOptions, rounded_tensors, run_quantizer
 from exporter.quantization.placement import keep_in_float, place, read_unrounded
 from exporter.quantization.plain_gemm import make_gemms_plain
@@ -53,8 +54,8 @@ def plan_qdq(model: onnx.ModelProto, target: Target, exclude: tuple[str, ...] = 
     """Decide which nodes of a float model run in int8.
 
     A HardSwish is split only if all of its parts run in int8. These stay in float: pre- and postprocessing
-    inside the graph, activations and norms that ONNX Runtime fuses in float, and convolutions that are
-    slower in int8.
+    inside the graph, activations and norms that ONNX Runtime fuses in float, convolutions that are slower
+    in int8, and spectral front ends.
 
     Args:
         model: the float model with folded BatchNorm; it is not changed.
@@ -68,8 +69,8 @@ def plan_qdq(model: onnx.ModelProto, target: Target, exclude: tuple[str, ...] = 
     network = infer_shapes(model)
     name_nodes(network)
     exclude = named_nodes(network, exclude)
-    slow = slow_nodes(network)
-    left = (*exclude, *edge_nodes(network), *float_fusions(network), *slow)
+    slow, front = slow_nodes(network), front_end_nodes(network)
+    left = (*exclude, *edge_nodes(network), *float_fusions(network), *slow, *front)
     names = hard_swish.candidates(network) - set(left)
     while True:
         graph = copy_of(network)
