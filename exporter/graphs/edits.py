@@ -9,7 +9,8 @@ would also change the bytes: for an int8 model, onnx-ir adds the types of all co
 
 The rewrites in protobuf are:
 
-1. `rewrites.hard_swish`, between shape inference, placement and ONNX Runtime's quantizer,
+1. `rewrites.hard_swish` and `rewrites.transposed_convolution`, between shape inference, placement and ONNX
+   Runtime's quantizer,
 2. changes to the quantizer's result: `rewrites.first_convolution`, `rewrites.processing.join_bytes`, and
    in `quantization`: `placement`, `around_products`, `shared_constants` and `embedding_tables`,
 3. the forms of Gemm that ONNX Runtime's quantizers need (`quantization.plain_gemm`, `quantization.int4`),

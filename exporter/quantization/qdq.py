@@ -14,7 +14,7 @@ from exporter.graphs.names import name_nodes
 from exporter.graphs.node_patterns import named_nodes
 from exporter.graphs.onnx_files import infer_shapes
 from exporter.graphs.ranges import Range
-from exporter.graphs.rewrites import hard_swish
+from exporter.graphs.rewrites import hard_swish, transposed_convolution
 from exporter.graphs.rewrites.processing import byte_ranges, edge_nodes, join_bytes, sign_bytes
 from exporter.graphs.slow_kernels import slow_nodes
 from exporter.graphs.targets import Target
@@ -35,8 +35,9 @@ class QdqPlan:
     Attributes:
         network: the float model to calibrate, with named nodes and inferred shapes.
         graph: the same model in the form to quantize; see `exporter.graphs.rewrites.hard_swish` and
-            the files `plain_gemm` and `stacked_weights` of this folder.
-        gates: the ranges of tensors that only `graph` has.
+            `transposed_convolution` there, and the files `plain_gemm` and `stacked_weights` of this folder.
+        moved: the tensors that only `graph` has -> the tensors of `network` with the same values.
+        gates: the ranges of other tensors that only `graph` has.
         bytes: the ranges of tensors that the graph computes from bytes.
         options: options for the quantizer.
         tensors: names of the tensors to calibrate, in graph order.
@@ -44,6 +45,7 @@ class QdqPlan:
 
     network: onnx.ModelProto
     graph: onnx.ModelProto
+    moved: Mapping[str, str]
     gates: Mapping[str, Range]
     bytes: Mapping[str, Range]
     options: QuantizerOptions
@@ -76,6 +78,7 @@ def plan_qdq(model: onnx.ModelProto, target: Target, exclude: tuple[str, ...] = 
         graph = copy_of(network)
         added = make_gemms_plain(graph, left)
         unstack_single_matrices(graph)
+        moved = transposed_convolution.as_convolutions(graph, left)
         gates = hard_swish.split(graph, names)
         placement = place(graph, target.operators, {*left, *added})
         whole = frozenset(name for name in names if name in placement.nodes)
@@ -92,9 +95,17 @@ def plan_qdq(model: onnx.ModelProto, target: Target, exclude: tuple[str, ...] = 
         )
     options = QuantizerOptions(target, placement)
     known = byte_ranges(network)
-    wanted = rounded_tensors(graph, options)
+    wanted = dict.fromkeys(moved.get(name, name) for name in rounded_tensors(graph, options))
     tensors = tuple(name for name in wanted if name not in gates and name not in known)
-    return QdqPlan(network=network, graph=graph, gates=gates, bytes=known, options=options, tensors=tensors)
+    return QdqPlan(
+        network=network,
+        graph=graph,
+        moved=moved,
+        gates=gates,
+        bytes=known,
+        options=options,
+        tensors=tensors,
+    )
 
 
 def make_qdq(
@@ -111,6 +122,7 @@ def make_qdq(
         ExportError: ONNX Runtime rejects the model.
     """
     known = {name: ranges[name] for name in plan.tensors} | dict(plan.gates) | dict(plan.bytes)
+    known |= {new: known[old] for new, old in plan.moved.items() if old in known}
     chosen = {**shared_scales(plan.graph, plan.options.placement), **overrides}
     model = run_quantizer(plan.graph, known, replace(plan.options, overrides=chosen))
     if plan.options.target.signed_activations:
