@@ -258,6 +258,13 @@ def quantize(
             help="Largest accuracy loss on held-out samples, a fraction; layers stay in float to meet it.",
         ),
     ] = None,
+    pin: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="AXIS=SIZE",
+            help="Fix an open axis of the inputs, by name or as input:number; may be repeated.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Quantize a float model without a recipe: statically to int8, or only its weights to 4 bits."""
@@ -276,6 +283,7 @@ def quantize(
         cache=cache,
         repair=repair or (),
         max_drop=max_drop,
+        pin=pin or (),
         progress=error_progress(),
     )
     _print_quantized(found, as_json=as_json)

@@ -28,6 +28,7 @@ def quantize(
     cache: AnyPath | None = None,
     repair: Sequence[str] = (),
     max_drop: float | None = None,
+    pin: Sequence[str] = (),
     progress: Progress = SILENT,
 ) -> QuantizedFile:
     """Quantize a float model without a recipe: statically to int8, or only its weights to 4 bits.
@@ -45,11 +46,13 @@ def quantize(
         cache: folder in which activation ranges are stored and reused; None stores nothing.
         repair: names of accuracy repairs, in order; each is kept only if it helps on held-out samples.
         max_drop: largest accuracy loss on held-out samples, 0 to below 1; layers stay in float to meet it.
+        pin: sizes of open axes, as `name=size` or `input:number=size`; the result has these fixed sizes.
         progress: receives a message for every batch.
 
     Raises:
         MissingExtraError: the extra `export` is not installed.
-        UsageError: `out` is an input file, an option has an unknown value, or options exclude each other.
+        UsageError: `out` is an input file, an option has an unknown value, the model has no open axis that
+            `pin` names, or options exclude each other.
         ModelError: the model cannot be loaded or quantized.
         DataError: the samples are invalid, or do not fit the model.
         ExportError: an excluded node does not exist, or no configuration meets `max_drop`.
@@ -65,6 +68,9 @@ def quantize(
     require_tested("onnxruntime")
     _check_choice("--target", target, get_args(TargetName))
     _check_choice("--method", method, get_args(CalibrationMethod))
+    from exporter.graphs.pins import read_pins
+
+    pins = read_pins(pin)
     if bits == 4:
         _check_weights_alone(block_size, data=data, cache=cache, repair=repair, max_drop=max_drop)
         from exporter.pipeline.quantize_file import quantize_weights_file
@@ -76,6 +82,7 @@ def quantize(
             block_size=block_size,
             exclude=tuple(exclude),
             onnxruntime=onnxruntime,
+            pins=pins,
         )
     if bits != 8:
         raise UsageError("--bits", f"{bits} bits are not supported", "choose 8 or 4")
@@ -102,6 +109,7 @@ def quantize(
         cache=None if cache is None else Path(cache),
         repairs=RepairSettings(check_repairs(repair), fallback),
         onnxruntime=onnxruntime,
+        pins=pins,
         progress=progress,
     )
 

@@ -25,6 +25,7 @@ from exporter.graphs.given_names import excluded_nodes, read_given, restore_name
 from exporter.graphs.kernels import check_runtime_asked
 from exporter.graphs.normal_form import normalize
 from exporter.graphs.onnx_files import check_quantizable, read_model
+from exporter.graphs.pins import Pin, pin_inputs, pin_signature, pinned_sizes
 from exporter.graphs.rewrites import rewrite_for_cpu
 from exporter.graphs.stale_shapes import forget_stale_shapes
 from exporter.graphs.targets import Target, find_target
@@ -56,6 +57,7 @@ def quantize_weights_file(
     block_size: int = 32,
     exclude: tuple[str, ...] = (),
     onnxruntime: str | None = None,
+    pins: tuple[Pin, ...] = (),
 ) -> QuantizedFile:
     """Quantize the weights of matrix products to 4 bits; needs no samples.
 
@@ -67,9 +69,10 @@ def quantize_weights_file(
         exclude: nodes of the given file to keep in float, by name, module or pattern with `*`.
         onnxruntime: versions of ONNX Runtime that the model must run on, for example `>=1.24`; for the
             default see `exporter.graphs.targets`.
+        pins: sizes of open axes.
 
     Raises:
-        UsageError: `out` is an input file.
+        UsageError: `out` is an input file, or the model has no such open axis.
         ModelError: the model cannot be loaded or quantized.
         ExportError: an excluded node does not exist, or there is nothing to quantize.
     """
@@ -77,7 +80,7 @@ def quantize_weights_file(
     check_writable(out, [model])
     chosen = _target(target, onnxruntime)
     with _float_file(model) as path:
-        proto, signature = _read_float(path, None if onnxruntime is None else chosen.runtime)
+        proto, signature = _read_float(path, None if onnxruntime is None else chosen.runtime, pins)
         given = read_given(path)
         answers = _answers_if_any(path, made_up_samples(path, signature))
     network = prepare(proto, answers)
@@ -105,6 +108,7 @@ def quantize_file(
     cache: Path | None = None,
     repairs: RepairSettings = NO_REPAIR,
     onnxruntime: str | None = None,
+    pins: tuple[Pin, ...] = (),
     progress: Progress = SILENT,
 ) -> QuantizedFile:
     """Quantize a float model statically to int8.
@@ -121,12 +125,14 @@ def quantize_file(
         repairs: accuracy repairs and fallback; they are scored on a quarter of the samples.
         onnxruntime: versions of ONNX Runtime that the model must run on, for example `>=1.24`; for the
             default see `exporter.graphs.targets`.
+        pins: sizes of open axes.
         progress: receives a message for every batch.
 
     Raises:
         ModelError: the model cannot be loaded or quantized.
         DataError: the samples are invalid, or do not fit the model.
-        UsageError: `out` is an input file, or repairs are unknown or in an invalid order.
+        UsageError: `out` is an input file, the model has no open axis that a pin names, or repairs are
+            unknown or in an invalid order.
         ExportError: no configuration meets the limits of the fallback.
     """
     start = time.monotonic()
@@ -136,7 +142,7 @@ def quantize_file(
     chosen = _target(target, onnxruntime)
     samples = open_samples(data)
     with _float_file(model) as path:
-        proto, signature = _read_float(path, None if onnxruntime is None else chosen.runtime)
+        proto, signature = _read_float(path, None if onnxruntime is None else chosen.runtime, pins)
         given = read_given(path)
         check_feeds(data, signature, samples.feeds)
         answers = _answers_to(data, path, signature)
@@ -182,21 +188,28 @@ def _float_file(model: Path) -> Iterator[Path]:
         yield exported
 
 
-def _read_float(model: Path, asked: RuntimeVersion | None) -> tuple[onnx.ModelProto, Signature]:
+def _read_float(
+    model: Path, asked: RuntimeVersion | None, pins: Sequence[Pin]
+) -> tuple[onnx.ModelProto, Signature]:
     """Read a float model, check that it can be quantized, and return it with its signature.
 
     Args:
         model: the `.onnx` file.
         asked: the oldest ONNX Runtime that must run the model; None if the user named none.
+        pins: sizes of open axes, which the result states.
 
     Raises:
+        UsageError: the model has no open axis that a pin names.
         ModelError: the model cannot be loaded or quantized, or needs a newer ONNX Runtime.
     """
     proto = normalize(read_model(model), model)
     check_quantizable(proto, model)
     if asked is not None:
         check_runtime_asked(proto, asked, model)
-    return proto, signature_of(open_session(model))
+    signature = signature_of(open_session(model))
+    sizes = pinned_sizes(signature, pins)
+    pin_inputs(proto, sizes)
+    return proto, pin_signature(signature, sizes)
 
 
 def _answers_to(data: Path, model: Path, signature: Signature) -> list[Answer]:
