@@ -10,6 +10,7 @@ import onnx
 from exporter.errors import ExportError
 from exporter.graphs.edits import copy_of
 from exporter.graphs.float_fusions import float_fusions
+from exporter.graphs.kernels import kernel_version
 from exporter.graphs.names import name_nodes
 from exporter.graphs.node_patterns import named_nodes
 from exporter.graphs.onnx_files import infer_shapes
@@ -74,11 +75,12 @@ def plan_qdq(model: onnx.ModelProto, target: Target, exclude: tuple[str, ...] = 
     slow, front = slow_nodes(network), front_end_nodes(network)
     left = (*exclude, *edge_nodes(network), *float_fusions(network), *slow, *front)
     names = hard_swish.candidates(network) - set(left)
+    moves_blocks = not target.signed_activations or target.runtime >= kernel_version("DepthToSpace", "int8")
     while True:
         graph = copy_of(network)
         added = make_gemms_plain(graph, left)
         unstack_single_matrices(graph)
-        moved = transposed_convolution.as_convolutions(graph, left)
+        moved = transposed_convolution.as_convolutions(graph, left, depth_to_space=moves_blocks)
         gates = hard_swish.split(graph, names)
         placement = place(graph, target.operators, {*left, *added})
         whole = frozenset(name for name in names if name in placement.nodes)

@@ -19,7 +19,7 @@ from exporter.graphs.names import unused_name
 from exporter.graphs.slow_kernels import slow_in_int8
 
 # Multiply-adds for each value, and results of each group, from which on the int8 convolution is faster.
-_ENOUGH_PRODUCTS = 96
+_ENOUGH_PRODUCTS, _ENOUGH_WITH_DEPTH_TO_SPACE = 32, 96
 _ENOUGH_RESULTS = 16
 # Operators on single values. They give the same before and after the values are moved.
 _ELEMENTWISE = frozenset({"Relu", "Clip", "LeakyRelu"})
@@ -59,46 +59,60 @@ class _Form:
         weight: weights of the convolution, [outputs x block, inputs / groups, taps...].
         groups: the number of groups.
         block: outputs of a block.
+        blocks: the number of blocks along each axis, None if it is open.
+        channels_last: whether the results of a place are beside each other, [places, outputs]; otherwise
+            the places of an output, as DepthToSpace wants them.
     """
 
     axes: tuple[_Axis, ...]
     weight: Array
     groups: int
     block: int
+    blocks: tuple[int | None, ...]
+    channels_last: bool
+
+    @property
+    def needs_depth_to_space(self) -> bool:
+        """Whether DepthToSpace moves the results to their places."""
+        return self.block > 1 and len(self.axes) > 1 and not self.channels_last
 
 
-def as_convolutions(model: onnx.ModelProto, exclude: Collection[str]) -> dict[str, str]:
+def as_convolutions(
+    model: onnx.ModelProto, exclude: Collection[str], *, depth_to_space: bool = True
+) -> dict[str, str]:
     """Replace each ConvTranspose that is faster in int8 by a convolution, in place.
 
-    ONNX Runtime has no int8 ConvTranspose. With stride s, the outputs form blocks of s x s, and all outputs
-    at the same place of a block are a convolution of the input with every s-th tap of the kernel. So one
-    convolution with s x s times the channels and ceil(k / s) taps computes the same sums, and DepthToSpace
-    moves its results to their places. The padding of a ConvTranspose removes outputs at the borders; if it
-    is not a multiple of s, a Slice does it, which is cheaper than one more tap. With stride 1, it is a
-    convolution with the mirrored kernel alone.
+    ONNX Runtime has no int8 ConvTranspose. With stride s, the outputs form blocks of s x s, and all
+    outputs at the same place of a block are a convolution of the input with every s-th tap of the
+    kernel. So one convolution with s x s times the channels and ceil(k / s) taps computes the same
+    sums, and its results are moved to their places. The padding of a ConvTranspose removes outputs at
+    the borders; if it is not a multiple of s, a Slice does it, which is cheaper than one more tap. With
+    stride 1, it is a convolution with the mirrored kernel alone. A Relu, Clip or LeakyRelu after the
+    ConvTranspose moves before the moves, where the convolution absorbs it.
+
+    The int8 convolution has its channels last. Transpose, Reshape, Transpose, Reshape, Transpose then
+    move runs of s x outputs bytes: ONNX Runtime cancels the first and the last Transpose. This needs
+    known sizes. For open sizes and groups, DepthToSpace moves single bytes.
 
     Measured between two convolutions of 1 x 1, one thread, AVX2 without VNNI, interleaved
-    (`tests/perf/transposed_convolution.py`): the int8 model takes 0.71 to 0.77 x the time with the rewrite
-    for 384 -> 192 channels with k = s = 2, 0.59 to 0.65 x for 128 -> 64 with k = 4 and s = 2, 0.88 to
-    1.00 x with k = 3, 0.54 to 0.56 x along one axis with k = 16 and s = 8, and 0.45 to 0.50 x for 64 -> 64
-    with k = 3 and s = 1. For 64 -> 32 and 32 -> 16 channels with k = s = 2 it takes 1.03 to 1.36 x, so
-    these stay.
-    In float, the rewrite is slower.
-
-    DepthToSpace runs in float: measured between two convolutions, it takes the same time on bytes, which
-    needs ONNX Runtime 1.28. A Relu, Clip or LeakyRelu after the ConvTranspose moves before DepthToSpace,
-    where the convolution absorbs it.
+    (`tests/perf/transposed_convolution.py`): the int8 model takes 0.56 to 0.61 x the time with the
+    rewrite for 384 -> 192 channels with k = s = 2, 0.48 to 0.52 x for 128 -> 64 with k = 4 and s = 2,
+    0.69 to 0.74 x with k = 3, 0.73 to 0.87 x for 32 -> 16 with k = s = 2, 0.39 to 0.45 x along one axis
+    with k = 16 and s = 8, and 0.43 to 0.49 x for 64 -> 64 with k = 3 and s = 1. For 64 -> 3 channels,
+    int8 is slower than float. With DepthToSpace, the first four take 0.71 to 0.77 x, 0.59 to 0.65 x,
+    0.88 to 1.00 x and 1.18 to 1.36 x. In float, the rewrite is slower.
 
     A ConvTranspose is rewritten if
 
     1. its weights and bias are constants, it has 1 or 2 spatial axes, or stride 1, and no dilation,
     2. its strides are equal, and its size is stated if it has an `output_shape`, and
-    3. each value takes at least 96 multiply-adds, each group has at least 16 results, and
-       `slow_in_int8` knows no reason against the convolution.
+    3. each value takes at least 32 multiply-adds (with DepthToSpace 96), each group has at least 16
+       results, and `slow_in_int8` knows no reason against the convolution.
 
     Args:
         model: the float model with named nodes and stated shapes, changed in place.
         exclude: names of nodes that stay in float; they are not changed.
+        depth_to_space: whether ONNX Runtime can run DepthToSpace on the target's activations.
 
     Returns:
         The new tensors -> the tensors of the given model that hold the same values.
@@ -109,6 +123,7 @@ def as_convolutions(model: onnx.ModelProto, exclude: Collection[str]) -> dict[st
         for node in index.nodes
         if node.op_type == "ConvTranspose" and is_standard(node) and node.name not in exclude
         if (form := _form(node, index)) is not None and is_faster(form)
+        if depth_to_space or not form.needs_depth_to_space
     }
     moved: dict[str, str] = {}
     taken = index.names() | set(index.by_name)
@@ -138,7 +153,8 @@ def is_faster(form: _Form) -> bool:
         return False
     depthwise = bool(inputs == 1 and outputs == form.groups)
     products = inputs * math.prod(axis.kernel for axis in form.axes) / form.block
-    enough = products >= _ENOUGH_PRODUCTS and outputs // form.groups >= _ENOUGH_RESULTS
+    limit = _ENOUGH_WITH_DEPTH_TO_SPACE if form.needs_depth_to_space else _ENOUGH_PRODUCTS
+    enough = products >= limit and outputs // form.groups >= _ENOUGH_RESULTS
     return depthwise or bool(enough)
 
 
@@ -160,8 +176,14 @@ def _form(node: onnx.NodeProto, index: GraphIndex) -> _Form | None:
     if any(min(*axis.pads, *axis.cut) < 0 for axis in axes):
         return None
     groups = int(attributes.get("group", 1))
-    spread = _spread(index.constant(node.input[1]), axes, groups)
-    return _Form(axes, spread, groups, math.prod(strides))
+    sizes = (index.shape(node.input[0]) or [None] * (2 + len(kernel)))[2:]
+    blocks = tuple(
+        None if size is None else size + axis.first + axis.pads[1]
+        for size, axis in zip(sizes, axes, strict=True)
+    )
+    channels_last = groups == 1 and (len(axes) == 1 or None not in blocks)
+    spread = _spread(index.constant(node.input[1]), axes, groups, channels_last=channels_last)
+    return _Form(axes, spread, groups, math.prod(strides), blocks, channels_last)
 
 
 def _padding(
@@ -223,7 +245,7 @@ def _shifted(kernel: int, stride: int, begin: int, end: int, cut: int) -> _Axis:
     )
 
 
-def _spread(weight: Array, axes: Sequence[_Axis], groups: int) -> Array:
+def _spread(weight: Array, axes: Sequence[_Axis], groups: int, *, channels_last: bool) -> Array:
     """The weights of the convolution from those of the ConvTranspose, [inputs, outputs of a group, ...]."""
     inputs, outputs = weight.shape[:2]
     spread = weight.reshape(groups, inputs // groups, outputs, *weight.shape[2:])
@@ -237,7 +259,8 @@ def _spread(weight: Array, axes: Sequence[_Axis], groups: int) -> Array:
         spread = spread * mask
     rank = len(axes)
     places_at, taps_at = [3 + 2 * n for n in range(rank)], [4 + 2 * n for n in range(rank)]
-    ordered = spread.transpose(0, 2, *places_at, 1, *taps_at)
+    results = (0, *places_at, 2) if channels_last else (0, 2, *places_at)
+    ordered = spread.transpose(*results, 1, *taps_at)
     block = math.prod(axis.stride for axis in axes)
     sizes = [axis.taps for axis in axes]
     return np.ascontiguousarray(ordered.reshape(groups * outputs * block, inputs // groups, *sizes))
@@ -284,7 +307,8 @@ def _rewritten(
     """The nodes that replace a ConvTranspose and the operators on single values after it."""
     inputs = [node.input[0], made.constant(f"{node.name}.blocks.weight", form.weight)]
     if len(node.input) > 2 and node.input[2]:
-        bias = np.repeat(index.constant(node.input[2]), form.block)
+        bias = index.constant(node.input[2])
+        bias = np.tile(bias, form.block) if form.channels_last else np.repeat(bias, form.block)
         inputs.append(made.constant(f"{node.name}.blocks.bias", bias))
     result = (after[-1] if after else node).output[0]
     names = {item.output[0]: made.name(f"{item.output[0]}.blocks") for item in (node, *after)}
@@ -292,6 +316,7 @@ def _rewritten(
     if not moves:
         names = {result: result}
     made.moved |= {new: old for old, new in names.items() if new != old}
+    made.moved |= {item.output[0]: result for item in moves[:-1]}
     convolution = helper.make_node(
         "Conv",
         inputs,
@@ -313,31 +338,43 @@ def _rewritten(
 def _moves(form: _Form, label: str, source: str, result: str, made: _Made) -> list[onnx.NodeProto]:
     """The nodes that move the values of blocks to their places, and cut the borders off."""
     stride, rank = form.axes[0].stride, len(form.axes)
+    outputs = len(form.weight) // form.block
+    last = stride > 1 and form.channels_last
     moves: list[onnx.NodeProto] = []
 
-    def add(operator: str, step: str, *constants: Array) -> onnx.NodeProto:
+    def add(operator: str, step: str, *constants: Sequence[int]) -> onnx.NodeProto:
         inputs = [moves[-1].output[0] if moves else source]
-        inputs += [
-            made.constant(f"{label}.{step}.{number}", value) for number, value in enumerate(constants)
-        ]
+        for number, value in enumerate(constants):
+            inputs.append(made.constant(f"{label}.{step}.{number}", np.array(value, np.int64)))
         name = made.name(f"{label}.{step}")
         moves.append(helper.make_node(operator, inputs, [name], name=name))
         return moves[-1]
 
-    if stride > 1 and rank == 1:
-        outputs = len(form.weight) // stride
-        add("Reshape", "places", np.array([0, outputs, stride, -1], np.int64))
-        add("Transpose", "turned").attribute.append(helper.make_attribute("perm", [0, 1, 3, 2]))
-        add("Reshape", "joined", np.array([0, outputs, -1], np.int64))
-    elif stride > 1:
+    def turn(step: str, *axes: int) -> None:
+        add("Transpose", step).attribute.append(helper.make_attribute("perm", axes))
+
+    if last:
+        turn("last", 0, *range(2, 2 + rank), 1)
+        if rank > 1:
+            add("Reshape", "rows", [-1, *(size or 0 for size in form.blocks), stride, stride * outputs])
+            turn("turned", 0, 1, 3, 2, 4)
+        sizes = [-1] if rank == 1 else [stride * (size or 0) for size in form.blocks]
+        add("Reshape", "joined", [0 if rank == 1 else -1, *sizes, outputs])
+    elif stride > 1 and rank == 1:
+        add("Reshape", "places", [0, outputs, stride, -1])
+        turn("turned", 0, 1, 3, 2)
+        add("Reshape", "joined", [0, outputs, -1])
+    elif form.needs_depth_to_space:
         settings = {"blocksize": stride, "mode": "CRD"}
         attributes = [helper.make_attribute(name, value) for name, value in settings.items()]
         add("DepthToSpace", "moved").attribute.extend(attributes)
     if any(any(axis.cut) for axis in form.axes):
         starts = [axis.cut[0] for axis in form.axes]
         ends = [-axis.cut[1] or _LARGEST for axis in form.axes]
-        axes = range(2, 2 + rank)
-        add("Slice", "cut", *(np.array(limits, np.int64) for limits in (starts, ends, axes)))
+        first = 1 if last else 2
+        add("Slice", "cut", starts, ends, range(first, first + rank))
+    if last:
+        turn("first", 0, 1 + rank, *range(1, 1 + rank))
     if moves:
         moves[-1].output[0] = result
     return moves
