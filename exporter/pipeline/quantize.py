@@ -84,16 +84,7 @@ def quantize(
             onnxruntime=onnxruntime,
             pins=pins,
         )
-    if bits != 8:
-        raise UsageError("--bits", f"{bits} bits are not supported", "choose 8 or 4")
-    if data is None:
-        raise UsageError(
-            "--data",
-            "is missing, but 8 bits need calibration samples",
-            "name an .npz with a few hundred samples",
-        )
-    if max_drop is not None and not 0 <= max_drop < 1:
-        raise UsageError("--max-drop", f"{max_drop:g} is out of range", "choose from 0 to below 1")
+    samples = _check_activations(bits, data, max_drop)
     from exporter.pipeline.quantize_file import quantize_file
     from exporter.quantization.int8_repaired import RepairSettings, check_repairs
     from exporter.recipes import FallbackConfig
@@ -101,7 +92,7 @@ def quantize(
     fallback = None if max_drop is None else FallbackConfig(max_drop=max_drop)
     return quantize_file(
         Path(model),
-        Path(data),
+        samples,
         Path(out),
         target=target,
         method=method,
@@ -117,6 +108,21 @@ def quantize(
 def _check_choice(option: str, chosen: str, known: tuple[str, ...]) -> None:
     if chosen not in known:
         raise UsageError(option, f"{chosen!r} is unknown", f"choose one of: {', '.join(known)}")
+
+
+def _check_activations(bits: int, data: AnyPath | None, max_drop: float | None) -> Path:
+    """The file of calibration samples, after a check of the options for 8 bits."""
+    if bits != 8:
+        raise UsageError("--bits", f"{bits} bits are not supported", "choose 8 or 4")
+    if data is None:
+        raise UsageError(
+            "--data",
+            "is missing, but 8 bits need calibration samples",
+            "name an .npz with a few hundred samples",
+        )
+    if max_drop is not None and not 0 <= max_drop < 1:
+        raise UsageError("--max-drop", f"{max_drop:g} is out of range", "choose from 0 to below 1")
+    return Path(data)
 
 
 def _check_weights_alone(block_size: int, **options: object) -> None:
