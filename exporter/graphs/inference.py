@@ -22,7 +22,9 @@ from exporter.graphs.onnx_files import is_large, save_large
 from exporter.graphs.rewrites.processing import score_tensor
 from exporter.sources.splits import Split
 
-BATCH = 64
+MAX_BATCH = 64
+# Limit on the inputs of one batch; activations take a multiple of it.
+_BATCH_INPUT_BYTES = 8 * 2**20
 
 
 def run_model(path: Path, split: Split) -> Array:
@@ -86,9 +88,11 @@ def open_model(model: onnx.ModelProto, options: onnxruntime.SessionOptions) -> o
 
 
 def _run(session: onnxruntime.InferenceSession, names: Sequence[str] | None, split: Split) -> Array:
+    sample_bytes = sum(array.nbytes for array in split.inputs.values()) // max(split.count, 1)
+    size = max(1, min(MAX_BATCH, _BATCH_INPUT_BYTES // max(sample_bytes, 1)))
     return np.concatenate(
         [
             session.run(names, {n: np.ascontiguousarray(a) for n, a in feeds.items()})[0]
-            for feeds in split.batches(BATCH)
+            for feeds in split.batches(size)
         ]
     )

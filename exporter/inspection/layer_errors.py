@@ -14,13 +14,13 @@ from bench.core.arrays import Array
 from bench.core.errors import DataError
 from bench.metrics.parity import decibels
 from exporter.graphs.index import GraphIndex
-from exporter.graphs.inference import session_with_outputs
+from exporter.graphs.observed import Observed, samples_per_run
 from exporter.graphs.rewrites.first_convolution import blocks_of, on_blocks
 from exporter.results import LayerError
 from exporter.sources.splits import Samples
 
 _DEQUANTIZED = "_DequantizeLinear_Output"
-_BATCH = 8
+_MAX_BATCH = 8
 # More samples do not change the ranking of the layers.
 LAYER_SAMPLES = 32
 
@@ -91,12 +91,17 @@ def layer_errors(
     if not tensors:  # for an empty list of outputs, ONNX Runtime returns all outputs
         return ()
     before, after = [one.tensor for one in tensors], [one.dequantized for one in tensors]
-    first, second = session_with_outputs(reference, before), session_with_outputs(quantized, after)
-    sums = [_Sums() for _ in tensors]
-    for feeds in _batches(samples, fixed_batch):
-        runs = zip(tensors, sums, first.run(before, feeds), second.run(after, feeds), strict=True)
-        for one, found, value, rounded in runs:
-            found.add(on_blocks(value) if one.on_blocks else value, rounded)
+    first, second = Observed(reference, before), Observed(quantized, after)
+    sums = {one.tensor: _Sums() for one in tensors}
+    pairs = {one.tensor: one for one in tensors}
+    size = fixed_batch or min(_MAX_BATCH, samples_per_run(reference, before, samples))
+    for feeds in _batches(samples, fixed_batch, size):
+        for group in first.groups(feeds):
+            values = first.fetch(group, feeds)
+            rounded = second.fetch([pairs[name].dequantized for name in group], feeds)
+            for name, value in values.items():
+                one = pairs[name]
+                sums[name].add(on_blocks(value) if one.on_blocks else value, rounded[one.dequantized])
     return tuple(
         LayerError(
             layer=one.node.name or one.tensor,
@@ -106,14 +111,14 @@ def layer_errors(
             highest=found.highest,
             range=one.range,
         )
-        for one, found in zip(tensors, sums, strict=True)
+        for one, found in zip(tensors, sums.values(), strict=True)
         if found.same_form and found.lowest <= found.highest
     )
 
 
-def _batches(samples: Samples, fixed_batch: int | None) -> Iterator[dict[str, Array]]:
+def _batches(samples: Samples, fixed_batch: int | None, size: int) -> Iterator[dict[str, Array]]:
     if fixed_batch is None:
-        yield from samples.batches(_BATCH)
+        yield from samples.batches(size)
         return
     if samples.count < fixed_batch:
         raise DataError(

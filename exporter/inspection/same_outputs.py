@@ -27,6 +27,9 @@ from exporter.graphs.inference import open_model, session_options
 # Both models run on these samples in batches and on one sample alone, because a shape may be correct for
 # one batch size only.
 SAMPLES, _TOGETHER = 32, 8
+# Limit on the inputs of a batch; activations take a multiple of it. A batch has at least two samples. (For
+# pictures of 512 px, batches of eight took 1.3 GiB and most of the time of `quantize`.)
+_BATCH_INPUT_BYTES = 2 * 2**20
 # The size of a dynamic axis if there are no samples.
 _MADE_UP_SIZE = 8
 # Lowest SQNR between the given file and its rewritten float form.
@@ -57,14 +60,21 @@ def few_samples(data: Path, signature: Signature) -> list[dict[str, Array]]:
     """
     size = fixed_batch(signature)
     feeds = dict(read_evaluation(data, rows=size or SAMPLES, spread=True).feeds)
-    count, step = len(next(iter(feeds.values()))), size or _TOGETHER
-    cuts = [(start, start + step) for start in range(0, count, step)]
+    count, step = len(next(iter(feeds.values()))), size or _together(feeds)
+    batches = 1 if step < _TOGETHER and size is None else -(-count // step)
+    cuts = [(start * step, (start + 1) * step) for start in range(batches)]
     if size is None and count > 1:
         cuts.append((0, 1))
     return [
         {name: np.ascontiguousarray(array[start:end]) for name, array in feeds.items()}
         for start, end in cuts
     ]
+
+
+def _together(feeds: Mapping[str, Array]) -> int:
+    """The number of samples in a batch: fewer if they are large."""
+    sample_bytes = sum(array.nbytes // len(array) for array in feeds.values())
+    return max(2, min(_TOGETHER, _BATCH_INPUT_BYTES // max(sample_bytes, 1)))
 
 
 def made_up_samples(model: Path, signature: Signature) -> list[dict[str, Array]]:

@@ -42,7 +42,7 @@ from exporter.quantization.calibration import RangeStore
 from exporter.quantization.int4 import quantize_weights
 from exporter.quantization.int8 import Int8Settings, quantize_model
 from exporter.quantization.int8_repaired import NO_REPAIR, RepairSettings, quantize_repaired
-from exporter.quantization.repair.held_out import hold_out
+from exporter.quantization.repair.held_out import RepairSamples, hold_out
 from exporter.recipes import ExportConfig
 from exporter.results import Int4Model, Int8Model, QuantizedFile
 
@@ -153,8 +153,7 @@ def quantize_file(
     settings = Int8Settings(chosen, method, excluded, fixed_batch(signature))
     accept = partial(check_same_outputs, model, answers)
     if repairs.asked:
-        loaded = read_evaluation(data)  # repairs read the samples many times, so they are kept in memory
-        judged = hold_out(loaded.feeds, loaded.labels, settings.fixed_batch)
+        judged = _held_out(data, settings.fixed_batch)
         made = quantize_repaired(network, out, judged, settings, repairs, progress=progress, accept=accept)
     else:
         store = None if cache is None else RangeStore(cache, sha256_of(data))
@@ -162,6 +161,12 @@ def quantize_file(
             network, out, samples, settings, progress=progress, store=store, accept=accept
         )
     return _written(out, made, start)
+
+
+def _held_out(data: Path, fixed: int | None) -> RepairSamples:
+    """The samples for repairs. They are kept in memory, once, because repairs read them many times."""
+    loaded = read_evaluation(data)
+    return hold_out(loaded.feeds, loaded.labels, fixed)
 
 
 def _target(name: TargetName, onnxruntime: str | None) -> Target:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,8 +16,8 @@ from bench.core.errors import DataError
 from bench.core.progress import Progress
 from exporter.errors import ExportError
 from exporter.graphs.float_reasons import EXCLUDED
-from exporter.graphs.index import GraphIndex
 from exporter.graphs.node_patterns import named_nodes
+from exporter.graphs.observed import samples_per_run
 from exporter.graphs.onnx_files import infer_shapes
 from exporter.graphs.ranges import Range
 from exporter.graphs.rewrites.first_convolution import fold_stem
@@ -41,12 +40,6 @@ from exporter.quantization.output import Accept, accept_all, write_quantized
 from exporter.quantization.qdq import QdqPlan, make_qdq, plan_qdq
 from exporter.results import Int8Model
 from exporter.sources.splits import Samples
-
-MAX_BATCH = 16
-# Limit on the activations observed in one batch. Larger batches do not fit in the caches. They also get
-# newly allocated memory each time, and the first access to it costs more than the convolutions (measured:
-# 41 ms per image in batches of 16, 10 ms one by one, EfficientNet-Lite0 at 224 px).
-BATCH_BYTES = 32 * 2**20
 
 
 @dataclass(frozen=True)
@@ -195,7 +188,7 @@ def _batch_size(plan: QdqPlan, samples: Samples, fixed: int | None) -> int:
         DataError: the samples do not fill the fixed batches.
     """
     if fixed is None:
-        return calibration_batch_size(plan.network, plan.tensors)
+        return samples_per_run(plan.network, plan.tensors, samples)
     if samples.count % fixed:
         raise DataError(
             "calibration data",
@@ -240,11 +233,3 @@ def take_shortcuts(quantized: onnx.ModelProto, target: Target) -> Shortcuts:
         tables=quantize_tables(quantized),
         stem_on_blocks=target.stem_on_blocks and fold_stem(quantized, target.runtime),
     )
-
-
-def calibration_batch_size(model: onnx.ModelProto, tensors: Sequence[str]) -> int:
-    """The samples per run for which observed tensors fit in `BATCH_BYTES`; unknown sizes count as one."""
-    index = GraphIndex.of(model.graph)
-    sizes = [(index.shape(name) or ())[1:] for name in tensors]
-    sample_bytes = 4 * sum(math.prod(max(size or 1, 1) for size in sample) for sample in sizes)
-    return max(1, min(MAX_BATCH, BATCH_BYTES // max(sample_bytes, 1)))

@@ -83,8 +83,9 @@ def quantize_repaired(
     check_repairs(repairs.names)
     settings = replace(settings, exclude=named_nodes(model, settings.exclude))
     named = _with_named_nodes(model)
-    judge = Judge(named, samples.held_out, samples.labels, settings.fixed_batch or _JUDGE_BATCH)
     models = calibrated(named, samples.fitted, settings, progress)
+    batch = settings.fixed_batch or min(_JUDGE_BATCH, models.batch_size(named))
+    judge = Judge(named, samples.held_out, samples.labels, batch)
     repaired = try_repairs(named, repairs.names, models, judge, progress)
     chosen, fallback = repaired.model, None
     if repairs.fallback is not None:

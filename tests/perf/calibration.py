@@ -4,13 +4,15 @@
 
 The model is EfficientNet-Lite0 with its ImageNet weights; the images are the digits, scaled up. Each run is
 a fresh process. Its wall time covers the quantization only; its peak memory includes samples and libraries.
-The two tools take turns. The script also prints edgeproof's peak memory for 64 and for 1,024 images, and
-its time for a chain of 200 and of 1,600 nodes.
+The two tools take turns. The script also prints edgeproof's peak memory for 64 and for 1,024 images, its
+time for a chain of 200 and of 1,600 nodes, and both tools' MinMax on models with open axes: a fully
+convolutional network at 512 px, attention over 384 tokens and a network for 10 seconds of sound.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
@@ -52,6 +54,13 @@ def main() -> None:
             for n in (64, 1024)
         )
         print(f"peak memory for 1024 images against 64: {(many - few) / 2**20:+.1f} MiB")
+        for title, make in OPEN.items():
+            model, data = make(folder)
+            ours, theirs = [], []
+            for _ in range(REPEATS):
+                ours.append(run("ours", model, data, "minmax"))
+                theirs.append(run("theirs", model, data, "minmax"))
+            report(f"{title}, minmax", ours, theirs)
         short, long = (
             min(run("ours", *chain(folder, n), "percentile")["seconds"] for _ in range(REPEATS))
             for n in (200, 1600)
@@ -105,6 +114,91 @@ def chain(folder: Path, count: int) -> tuple[Path, Path]:
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), model)
     np.savez(data, t0=generator.standard_normal((16, 8, 4, 4)).astype(np.float32))
     return model, data
+
+
+def pictures_512(folder: Path) -> tuple[Path, Path]:
+    """Write a fully convolutional network without stated sizes, and pictures of 512 px."""
+    widths = [3, 32, 64, 64, 64, 32, 8]
+    layers = [
+        (f"w{i}", (after, before, 3, 3)) for i, (before, after) in enumerate(itertools.pairwise(widths))
+    ]
+    nodes = []
+    for i, (weight, _) in enumerate(layers):
+        nodes.append(helper.make_node("Conv", [f"t{i}", weight], [f"c{i}"], pads=[1, 1, 1, 1]))
+        nodes.append(helper.make_node("Sigmoid" if i % 2 else "Relu", [f"c{i}"], [f"t{i + 1}"]))
+    return _open_model(folder / "pictures.onnx", nodes, layers, (8, 3, 512, 512))
+
+
+def sound(folder: Path) -> tuple[Path, Path]:
+    """Write a network of convolutions along time, and 10 seconds of sound at 16 kHz."""
+    layers = [("w0", (64, 1, 15)), *((f"w{i}", (64, 64, 9)) for i in range(1, 6))]
+    nodes = []
+    for i, (weight, _) in enumerate(layers):
+        nodes.append(helper.make_node("Conv", [f"t{i}", weight], [f"c{i}"], strides=[2 if i else 4]))
+        nodes.append(helper.make_node("Relu", [f"c{i}"], [f"t{i + 1}"]))
+    return _open_model(folder / "sound.onnx", nodes, layers, (16, 1, 160_000))
+
+
+def tokens_384(folder: Path) -> tuple[Path, Path]:
+    """Write four blocks of attention with an open length, and sequences of 384 vectors."""
+    width, heads, nodes, layers = 384, 12, [], []
+    for i in range(4):
+        for part in ("q", "k", "v", "o", "up", "down"):
+            size = {"up": (width, 4 * width), "down": (4 * width, width)}.get(part, (width, width))
+            layers.append((f"{part}w{i}", size))
+        for part, order in (("q", [0, 2, 1, 3]), ("k", [0, 2, 3, 1]), ("v", [0, 2, 1, 3])):
+            nodes.append(helper.make_node("MatMul", [f"t{i}", f"{part}w{i}"], [f"{part}{i}"]))
+            nodes.append(helper.make_node("Reshape", [f"{part}{i}", "split"], [f"{part}s{i}"]))
+            nodes.append(helper.make_node("Transpose", [f"{part}s{i}"], [f"{part}h{i}"], perm=order))
+        nodes += [
+            helper.make_node("MatMul", [f"qh{i}", f"kh{i}"], [f"scores{i}"]),
+            helper.make_node("Softmax", [f"scores{i}"], [f"weights{i}"]),
+            helper.make_node("MatMul", [f"weights{i}", f"vh{i}"], [f"mixed{i}"]),
+            helper.make_node("Transpose", [f"mixed{i}"], [f"back{i}"], perm=[0, 2, 1, 3]),
+            helper.make_node("Reshape", [f"back{i}", "join"], [f"joined{i}"]),
+            helper.make_node("MatMul", [f"joined{i}", f"ow{i}"], [f"o{i}"]),
+            helper.make_node("Add", [f"t{i}", f"o{i}"], [f"middle{i}"]),
+            helper.make_node("MatMul", [f"middle{i}", f"upw{i}"], [f"up{i}"]),
+            helper.make_node("Relu", [f"up{i}"], [f"active{i}"]),
+            helper.make_node("MatMul", [f"active{i}", f"downw{i}"], [f"down{i}"]),
+            helper.make_node("Add", [f"middle{i}", f"down{i}"], [f"t{i + 1}"]),
+        ]
+    shapes = {"split": [0, 0, heads, width // heads], "join": [0, 0, width]}
+    return _open_model(folder / "tokens.onnx", nodes, layers, (16, 384, width), shapes)
+
+
+def _open_model(
+    model: Path,
+    nodes: list[onnx.NodeProto],
+    layers: list[tuple[str, tuple[int, ...]]],
+    samples: tuple[int, ...],
+    shapes: dict[str, list[int]] | None = None,
+) -> tuple[Path, Path]:
+    """Write a model from `t0` to its last node's output, and random samples."""
+    generator = np.random.default_rng(0)
+    constants = [
+        numpy_helper.from_array(
+            (generator.standard_normal(shape) * (shape[0] / np.prod(shape)) ** 0.5).astype(np.float32),
+            weight,
+        )
+        for weight, shape in layers
+    ]
+    constants += [numpy_helper.from_array(np.array(value), key) for key, value in (shapes or {}).items()]
+    axes = [f"axis_{i}" for i in range(len(samples))]
+    graph = helper.make_graph(
+        nodes,
+        model.stem,
+        [helper.make_tensor_value_info("t0", onnx.TensorProto.FLOAT, axes)],
+        [helper.make_tensor_value_info(nodes[-1].output[0], onnx.TensorProto.FLOAT, [None] * len(axes))],
+        constants,
+    )
+    data = model.with_suffix(".npz")
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), model)
+    np.savez(data, t0=generator.standard_normal(samples).astype(np.float32))
+    return model, data
+
+
+OPEN = {"fully convolutional, 512 px": pictures_512, "384 tokens": tokens_384, "10 s of sound": sound}
 
 
 def run(tool: str, *arguments: object) -> dict[str, float]:
@@ -173,7 +267,11 @@ def child_theirs(model: str, data: str, method: str) -> dict[str, float]:
                 return None
             return {name: array[self.index - 1 : self.index] for name, array in samples.items()}
 
-    methods = {"percentile": CalibrationMethod.Percentile, "entropy": CalibrationMethod.Entropy}
+    methods = {
+        "minmax": CalibrationMethod.MinMax,
+        "percentile": CalibrationMethod.Percentile,
+        "entropy": CalibrationMethod.Entropy,
+    }
     with tempfile.TemporaryDirectory() as folder:
         start = time.monotonic()
         quantize_static(

@@ -11,7 +11,7 @@ import onnx
 
 from bench.core.arrays import Array
 from bench.metrics.parity import decibels
-from exporter.graphs.inference import session_with_outputs
+from exporter.graphs.observed import Observed
 from exporter.inspection.saturation.dot import LEAST, MOST, pair_sums, saturation_excess
 from exporter.inspection.saturation.layers import Int8Layer, as_unsigned, int8_layers
 
@@ -175,13 +175,11 @@ def _run(
             by_tensor.setdefault(observation.activation, []).append(observation)
     if not by_tensor:
         return
-    session = session_with_outputs(model, list(by_tensor))
-    computed = [o.name for o in session.get_outputs() if o.name in by_tensor]
+    observed = Observed(model, list(by_tensor))
     for feeds in batches:
-        values = dict(zip(computed, session.run(computed, dict(feeds)), strict=True)) if computed else {}
-        for name, observations in by_tensor.items():
-            value = as_unsigned(np.asarray(values[name] if name in values else feeds[name]))
-            for observation in observations:
-                observation.see(value)
-                if simulate:
-                    observation.simulate(value)
+        for values in observed.parts(feeds):
+            for name, value in values.items():
+                for observation in by_tensor[name]:
+                    observation.see(as_unsigned(value))
+                    if simulate:
+                        observation.simulate(as_unsigned(value))

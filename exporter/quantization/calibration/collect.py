@@ -12,14 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Protocol
 
-import numpy as np
 import onnx
 
 from bench.core.arrays import Array
 from bench.core.errors import DataError
 from bench.core.progress import Progress
 from exporter.graphs.index import GraphIndex
-from exporter.graphs.inference import session_with_outputs
+from exporter.graphs.observed import Observed, extremes_model, sample_errors
 from exporter.graphs.ranges import Range
 from exporter.options import CalibrationMethod
 from exporter.quantization.calibration.histogram import Extremes, GrowingHistogram, Histogram
@@ -27,6 +26,9 @@ from exporter.quantization.calibration.methods import entropy_range, mse_range, 
 
 PERCENTILE = 99.99
 MOVING_AVERAGE = 0.05
+
+
+_END_OF_BATCH: dict[str, Array] = {}
 
 
 class _Observer(Protocol):
@@ -63,10 +65,18 @@ def collect_ranges(
     if method in {"minmax", "moving_average"}:
         weight = MOVING_AVERAGE if method == "moving_average" else None
         extremes = {name: Extremes(weight) for name in tensors}
-        _observe(extremes, model, feeds, batches=batches, optimized=weight is not None, progress=progress)
+        _observe(
+            extremes,
+            model,
+            feeds,
+            batches=batches,
+            optimized=weight is not None,
+            extremes=True,
+            progress=progress,
+        )
         return {name: Range(seen.lowest, seen.highest) for name, seen in extremes.items()}
     growing = {name: GrowingHistogram() for name in tensors}
-    _observe(growing, model, feeds, batches=batches, optimized=True, progress=progress)
+    _observe(growing, model, feeds, batches=batches, optimized=True, extremes=False, progress=progress)
     choose = {"entropy": entropy_range, "mse": mse_range}.get(method, _usual_percentile)
     return {name: _chosen(choose, histogram.histogram()) for name, histogram in growing.items()}
 
@@ -88,31 +98,21 @@ def _observe(
     *,
     batches: int,
     optimized: bool,
+    extremes: bool,
     progress: Progress,
 ) -> None:
-    """Pass the values of each tensor to its observer, batch by batch."""
-    session = session_with_outputs(model, list(observers), optimized=optimized)
-    computed = {output.name for output in session.get_outputs()}
-    names = [name for name in observers if name in computed]  # in graph order, so errors name the first
-    spread = _Spread()
+    """Pass the values of each tensor to its observer, batch by batch.
 
-    def run(batch: Mapping[str, Array]) -> dict[str, Array]:
-        if not names:
-            return {}
-        try:
-            found = session.run(names, {n: np.ascontiguousarray(a) for n, a in batch.items()})
-        except Exception as error:  # ONNX Runtime's exceptions have no common base class except Exception
-            raise DataError(
-                "calibration",
-                f"the model fails on a sample ({error})",
-                "compare the samples' shapes, types and values with the model's inputs",
-            ) from error
-        return dict(zip(names, found, strict=True))
+    With `extremes`, the observers need only the extremes, so the graph may compute them.
+    """
+    source = _Source(model, list(observers), optimized=optimized, extremes=extremes)
+    spread = _Spread()
 
     def values() -> Iterator[dict[str, Array]]:
         for batch in feeds:
             spread.add(batch)
-            yield {name: array for name, array in batch.items() if name in observers} | run(batch)
+            yield from source.parts(batch)
+            yield _END_OF_BATCH
 
     seen = False
     with progress.task("calibration", batches) as task, closing(_ahead(values())) as found_ahead:
@@ -128,8 +128,9 @@ def _observe(
                     observers[name].add(array)
                 except ValueError as error:
                     raise _no_range(name, model) from error
-            seen = True
-            task.advance()
+            if found is _END_OF_BATCH:
+                seen = True
+                task.advance()
     if observers and not seen:
         raise DataError("calibration", "there are no samples", "provide at least one sample")
     if observers and spread.constant is not None:
@@ -138,6 +139,47 @@ def _observe(
             f"every value of every sample is {spread.constant:g}",
             "provide samples like those that the model receives in use",
         )
+
+
+class _Source:
+    """The values of tensors on batches, in parts of bounded size.
+
+    If the tensors of a batch take more than `HELD_BYTES` and only their extremes are needed, the graph
+    computes the extremes, as ONNX Runtime's own calibrator does. (For smaller batches, this takes 1.6 times
+    as long as reducing the values here: EfficientNet-Lite0 at 96 px.)
+    """
+
+    def __init__(
+        self, model: onnx.ModelProto, tensors: Sequence[str], *, optimized: bool, extremes: bool
+    ) -> None:
+        self._model, self._optimized, self._extremes = model, optimized, extremes
+        with sample_errors():
+            self._source: Observed | _Reduced = Observed(model, tensors, optimized=optimized)
+
+    def parts(self, batch: Mapping[str, Array]) -> Iterator[dict[str, Array]]:
+        """The values of all tensors, or three values of each that have the same extremes."""
+        with sample_errors():
+            source = self._source
+            if self._extremes and isinstance(source, Observed) and source.exceeds(batch):
+                self._source = _Reduced(self._model, source, optimized=self._optimized)
+            yield from self._source.parts(batch)
+
+
+class _Reduced:
+    """The extremes of tensors on batches, computed by the graph; see `extremes_model`."""
+
+    def __init__(self, model: onnx.ModelProto, observed: Observed, *, optimized: bool) -> None:
+        computed = observed.computed
+        reduced, outputs = extremes_model(model, computed)
+        self._given = [name for name in observed.tensors if name not in computed]
+        self._outputs = dict(zip(computed, outputs, strict=True))
+        self._session = Observed(reduced, outputs, optimized=optimized)
+
+    def parts(self, batch: Mapping[str, Array]) -> Iterator[dict[str, Array]]:
+        """The inputs, and then three values of each computed tensor."""
+        yield {name: batch[name] for name in self._given}
+        found = self._session.fetch(list(self._outputs.values()), batch)
+        yield {name: found[output] for name, output in self._outputs.items()}
 
 
 class _Spread:

@@ -12,8 +12,8 @@ import onnx
 from bench.core.arrays import Array
 from exporter.graphs.attributes import attributes_of
 from exporter.graphs.index import GraphIndex
-from exporter.graphs.inference import session_with_outputs
 from exporter.graphs.layers import Layer, find_layers, from_rows, rows, with_constants
+from exporter.graphs.observed import Observed
 from exporter.quantization.repair.base import RepairContext
 from exporter.results import AdaRoundFigures
 
@@ -182,17 +182,17 @@ def _chunks(work: Sequence[_Work]) -> Iterator[list[_Work]]:
 
 def _grams(model: onnx.ModelProto, chunk: Sequence[_Work], context: RepairContext) -> list[Array]:
     """Compute E[x x^T] of each layer's inputs in the float model."""
-    sources = [item.layer.source for item in chunk]
-    names = [name for name in dict.fromkeys(sources) if name not in context.inputs]
+    names = list(dict.fromkeys(item.layer.source for item in chunk))
     grams = [np.zeros((w.weight.shape[0], *w.weight.shape[2:] * 2), np.float32) for w in chunk]
-    session = session_with_outputs(model, names)
+    observed = Observed(model, names)
     count = 0
     for feeds in context.feeds(MAX_SAMPLES):
-        values = {**feeds, **(dict(zip(names, session.run(names, feeds), strict=True)) if names else {})}
         count += len(next(iter(feeds.values())))
-        for item, gram in zip(chunk, grams, strict=True):
-            columns = observed_products(item.node, values[item.layer.source], item.shape, item.layer.groups)
-            np.add(gram, np.swapaxes(columns, 1, 2) @ columns, out=gram)
+        for values in observed.parts(feeds):
+            for item, gram in zip(chunk, grams, strict=True):
+                if (value := values.get(item.layer.source)) is not None:
+                    columns = observed_products(item.node, value, item.shape, item.layer.groups)
+                    np.add(gram, np.swapaxes(columns, 1, 2) @ columns, out=gram)
     return [gram.astype(np.float64) / max(count, 1) for gram in grams]
 
 

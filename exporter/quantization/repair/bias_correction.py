@@ -13,8 +13,9 @@ from bench.inputs.session import ERRORS_ONLY
 from exporter.graphs.attributes import attributes_of
 from exporter.graphs.edits import add_constant, add_outputs, copy_of, replace_nodes
 from exporter.graphs.index import GraphIndex
-from exporter.graphs.inference import open_model, session_with_outputs
+from exporter.graphs.inference import open_model
 from exporter.graphs.layers import Layer, find_layers, with_constants, with_own_biases
+from exporter.graphs.observed import Observed
 from exporter.quantization.repair.base import RepairContext
 from exporter.results import BiasFigures
 
@@ -108,15 +109,16 @@ def _dequantized(node: onnx.NodeProto, index: GraphIndex) -> Array:
 def _float_means(layers: Sequence[Layer], context: RepairContext) -> list[Array]:
     """The mean of every channel of every layer in the reference model, from one pass over the data."""
     names = list(dict.fromkeys(layer.output for layer in layers))
-    session = session_with_outputs(context.reference, names)
+    observed = Observed(context.reference, names)
     sums = [np.zeros(1) for _ in layers]
     count = 0
     for feeds in context.feeds(MAX_SAMPLES):
-        values = dict(zip(names, session.run(names, feeds), strict=True))
         size = len(next(iter(feeds.values())))
         count += size
-        for index, layer in enumerate(layers):
-            sums[index] = sums[index] + size * _channel_means(values[layer.output], layer)
+        for values in observed.parts(feeds):
+            for index, layer in enumerate(layers):
+                if (value := values.get(layer.output)) is not None:
+                    sums[index] = sums[index] + size * _channel_means(value, layer)
     return [total / count for total in sums]
 
 

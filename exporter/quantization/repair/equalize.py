@@ -10,8 +10,8 @@ import onnx
 
 from bench.core.arrays import Array
 from exporter.graphs.index import GraphIndex
-from exporter.graphs.inference import session_with_outputs
 from exporter.graphs.layers import Layer, find_layers, with_constants, with_own_biases
+from exporter.graphs.observed import Observed
 from exporter.quantization.repair.base import RepairContext
 from exporter.results import EqualizeFigures
 
@@ -149,17 +149,19 @@ def _channel_ranges(
     seconds = {pair.first.node: pair.second for pair in pairs}
     firsts = {pair.first.node: pair.first for pair in pairs}
     names = list(dict.fromkeys(t for n in firsts for t in (firsts[n].output, seconds[n].source)))
-    session = session_with_outputs(model, names)
+    observed = Observed(model, names)
     peaks: dict[str, Array] = {}
     tops: dict[str, Array] = {}
     with context.progress.task("channel ranges", context.batches()) as task:
         for feeds in context.feeds():
-            values = dict(zip(names, session.run(names, feeds), strict=True))
-            for name, first in firsts.items():
-                peak = _by_channel(np.abs(values[seconds[name].source]), seconds[name])
-                top = _by_channel(values[first.output], first)
-                peaks[name] = np.maximum(peaks.get(name, 0.0), peak)
-                tops[name] = np.maximum(tops.get(name, -np.inf), top)
+            for values in observed.parts(feeds):
+                for name, first in firsts.items():
+                    if (value := values.get(seconds[name].source)) is not None:
+                        peak = _by_channel(np.abs(value), seconds[name])
+                        peaks[name] = np.maximum(peaks.get(name, 0.0), peak)
+                    if (value := values.get(first.output)) is not None:
+                        top = _by_channel(value, first)
+                        tops[name] = np.maximum(tops.get(name, -np.inf), top)
             task.advance()
     return peaks, tops
 

@@ -9,11 +9,12 @@ import onnx
 
 from bench.core.arrays import Array
 from bench.core.progress import Progress
+from exporter.graphs.observed import samples_per_run
 from exporter.graphs.onnx_files import infer_shapes
 from exporter.graphs.ranges import Range
 from exporter.inspection.saturation import NO_REDUCTION, Reduction, without_saturation
 from exporter.quantization.calibration import activation_ranges
-from exporter.quantization.int8 import Int8Settings, calibration_batch_size
+from exporter.quantization.int8 import Int8Settings
 from exporter.quantization.ort_quantizer import float_tensors
 from exporter.quantization.qdq import QdqPlan, make_qdq, plan_qdq
 from exporter.sources.splits import ArraySamples
@@ -54,7 +55,8 @@ class QdqModels:
     def batch_size(self, model: onnx.ModelProto) -> int:
         """Samples per run when all tensors are observed."""
         shaped = infer_shapes(model)
-        return self.settings.fixed_batch or calibration_batch_size(shaped, float_tensors(shaped))
+        samples = ArraySamples(self.inputs)
+        return self.settings.fixed_batch or samples_per_run(shaped, float_tensors(shaped), samples)
 
 
 def calibrated(
@@ -74,7 +76,7 @@ def calibrated(
     """
     shaped, samples = infer_shapes(reference), ArraySamples(inputs)
     tensors = float_tensors(shaped)
-    size = settings.fixed_batch or calibration_batch_size(shaped, tensors)
+    size = settings.fixed_batch or samples_per_run(shaped, tensors, samples)
     ranges = activation_ranges(
         shaped, tensors, samples, batch_size=size, method=settings.method, progress=progress
     )

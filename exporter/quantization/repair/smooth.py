@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,9 +12,9 @@ from onnx import helper
 from bench.core.arrays import Array
 from exporter.graphs.edits import add_constant, replace_nodes
 from exporter.graphs.index import GraphIndex
-from exporter.graphs.inference import session_with_outputs
 from exporter.graphs.layers import Layer, find_layers, rows, with_constants
 from exporter.graphs.names import unused_name
+from exporter.graphs.observed import Observed
 from exporter.graphs.targets import WEIGHT_LEVELS
 from exporter.quantization.repair.base import RepairContext
 from exporter.results import SmoothFigures
@@ -26,6 +26,7 @@ _STRENGTHS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 _LEAST_GAIN = 0.1
 _ROWS = 512
 _ROWS_A_BATCH = 64
+_ROWS_KEPT = 4 * _ROWS  # of each tensor, so memory does not grow with the number of batches
 _LEVELS = 255
 
 
@@ -128,15 +129,16 @@ def _observe(
     names = [source.tensor for source in sources]
     if not names:
         return {}
-    session = session_with_outputs(model, names)
+    observed = Observed(model, names)
+    rows_a_batch = max(1, min(_ROWS_A_BATCH, _ROWS_KEPT // context.batches()))
     kept: dict[str, list[Array]] = {name: [] for name in names}
     lowest: dict[str, Array] = {}
     highest: dict[str, Array] = {}
     with context.progress.task("smooth", context.batches()) as task:
         for feeds in context.feeds():
-            for name, value in zip(names, session.run(names, feeds), strict=True):
+            for name, value in _each(observed, feeds):
                 flat = value.reshape(-1, value.shape[-1])
-                kept[name].append(flat[:: max(1, len(flat) // _ROWS_A_BATCH)].copy())
+                kept[name].append(flat[:: max(1, len(flat) // rows_a_batch)].copy())
                 lowest[name] = np.minimum(lowest.get(name, np.inf), flat.min(axis=0))
                 highest[name] = np.maximum(highest.get(name, -np.inf), flat.max(axis=0))
             task.advance()
@@ -145,6 +147,11 @@ def _observe(
         name: _Observed(part[:: max(1, -(-len(part) // _ROWS))], lowest[name], highest[name])
         for name, part in joined.items()
     }
+
+
+def _each(observed: Observed, feeds: Mapping[str, Array]) -> Iterator[tuple[str, Array]]:
+    for values in observed.parts(feeds):
+        yield from values.items()
 
 
 def _best(seen: _Observed, weights: Sequence[Array]) -> tuple[Array | None, float, float]:

@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from bench.core.errors import ModelError
-from bench.inputs.session import open_session, signature_of
+from bench.inputs.session import Signature, TensorSpec, open_session, signature_of
 from exporter.errors import ExportError
 from exporter.graphs.stale_shapes import forget_stale_shapes
 from exporter.inspection.same_outputs import (
@@ -363,3 +363,11 @@ def test_files_of_old_and_new_writers_run_on_the_oldest_runtime(
     made = onnx.load(out)
     assert 8 <= made.ir_version <= 10
     assert [value.name for value in made.graph.input] == ["x"]
+
+
+@pytest.mark.parametrize(("side", "sizes"), [(4, [8, 8, 8, 8, 1]), (512, [2, 1])])
+def test_large_samples_run_in_smaller_batches_and_few_of_them(tmp_path, side, sizes):
+    np.savez(tmp_path / "data.npz", x=np.ones((32, 1, side, side), np.float32))
+    signature = Signature((TensorSpec("x", "float32", (None, 1, None, None)),), ())
+    found = few_samples(tmp_path / "data.npz", signature)
+    assert [len(feeds["x"]) for feeds in found] == sizes
