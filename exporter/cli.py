@@ -16,7 +16,7 @@ from bench.cli import JsonOption, OutOption, error_progress, print_json, print_r
 from bench.cli import app as device_app
 from bench.core.command import run
 from bench.core.errors import UsageError
-from exporter.options import CalibrationMethod, TargetName
+from exporter.options import CalibrationMethod, Goal, TargetName
 
 if TYPE_CHECKING:
     from bench.core.schema import Json
@@ -265,6 +265,13 @@ def quantize(
             help="Fix an open axis of the inputs, by name or as input:number; may be repeated.",
         ),
     ] = None,
+    goal: Annotated[
+        Goal,
+        typer.Option(
+            help="speed: exit with 1 and write nothing if int8 is slower than float on this CPU. "
+            "size: write it."
+        ),
+    ] = "speed",
     as_json: JsonOption = False,
 ) -> None:
     """Quantize a float model without a recipe: statically to int8, or only its weights to 4 bits."""
@@ -284,6 +291,7 @@ def quantize(
         repair=repair or (),
         max_drop=max_drop,
         pin=pin or (),
+        goal=goal,
         progress=error_progress(),
     )
     _print_quantized(found, as_json=as_json)
@@ -309,6 +317,12 @@ def _print_quantized(found: QuantizedFile, *, as_json: bool) -> None:
             f"ONNX Runtime {made.min_onnxruntime} and later: {what}, {found.seconds:.1f} s"
         )
     )
+    if isinstance(made, Int8Model):
+        print_rich(escape(f"  {made.speed_text()}"))
+        if made.pays == "float":
+            print(
+                "warning: int8 is slower than float on this CPU; only the file is smaller", file=sys.stderr
+            )
     if isinstance(made, Int8Model) and made.fallback is not None and made.fallback.exclude:
         print_rich(escape(f"  in float: {', '.join(made.fallback.exclude)}"))
 

@@ -6,7 +6,8 @@ EdgeproofError
 ├── CheckpointError    weights are missing or damaged, belong to another network, or would run code
 ├── PlanError          a shrinking plan is damaged, or belongs to another network
 ├── StageError         a stage cannot do what the recipe asks
-└── ExportError        a network cannot be exported to ONNX
+├── ExportError        a network cannot be exported to ONNX
+└── SlowerError        the quantized model is slower than float (exit code 1, as a failed verdict)
 """
 
 from __future__ import annotations
@@ -36,3 +37,9 @@ class StageError(EdgeproofError):
 
 class ExportError(EdgeproofError):
     """A network cannot be exported to ONNX."""
+
+
+class SlowerError(EdgeproofError):
+    """The quantized model is slower than the float model, and the goal is speed: a failed verdict."""
+
+    exit_code = 1

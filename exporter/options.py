@@ -13,6 +13,8 @@ Importance = Literal["taylor", "magnitude", "bn_scale"]
 AllocationMethod = Literal["latency", "macs", "uniform"]
 Precision = Literal["int8", "fp32"]
 BlockSize = Literal[16, 32, 64, 128, 256]
+# `speed`: a model that is slower than float is not written. `size`: it is written, with a warning.
+Goal = Literal["speed", "size"]
 RepairName = Literal["equalize", "smooth", "adaround", "bias"]
 # These repairs do not change the outputs of the float model, so they run before the repairs that do.
 PRESERVING_REPAIRS: tuple[RepairName, ...] = ("equalize", "smooth")

@@ -10,7 +10,7 @@ from bench.core.errors import UsageError
 from bench.core.files import AnyPath
 from bench.core.progress import SILENT, Progress
 from exporter.extras import require, require_tested
-from exporter.options import BlockSize, CalibrationMethod, TargetName
+from exporter.options import BlockSize, CalibrationMethod, Goal, TargetName
 from exporter.results import QuantizedFile
 
 
@@ -29,6 +29,7 @@ def quantize(
     repair: Sequence[str] = (),
     max_drop: float | None = None,
     pin: Sequence[str] = (),
+    goal: Goal = "speed",
     progress: Progress = SILENT,
 ) -> QuantizedFile:
     """Quantize a float model without a recipe: statically to int8, or only its weights to 4 bits.
@@ -47,6 +48,8 @@ def quantize(
         repair: names of accuracy repairs, in order; each is kept only if it helps on held-out samples.
         max_drop: largest accuracy loss on held-out samples, 0 to below 1; layers stay in float to meet it.
         pin: sizes of open axes, as `name=size` or `input:number=size`; the result has these fixed sizes.
+        goal: with 8 bits: `speed` writes nothing if int8 is proven to be slower than float on this CPU;
+            `size` writes it.
         progress: receives a message for every batch.
 
     Raises:
@@ -56,6 +59,7 @@ def quantize(
         ModelError: the model cannot be loaded or quantized.
         DataError: the samples are invalid, or do not fit the model.
         ExportError: an excluded node does not exist, or no configuration meets `max_drop`.
+        SlowerError: int8 is slower than float, and the goal is speed.
 
     Examples:
         >>> import exporter
@@ -68,6 +72,7 @@ def quantize(
     require_tested("onnxruntime")
     _check_choice("--target", target, get_args(TargetName))
     _check_choice("--method", method, get_args(CalibrationMethod))
+    _check_choice("--goal", goal, get_args(Goal))
     from exporter.graphs.pins import read_pins
 
     pins = read_pins(pin)
@@ -99,6 +104,7 @@ def quantize(
         exclude=tuple(exclude),
         cache=None if cache is None else Path(cache),
         repairs=RepairSettings(check_repairs(repair), fallback),
+        goal=goal,
         onnxruntime=onnxruntime,
         pins=pins,
         progress=progress,

@@ -37,10 +37,11 @@ from exporter.inspection.same_outputs import (
     few_samples,
     made_up_samples,
 )
-from exporter.options import CalibrationMethod, TargetName
+from exporter.options import CalibrationMethod, Goal, TargetName
 from exporter.quantization.calibration import RangeStore
+from exporter.quantization.fastest import Race, quantize_fastest
 from exporter.quantization.int4 import quantize_weights
-from exporter.quantization.int8 import Int8Settings, quantize_model
+from exporter.quantization.int8 import Int8Settings
 from exporter.quantization.int8_repaired import NO_REPAIR, RepairSettings, quantize_repaired
 from exporter.quantization.repair.held_out import RepairSamples, hold_out
 from exporter.recipes import ExportConfig
@@ -107,6 +108,7 @@ def quantize_file(
     exclude: tuple[str, ...] = (),
     cache: Path | None = None,
     repairs: RepairSettings = NO_REPAIR,
+    goal: Goal = "speed",
     onnxruntime: str | None = None,
     pins: tuple[Pin, ...] = (),
     progress: Progress = SILENT,
@@ -123,6 +125,7 @@ def quantize_file(
         cache: folder in which activation ranges are stored, so that the same model and samples need no new
             calibration if only `exclude` changes; None stores nothing.
         repairs: accuracy repairs and fallback; they are scored on a quarter of the samples.
+        goal: `speed` writes nothing if int8 is proven to be slower than float on this CPU; `size` writes.
         onnxruntime: versions of ONNX Runtime that the model must run on, for example `>=1.24`; for the
             default see `exporter.graphs.targets`.
         pins: sizes of open axes.
@@ -134,6 +137,7 @@ def quantize_file(
         UsageError: `out` is an input file, the model has no open axis that a pin names, or repairs are
             unknown or in an invalid order.
         ExportError: no configuration meets the limits of the fallback.
+        SlowerError: int8 is slower than float, and the goal is speed.
     """
     start = time.monotonic()
     check_writable(out, [model, data])
@@ -146,20 +150,21 @@ def quantize_file(
         given = read_given(path)
         check_feeds(data, signature, samples.feeds)
         answers = _answers_to(data, path, signature)
-    network = prepare(proto, answers)
-    check_same_values(model, answers, network)
-    restore_names(network, given)
-    excluded = excluded_nodes(network, given, exclude)
-    settings = Int8Settings(chosen, method, excluded, fixed_batch(signature))
-    accept = partial(check_same_outputs, model, answers)
-    if repairs.asked:
-        judged = _held_out(data, settings.fixed_batch)
-        made = quantize_repaired(network, out, judged, settings, repairs, progress=progress, accept=accept)
-    else:
-        store = None if cache is None else RangeStore(cache, sha256_of(data))
-        made = quantize_model(
-            network, out, samples, settings, progress=progress, store=store, accept=accept
-        )
+        network = prepare(proto, answers)
+        check_same_values(model, answers, network)
+        restore_names(network, given)
+        excluded = excluded_nodes(network, given, exclude)
+        settings = Int8Settings(chosen, method, excluded, fixed_batch(signature))
+        accept = partial(check_same_outputs, model, answers)
+        finish = partial(quantize_fastest, race=Race(path, goal, cache))
+        if repairs.asked:
+            judged = _held_out(data, settings.fixed_batch)
+            made = quantize_repaired(
+                network, out, judged, settings, repairs, finish=finish, progress=progress, accept=accept
+            )
+        else:
+            store = None if cache is None else RangeStore(cache, sha256_of(data))
+            made = finish(network, out, samples, settings, progress=progress, store=store, accept=accept)
     return _written(out, made, start)
 
 

@@ -21,7 +21,7 @@ from exporter.pipeline.export_step import model_to_quantize
 from exporter.pipeline.resolved_recipe import ResolvedRecipe
 from exporter.quantization.calibration import RangeStore
 from exporter.quantization.split import quantize_split, sample_count
-from exporter.results import Int4Model, Int4Result, Int8Result
+from exporter.results import Int4Model, Int4Result, Int8Model, Int8Result
 from exporter.training.sparsity.sizes import compressed_size
 
 
@@ -57,6 +57,7 @@ class QuantizeStep:
             ModelError: a float model needs a newer ONNX Runtime than the recipe names.
             ExportError: an excluded node does not exist, ONNX Runtime refuses the model, or no
                 configuration meets the limits of the fallback.
+            SlowerError: int8 is slower than float on this CPU, and the goal is speed.
         """
         resolved, exported, path = self.resolved, folders.parents["export"], folders.out / MODEL
         config, target, calibration = resolved.recipe.quantize, resolved.target(), resolved.data.calibration
@@ -73,9 +74,10 @@ class QuantizeStep:
             seed=resolved.recipe.seed,
             progress=resolved.progress,
             store=self._ranges(),
+            times=self.reuse,
             trained_qparams=load_trained_qparams(exported),
         )
-        warnings = resolved.warned(self._drift())
+        warnings = resolved.warned((*self._drift(), *_slower(made)))
         result = Int4Result if isinstance(made, Int4Model) else Int8Result
         return result(
             **dict(made),
@@ -105,3 +107,11 @@ class QuantizeStep:
             for drift in drifts(data.calibration.inputs, data.evaluation.inputs)
             if drift.is_far
         )
+
+
+def _slower(made: Int8Model | Int4Model) -> tuple[str, ...]:
+    """A warning if the model is slower than float on this CPU, or not clearly faster."""
+    if not isinstance(made, Int8Model) or made.speed is None:
+        return ()
+    slow = made.pays == "float" or not made.speed.is_clear
+    return (f"the int8 model {made.speed.text()}",) if slow else ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Protocol, cast
 
 import onnx
 
@@ -14,7 +14,7 @@ from bench.core.progress import Progress
 from exporter.graphs.edits import copy_of
 from exporter.graphs.names import name_nodes
 from exporter.graphs.node_patterns import named_nodes
-from exporter.graphs.trained_qparams import TrainedQparams
+from exporter.graphs.trained_qparams import NO_TRAINED_QPARAMS, TrainedQparams
 from exporter.options import RepairName
 from exporter.quantization.int8 import Int8Settings, quantize_model
 from exporter.quantization.output import Accept, accept_all
@@ -26,7 +26,7 @@ from exporter.quantization.repair.score import Judge
 from exporter.quantization.repair.trial import try_repairs
 from exporter.recipes import FallbackConfig, repair_order_problem
 from exporter.results import FallbackReport, Int8Model
-from exporter.sources.splits import ArraySamples
+from exporter.sources.splits import ArraySamples, Samples
 
 _JUDGE_BATCH = 8
 _FOR_ACCURACY = "it was left in float to meet the accuracy budget"
@@ -53,6 +53,24 @@ class RepairSettings:
 NO_REPAIR = RepairSettings()
 
 
+class Finish(Protocol):
+    """Quantizes a model and writes it, with the arguments of `quantize_model`."""
+
+    def __call__(
+        self,
+        model: onnx.ModelProto,
+        destination: Path,
+        samples: Samples,
+        settings: Int8Settings,
+        *,
+        progress: Progress,
+        reference: onnx.ModelProto | None = None,
+        trained_qparams: TrainedQparams = NO_TRAINED_QPARAMS,
+        accept: Accept = accept_all,
+    ) -> Int8Model:
+        """Quantize a model and write it."""
+
+
 def quantize_repaired(
     model: onnx.ModelProto,
     destination: Path,
@@ -61,6 +79,7 @@ def quantize_repaired(
     repairs: RepairSettings,
     *,
     progress: Progress,
+    finish: Finish = quantize_model,
     accept: Accept = accept_all,
 ) -> Int8Model:
     """Quantize a float model to int8 with repairs and write it.
@@ -72,6 +91,7 @@ def quantize_repaired(
         settings: how to quantize. The fallback's float layers are added to its excluded nodes.
         repairs: the repairs and the fallback to apply.
         progress: receives the progress.
+        finish: quantizes the repaired model, as `quantize_model` does.
         accept: called with the finished file before it is moved to `destination`; may raise to reject it.
 
     Raises:
@@ -90,7 +110,7 @@ def quantize_repaired(
     chosen, fallback = repaired.model, None
     if repairs.fallback is not None:
         chosen, fallback = meet_budget(repaired, judge, repairs.fallback, progress)
-    made = quantize_model(
+    made = finish(
         chosen,
         destination,
         ArraySamples(samples.fitted),

@@ -20,7 +20,11 @@ from exporter.graphs.rewrites.processing import byte_ranges, edge_nodes, join_by
 from exporter.graphs.slow_kernels import slow_nodes
 from exporter.graphs.targets import Target
 from exporter.inspection.saturation import NO_OVERRIDES, Overrides
-from exporter.quantization.around_products import keep_activations_apart, keep_biases_apart
+from exporter.quantization.around_products import (
+    keep_activations_apart,
+    keep_biases_apart,
+    keep_float_operators_apart,
+)
 from exporter.quantization.front_ends import front_end_nodes
 from exporter.quantization.ort_quantizer import QuantizerOptions, rounded_tensors, run_quantizer
 from exporter.quantization.placement import keep_in_float, place, read_unrounded
@@ -134,6 +138,7 @@ def make_qdq(
     keep_in_float(model, plan.options.placement)
     keep_biases_apart(model, plan.options.placement)
     keep_activations_apart(model, plan.options.placement)
+    keep_float_operators_apart(model, plan.options.placement)
     hard_swish.hide_factor(model, plan.gates)
     join_bytes(model)
     return model

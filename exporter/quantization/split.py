@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import onnx
@@ -12,8 +13,9 @@ from bench.core.progress import Progress
 from exporter.graphs.targets import Target
 from exporter.graphs.trained_qparams import NO_TRAINED_QPARAMS, TrainedQparams
 from exporter.quantization.calibration import RangeStore
+from exporter.quantization.fastest import Race, quantize_fastest
 from exporter.quantization.int4 import quantize_weights
-from exporter.quantization.int8 import Int8Settings, quantize_model
+from exporter.quantization.int8 import Int8Settings
 from exporter.quantization.int8_repaired import RepairSettings, quantize_repaired
 from exporter.quantization.repair.held_out import MAX_HELD_OUT, MIN_HELD_OUT, RepairSamples, hold_out
 from exporter.recipes import QuantizeConfig
@@ -33,6 +35,7 @@ def quantize_split(
     seed: int,
     progress: Progress,
     store: RangeStore | None = None,
+    times: Path | None = None,
     trained_qparams: TrainedQparams = NO_TRAINED_QPARAMS,
 ) -> Int8Model | Int4Model:
     """Quantize a float model as a recipe specifies.
@@ -51,12 +54,14 @@ def quantize_split(
         seed: seed of the draw.
         progress: receives the progress.
         store: stored ranges of earlier builds; None to collect all ranges.
+        times: folder of stored times; None stores nothing.
         trained_qparams: ranges and levels that the weights were fitted to.
 
     Raises:
         DataError: there are too few samples.
         ExportError: an excluded node does not exist, ONNX Runtime rejects the model, or no configuration
             meets the fallback's budget.
+        SlowerError: int8 is slower than float on this CPU, and the goal is speed.
     """
     model = onnx.load(source)
     if config.bits == 4:
@@ -64,13 +69,16 @@ def quantize_split(
             model, destination, block_size=config.block_size, exclude=config.exclude, target=target
         )
     settings = Int8Settings(target, config.method, config.exclude)
+    finish = partial(quantize_fastest, race=Race(source, config.goal, times))
     repairs = RepairSettings(config.repair, config.fallback)
     if repairs.asked:
         judged = _draw_for_repairs(calibration, config, seed)
-        return quantize_repaired(model, destination, judged, settings, repairs, progress=progress)
+        return quantize_repaired(
+            model, destination, judged, settings, repairs, finish=finish, progress=progress
+        )
     chosen, _ = _draw(calibration, config, seed)
     samples = calibration.take(chosen)
-    return quantize_model(
+    return finish(
         model,
         destination,
         samples,

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from bench.core.schema import FrozenModel
 from bench.inputs.runtime import OLDEST, required_version
-from exporter.options import PRESERVING_REPAIRS, BlockSize, CalibrationMethod, RepairName, TargetName
+from exporter.options import PRESERVING_REPAIRS, BlockSize, CalibrationMethod, Goal, RepairName, TargetName
 
 
 class FallbackConfig(FrozenModel):
@@ -33,7 +33,7 @@ class FallbackConfig(FrozenModel):
 
 
 # Keys that have no effect if activations stay in float.
-_OF_ACTIVATIONS = frozenset({"samples", "method", "repair", "fallback"})
+_OF_ACTIVATIONS = frozenset({"samples", "method", "repair", "fallback", "goal"})
 
 
 class QuantizeConfig(FrozenModel):
@@ -90,6 +90,11 @@ class QuantizeConfig(FrozenModel):
         "output closer to the float output on held-out calibration samples.",
     )
     fallback: FallbackConfig | None = None
+    goal: Goal = Field(
+        "speed",
+        description="`speed`: the build fails if int8 is proven to be slower than float on this CPU. "
+        "`size`: it continues with a warning. Models for another kind of CPU are not timed.",
+    )
 
     @field_validator("onnxruntime")
     @classmethod

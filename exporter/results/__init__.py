@@ -42,6 +42,7 @@ from exporter.results.quantize import (
     SmoothReport,
 )
 from exporter.results.shrink import Costs, Cut, NarrowingRound, Round, ShrinkResult
+from exporter.results.speed import Speed
 from exporter.results.stages import (
     CompressedBytes,
     DistillResult,
@@ -155,6 +156,7 @@ __all__ = [
     "ShrinkResult",
     "SmoothFigures",
     "SmoothReport",
+    "Speed",
     "StepResult",
     "Trained",
     "UncountedOperator",

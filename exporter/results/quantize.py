@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import JsonValue
 
 from exporter.results.base import Figures, StepResult
+from exporter.results.speed import Speed
 
 
 class EqualizeFigures(Figures):
@@ -201,6 +202,11 @@ class Int8Model(QuantizedModel):
             requested.
         repairs: the effect of each repair.
         fallback: result of the fallback search; None if no fallback was requested.
+        pays: whether int8 is faster than float on this CPU: `int8`; `mixed` if operators stay in float;
+            `float` if the model is slower; None if it was not timed, because it is for another kind of CPU.
+        speed: the measured times; None if the model was not timed.
+        in_float: operators with multiply-adds that stay in float, and nodes that were faster there ->
+            reason; None if the model was not timed.
     """
 
     bits: Literal[8]
@@ -215,6 +221,29 @@ class Int8Model(QuantizedModel):
     held_out_samples: int | None = None
     repairs: tuple[AnyRepairReport, ...] | None = None
     fallback: FallbackReport | None = None
+    pays: Literal["int8", "mixed", "float"] | None = None
+    speed: Speed | None = None
+    in_float: dict[str, str] | None = None
+
+    def left_out(self) -> set[str]:
+        """Names of fields that are not written; `pays` is always written."""
+        return super().left_out() - {"pays"}
+
+    def speed_text(self) -> str:
+        """The verdict on the speed in one line."""
+        if self.speed is None:
+            return f"not timed: made for {self.target}, which this CPU is not"
+        names: dict[str, list[str]] = {}
+        for name, reason in (self.in_float or {}).items():
+            names.setdefault(reason, []).append(name)
+        groups = [f"{_few(found)} ({reason})" for reason, found in names.items()]
+        kept = f"; in float: {_few(groups)}" if groups else ""
+        return f"pays: {self.pays}: the model {self.speed.text()}{kept}"
+
+
+def _few(names: list[str], most: int = 3) -> str:
+    """The first names, and the number of the others."""
+    return ", ".join([*names[:most], *([f"{len(names) - most} more"] if len(names) > most else [])])
 
 
 class Int4Model(QuantizedModel):

@@ -132,6 +132,7 @@ target = { sparsity = 0.25 }
 [quantize]
 target = "portable"
 samples = 16
+goal = "size"
 
 [gate.float_twin]
 accuracy = 0.5

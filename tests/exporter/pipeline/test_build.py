@@ -536,7 +536,8 @@ def test_a_warning_if_calibration_differs_from_evaluation(built):
         def say(self, line):
             said.append(line)
 
-    assert built.build(until="quantize").steps["quantize"].warnings == ()
+    found = built.build(until="quantize").steps["quantize"].warnings
+    assert not [line for line in found if "calibration" in line]  # int8 may be slower on a tiny network
     line = "    images[labels == 2] += np.float32([1, -1] * 4)[:, None]\n"
     built.edit("shapes.py", line, f"{line}    images += 3 * (count == 24)\n")
     stage = built.build(until="quantize", progress=Progress()).steps["quantize"]
