@@ -21,7 +21,7 @@ from exporter.options import CalibrationMethod, Goal, TargetName
 if TYPE_CHECKING:
     from bench.core.schema import Json
     from exporter.pipeline.build import BuildOutcome
-    from exporter.results import Audit, LayerError, QuantizedFile
+    from exporter.results import Audit, Fidelity, LayerError, QuantizedFile
 
 SetOption = Annotated[
     list[str] | None,
@@ -194,6 +194,8 @@ def inspect(
         _print_audit(found.audit)
         if found.layers is not None:
             _print_layers(found.layers)
+        if found.fidelity is not None:
+            _print_fidelity(found.fidelity)
     if min_int8 is not None:
         from exporter.inspection.audit import coverage_failure
 
@@ -267,10 +269,7 @@ def quantize(
     ] = None,
     goal: Annotated[
         Goal,
-        typer.Option(
-            help="speed: exit with 1 and write nothing if int8 is slower than float on this CPU. "
-            "size: write it."
-        ),
+        typer.Option(help="speed: if int8 is slower than float here, write nothing and exit with 1."),
     ] = "speed",
     as_json: JsonOption = False,
 ) -> None:
@@ -325,6 +324,17 @@ def _print_quantized(found: QuantizedFile, *, as_json: bool) -> None:
             )
     if isinstance(made, Int8Model) and made.fallback is not None and made.fallback.exclude:
         print_rich(escape(f"  in float: {', '.join(made.fallback.exclude)}"))
+    if isinstance(made, Int8Model) and made.fidelity is not None:
+        _print_fidelity(made.fidelity)
+
+
+def _print_fidelity(fidelity: Fidelity) -> None:
+    from rich.markup import escape
+
+    for line in fidelity.lines():
+        print_rich(escape(f"  {line}"))
+    if (warning := fidelity.warning()) is not None:
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 @app.command()

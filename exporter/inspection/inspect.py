@@ -18,7 +18,7 @@ from bench.inputs.session import open_session, signature_of
 from bench.measuring.worker import fixed_batch
 from exporter.extras import require
 from exporter.options import TargetName
-from exporter.results import Audit, LayerError
+from exporter.results import Audit, Fidelity, LayerError
 from exporter.sources.splits import ArraySamples
 
 
@@ -29,16 +29,20 @@ class Inspection:
     Attributes:
         audit: the operators in int8, the operators in float with reasons, and the layers that may saturate.
         layers: the error of each rounded tensor, in graph order; None if it was not requested.
+        fidelity: closeness of the outputs to float; None if layers were not requested.
     """
 
     audit: Audit
     layers: tuple[LayerError, ...] | None = None
+    fidelity: Fidelity | None = None
 
     def as_json(self) -> dict[str, JsonValue]:
         """The output of `inspect --json`."""
         found: dict[str, JsonValue] = self.audit.model_dump(mode="json")
         if self.layers is not None:
             found["layers"] = [layer.model_dump(mode="json") for layer in self.layers]
+        if self.fidelity is not None:
+            found["fidelity"] = self.fidelity.model_dump(mode="json")
         return found
 
 
@@ -86,13 +90,15 @@ def inspect(
     wanted = host_target(fingerprint()) if target == "auto" else target
     chosen = subject(Path(model), None if data is None else Path(data))
     found = audit(chosen.model, chosen.evaluation, wanted or chosen.target)
-    return Inspection(
-        found, _layers(chosen, None if float_model is None else Path(float_model)) if layers else None
-    )
+    if not layers:
+        return Inspection(found)
+    return Inspection(found, *_layers(chosen, None if float_model is None else Path(float_model)))
 
 
-def _layers(chosen: Subject, float_model: Path | None) -> tuple[LayerError, ...]:
+def _layers(chosen: Subject, float_model: Path | None) -> tuple[tuple[LayerError, ...], Fidelity]:
+    from exporter.inspection.fidelity import closeness, count_samples, fidelity_on
     from exporter.inspection.layer_errors import layer_errors, layer_samples
+    from exporter.inspection.same_outputs import answers_of, few_samples
 
     reference = float_model or chosen.float_twin
     if reference is None:
@@ -103,4 +109,7 @@ def _layers(chosen: Subject, float_model: Path | None) -> tuple[LayerError, ...]
     open_session(reference)  # raises clear errors if the model cannot be loaded
     size = fixed_batch(signature_of(open_session(chosen.model)))
     samples = read_evaluation(chosen.evaluation, rows=layer_samples(size), spread=True)
-    return layer_errors(reference, chosen.model, ArraySamples(samples.feeds), size)
+    layers = layer_errors(reference, chosen.model, ArraySamples(samples.feeds), size)
+    answers = answers_of(reference, few_samples(samples.feeds, size))
+    found = closeness(answers, chosen.model)
+    return layers, fidelity_on(found, count_samples(answers), reference, layers)

@@ -17,16 +17,15 @@ from onnxruntime import InferenceSession
 
 from bench.core.arrays import Array
 from bench.core.errors import DataError, ModelError, one_line
-from bench.inputs.evaluation import read_evaluation
 from bench.inputs.session import Signature, open_session, signature_of
-from bench.measuring.worker import fixed_batch, synthetic_feeds
+from bench.measuring.worker import synthetic_feeds
 from bench.metrics.parity import sqnr_db
 from exporter.errors import ExportError
 from exporter.graphs.inference import open_model, session_options
 
 # Both models run on these samples in batches and on one sample alone, because a shape may be correct for
 # one batch size only.
-SAMPLES, _TOGETHER = 32, 8
+_TOGETHER = 8
 # Limit on the inputs of a batch; activations take a multiple of it. A batch has at least two samples. (For
 # pictures of 512 px, batches of eight took 1.3 GiB and most of the time of `quantize`.)
 _BATCH_INPUT_BYTES = 2 * 2**20
@@ -52,16 +51,18 @@ class Answer:
         return {name: value.shape for name, value in self.outputs.items() if isinstance(value, np.ndarray)}
 
 
-def few_samples(data: Path, signature: Signature) -> list[dict[str, Array]]:
+def few_samples(feeds: Mapping[str, Array], size: int | None) -> list[dict[str, Array]]:
     """Feeds to run both models on: batches of samples, and one sample alone if the batch is dynamic.
 
-    Raises:
-        DataError: the samples cannot be read.
+    Of large samples, at most eight are run.
+
+    Args:
+        feeds: the samples, input name -> array [N, ...].
+        size: the batch size that the model requires, or None if it is dynamic.
     """
-    size = fixed_batch(signature)
-    feeds = dict(read_evaluation(data, rows=size or SAMPLES, spread=True).feeds)
     count, step = len(next(iter(feeds.values()))), size or _together(feeds)
-    batches = 1 if step < _TOGETHER and size is None else -(-count // step)
+    wanted = min(count, _TOGETHER) if step < _TOGETHER and size is None else count
+    batches = -(-wanted // step)
     cuts = [(start * step, (start + 1) * step) for start in range(batches)]
     if size is None and count > 1:
         cuts.append((0, 1))

@@ -20,11 +20,12 @@ from exporter.errors import ExportError
 from exporter.graphs.inference import run_model, run_scores
 from exporter.graphs.rewrites.processing import as_shipped
 from exporter.inspection.audit import audit, coverage_failure
+from exporter.inspection.fidelity import fidelity_on
 from exporter.inspection.layer_errors import LAYER_SAMPLES, layer_errors
 from exporter.networks.network import accuracy, load_network, predict
 from exporter.pipeline.export_step import model_to_quantize
 from exporter.pipeline.resolved_recipe import ResolvedRecipe
-from exporter.results import Audit, ParityResult
+from exporter.results import Audit, Closeness, LayerError, ParityResult
 from exporter.sources.splits import Split, stratified_indices
 
 PARITY_SAMPLES = 256
@@ -91,12 +92,15 @@ class ParityStep:
         audited = self._audit(int8_model, folders.out / EVALUATION)
         _write_golden(folders.out / GOLDEN, sample, int8_model, int8_scores)
         few = sample.take(_spread(sample, LAYER_SAMPLES, recipe.seed))
+        layers = layer_errors(quantized, int8_model, few)
+        found = parity(float_scores, int8_scores)
         return ParityResult(
             torch_accuracy=accuracy(network, evaluation),
             export=export,
-            int8=parity(float_scores, int8_scores),
-            layers=layer_errors(quantized, int8_model, few),
+            int8=found,
+            layers=layers,
             audit=audited,
+            warnings=self.resolved.warned(_unlike(quantized, found, layers)),
         )
 
     def _network(self, folder: Path) -> nn.Module:
@@ -138,6 +142,18 @@ class ParityStep:
                 "fix the named operators, or lower quantize.min_int8_ratio",
             )
         return found
+
+
+def _unlike(float_model: Path, found: Parity, layers: tuple[LayerError, ...]) -> tuple[str, ...]:
+    """A warning if the int8 model's outputs differ much from float."""
+    fidelity = fidelity_on(
+        Closeness(sqnr_db=found.sqnr_db, output="scores", agreement=found.agreement),
+        found.samples,
+        float_model,
+        layers,
+    )
+    warning = fidelity.warning()
+    return () if warning is None else (warning,)
 
 
 def evaluation_set(split: Split) -> EvaluationSet:

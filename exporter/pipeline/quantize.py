@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from bench.core.errors import UsageError
 from bench.core.files import AnyPath
@@ -12,6 +12,9 @@ from bench.core.progress import SILENT, Progress
 from exporter.extras import require, require_tested
 from exporter.options import BlockSize, CalibrationMethod, Goal, TargetName
 from exporter.results import QuantizedFile
+
+if TYPE_CHECKING:
+    from exporter.graphs.pins import Pin
 
 
 def quantize(
@@ -48,8 +51,7 @@ def quantize(
         repair: names of accuracy repairs, in order; each is kept only if it helps on held-out samples.
         max_drop: largest accuracy loss on held-out samples, 0 to below 1; layers stay in float to meet it.
         pin: sizes of open axes, as `name=size` or `input:number=size`; the result has these fixed sizes.
-        goal: with 8 bits: `speed` writes nothing if int8 is proven to be slower than float on this CPU;
-            `size` writes it.
+        goal: with `speed`, nothing is written if int8 is proven to be slower than float on this CPU.
         progress: receives a message for every batch.
 
     Raises:
@@ -67,15 +69,11 @@ def quantize(
         >>> written.model.name, written.made.samples, written.made.method
         ('int8.onnx', 120, 'minmax')
     """
-    for module in ("onnx", "onnx_ir", "onnxscript"):
-        require(module, "export")
-    require_tested("onnxruntime")
+    _check_installed()
     _check_choice("--target", target, get_args(TargetName))
     _check_choice("--method", method, get_args(CalibrationMethod))
     _check_choice("--goal", goal, get_args(Goal))
-    from exporter.graphs.pins import read_pins
-
-    pins = read_pins(pin)
+    pins = _read_pins(pin)
     if bits == 4:
         _check_weights_alone(block_size, data=data, cache=cache, repair=repair, max_drop=max_drop)
         from exporter.pipeline.quantize_file import quantize_weights_file
@@ -109,6 +107,18 @@ def quantize(
         pins=pins,
         progress=progress,
     )
+
+
+def _check_installed() -> None:
+    for module in ("onnx", "onnx_ir", "onnxscript"):
+        require(module, "export")
+    require_tested("onnxruntime")
+
+
+def _read_pins(stated: Sequence[str]) -> tuple[Pin, ...]:
+    from exporter.graphs.pins import read_pins
+
+    return read_pins(stated)
 
 
 def _check_choice(option: str, chosen: str, known: tuple[str, ...]) -> None:

@@ -16,12 +16,13 @@ from bench.core.arrays import Array
 from bench.core.errors import DataError, ModelError, UsageError
 from bench.core.files import check_writable, model_sha256, model_size, sha256_of
 from bench.core.progress import SILENT, Progress
-from bench.inputs.evaluation import open_samples, read_evaluation
+from bench.inputs.evaluation import SampleRows, open_samples, read_evaluation
 from bench.inputs.runtime import RuntimeVersion
 from bench.inputs.session import Signature, check_feeds, open_session, signature_of
 from bench.measuring.worker import fixed_batch, memory_bytes
 from exporter.extras import require
 from exporter.graphs.given_names import excluded_nodes, read_given, restore_names
+from exporter.graphs.index import GraphIndex
 from exporter.graphs.kernels import check_runtime_asked
 from exporter.graphs.normal_form import normalize
 from exporter.graphs.onnx_files import check_quantizable, read_model
@@ -39,13 +40,17 @@ from exporter.inspection.same_outputs import (
 )
 from exporter.options import CalibrationMethod, Goal, TargetName
 from exporter.quantization.calibration import RangeStore
-from exporter.quantization.fastest import Race, quantize_fastest
+from exporter.quantization.checked import quantize_checked
+from exporter.quantization.faithful import Judged
+from exporter.quantization.fastest import Race
 from exporter.quantization.int4 import quantize_weights
 from exporter.quantization.int8 import Int8Settings
 from exporter.quantization.int8_repaired import NO_REPAIR, RepairSettings, quantize_repaired
 from exporter.quantization.repair.held_out import RepairSamples, hold_out
 from exporter.recipes import ExportConfig
 from exporter.results import Int4Model, Int8Model, QuantizedFile
+from exporter.sources.held_out import Without, rows_to_hold_out, rows_to_judge, take_rows
+from exporter.sources.splits import Samples
 
 PROGRAM_SUFFIX = ".pt2"
 
@@ -84,9 +89,7 @@ def quantize_weights_file(
         proto, signature = _read_float(path, None if onnxruntime is None else chosen.runtime, pins)
         given = read_given(path)
         answers = _answers_if_any(path, made_up_samples(path, signature))
-    network = prepare(proto, answers)
-    check_same_values(model, answers, network)
-    restore_names(network, given)
+    network = _prepared(proto, model, answers, given)
     made = quantize_weights(
         network,
         out,
@@ -149,26 +152,29 @@ def quantize_file(
         proto, signature = _read_float(path, None if onnxruntime is None else chosen.runtime, pins)
         given = read_given(path)
         check_feeds(data, signature, samples.feeds)
-        answers = _answers_to(data, path, signature)
-        network = prepare(proto, answers)
-        check_same_values(model, answers, network)
-        restore_names(network, given)
+        batch = fixed_batch(signature)
+        rest, judged = _held_out(data, path, samples, batch)
+        network = _prepared(proto, model, judged.answers, given)
         excluded = excluded_nodes(network, given, exclude)
-        settings = Int8Settings(chosen, method, excluded, fixed_batch(signature))
-        accept = partial(check_same_outputs, model, answers)
-        finish = partial(quantize_fastest, race=Race(path, goal, cache))
+        settings = Int8Settings(chosen, method, excluded, batch)
+        finish = partial(
+            quantize_checked,
+            judged=judged,
+            race=Race(path, goal, cache),
+            accept=partial(check_same_outputs, model, judged.answers),
+        )
         if repairs.asked:
-            judged = _held_out(data, settings.fixed_batch)
+            repaired = _for_repairs(data, settings.fixed_batch)
             made = quantize_repaired(
-                network, out, judged, settings, repairs, finish=finish, progress=progress, accept=accept
+                network, out, repaired, settings, repairs, finish=finish, progress=progress
             )
         else:
-            store = None if cache is None else RangeStore(cache, sha256_of(data))
-            made = finish(network, out, samples, settings, progress=progress, store=store, accept=accept)
+            store = None if cache is None else RangeStore(cache, f"{sha256_of(data)}-{rest.count}")
+            made = finish(network, out, rest, settings, progress=progress, store=store)
     return _written(out, made, start)
 
 
-def _held_out(data: Path, fixed: int | None) -> RepairSamples:
+def _for_repairs(data: Path, fixed: int | None) -> RepairSamples:
     """The samples for repairs. They are kept in memory, once, because repairs read them many times."""
     loaded = read_evaluation(data)
     return hold_out(loaded.feeds, loaded.labels, fixed)
@@ -222,14 +228,40 @@ def _read_float(
     return proto, pin_signature(signature, sizes)
 
 
-def _answers_to(data: Path, model: Path, signature: Signature) -> list[Answer]:
-    """The outputs of a model for a few samples.
+def _held_out(data: Path, model: Path, samples: SampleRows, batch: int | None) -> tuple[Samples, Judged]:
+    """The samples to calibrate with, and others that judge the result; a few of the same if they are few.
+
+    Raises:
+        DataError: the model could be loaded but fails on a sample.
+    """
+    held = rows_to_hold_out(samples.count, batch)
+    judges = held or rows_to_judge(samples.count, batch)
+    answers = _answers_to(data, model, few_samples(take_rows(samples, judges), batch))
+    return Without(samples, held, batch), Judged(answers, held_out=bool(held))
+
+
+def _prepared(
+    proto: onnx.ModelProto, model: Path, answers: Sequence[Answer], given: GraphIndex
+) -> onnx.ModelProto:
+    """Prepare a float network, and check that it computes the same as the given file.
+
+    Raises:
+        ExportError: it computes something else.
+    """
+    network = prepare(proto, answers)
+    check_same_values(model, answers, network)
+    restore_names(network, given)
+    return network
+
+
+def _answers_to(data: Path, model: Path, batches: Sequence[Mapping[str, Array]]) -> list[Answer]:
+    """The outputs of a model for batches of samples.
 
     Raises:
         DataError: the model could be loaded but fails on a sample.
     """
     try:
-        return answers_of(model, few_samples(data, signature))
+        return answers_of(model, batches)
     except ModelError as error:
         raise DataError(
             data, f"the model fails on a sample (it {error.cause})", "give samples that the model accepts"

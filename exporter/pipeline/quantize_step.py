@@ -77,7 +77,7 @@ class QuantizeStep:
             times=self.reuse,
             trained_qparams=load_trained_qparams(exported),
         )
-        warnings = resolved.warned((*self._drift(), *_slower(made)))
+        warnings = resolved.warned((*self._drift(), *_slower(made), *_unlike(made)))
         result = Int4Result if isinstance(made, Int4Model) else Int8Result
         return result(
             **dict(made),
@@ -115,3 +115,10 @@ def _slower(made: Int8Model | Int4Model) -> tuple[str, ...]:
         return ()
     slow = made.pays == "float" or not made.speed.is_clear
     return (f"the int8 model {made.speed.text()}",) if slow else ()
+
+
+def _unlike(made: Int8Model | Int4Model) -> tuple[str, ...]:
+    """A warning if the model's outputs differ much from float."""
+    fidelity = made.fidelity if isinstance(made, Int8Model) else None
+    warning = None if fidelity is None else fidelity.warning()
+    return () if warning is None else (warning,)

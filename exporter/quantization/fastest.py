@@ -1,4 +1,4 @@
-"""Quantize, time the result against float on this CPU, and return slow regions to float.
+"""Time an int8 model against float on this CPU, and return slow regions to float.
 
 Whether int8 is faster depends on shapes, kernels and conversions that no rule predicts. Measured with ONNX
 Runtime 1.32 on x86-64 with AVX2 without VNNI, one thread: an int8 AveragePool of 3 x 3 takes 20 times its
@@ -8,39 +8,29 @@ float time, and a first convolution of 3 channels alone 1.8 times.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Protocol
 
 import numpy as np
-import onnx
 
 from bench.core.arrays import Array
 from bench.core.errors import DataError, ModelError
 from bench.core.paired_ratio import ratio_interval
-from bench.core.progress import Progress
 from bench.core.statistics import Interval
 from bench.inputs.host import fingerprint, other_target
 from bench.judging.pays import judge_speed
 from exporter.errors import ExportError, SlowerError
-from exporter.graphs.edits import copy_of
-from exporter.graphs.names import name_nodes
-from exporter.graphs.node_patterns import named_nodes
-from exporter.graphs.onnx_files import is_large, read_model, save_large, write_checked
-from exporter.graphs.trained_qparams import NO_TRAINED_QPARAMS, TrainedQparams
+from exporter.graphs.onnx_files import read_model
 from exporter.inspection.audit import audit
 from exporter.inspection.operator_times import OperatorTime, operator_times
 from exporter.inspection.paired_times import Timer, cpu_times
 from exporter.options import Goal
-from exporter.quantization.calibration import RangeStore
-from exporter.quantization.int8 import Int8Settings, quantize_model
+from exporter.quantization.attempts import Attempt, Attempts, leaving
 from exporter.quantization.kept_times import Decision, TimeStore, times_key
-from exporter.quantization.output import Accept, accept_all
 from exporter.quantization.slow_regions import SlowNodes, has_int8_products, slow_candidates
-from exporter.results import Int8Model, Speed
-from exporter.sources.splits import Samples
+from exporter.results import Speed
 
 # Limits of the search for regions that are faster in float.
 MOST_ROUNDS, MOST_SECONDS = 5, 60.0
@@ -80,146 +70,74 @@ class Race:
     folder: Path | None = None
 
 
-@dataclass(frozen=True)
-class _Made:
-    """A quantized model in a temporary folder."""
+def raced(attempts: Attempts, attempt: Attempt, race: Race) -> tuple[Attempt, dict[str, object]]:
+    """Return regions to float that are slower in int8, and time the model against float.
 
-    path: Path
-    model: Int8Model
-    in_float: Mapping[str, str]
+    Args:
+        attempts: quantizes the model with other settings.
+        attempt: the int8 model.
+        race: the float model to be faster than, and the goal.
 
-
-def quantize_fastest(
-    model: onnx.ModelProto,
-    destination: Path,
-    samples: Samples,
-    settings: Int8Settings,
-    *,
-    race: Race,
-    progress: Progress,
-    store: RangeStore | None = None,
-    reference: onnx.ModelProto | None = None,
-    trained_qparams: TrainedQparams = NO_TRAINED_QPARAMS,
-    accept: Accept = accept_all,
-) -> Int8Model:
-    """Quantize a float model so that the result is not slower than float on this CPU.
-
-    The arguments are those of `quantize_model`, and `race`. Models for another kind of CPU are not timed.
+    Returns:
+        The model to write, and the fields of `Int8Model` with the verdict; no fields if the model is for
+        another kind of CPU.
 
     Raises:
-        SlowerError: int8 is proven to be slower than float, and the goal is speed; nothing is written.
-        DataError, ExportError: as `quantize_model`.
+        SlowerError: int8 is proven to be slower than float, and the goal is speed.
     """
-    if other_target(settings.target.name, fingerprint()) is not None:
-        return quantize_model(
-            model,
-            destination,
-            samples,
-            settings,
-            progress=progress,
-            store=store,
-            reference=reference,
-            trained_qparams=trained_qparams,
-            accept=accept,
-        )
-    model, settings = _named(model, settings)
-    with TemporaryDirectory(prefix="edgeproof-") as name:
-        folder = Path(name)
-        ranges = store or RangeStore(folder, "samples")
-
-        def quantized(in_float: Mapping[str, str]) -> _Made:
-            """Quantize with more nodes in float; all ranges are collected only once."""
-            path = folder / f"{len(list(folder.iterdir()))}-{destination.name}"
-            made = quantize_model(
-                model,
-                path,
-                samples,
-                replace(
-                    settings,
-                    exclude=(*settings.exclude, *in_float),
-                    reasons={**settings.reasons, **in_float},
-                ),
-                progress=progress,
-                store=ranges,
-                reference=reference,
-                trained_qparams=trained_qparams,
-                accept=accept,
-            )
-            return _Made(path, made, in_float)
-
-        made = quantized({})
-        feeds = next(iter(samples.batches(settings.fixed_batch or 1)))
-        times = TimeStore(race.folder)
-        key = times_key(race.rival, made.path, feeds)
-        if (known := times.find(key)) is not None:
-            made = quantized(known.in_float) if known.in_float else made
-            speed = known.speed
-        else:
-            float_path = _saved(model, folder / "float.onnx")
-            made = _without_slow_regions(float_path, made, quantized, feeds, progress)
-            speed = _raced(race.rival, made.path, feeds)
-            times.keep(key, Decision(in_float=dict(made.in_float), speed=speed))
-        found = _judged(made, speed, race.goal, _floats(made.path, feeds, settings.target.name))
-        write_checked(read_model(made.path), destination)
-        return found
-
-
-def _named(model: onnx.ModelProto, settings: Int8Settings) -> tuple[onnx.ModelProto, Int8Settings]:
-    """A copy whose nodes all have names, and the settings with the names of excluded nodes."""
-    copy = copy_of(model)
-    name_nodes(copy)
-    return copy, replace(settings, exclude=named_nodes(model, settings.exclude))
-
-
-def _saved(model: onnx.ModelProto, path: Path) -> Path:
-    if is_large(model):
-        save_large(model, path)
+    target = attempt.settings.target.name
+    if other_target(target, fingerprint()) is not None:
+        return attempt, {}
+    feeds = next(iter(attempts.samples.batches(attempt.settings.fixed_batch or 1)))
+    times = TimeStore(race.folder)
+    key = times_key(race.rival, attempt.path, feeds)
+    before = attempt.settings.reasons
+    if (known := times.find(key)) is not None:
+        if known.in_float:
+            attempt = attempts(leaving(attempt.settings, dict(known.in_float)))
+        speed = known.speed
     else:
-        onnx.save(model, path)
-    return path
+        attempt = _without_slow_regions(attempts, attempt, feeds)
+        speed = _timed(race.rival, attempt.path, feeds)
+        moved = {name: why for name, why in attempt.settings.reasons.items() if name not in before}
+        times.keep(key, Decision(in_float=moved, speed=speed))
+    in_float = {**_floats(attempt.path, feeds, target), **attempt.settings.reasons}
+    return attempt, _verdict(speed, race.goal, in_float)
 
 
-def _without_slow_regions(
-    float_path: Path,
-    made: _Made,
-    quantized: Callable[[Mapping[str, str]], _Made],
-    feeds: Mapping[str, Array],
-    progress: Progress,
-) -> _Made:
+def _without_slow_regions(attempts: Attempts, best: Attempt, feeds: Mapping[str, Array]) -> Attempt:
     """Return regions to float while the whole model is proven to get faster.
 
     Each round times a few candidates together with the model so far, and keeps the fastest of those whose
     99 % interval is below 1. A model without any product in int8 is no candidate: its verdict is `float`.
     """
     end = time.monotonic() + MOST_SECONDS
-    network = onnx.load(float_path)
-    float_times = HOST.profile(float_path, feeds)
+    float_times = HOST.profile(attempts.float_file(), feeds)
     for _ in range(MOST_ROUNDS):
         if time.monotonic() > end:
             break
-        found = slow_candidates(network, read_model(made.path), float_times, HOST.profile(made.path, feeds))
-        others = [other for one in found if (other := _in_int8(quantized, made, one)) is not None]
+        int8_times = HOST.profile(best.path, feeds)
+        found = slow_candidates(attempts.model, read_model(best.path), float_times, int8_times)
+        others = [other for one in found if (other := _in_float(attempts, best, one)) is not None]
         if not others:
             break
-        progress.say(f"timing {len(others)} models with nodes in float that took longer in int8")
-        blocks = HOST.times([made.path, *(other.path for other in others)], feeds)
+        attempts.progress.say(f"timing {len(others)} models with nodes in float that took longer in int8")
+        blocks = HOST.times([best.path, *(other.path for other in others)], feeds)
         ratios = [ratio_interval(column, blocks[:, 0]) for column in blocks.T[1:]]
         faster = [(ratio.estimate, n) for n, ratio in enumerate(ratios) if ratio.upper < 1]
         if not faster:
             break
-        made = others[min(faster)[1]]
-    return made
+        best = others[min(faster)[1]]
+    return best
 
 
-def _in_int8(
-    quantized: Callable[[Mapping[str, str]], _Made], made: _Made, candidate: SlowNodes
-) -> _Made | None:
+def _in_float(attempts: Attempts, best: Attempt, candidate: SlowNodes) -> Attempt | None:
     """The model with a candidate in float; None if no product is left in int8."""
-    in_float = {**_reasons(candidate), **made.in_float}
-    if in_float.keys() == made.in_float.keys():
+    settings = leaving(best.settings, _reasons(candidate))
+    if settings.exclude == best.settings.exclude:
         return None
     try:
-        other = quantized(in_float)
+        other = attempts(settings)
     except ExportError:
         return None
     return other if has_int8_products(read_model(other.path)) else None
@@ -232,7 +150,7 @@ def _reasons(candidate: SlowNodes) -> dict[str, str]:
     }
 
 
-def _raced(rival: Path, made: Path, feeds: Mapping[str, Array]) -> Speed:
+def _timed(rival: Path, made: Path, feeds: Mapping[str, Array]) -> Speed:
     blocks = HOST.times([rival, made], feeds)
     ratio = ratio_interval(blocks[:, 1], blocks[:, 0])
     float_ms, quantized_ms = (float(ns) / 1e6 for ns in np.median(blocks, axis=0))
@@ -257,13 +175,12 @@ def _floats(path: Path, feeds: Mapping[str, Array], target: str) -> dict[str, st
     return {(one.name or one.op_type).removeprefix("fused "): one.reason for one in found}
 
 
-def _judged(made: _Made, speed: Speed, goal: Goal, floats: Mapping[str, str]) -> Int8Model:
-    """The model with its verdict.
+def _verdict(speed: Speed, goal: Goal, in_float: Mapping[str, str]) -> dict[str, object]:
+    """The fields of `Int8Model` with the verdict.
 
     Raises:
         SlowerError: int8 is slower, and the goal is speed.
     """
-    in_float = {**floats, **made.in_float}
     ratio = Interval(speed.ratio, speed.lower, speed.upper)
     pays = judge_speed(ratio, mixed=bool(in_float))
     if pays == "float" and goal == "speed":
@@ -272,4 +189,4 @@ def _judged(made: _Made, speed: Speed, goal: Goal, floats: Mapping[str, str]) ->
             speed.text(),
             'nothing was written: use the float model, or set the goal to "size" for a smaller file',
         )
-    return made.model.model_copy(update={"pays": pays, "speed": speed, "in_float": in_float})
+    return {"pays": pays, "speed": speed, "in_float": in_float}

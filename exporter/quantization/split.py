@@ -12,14 +12,18 @@ from bench.core.errors import DataError
 from bench.core.progress import Progress
 from exporter.graphs.targets import Target
 from exporter.graphs.trained_qparams import NO_TRAINED_QPARAMS, TrainedQparams
+from exporter.inspection.same_outputs import answers_of, few_samples
 from exporter.quantization.calibration import RangeStore
-from exporter.quantization.fastest import Race, quantize_fastest
+from exporter.quantization.checked import quantize_checked
+from exporter.quantization.faithful import Judged
+from exporter.quantization.fastest import Race
 from exporter.quantization.int4 import quantize_weights
 from exporter.quantization.int8 import Int8Settings
 from exporter.quantization.int8_repaired import RepairSettings, quantize_repaired
 from exporter.quantization.repair.held_out import MAX_HELD_OUT, MIN_HELD_OUT, RepairSamples, hold_out
 from exporter.recipes import QuantizeConfig
 from exporter.results import Int4Model, Int8Model
+from exporter.sources.held_out import rows_to_judge
 from exporter.sources.splits import Split, stratified_indices
 
 DEFAULT_SAMPLES = 256
@@ -69,14 +73,18 @@ def quantize_split(
             model, destination, block_size=config.block_size, exclude=config.exclude, target=target
         )
     settings = Int8Settings(target, config.method, config.exclude)
-    finish = partial(quantize_fastest, race=Race(source, config.goal, times))
+    chosen, others = _draw(calibration, config, seed)
+    finish = partial(
+        quantize_checked,
+        judged=_judged(source, calibration, chosen, others),
+        race=Race(source, config.goal, times),
+    )
     repairs = RepairSettings(config.repair, config.fallback)
     if repairs.asked:
-        judged = _draw_for_repairs(calibration, config, seed)
+        repaired = _for_repairs(calibration, chosen, others)
         return quantize_repaired(
-            model, destination, judged, settings, repairs, finish=finish, progress=progress
+            model, destination, repaired, settings, repairs, finish=finish, progress=progress
         )
-    chosen, _ = _draw(calibration, config, seed)
     samples = calibration.take(chosen)
     return finish(
         model,
@@ -106,9 +114,16 @@ def sample_count(calibration: Split, config: QuantizeConfig) -> int:
     return config.samples
 
 
-def _draw_for_repairs(calibration: Split, config: QuantizeConfig, seed: int) -> RepairSamples:
-    """Draw samples to fit repairs on, and others to judge them."""
-    chosen, others = _draw(calibration, config, seed)
+def _judged(source: Path, calibration: Split, chosen: Array, others: Array) -> Judged:
+    """The float model's outputs for samples that do not calibrate, or for calibration samples if needed."""
+    held_out = len(others) > 0
+    rows = others if held_out else chosen
+    few = calibration.take(rows[list(rows_to_judge(len(rows)))])
+    return Judged(answers_of(source, few_samples(few.inputs, None)), held_out=held_out)
+
+
+def _for_repairs(calibration: Split, chosen: Array, others: Array) -> RepairSamples:
+    """Samples to fit repairs on, and others to judge them."""
     fitted = calibration.take(chosen)
     if len(others) < MIN_HELD_OUT:
         return hold_out(fitted.inputs, fitted.labels)

@@ -20,6 +20,7 @@ from exporter.results.audit import (
     UncountedOperator,
 )
 from exporter.results.base import Figures, StepResult
+from exporter.results.fidelity import Closeness, Fidelity, Remedy
 from exporter.results.quantize import (
     AdaRoundFigures,
     AdaRoundReport,
@@ -118,6 +119,7 @@ __all__ = [
     "Audit",
     "BiasFigures",
     "BiasReport",
+    "Closeness",
     "CompressedBytes",
     "Costs",
     "Cut",
@@ -129,6 +131,7 @@ __all__ = [
     "FallbackCandidate",
     "FallbackReport",
     "FewShotPoint",
+    "Fidelity",
     "Figures",
     "FineTuneResult",
     "FloatOperator",
@@ -148,6 +151,7 @@ __all__ = [
     "QatResult",
     "QuantizedFile",
     "ReestimateResult",
+    "Remedy",
     "RepairFigures",
     "RepairReport",
     "Round",

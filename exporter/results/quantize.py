@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import JsonValue
 
 from exporter.results.base import Figures, StepResult
+from exporter.results.fidelity import Fidelity
 from exporter.results.speed import Speed
 
 
@@ -202,6 +203,7 @@ class Int8Model(QuantizedModel):
             requested.
         repairs: the effect of each repair.
         fallback: result of the fallback search; None if no fallback was requested.
+        fidelity: closeness to the float model on few samples; None if there were none.
         pays: whether int8 is faster than float on this CPU: `int8`; `mixed` if operators stay in float;
             `float` if the model is slower; None if it was not timed, because it is for another kind of CPU.
         speed: the measured times; None if the model was not timed.
@@ -221,6 +223,7 @@ class Int8Model(QuantizedModel):
     held_out_samples: int | None = None
     repairs: tuple[AnyRepairReport, ...] | None = None
     fallback: FallbackReport | None = None
+    fidelity: Fidelity | None = None
     pays: Literal["int8", "mixed", "float"] | None = None
     speed: Speed | None = None
     in_float: dict[str, str] | None = None

@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from bench.core.errors import ModelError
-from bench.inputs.session import Signature, TensorSpec, open_session, signature_of
+from bench.inputs.session import open_session, signature_of
 from exporter.errors import ExportError
 from exporter.graphs.stale_shapes import forget_stale_shapes
 from exporter.inspection.same_outputs import (
@@ -100,20 +100,14 @@ def test_equal_outputs_pass_and_so_does_infinity_in_both(tmp_path, given, answer
     check_same_outputs(log, answers_of(log, zeros), log)
 
 
-def test_a_batch_and_a_single_sample_are_run(given, tmp_path):
-    np.savez(tmp_path / "x.npz", x=np.random.default_rng(0).standard_normal((9, 4)).astype(np.float32))
-    found = few_samples(tmp_path / "x.npz", signature_of(open_session(given)))
+def test_a_batch_and_a_single_sample_are_run():
+    found = few_samples({"x": np.zeros((9, 4), np.float32)}, None)
     assert [batch["x"].shape for batch in found] == [(8, 4), (1, 4), (1, 4)]
 
 
-def test_a_fixed_batch_is_run_only_as_a_whole(tmp_path):
-    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [3, 4])]
-    fixed = save(
-        tmp_path / "f.onnx", [helper.make_node("Relu", ["x"], ["y"])], [tensor("y")], inputs=inputs
-    )
-    np.savez(tmp_path / "x.npz", x=np.ones((9, 4), np.float32))
-    found = few_samples(tmp_path / "x.npz", signature_of(open_session(fixed)))
-    assert [batch["x"].shape for batch in found] == [(3, 4)]
+def test_fixed_batches_are_run_only_as_a_whole():
+    found = few_samples({"x": np.zeros((6, 4), np.float32)}, 3)
+    assert [batch["x"].shape for batch in found] == [(3, 4), (3, 4)]
 
 
 def test_without_samples_dynamic_axes_get_a_size(tmp_path):
@@ -365,9 +359,7 @@ def test_files_of_old_and_new_writers_run_on_the_oldest_runtime(
     assert [value.name for value in made.graph.input] == ["x"]
 
 
-@pytest.mark.parametrize(("side", "sizes"), [(4, [8, 8, 8, 8, 1]), (512, [2, 1])])
-def test_large_samples_run_in_smaller_batches_and_few_of_them(tmp_path, side, sizes):
-    np.savez(tmp_path / "data.npz", x=np.ones((32, 1, side, side), np.float32))
-    signature = Signature((TensorSpec("x", "float32", (None, 1, None, None)),), ())
-    found = few_samples(tmp_path / "data.npz", signature)
+@pytest.mark.parametrize(("side", "sizes"), [(4, [8, 8, 8, 8, 1]), (512, [2, 2, 2, 2, 1])])
+def test_large_samples_run_in_smaller_batches_and_few_of_them(side, sizes):
+    found = few_samples({"x": np.ones((32, 1, side, side), np.float32)}, None)
     assert [len(feeds["x"]) for feeds in found] == sizes

@@ -1,0 +1,155 @@
+"""Remedies for int8 models that differ much from float, on networks that need one."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper, parser
+
+from exporter.pipeline.quantize_file import quantize_file
+from exporter.quantization.int8_repaired import RepairSettings
+
+rng = np.random.default_rng
+
+
+def network(path, body, weights, *, shape="N, 8, 12, 12", out="N, 8, 12, 12"):
+    model = parser.parse_model(
+        f'<ir_version: 9, opset_import: ["" : 17]> g (float[{shape}] x) => (float[{out}] y) {{ {body} }}'
+    )
+    for number, node in enumerate(model.graph.node):
+        node.name = f"{node.op_type}_{number}"
+    model.graph.initializer.extend(
+        numpy_helper.from_array(v.astype(np.float32), n) for n, v in weights.items()
+    )
+    onnx.save(model, path)
+    return path
+
+
+def reciprocal(folder):
+    """Small values are rounded in 8 bits, and become the largest ones."""
+    weights = {
+        "a": np.abs(rng(0).standard_normal((8, 8, 3, 3))) * 0.1,
+        "e": np.array(1e-3),
+        "b": rng(1).standard_normal((8, 8, 3, 3)) * 0.1,
+    }
+    body = (
+        "c = Conv<pads = [1,1,1,1]>(x, a) r = Relu(c) s = Add(r, e) i = Reciprocal(s) "
+        "y = Conv<pads = [1,1,1,1]>(i, b)"
+    )
+    x = np.abs(rng(2).standard_normal((96, 8, 12, 12))) * 10.0 ** rng(3).uniform(-3, 0, (96, 1, 1, 1))
+    return network(folder / "m.onnx", body, weights), x
+
+
+def outliers(folder):
+    """One value in a million stretches the ranges."""
+    weights = {"a": rng(0).standard_normal((8, 8, 1, 1)), "b": rng(1).standard_normal((8, 8, 1, 1))}
+    x = rng(2).standard_normal((96, 8, 12, 12))
+    x[1, 0, 0, 0] = 3000.0
+    return network(folder / "m.onnx", "c = Conv(x, a) r = Relu(c) y = Conv(r, b)", weights), x
+
+
+def depthwise(folder):
+    """The channels of a depthwise convolution differ by orders of magnitude, and all count the same."""
+    scale = 10.0 ** np.linspace(-3, 1, 32)
+    weights = {
+        "a": rng(0).standard_normal((32, 32, 1, 1)) * 0.2,
+        "d": rng(1).standard_normal((32, 1, 3, 3)) * scale[:, None, None, None],
+        "p": 1 / scale[:, None, None],
+        "b": rng(2).standard_normal((32, 32, 1, 1)),
+    }
+    body = (
+        (
+            "c = Conv(x, a) r = Relu(c) d = Conv<group = 32, pads = [1,1,1,1]>(r, d) "
+            "t = Tanh(d) q = Mul(t, p) h = Tanh(q) y = Conv(h, b)"
+        )
+        .replace("d = Conv<", "k = Conv<")
+        .replace("Tanh(d)", "Tanh(k)")
+    )
+    x = rng(3).standard_normal((96, 32, 12, 12))
+    return network(folder / "m.onnx", body, weights, shape="N, 32, 12, 12", out="N, 32, 12, 12"), x
+
+
+def quantized(folder, made):
+    model, x = made(folder)
+    np.savez(folder / "x.npz", x=x.astype(np.float32))
+    return quantize_file(model, folder / "x.npz", folder / "int8.onnx").made
+
+
+@pytest.mark.parametrize(
+    ("made", "remedy"),
+    [
+        (reciprocal, "float where the error begins"),
+        (outliers, "ranges by percentile"),
+        (depthwise, "float where the error begins"),
+    ],
+)
+def test_a_remedy_that_helps_is_kept(tmp_path, made, remedy):
+    found = quantized(tmp_path, made).fidelity
+    assert remedy in [one.remedy for one in found.remedies if one.kept]
+    assert not found.low
+    assert found.sqnr_db > 20
+
+
+def hopeless(folder):
+    """A product whose result is multiplied by 1,000 before a sine: no 8 bits hold it."""
+    weights = {"a": rng(0).standard_normal((8, 8, 1, 1)), "k": np.array(1000.0)}
+    x = rng(2).standard_normal((96, 8, 12, 12))
+    return network(folder / "m.onnx", "c = Conv(x, a) m = Mul(c, k) y = Sin(m)", weights), x
+
+
+def test_without_a_remedy_the_layers_with_the_error_are_named(tmp_path):
+    found = quantized(tmp_path, hopeless).fidelity
+    assert found.low
+    assert found.first_layers == ()
+    assert not any(remedy.kept for remedy in found.remedies)
+    assert found.warning().startswith("the int8 model differs much from float: SQNR")
+    assert "in output 'y' on held-out samples" in found.warning()
+
+
+def test_the_command_warns_and_prints_the_figures(tmp_path, command):
+    model, x = hopeless(tmp_path)
+    np.savez(tmp_path / "x.npz", x=x.astype(np.float32))
+    ran = command("quantize", model, "--data", tmp_path / "x.npz", "--out", tmp_path / "int8.onnx")
+    assert "against float on 16 held-out samples: SQNR" in ran.out
+    assert "warning: the int8 model differs much from float" in ran.err
+    ran = command(
+        "quantize", model, "--data", tmp_path / "x.npz", "--out", tmp_path / "int8.onnx", "--json"
+    )
+    assert json.loads(ran.out)["fidelity"]["low"] is True
+
+
+def test_inspect_layers_reports_the_fidelity(tmp_path, command):
+    model, x = reciprocal(tmp_path)
+    np.savez(tmp_path / "x.npz", x=x.astype(np.float32))
+    quantize_file(model, tmp_path / "x.npz", tmp_path / "int8.onnx")
+    ran = command(
+        "inspect",
+        tmp_path / "int8.onnx",
+        "--layers",
+        "--float",
+        model,
+        "--data",
+        tmp_path / "x.npz",
+        "--json",
+    )
+    fidelity = json.loads(ran.out)["fidelity"]
+    assert (fidelity["low"], fidelity["output"]) == (False, "y")
+
+
+def test_chosen_repairs_are_not_followed_by_others(tmp_path):
+    model, x = hopeless(tmp_path)
+    np.savez(tmp_path / "x.npz", x=x.astype(np.float32))
+    repairs = RepairSettings(("bias",))
+    made = quantize_file(model, tmp_path / "x.npz", tmp_path / "int8.onnx", repairs=repairs).made
+    assert made.fidelity.low
+    assert made.fidelity.remedies == ()
+
+
+def test_few_samples_judge_again(tmp_path):
+    model, x = outliers(tmp_path)
+    np.savez(tmp_path / "x.npz", x=x[2:10].astype(np.float32))
+    made = quantize_file(model, tmp_path / "x.npz", tmp_path / "int8.onnx").made
+    assert (made.samples, made.fidelity.samples, made.fidelity.held_out) == (8, 8, False)
