@@ -22,7 +22,7 @@ from bench.core.arrays import Array
 from exporter.graphs.domains import is_standard
 from exporter.graphs.index import GraphIndex, reads_of
 
-FRONT_END = "8 bits cannot hold the range of values that its logarithm or power reads"
+FRONT_END = "8 bits cannot hold the range of values of a spectrum, or those that a logarithm or power reads"
 
 _PRODUCTS = frozenset({"Conv", "Gemm", "MatMul"})
 _MOVES = frozenset(
@@ -46,10 +46,15 @@ _SUMS = frozenset(
 )
 _LINEAR = _PRODUCTS | _MOVES | _SHAPES | _SUMS | {"DFT", "STFT"}
 _NORMS = frozenset({"Abs", "ReduceL1", "ReduceL2", "ReduceSumSquare"})
-_LIMITS = frozenset({"Clip", "Max", "Min", "ReduceMax", "Relu"})
+_LIMITS = frozenset(
+    {"Clip", "Equal", "GlobalMaxPool", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "MaxPool"}
+    | {"Min", "ReduceMax", "ReduceMin", "Relu", "Where"}
+)
 _CURVES = frozenset({"Exp", "Log", "Pow", "Reciprocal", "Sqrt"})
 _POSITIVE = _MOVES | _SHAPES | _SUMS | _NORMS | _LIMITS | _CURVES
 _ORTHOGONAL = 1e-3  # a DCT is exact to 1e-6; two trained filters differ from a right angle by more
+_FEWEST_ROWS = 8  # a basis has at least 4 frequencies
+_SAME_WINDOW, _DIFFERENT = 1e-3, 0.1
 
 
 class _Stage(IntEnum):
@@ -63,6 +68,9 @@ class _Stage(IntEnum):
 
 def front_end_nodes(model: onnx.ModelProto) -> frozenset[str]:
     """The names of the nodes of all front ends, from the inputs to the last compressed tensor.
+
+    A product with a Fourier basis stays in float also if no logarithm follows, together with the linear
+    nodes before it. `STFT` and `DFT`, which are rewritten as such products, have no int8 kernels either.
 
     A logarithm of a product inside a network, for example Conv, Relu, Add, Log, keeps this one product in
     float, because the logarithm must not read a value of 8 bits.
@@ -79,8 +87,10 @@ def front_end_nodes(model: onnx.ModelProto) -> frozenset[str]:
         after = _stage(node, graph, stages)
         if after is not None:
             stages.update(dict.fromkeys(filter(None, node.output), after))
-        if after is _Stage.COMPRESSED:
+        if after is _Stage.COMPRESSED or (after is _Stage.LINEAR and _is_fourier(node, graph)):
             ends.append(node)
+        elif _is_fourier(node, graph):
+            kept.add(node.name)
         elif _compresses(node, graph):
             kept.update(_products_before(node, graph))
     return frozenset(kept | _ancestors(ends, graph))
@@ -151,6 +161,36 @@ def _is_basis(weights: Array) -> bool:
     """Whether the rows or the columns of a matrix are orthogonal, as those of a DCT (of MFCC)."""
     matrix = weights.reshape(weights.shape[0], -1).astype(np.float64) if weights.ndim > 1 else weights[None]
     return min(matrix.shape) > 1 and (_right_angles(matrix) or _right_angles(matrix.T))
+
+
+def _is_fourier(node: onnx.NodeProto, graph: GraphIndex) -> bool:
+    """Whether the weights of a product are the cosines and sines of a Fourier transform with a window.
+
+    The squares of the cosine and of the sine of each frequency add up to the square of the window, which is
+    the same for all frequencies, although the cosines differ. Both are beside each other, or each has one
+    half of the rows or columns.
+    """
+    weights = _weights(node, graph) if node.op_type in _PRODUCTS else None
+    if weights is None or weights.ndim < 2 or min(weights.shape[0], weights[0].size) < _FEWEST_ROWS:
+        return False
+    rows = weights.reshape(weights.shape[0], -1)
+    return any(_is_transform(matrix) for matrix in ((rows,) if node.op_type == "Conv" else (rows, rows.T)))
+
+
+def _is_transform(rows: Array) -> bool:
+    half, odd = divmod(len(rows), 2)
+    pairs = () if odd else ((rows[::2], rows[1::2]), (rows[:half], rows[half:]))
+    # Most weights fail with their first rows.
+    return any(_have_one_window(a[:4], b[:4]) and _have_one_window(a, b) for a, b in pairs)
+
+
+def _have_one_window(cosines: Array, sines: Array) -> bool:
+    """Whether the squares of all pairs of rows add up to the same row, although the cosines differ."""
+    squares = np.square(cosines, dtype=np.float64)
+    windows = squares + np.square(sines, dtype=np.float64)
+    largest = windows.max()
+    same = np.abs(windows - windows[0]).max() < _SAME_WINDOW * largest
+    return bool(same and np.ptp(squares, axis=0).max() > _DIFFERENT * largest)
 
 
 def _right_angles(matrix: Array) -> bool:

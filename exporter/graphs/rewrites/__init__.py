@@ -13,6 +13,7 @@ from exporter.graphs.rewrites.decomposed_norm import DecomposedNormPass
 from exporter.graphs.rewrites.einsum import EinsumPass
 from exporter.graphs.rewrites.fold_after import FoldAfterPass
 from exporter.graphs.rewrites.fold_before import FoldBeforePass
+from exporter.graphs.rewrites.fourier import FourierPass
 from exporter.graphs.rewrites.free_names import FreeNamesPass
 from exporter.graphs.rewrites.gemm import GemmPass
 from exporter.graphs.rewrites.global_average_pool import GlobalAveragePoolPass
@@ -31,6 +32,7 @@ __all__ = [
     "EinsumPass",
     "FoldAfterPass",
     "FoldBeforePass",
+    "FourierPass",
     "FreeNamesPass",
     "GemmPass",
     "GlobalAveragePoolPass",
@@ -52,7 +54,14 @@ def rewrite_for_cpu(model: ir.Model, *, fold: bool = True) -> None:
             PyTorch network leaves this out, because training for quantization must find the network's
             parameters in the graph.
     """
-    folding = (EinsumPass(), ConstantMatMulPass(), FoldAfterPass(), FoldBeforePass(), GemmPass())
+    folding = (
+        EinsumPass(),
+        FourierPass(),
+        ConstantMatMulPass(),
+        FoldAfterPass(),
+        FoldBeforePass(),
+        GemmPass(),
+    )
     for rewrite in (
         ConstantValuesPass(),
         DecomposedHardSwishPass(),

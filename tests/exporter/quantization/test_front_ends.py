@@ -68,6 +68,8 @@ CONSTANTS = {
     "w10": RNG.standard_normal((16, 10, 3)) * 0.1,
     "v": RNG.standard_normal((16, 16, 3)) * 0.15,
     "h": RNG.standard_normal((16, 10)) * 0.4,
+    "bands": RNG.standard_normal((MELS, 1, 31)) * 0.2,
+    "trained": RNG.standard_normal((2 * BINS, 1, WINDOW)),
 }
 INTEGERS = {
     "ax1": [1],
@@ -119,6 +121,11 @@ NETWORK = (
     "c1 = Conv<pads = [1, 1]>(n, w)  a1 = Relu(c1)  c2 = Conv<pads = [1, 1]>(a1, v)  a2 = Relu(c2)"
     "  gp = GlobalAveragePool(a2)  flat = Flatten(gp)  y = MatMul(flat, h)"
 )
+CHOSEN = "low = Greater(m, eps)  me = Where(low, m, eps)  l = Log(me)  n = Sub(l, shift)"
+LEARNED = (
+    "u = Unsqueeze(x, ax1)  s = Conv<strides = [2]>(u, bands)  a0 = Abs(s)"
+    "  m = MaxPool<kernel_shape = [16], strides = [16]>(a0)"
+)
 MFCC = "me = Add(m, eps)  l = Log(me)  n = MatMul(dct, l)"
 NETWORK_MFCC = NETWORK.replace("Conv<pads = [1, 1]>(n, w)", "Conv<pads = [1, 1]>(n, w10)")
 LOUDNESS = "ab = Abs(x)  peak = ReduceMax<keepdims = 1>(ab, ax1)  x1 = Div(x, peak)"
@@ -154,6 +161,8 @@ KINDS = {
     "root": (CONV, POWER, MEL, ROOT, NETWORK),
     "pcen": (CONV, POWER, MEL, PCEN, NETWORK),
     "mfcc": (CONV, POWER, MEL, MFCC, NETWORK_MFCC),
+    "where": (CONV, POWER, MEL, CHOSEN, NETWORK),
+    "learned filters": (LEARNED, LOG, NETWORK),
     "loudness": (LOUDNESS, CONV.replace("(x,", "(x1,"), POWER, MEL, LOG, NETWORK),
 }
 
@@ -184,7 +193,7 @@ def test_the_file_states_the_reason(tmp_path):
     assert json.loads(entries[METADATA_KEY])["s"] == FRONT_END
 
 
-CONVOLUTION = "u = Unsqueeze(x, ax1)  s = Conv<strides = [32]>(u, dft)"
+CONVOLUTION = "u = Unsqueeze(x, ax1)  s = Conv<strides = [32]>(u, trained)"
 OTHERS = {
     "squares without a logarithm": "q = Mul(s, s)  y = Sqrt(q)",
     "layer norm": (
@@ -224,3 +233,34 @@ def test_trained_filters_after_the_logarithm_are_not_taken_for_a_basis():
     next(t for t in network.graph.initializer if t.name == "dct").CopyFrom(trained)
     assert "n" not in front_end_nodes(network)
     assert "l" in front_end_nodes(network)
+
+
+def fourier(count, length):
+    """Cosines and sines of a transform, [count, length] each."""
+    angle = 2 * np.pi * np.arange(count)[:, None] * np.arange(length)[None] / length
+    return np.cos(angle), np.sin(angle)
+
+
+COS, SIN = fourier(16, 32)
+TRANSFORMS = {
+    "halves of rows": (np.concatenate([COS, SIN]), True),
+    "halves of columns": (np.concatenate([COS, SIN]).T, True),
+    "pairs of rows": (np.stack([COS, -SIN], 1).reshape(32, 32), True),
+    "with a window": (np.concatenate([COS, SIN]) * np.hanning(32), True),
+    "trained": (RNG.standard_normal((32, 32)), False),
+    "identity": (np.eye(32), False),
+    "equal rows": (np.repeat(RNG.standard_normal((1, 32)), 32, axis=0), False),
+    "signs": (np.where(RNG.standard_normal((32, 32)) > 0, 1.0, -1.0), False),
+    "zeros": (np.zeros((32, 32)), False),
+}
+
+
+@pytest.mark.parametrize("place", ["first", "inside"])
+@pytest.mark.parametrize("kind", TRANSFORMS)
+def test_fourier_transforms_without_a_logarithm_stay_in_float(kind, place):
+    weights, expected = TRANSFORMS[kind]
+    before = "r = Identity(x)" if place == "first" else "h0 = MatMul(x, k0)  r = Relu(h0)"
+    network = model(before, "y = MatMul(r, k)", inputs="float[N, 32] x")
+    for name, content in (("k", weights), ("k0", RNG.standard_normal((32, 32)))):
+        network.graph.initializer.append(numpy_helper.from_array(np.float32(content), name))
+    assert front_end_nodes(network) == ({"y", *(["r"] if place == "first" else [])} if expected else set())
