@@ -61,6 +61,7 @@ CONSTANTS = {
     "two_f": 2.0,
     "loud": 100.0,
     "root": 0.3,
+    "minus": -1.0,
     "alpha": -0.98,
     "db": 4.3429,
     "shift": -4.0,
@@ -264,3 +265,39 @@ def test_fourier_transforms_without_a_logarithm_stay_in_float(kind, place):
     for name, content in (("k", weights), ("k0", RNG.standard_normal((32, 32)))):
         network.graph.initializer.append(numpy_helper.from_array(np.float32(content), name))
     assert front_end_nodes(network) == ({"y", *(["r"] if place == "first" else [])} if expected else set())
+
+
+INSIDE = "c1 = Conv(x, k1)  r = Relu(c1)  t = Conv(r, k2)"
+# Nodes between the product `t` and the product `e` that reads `z`, and the nodes that stay in float.
+SENSITIVE = {
+    "exponential": ("z = Exp(t)", {"e"}),
+    "exponential that a limit follows": ("ex = Exp(t)  z = Clip(ex, eps, loud)", {"z", "e"}),
+    "divisor": ("p = Abs(t)  q = Add(p, eps)  z = Div(r, q)", {"t", "p", "q"}),
+    "reciprocal": ("p = Relu(t)  q = Add(p, eps)  z = Reciprocal(q)", {"t", "p", "q"}),
+    "negative power": ("p = Abs(t)  z = Pow(p, minus)", {"t", "p"}),
+    "sigmoid": ("n = Neg(t)  ex = Exp(n)  q = Add(ex, one_f)  z = Div(one_f, q)", set()),
+    "elu": ("ex = Exp(t)  z = Sub(ex, one_f)", set()),
+    "softmax": (
+        "n = ReduceMax(t, ax1)  m = Sub(t, n)  ex = Exp(m)  s = ReduceSum(ex, ax1)  z = Div(ex, s)",
+        set(),
+    ),
+    "softsign": ("p = Abs(t)  q = Add(p, one_f)  z = Div(t, q)", set()),
+    "constant divisor": ("z = Div(t, two_f)", set()),
+    "norm": ("p = Mul(t, t)  q = ReduceSum(p, ax1)  s = Sqrt(q)  z = Div(t, s)", set()),
+    "RMS norm": (
+        "p = Mul(t, t)  q = ReduceMean(p, ax1)  v = Add(q, eps)  s = Sqrt(v)  z = Div(t, s)",
+        set(),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SENSITIVE)
+def test_values_that_8_bits_cannot_hold_inside_a_network_stay_in_float(kind):
+    body, expected = SENSITIVE[kind]
+    network = model(
+        INSIDE, body, "e = Conv(z, k3)  y = Relu(e)", inputs="float[N, 8, 9] x", outputs="float[N, 8, 9] y"
+    )
+    for name in ("k1", "k2", "k3"):
+        weights = np.random.default_rng(0).standard_normal((8, 8, 1)).astype(np.float32)
+        network.graph.initializer.append(numpy_helper.from_array(weights, name))
+    assert front_end_nodes(network) == expected
