@@ -245,15 +245,15 @@ def _divisor(node: onnx.NodeProto, graph: GraphIndex) -> str | None:
 def _products_after(node: onnx.NodeProto, graph: GraphIndex) -> set[str]:
     """The names of the nodes after a node up to the next products, through nodes that read one tensor."""
     found: set[str] = set()
-    waiting = list(graph.readers(node.output[0]))
-    while waiting:
-        reader = waiting.pop()
+    readers = {reader.name: reader for name in node.output for reader in graph.readers(name)}
+    for name, reader in readers.items():
         computed = {read for read in reads_of(reader) if not graph.is_constant(read)}
-        if reader.name in found or len(computed) != 1 or reader.op_type not in _POSITIVE | _PRODUCTS:
+        if len(computed) != 1:
             continue
-        found.add(reader.name)
-        if reader.op_type not in _PRODUCTS:
-            waiting.extend(each for name in reader.output for each in graph.readers(name))
+        if reader.op_type in _PRODUCTS:
+            found.add(name)
+        elif reader.op_type in _POSITIVE and (after := _products_after(reader, graph)):
+            found |= {name, *after}
     return found
 
 
