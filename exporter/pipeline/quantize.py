@@ -51,7 +51,7 @@ def quantize(
         repair: names of accuracy repairs, in order; each is kept only if it helps on held-out samples.
         max_drop: largest accuracy loss on held-out samples, 0 to below 1; layers stay in float to meet it.
         pin: sizes of open axes, as `name=size` or `input:number=size`; the result has these fixed sizes.
-        goal: with `speed`, nothing is written if int8 is proven to be slower than float on this CPU.
+        goal: with `speed`, no file if int8 is proven slower than float, unless float takes under 50 us.
         progress: receives a message for every batch.
 
     Raises:

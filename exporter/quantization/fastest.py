@@ -32,6 +32,9 @@ from exporter.quantization.kept_times import Decision, TimeStore, times_key
 from exporter.quantization.slow_regions import SlowNodes, has_int8_products, slow_candidates
 from exporter.results import Speed
 
+# Below this time of the float model, the fixed cost of conversions (2 to 5 us each) decides. Such networks
+# are quantized for their size.
+TINY_MS = 0.05
 # Limits of the search for regions that are faster in float.
 MOST_ROUNDS, MOST_SECONDS = 5, 60.0
 
@@ -183,7 +186,7 @@ def _verdict(speed: Speed, goal: Goal, in_float: Mapping[str, str]) -> dict[str,
     """
     ratio = Interval(speed.ratio, speed.lower, speed.upper)
     pays = judge_speed(ratio, mixed=bool(in_float))
-    if pays == "float" and goal == "speed":
+    if pays == "float" and goal == "speed" and speed.float_ms >= TINY_MS:
         raise SlowerError(
             "int8",
             speed.text(),

@@ -93,7 +93,8 @@ class QuantizeConfig(FrozenModel):
     goal: Goal = Field(
         "speed",
         description="`speed`: the build fails if int8 is proven to be slower than float on this CPU. "
-        "`size`: it continues with a warning. Models for another kind of CPU are not timed.",
+        "`size`, or a network that takes less than 50 us: it continues with a warning. Models for another "
+        "kind of CPU are not timed.",
     )
 
     @field_validator("onnxruntime")

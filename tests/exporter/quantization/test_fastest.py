@@ -97,6 +97,14 @@ def test_a_slower_model_is_not_written(given, host):
     assert not given[2].exists()
 
 
+def test_a_tiny_model_is_written_with_a_warning(given, host, command):
+    host(base=0.04, int8=0.05)
+    model, data, out = given
+    ran = command("quantize", model, "--data", data, "--out", out)
+    assert (ran.code, out.exists()) == (0, True)
+    assert "warning: int8 is slower than float on this CPU" in ran.err
+
+
 def test_the_command_ends_as_after_a_failed_verdict(given, host, command):
     host(int8=1.3)
     model, data, out = given
