@@ -20,6 +20,7 @@ from exporter.networks.network import load_trained_qparams
 from exporter.pipeline.export_step import model_to_quantize
 from exporter.pipeline.resolved_recipe import ResolvedRecipe
 from exporter.quantization.calibration import RangeStore
+from exporter.quantization.fastest import Race
 from exporter.quantization.split import quantize_split, sample_count
 from exporter.results import Int4Model, Int4Result, Int8Model, Int8Result
 from exporter.training.sparsity.sizes import compressed_size
@@ -74,7 +75,7 @@ class QuantizeStep:
             seed=resolved.recipe.seed,
             progress=resolved.progress,
             store=self._ranges(),
-            times=self.reuse,
+            race=Race(source, config.goal, self.reuse),
             trained_qparams=load_trained_qparams(exported),
         )
         warnings = resolved.warned((*self._drift(), *_slower(made), *_unlike(made)))

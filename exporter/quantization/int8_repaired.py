@@ -16,6 +16,7 @@ from exporter.graphs.names import name_nodes
 from exporter.graphs.node_patterns import named_nodes
 from exporter.graphs.trained_qparams import NO_TRAINED_QPARAMS, TrainedQparams
 from exporter.options import RepairName
+from exporter.quantization.calibration import RangeStore
 from exporter.quantization.int8 import Int8Settings, quantize_model
 from exporter.quantization.output import Accept, accept_all
 from exporter.quantization.repair import REPAIRS
@@ -64,6 +65,7 @@ class Finish(Protocol):
         settings: Int8Settings,
         *,
         progress: Progress,
+        store: RangeStore | None = None,
         reference: onnx.ModelProto | None = None,
         trained_qparams: TrainedQparams = NO_TRAINED_QPARAMS,
         accept: Accept = accept_all,

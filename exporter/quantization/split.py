@@ -18,8 +18,8 @@ from exporter.quantization.checked import quantize_checked
 from exporter.quantization.faithful import Judged
 from exporter.quantization.fastest import Race
 from exporter.quantization.int4 import quantize_weights
-from exporter.quantization.int8 import Int8Settings
-from exporter.quantization.int8_repaired import RepairSettings, quantize_repaired
+from exporter.quantization.int8 import Int8Settings, quantize_model
+from exporter.quantization.int8_repaired import Finish, RepairSettings, quantize_repaired
 from exporter.quantization.repair.held_out import MAX_HELD_OUT, MIN_HELD_OUT, RepairSamples, hold_out
 from exporter.recipes import QuantizeConfig
 from exporter.results import Int4Model, Int8Model
@@ -39,7 +39,7 @@ def quantize_split(
     seed: int,
     progress: Progress,
     store: RangeStore | None = None,
-    times: Path | None = None,
+    race: Race | None = None,
     trained_qparams: TrainedQparams = NO_TRAINED_QPARAMS,
 ) -> Int8Model | Int4Model:
     """Quantize a float model as a recipe specifies.
@@ -58,7 +58,7 @@ def quantize_split(
         seed: seed of the draw.
         progress: receives the progress.
         store: stored ranges of earlier builds; None to collect all ranges.
-        times: folder of stored times; None stores nothing.
+        race: the float model to be faster than, and the goal; None neither compares nor times the result.
         trained_qparams: ranges and levels that the weights were fitted to.
 
     Raises:
@@ -74,11 +74,10 @@ def quantize_split(
         )
     settings = Int8Settings(target, config.method, config.exclude)
     chosen, others = _draw(calibration, config, seed)
-    finish = partial(
-        quantize_checked,
-        judged=_judged(source, calibration, chosen, others),
-        race=Race(source, config.goal, times),
-    )
+    finish: Finish = quantize_model
+    if race is not None:
+        judged = _judged(source, calibration, chosen, others)
+        finish = partial(quantize_checked, judged=judged, race=race)
     repairs = RepairSettings(config.repair, config.fallback)
     if repairs.asked:
         repaired = _for_repairs(calibration, chosen, others)
