@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnx
 
+from bench.core.arrays import Array
 from bench.core.progress import Progress
 from exporter.graphs.edits import copy_of
 from exporter.graphs.names import name_nodes
 from exporter.graphs.onnx_files import is_large, save_large
 from exporter.graphs.trained_qparams import NO_TRAINED_QPARAMS, TrainedQparams
+from exporter.options import CalibrationMethod
 from exporter.quantization.calibration import RangeStore
 from exporter.quantization.int8 import Int8Settings, quantize_model
 from exporter.quantization.output import Accept, accept_all
@@ -36,7 +38,7 @@ class Attempt:
 
 @dataclass(frozen=True, kw_only=True)
 class Attempts:
-    """Quantizes a model with given settings. All ranges are collected only once.
+    """Quantizes a model with given settings. Ranges are collected, and saturation is searched, only once.
 
     Attributes:
         model: the float model; all its nodes have names.
@@ -45,6 +47,7 @@ class Attempts:
         store: stored ranges.
         progress: receives the progress.
         reference, trained_qparams, accept: as for `quantize_model`.
+        levels: weight levels without saturation found so far, by the method that chose the ranges.
     """
 
     model: onnx.ModelProto
@@ -55,6 +58,7 @@ class Attempts:
     reference: onnx.ModelProto | None = None
     trained_qparams: TrainedQparams = NO_TRAINED_QPARAMS
     accept: Accept = accept_all
+    levels: dict[CalibrationMethod, dict[str, Array]] = field(default_factory=dict)
 
     def __call__(self, settings: Int8Settings) -> Attempt:
         """Quantize the model.
@@ -73,6 +77,7 @@ class Attempts:
             reference=self.reference,
             trained_qparams=self.trained_qparams,
             accept=self.accept,
+            found_levels=self.levels.setdefault(settings.method, {}),
         )
         return Attempt(path, made, settings)
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,7 +24,6 @@ from exporter.graphs.rewrites.first_convolution import fold_stem
 from exporter.graphs.targets import Target
 from exporter.graphs.trained_qparams import NO_TRAINED_QPARAMS, TrainedQparams
 from exporter.inspection.saturation import (
-    NO_OVERRIDES,
     NO_REDUCTION,
     Overrides,
     Reduction,
@@ -85,6 +84,7 @@ def quantize_model(
     reference: onnx.ModelProto | None = None,
     trained_qparams: TrainedQparams = NO_TRAINED_QPARAMS,
     accept: Accept = accept_all,
+    found_levels: dict[str, Array] | None = None,
 ) -> Int8Model:
     """Quantize a float model to int8 and write it in QDQ form.
 
@@ -98,6 +98,8 @@ def quantize_model(
         reference: the model to calibrate, if repairs changed the weights of `model` for int8.
         trained_qparams: ranges and levels that the weights were fitted to; they are used unchanged.
         accept: called with the finished file before it is moved to `destination`; may raise to reject it.
+        found_levels: weight levels without saturation that earlier calls found for the same weights and
+            ranges, by the weight's name. The search starts from them, and adds those that it finds.
 
     Raises:
         DataError: the samples cannot be read, hold NaN, or do not fill the fixed batches.
@@ -117,9 +119,12 @@ def quantize_model(
             store=store,
         )
 
-    plan, ranges = _plan_what_fuses(model, settings, trained, collect)
+    plan, ranges, plain = _plan_what_fuses(model, settings, trained, collect)
     batch_size = _batch_size(plan, samples, settings.fixed_batch)
-    quantized, reduction = _round(plan, ranges, samples, batch_size, trained_qparams.levels)
+    levels = {**(found_levels or {}), **trained_qparams.levels}
+    quantized, reduction = _round(plan, ranges, plain, lambda: samples.batches(batch_size), levels)
+    if found_levels is not None:
+        found_levels |= reduction.levels
     shortcuts = take_shortcuts(quantized, settings.target)
     reasons = dict.fromkeys(front_end_nodes(plan.network), FRONT_END)
     reasons |= dict.fromkeys(named_nodes(model, settings.exclude), EXCLUDED) | dict(settings.reasons)
@@ -147,7 +152,7 @@ def _plan_what_fuses(
     settings: Int8Settings,
     known: Mapping[str, Range],
     collect: Callable[[QdqPlan, Sequence[str]], Mapping[str, Range]],
-) -> tuple[QdqPlan, Mapping[str, Range]]:
+) -> tuple[QdqPlan, Mapping[str, Range], onnx.ModelProto]:
     """Plan an int8 model, and leave products in float that ONNX Runtime would not run in int8.
 
     Args:
@@ -157,7 +162,7 @@ def _plan_what_fuses(
         collect: collects the ranges of tensors of a plan.
 
     Returns:
-        The plan and the ranges of all its tensors.
+        The plan, the ranges of all its tensors, and the int8 model.
 
     Raises:
         ExportError: ONNX Runtime would run no product in int8.
@@ -168,9 +173,10 @@ def _plan_what_fuses(
         if missing := [name for name in plan.tensors if name not in ranges]:
             ranges |= collect(plan, missing)
         placement = plan.options.placement
-        lost = not_fused(make_qdq(plan, ranges), placement, settings.target)
+        made = make_qdq(plan, ranges)
+        lost = not_fused(made, placement, settings.target)
         if not lost:
-            return plan, ranges
+            return plan, ranges, made
         exclude = (*exclude, *sorted(lost))
         if not plan_qdq(model, settings.target, exclude).options.placement.nodes:
             some = ", ".join(sorted(lost)[:3])
@@ -201,26 +207,26 @@ def _batch_size(plan: QdqPlan, samples: Samples, fixed: int | None) -> int:
 def _round(
     plan: QdqPlan,
     ranges: Mapping[str, Range],
-    samples: Samples,
-    batch_size: int,
+    plain: onnx.ModelProto,
+    feeds: Callable[[], Iterator[dict[str, Array]]],
     levels: Mapping[str, Array],
 ) -> tuple[onnx.ModelProto, Reduction]:
     """Round a model, with fewer weight levels in channels whose 16-bit sums could saturate on the target.
 
     Args:
-        levels: weight levels that training or repairs fitted the weights to; the search starts from them.
-
-    Returns:
-        The int8 model and its reduced channels.
+        plan, ranges: what to round.
+        plain: the int8 model without reduced channels.
+        feeds: returns the calibration samples, batch by batch, at each call.
+        levels: weight levels to start the search from, by the weight's name.
     """
+    if not plan.options.target.saturates:
+        return plain, NO_REDUCTION
+    start = known_reduction(plain, levels) if levels else NO_REDUCTION
 
     def make(overrides: Overrides) -> onnx.ModelProto:
         return make_qdq(plan, ranges, overrides)
 
-    if not plan.options.target.saturates:
-        return make(NO_OVERRIDES), NO_REDUCTION
-    start = known_reduction(make(NO_OVERRIDES), levels) if levels else NO_REDUCTION
-    return without_saturation(make, lambda: samples.batches(batch_size), start)
+    return without_saturation(make, feeds, plain, start)
 
 
 def _count(model: onnx.ModelProto, operator: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from types import MappingProxyType
 
 import numpy as np
@@ -23,11 +24,14 @@ NO_OVERRIDES: Overrides = MappingProxyType({})
 _QUANTIZED = "_quantized"
 # With 7-bit weights, 255 x (64 + 64) fits in 16 bits for all activations.
 _SAFE = 64
-# Levels by which activations may shift after earlier weights are reduced. This saves rounds of the search.
+# Levels by which activations may shift after earlier weights are reduced. It doubles in each round,
+# so that the last few channels of a layer do not each need a round.
 _SLACK = 8
 # In this many rounds, channels get as many levels as possible. Channels found later get `_SAFE`, which ends
 # the search.
-_ROUNDS = 8
+_ROUNDS = 4
+# Batches of the first round. Most channels at risk show on any samples; all samples follow.
+_FIRST_BATCHES = 8
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,7 @@ def known_reduction(model: onnx.ModelProto, levels: Mapping[str, Array]) -> Redu
 def without_saturation(
     quantize: Callable[[Overrides], onnx.ModelProto],
     feeds: Callable[[], Iterator[dict[str, Array]]],
+    plain: onnx.ModelProto,
     start: Reduction = NO_REDUCTION,
 ) -> tuple[onnx.ModelProto, Reduction]:
     """Quantize a model, and reduce the levels of channels that can saturate on the samples.
@@ -93,41 +98,55 @@ def without_saturation(
     ranges of the input channels, even if no sample does. The reduction is as large as the worst pair
     requires: the scale becomes coarser by 1 / `safe_share`. This is rarely as much as the factor of two of
     ONNX Runtime's `reduce_range`. Reduced weights slightly change the activations after them, so the search
-    repeats until no channel can saturate.
+    repeats until no channel can saturate on any sample.
 
     Args:
         quantize: builds the int8 model with overrides for particular weights.
         feeds: returns the calibration samples, batch by batch, at each call.
-        start: the reduction to start from, for weights that are already rounded to it.
+        plain: the int8 model without overrides.
+        start: the reduction to start from: that of an earlier search, or levels that the weights were
+            rounded to.
 
     Returns:
         The model and its reduction.
     """
     layers, levels = dict(start.layers), dict(start.levels)
-    rounds = 0
+    model = quantize(start.overrides()) if levels else plain
+    rounds, whole = 0, bool(levels)  # a known reduction usually suffices, so it is checked on all samples
     while True:
-        reduction = Reduction(dict(layers), dict(levels))
-        model = quantize(reduction.overrides())
+        batches = feeds() if whole else islice(feeds(), _FIRST_BATCHES)
+        known = dict(levels)
         fresh = False
-        for found in observe_saturation(model, feeds(), simulate=False):
+        for found in observe_saturation(model, batches, simulate=False):
             weight = found.layer.weight.removesuffix(_QUANTIZED)
-            layers.setdefault(weight, found.layer)  # the first round has the scales of unreduced weights
-            before = reduction.levels.get(weight, found.layer.largest)
-            fewer = _fewer(found, before, least=rounds >= _ROUNDS)
-            levels[weight] = np.minimum(fewer, levels.get(weight, before))  # layers may share a weight
-            fresh = fresh or bool((levels[weight] < before).any())
-        if not fresh:
-            return model, reduction
-        rounds += 1
+            before = known.get(weight, found.layer.largest)
+            fewer = _fewer(found, before, _SLACK * 2**rounds, least=rounds >= _ROUNDS)
+            if (fewer < before).any():
+                fresh = True
+                layers.setdefault(weight, found.layer)  # the first round has the unreduced scales
+                levels[weight] = np.minimum(fewer, levels.get(weight, before))  # layers may share it
+        if whole and not fresh:
+            return model, Reduction(layers, levels)
+        if fresh:
+            model = quantize(Reduction(layers, levels).overrides())
+            rounds = min(rounds + 1, _ROUNDS)
+        whole = True
 
 
-def _fewer(found: LayerSaturation, before: Array, *, least: bool) -> Array:
-    """The new levels of each channel: fewer in channels that can saturate, otherwise unchanged."""
-    wanted = np.full(len(before), _SAFE) if least else np.floor(before * found.safe_share(_SLACK))
+def _fewer(found: LayerSaturation, before: Array, slack: int, *, least: bool) -> Array:
+    """The new levels of each channel: fewer in channels that can saturate, otherwise unchanged.
+
+    Args:
+        found: the observed saturation of a layer.
+        before: the level of each channel.
+        slack: levels by which the activations may still shift.
+        least: whether channels that can saturate get levels that are safe for all activations.
+    """
+    wanted = np.full(len(before), _SAFE) if least else np.floor(before * found.safe_share(slack))
     wanted = np.clip(wanted, _SAFE, before).astype(int)
     if found.layer.axis is None:
         return np.full(len(before), wanted.min())
-    return np.where(found.risky(_SLACK), wanted, before)
+    return np.where(found.risky(slack), wanted, before)
 
 
 def _overrides(layer: Int8Layer, levels: Array) -> list[Override]:

@@ -84,7 +84,9 @@ def calibrated(
     if settings.target.saturates:
         plan = plan_qdq(reference, settings.target, settings.exclude)
         _, reduction = without_saturation(
-            lambda overrides: make_qdq(plan, ranges, overrides), lambda: samples.batches(size)
+            lambda overrides: make_qdq(plan, ranges, overrides),
+            lambda: samples.batches(size),
+            make_qdq(plan, ranges),
         )
     return QdqModels(
         reference=reference, inputs=inputs, settings=settings, ranges=ranges, reduction=reduction

@@ -20,6 +20,7 @@ from exporter.graphs.inference import session_with_outputs
 from exporter.graphs.targets import TARGETS
 from exporter.inspection.saturation import int8_layers, observe_saturation, pair_sums, vpmaddubsw_dot
 from exporter.inspection.saturation import observe as observe_module
+from exporter.inspection.saturation import reduce as reduce_module
 from exporter.quantization.int8 import Int8Settings, quantize_model
 from exporter.sources.splits import ArraySamples
 
@@ -370,3 +371,48 @@ def test_channels_keep_as_many_levels_as_they_can(tmp_path_factory, seed, rows):
             finer = np.rint(column / np.abs(column).max() * (most + 4)).astype(np.int8)[:, None]
             lowest, highest = pair_sums(finer, np.zeros(rows, int), np.full(rows, 255))
             assert lowest.min() < LEAST or highest.max() > MOST
+
+
+def deep_model(layers=4, width=12):
+    """Layers whose activations shift with the levels of the weights before them."""
+    rng = np.random.default_rng(3)
+    return float_model([rng.uniform(-0.2, 1, (width, width)) / width for _ in range(layers)])
+
+
+def rare_data(rows=64, width=12):
+    """Samples of which only the last one has large values."""
+    data = np.random.default_rng(4).random((rows, width)).astype(np.float32) * 0.1
+    data[-1] = 1.0
+    return ArraySamples({"x": data})
+
+
+def quantized(path, samples, **options):
+    settings = Int8Settings(TARGETS["x86-avx2"], fixed_batch=4)
+    made = quantize_model(deep_model(), path, samples, settings, progress=SILENT, **options)
+    return made, onnx.load(path)
+
+
+@pytest.mark.parametrize("first", [1, 100])
+def test_all_samples_are_checked_whatever_the_first_round_sees(tmp_path, monkeypatch, first):
+    # private: the result must not depend on it
+    monkeypatch.setattr(reduce_module, "_FIRST_BATCHES", first)
+    samples = rare_data()
+    made, model = quantized(tmp_path / "int8.onnx", samples)
+    assert made.reduced_channels
+    assert observe_saturation(model, samples.batches(4)) == ()
+
+
+def test_a_second_search_starts_from_the_levels_of_the_first(tmp_path, monkeypatch):
+    samples, levels, rounds = rare_data(), {}, []
+    made, model = quantized(tmp_path / "a.onnx", samples, found_levels=levels)
+    assert levels
+    observe = reduce_module.observe_saturation
+    monkeypatch.setattr(
+        reduce_module, "observe_saturation", lambda *a, **k: rounds.append(1) or observe(*a, **k)
+    )
+    again, other = quantized(tmp_path / "b.onnx", samples, found_levels=levels)
+    assert len(rounds) == 1
+    assert again.reduced_channels == made.reduced_channels
+    assert other.graph.SerializeToString(deterministic=True) == model.graph.SerializeToString(
+        deterministic=True
+    )

@@ -11,13 +11,19 @@ from onnx import helper, numpy_helper
 from onnxruntime.quantization import CalibrationMethod, QuantType
 from onnxruntime.quantization.calibrate import TensorData, TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
-from onnxruntime.quantization.quant_utils import add_infer_metadata
+from onnxruntime.quantization.quant_utils import add_infer_metadata, compute_data_quant_params
 from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
 from exporter.errors import ExportError
 from exporter.graphs.ranges import Range
 from exporter.graphs.targets import TARGETS
-from exporter.quantization.ort_quantizer import QuantizerOptions, rounded_tensors, run_quantizer
+# private: _weight_qparams replaces a function of ONNX Runtime, so it is compared with that one
+from exporter.quantization.ort_quantizer import (
+    QuantizerOptions,
+    _weight_qparams,
+    rounded_tensors,
+    run_quantizer,
+)
 from exporter.quantization.placement import Placement
 
 FLOAT = onnx.TensorProto.FLOAT
@@ -234,3 +240,15 @@ def test_an_error_of_the_quantizer_names_the_model():
     broken = {name: Range(0.0, float("nan")) for name in ranges_of(source.graph)}
     with pytest.raises(ExportError, match="net: ONNX Runtime cannot quantize it"):
         run_quantizer(source, broken, everywhere(source))
+
+
+@pytest.mark.parametrize("reduce_range", [False, True])
+@pytest.mark.parametrize("least", [None, -0.3, 0.0, 1.234567891234, 1e-45, -1e30])
+@pytest.mark.parametrize("most", [None, 0.31, 0.0, -2.0, 7.7777777777])
+def test_overridden_ranges_have_the_scales_of_onnx_runtime(reduce_range, least, most):
+    for shift in (0, 3, -3):
+        data = normal(7) + np.float32(shift)
+        options = {"reduce_range": reduce_range, "rmin_override": least, "rmax_override": most}
+        wanted = compute_data_quant_params(data, onnx.TensorProto.INT8, True, **options)
+        found = _weight_qparams(data, onnx.TensorProto.INT8, True, **options)
+        assert [(v.dtype, v.tobytes()) for v in found] == [(v.dtype, v.tobytes()) for v in wanted]
