@@ -17,6 +17,7 @@ from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 from exporter.errors import ExportError
 from exporter.graphs.ranges import Range
 from exporter.graphs.targets import TARGETS
+
 # private: _weight_qparams replaces a function of ONNX Runtime, so it is compared with that one
 from exporter.quantization.ort_quantizer import (
     QuantizerOptions,
