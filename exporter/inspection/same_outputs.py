@@ -114,6 +114,22 @@ def answers_of(model: Path, batches: Sequence[Mapping[str, Array]]) -> list[Answ
     return found
 
 
+def check_defined(given: Path, answers: Sequence[Answer]) -> None:
+    """Check that no output of the given file is NaN: then nothing could be said about an int8 model.
+
+    Raises:
+        ModelError: an output is NaN.
+    """
+    for answer in answers:
+        for name, value in answer.outputs.items():
+            if isinstance(value, np.ndarray) and value.dtype.kind == "f" and np.isnan(value).any():
+                raise ModelError(
+                    given,
+                    f"its output {name!r} is NaN for some samples, in float already",
+                    "give samples of the kind that the model was trained on, or correct the model",
+                )
+
+
 def check_same_outputs(given: Path, answers: Sequence[Answer], made: Path) -> None:
     """Check that a quantized model's outputs match those of the file that it was made from.
 

@@ -33,6 +33,7 @@ from exporter.graphs.targets import Target, find_target
 from exporter.inspection.same_outputs import (
     Answer,
     answers_of,
+    check_defined,
     check_same_outputs,
     check_same_values,
     few_samples,
@@ -259,13 +260,16 @@ def _answers_to(data: Path, model: Path, batches: Sequence[Mapping[str, Array]])
 
     Raises:
         DataError: the model could be loaded but fails on a sample.
+        ModelError: an output is NaN.
     """
     try:
-        return answers_of(model, batches)
+        answers = answers_of(model, batches)
     except ModelError as error:
         raise DataError(
             data, f"the model fails on a sample (it {error.cause})", "give samples that the model accepts"
         ) from error
+    check_defined(model, answers)
+    return answers
 
 
 def _answers_if_any(model: Path, batches: Sequence[Mapping[str, Array]]) -> list[Answer]:

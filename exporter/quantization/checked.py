@@ -12,6 +12,7 @@ from bench.core.progress import Progress
 from exporter.graphs.node_patterns import named_nodes
 from exporter.graphs.onnx_files import read_model, write_checked
 from exporter.graphs.trained_qparams import NO_TRAINED_QPARAMS, TrainedQparams
+from exporter.inspection.fidelity import closeness
 from exporter.quantization.attempts import Attempts, with_names
 from exporter.quantization.calibration import RangeStore
 from exporter.quantization.faithful import Judged, fidelity_of, remedied
@@ -70,11 +71,14 @@ def quantize_checked(
             trained_qparams=trained_qparams,
             accept=accept,
         )
-        attempt = attempts(settings)
+        first = attempt = attempts(settings)
+        found = closeness(judged.answers, first.path)
         remedies: tuple[Remedy, ...] = ()
         if trained_qparams is NO_TRAINED_QPARAMS:
-            attempt, remedies = remedied(attempts, attempt, judged)
+            attempt, remedies = remedied(attempts, first, judged, found)
         attempt, verdict = raced(attempts, attempt, race)
-        fidelity = fidelity_of(attempts, attempt, judged, remedies)
+        if attempt is not first:
+            found = closeness(judged.answers, attempt.path)
+        fidelity = fidelity_of(attempts, attempt, judged, found, remedies)
         write_checked(read_model(attempt.path), destination)
         return attempt.made.model_copy(update={"fidelity": fidelity, **verdict})

@@ -75,7 +75,9 @@ class _Change:
     in_float: tuple[str, ...] = ()
 
 
-def remedied(attempts: Attempts, attempt: Attempt, judged: Judged) -> tuple[Attempt, tuple[Remedy, ...]]:
+def remedied(
+    attempts: Attempts, attempt: Attempt, judged: Judged, found: Closeness
+) -> tuple[Attempt, tuple[Remedy, ...]]:
     """Try remedies while the outputs of an int8 model differ much from float.
 
     Each round tries all changes and keeps one: the first that suffices, or the best.
@@ -84,18 +86,19 @@ def remedied(attempts: Attempts, attempt: Attempt, judged: Judged) -> tuple[Atte
         attempts: quantizes the model with other settings.
         attempt: the int8 model.
         judged: the samples that judge.
+        found: the closeness of the model.
 
     Returns:
         The model with the remedies that help, and a report of each change.
     """
-    best = _Tried(attempt, closeness(judged.answers, attempt.path))
+    best = _Tried(attempt, found)
     if not is_low(best.found):
         return attempt, ()
     say = attempts.progress.say
     say(f"the int8 model differs much from float ({best.found.text()}): trying remedies")
     end, reports = time.monotonic() + MOST_SECONDS, list[Remedy]()
     for _ in range(MOST_ROUNDS):
-        found: list[tuple[_Change, _Tried]] = []
+        tries: list[tuple[_Change, _Tried]] = []
         for change in _changes(attempts, best, judged):
             if time.monotonic() > end:
                 break
@@ -103,13 +106,13 @@ def remedied(attempts: Attempts, attempt: Attempt, judged: Judged) -> tuple[Atte
                 other = attempts(change.settings)
             except ExportError:  # nothing would be left in int8
                 continue
-            found.append((change, _Tried(other, closeness(judged.answers, other.path))))
-            if not is_low(found[-1][1].found):
+            tries.append((change, _Tried(other, closeness(judged.answers, other.path))))
+            if not is_low(tries[-1][1].found):
                 break  # the changes are sorted by their cost in time
-        helpful = [tried for _, tried in found if _helps(best.found, tried.found)]
+        helpful = [tried for _, tried in tries if _helps(best.found, tried.found)]
         enough = [tried for tried in helpful if not is_low(tried.found)]
         kept = enough[0] if enough else max(helpful, key=lambda one: one.found.sqnr_db, default=None)
-        for change, tried in found:
+        for change, tried in tries:
             reports.append(
                 Remedy(
                     remedy=change.remedy,
@@ -129,10 +132,9 @@ def remedied(attempts: Attempts, attempt: Attempt, judged: Judged) -> tuple[Atte
 
 
 def fidelity_of(
-    attempts: Attempts, attempt: Attempt, judged: Judged, remedies: tuple[Remedy, ...]
+    attempts: Attempts, attempt: Attempt, judged: Judged, found: Closeness, remedies: tuple[Remedy, ...]
 ) -> Fidelity:
-    """The closeness of the model that will be written, and where its error begins if it is low."""
-    found = closeness(judged.answers, attempt.path)
+    """The fidelity of the model that will be written, and where its error begins if it is low."""
     return Fidelity(
         **found.model_dump(),
         samples=count_samples(judged.answers),

@@ -24,12 +24,11 @@ NO_OVERRIDES: Overrides = MappingProxyType({})
 _QUANTIZED = "_quantized"
 # With 7-bit weights, 255 x (64 + 64) fits in 16 bits for all activations.
 _SAFE = 64
-# Levels by which activations may shift after earlier weights are reduced. It doubles in each round,
-# so that the last few channels of a layer do not each need a round.
+# Levels by which activations may shift after earlier weights are reduced. This saves rounds of the search.
 _SLACK = 8
 # In this many rounds, channels get as many levels as possible. Channels found later get `_SAFE`, which ends
 # the search.
-_ROUNDS = 4
+_ROUNDS = 8
 # Batches of the first round. Most channels at risk show on any samples; all samples follow.
 _FIRST_BATCHES = 8
 
@@ -120,7 +119,7 @@ def without_saturation(
         for found in observe_saturation(model, batches, simulate=False):
             weight = found.layer.weight.removesuffix(_QUANTIZED)
             before = known.get(weight, found.layer.largest)
-            fewer = _fewer(found, before, _SLACK * 2**rounds, least=rounds >= _ROUNDS)
+            fewer = _fewer(found, before, least=rounds >= _ROUNDS)
             if (fewer < before).any():
                 fresh = True
                 layers.setdefault(weight, found.layer)  # the first round has the unreduced scales
@@ -133,20 +132,19 @@ def without_saturation(
         whole = True
 
 
-def _fewer(found: LayerSaturation, before: Array, slack: int, *, least: bool) -> Array:
+def _fewer(found: LayerSaturation, before: Array, *, least: bool) -> Array:
     """The new levels of each channel: fewer in channels that can saturate, otherwise unchanged.
 
     Args:
         found: the observed saturation of a layer.
         before: the level of each channel.
-        slack: levels by which the activations may still shift.
         least: whether channels that can saturate get levels that are safe for all activations.
     """
-    wanted = np.full(len(before), _SAFE) if least else np.floor(before * found.safe_share(slack))
+    wanted = np.full(len(before), _SAFE) if least else np.floor(before * found.safe_share(_SLACK))
     wanted = np.clip(wanted, _SAFE, before).astype(int)
     if found.layer.axis is None:
         return np.full(len(before), wanted.min())
-    return np.where(found.risky(slack), wanted, before)
+    return np.where(found.risky(_SLACK), wanted, before)
 
 
 def _overrides(layer: Int8Layer, levels: Array) -> list[Override]:

@@ -363,3 +363,19 @@ def test_files_of_old_and_new_writers_run_on_the_oldest_runtime(
 def test_large_samples_run_in_smaller_batches_and_few_of_them(side, sizes):
     found = few_samples({"x": np.ones((32, 1, side, side), np.float32)}, None)
     assert [len(feeds["x"]) for feeds in found] == sizes
+
+
+def test_a_model_whose_outputs_are_nan_in_float_is_refused(tmp_path, command):
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 8])]
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["p"]),
+        helper.make_node("Relu", ["p"], ["r"]),
+        helper.make_node("Div", ["r", "r"], ["y"]),
+    ]
+    constants = {"w": np.random.default_rng(0).standard_normal((8, 8)).astype(np.float32)}
+    path = save(tmp_path / "m.onnx", nodes, [tensor("y")], inputs=inputs, constants=constants, opset=18)
+    np.savez(tmp_path / "x.npz", x=np.random.default_rng(1).standard_normal((16, 8)).astype(np.float32))
+    ran = command("quantize", path, "--data", tmp_path / "x.npz", "--out", tmp_path / "o.onnx")
+    assert (ran.code, ran.err.count("error:")) == (2, 1)
+    assert "output 'y' is NaN for some samples, in float already" in ran.err
+    assert not (tmp_path / "o.onnx").exists()
