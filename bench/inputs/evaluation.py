@@ -1,4 +1,4 @@
-"""Labelled samples in `evaluation.npz`: one array per model input, `labels`, and optionally `ids`."""
+"""Labelled samples in `evaluation.npz`: an array per input, `labels`, and optionally `ids` and `groups`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ from bench.core.errors import DataError
 
 LABELS = "labels"
 IDS = "ids"
+# Who or what a sample comes from (speaker, camera), integers or texts.
+GROUPS = "groups"
+_NO_FEEDS = frozenset({LABELS, IDS, GROUPS})
 _MASK_BYTES = 2**20
+_GROUPS_TOGETHER = 4096
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,23 @@ class SampleRows:
     count: int
     _rows: NpzRows
 
+    def groups(self) -> Array | None:
+        """The group of each sample [N], or None if the file does not state groups.
+
+        Raises:
+            DataError: the file is damaged, or groups are neither integers nor texts.
+        """
+        spec = self._rows.specs.get(GROUPS)
+        if spec is None:
+            return None
+        if len(spec.shape) != 1 or spec.dtype.kind not in "iuU":
+            raise DataError(
+                self._rows.path,
+                f"{GROUPS!r} has type {spec.dtype} and shape {list(spec.shape)}",
+                "store one integer or text for each sample",
+            )
+        return np.concatenate([block[GROUPS] for block in self._rows.blocks([GROUPS], _GROUPS_TOGETHER)])
+
     def batches(self, size: int) -> Iterator[dict[str, Array]]:
         """Yield feeds of `size` samples each; the last batch may be smaller. Memory use is constant.
 
@@ -71,7 +92,7 @@ def open_samples(path: Path) -> SampleRows:
     """
     rows = open_rows(path)
     count = _check_arrays(path, rows.specs)
-    feeds = {name: spec for name, spec in rows.specs.items() if name not in {LABELS, IDS}}
+    feeds = {name: spec for name, spec in rows.specs.items() if name not in _NO_FEEDS}
     return SampleRows(feeds, count, rows)
 
 
@@ -90,6 +111,7 @@ def read_evaluation(path: Path, *, rows: int | None = None, spread: bool = False
     arrays = read_npz(path, rows=rows, spread=spread)
     _check_arrays(path, arrays)
     labels, ids = arrays.pop(LABELS, None), arrays.pop(IDS, None)
+    arrays.pop(GROUPS, None)
     for name, array in arrays.items():
         _check_finite(path, name, array)
     if labels is not None and labels.min() < 0:
@@ -101,17 +123,17 @@ def read_evaluation(path: Path, *, rows: int | None = None, spread: bool = False
 
 def _check_arrays(path: Path, arrays: Mapping[str, Array | ArraySpec]) -> int:
     """Check that all arrays have one row per sample; return the number of samples."""
-    if not arrays.keys() - {LABELS, IDS}:
+    if not arrays.keys() - _NO_FEEDS:
         raise DataError(path, "contains no feeds", "add one array per model input")
     # An error lists the feeds first.
-    order = sorted(arrays, key=lambda name: (name == IDS, name == LABELS))
+    order = sorted(arrays, key=lambda name: (name in {GROUPS, IDS}, name == LABELS))
     lengths = {name: arrays[name].shape[0] if arrays[name].shape else 0 for name in order}
     if len(set(lengths.values())) != 1:
         raise DataError(path, f"its arrays differ in length: {lengths}", "store one row per sample")
     count: int = next(iter(lengths.values()))
     if not count:
         raise DataError(path, "contains no samples", "add at least one sample")
-    for name in arrays.keys() - {LABELS, IDS}:
+    for name in arrays.keys() - _NO_FEEDS:
         if not math.prod(arrays[name].shape):
             raise DataError(
                 path,
@@ -161,9 +183,9 @@ def write_evaluation(path: Path, evaluation: EvaluationSet) -> None:
     """Write an evaluation set that `read_evaluation` can read.
 
     Raises:
-        DataError: a model input has the reserved name `labels` or `ids`.
+        DataError: a model input has the reserved name `labels`, `ids` or `groups`.
     """
-    for reserved in (LABELS, IDS):
+    for reserved in (LABELS, IDS, GROUPS):
         if reserved in evaluation.feeds:
             raise DataError(path, f"a model input has the reserved name {reserved!r}", "rename the input")
     arrays = dict(evaluation.feeds)

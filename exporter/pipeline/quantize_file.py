@@ -50,7 +50,13 @@ from exporter.quantization.int8_repaired import NO_REPAIR, RepairSettings, quant
 from exporter.quantization.repair.held_out import RepairSamples, hold_out
 from exporter.recipes import ExportConfig
 from exporter.results import Int4Model, Int8Model, QuantizedFile
-from exporter.sources.held_out import Without, rows_to_hold_out, rows_to_judge, take_rows
+from exporter.sources.held_out import (
+    Without,
+    rows_that_judge,
+    rows_to_hold_out,
+    rows_to_judge,
+    take_rows,
+)
 from exporter.sources.splits import Samples
 
 PROGRAM_SUFFIX = ".pt2"
@@ -235,8 +241,9 @@ def _held_out(data: Path, model: Path, samples: SampleRows, batch: int | None) -
     Raises:
         DataError: the model could be loaded but fails on a sample.
     """
-    held = rows_to_hold_out(samples.count, batch)
-    judges = held or rows_to_judge(samples.count, batch)
+    held = rows_to_hold_out(samples.count, batch, samples.groups())
+    judges = held if batch else rows_that_judge(held)
+    judges = judges or rows_to_judge(samples.count, batch)
     answers = _answers_to(data, model, few_samples(take_rows(samples, judges), batch))
     return Without(samples, held, batch), Judged(answers, held_out=bool(held))
 

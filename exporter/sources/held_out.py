@@ -91,6 +91,11 @@ def rows_to_hold_out(
     return _spread(count, wanted, unit)
 
 
+def rows_that_judge(held: Sequence[int]) -> tuple[int, ...]:
+    """At most 32 of the held-out rows: whole groups may have more."""
+    return tuple(held[place] for place in rows_to_judge(len(held)))
+
+
 def rows_to_judge(count: int, fixed_batch: int | None = None) -> tuple[int, ...]:
     """Rows that judge an int8 model if none are held out: at most 32, or one fixed batch."""
     return _spread(count, min(count, fixed_batch or _MOST), fixed_batch or 1)

@@ -153,3 +153,18 @@ def test_few_samples_judge_again(tmp_path):
     np.savez(tmp_path / "x.npz", x=x[2:10].astype(np.float32))
     made = quantize_file(model, tmp_path / "x.npz", tmp_path / "int8.onnx").made
     assert (made.samples, made.fidelity.samples, made.fidelity.held_out) == (8, 8, False)
+
+
+def test_whole_groups_are_left_out_of_calibration(tmp_path):
+    model, x = outliers(tmp_path)
+    names = np.repeat(["anna", "bert", "carl"], [40, 36, 20])
+    np.savez(tmp_path / "x.npz", x=x.astype(np.float32), groups=names)
+    made = quantize_file(model, tmp_path / "x.npz", tmp_path / "int8.onnx").made
+    assert (made.samples, made.fidelity.samples) == (76, 20)
+
+
+def test_groups_of_another_form_are_refused(tmp_path, command):
+    model, x = outliers(tmp_path)
+    np.savez(tmp_path / "x.npz", x=x.astype(np.float32), groups=np.zeros(96))
+    ran = command("quantize", model, "--data", tmp_path / "x.npz", "--out", tmp_path / "int8.onnx")
+    assert (ran.code, "store one integer or text for each sample" in ran.err) == (2, True)

@@ -5,7 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from exporter.sources.held_out import Without, rows_to_hold_out, rows_to_judge, take_rows
+from exporter.sources.held_out import (
+    Without,
+    rows_that_judge,
+    rows_to_hold_out,
+    rows_to_judge,
+    take_rows,
+)
 from exporter.sources.splits import ArraySamples
 
 
@@ -70,3 +76,10 @@ def test_without_held_out_samples_some_judge_again(count, batch, rows):
     found = rows_to_judge(count, batch)
     assert len(set(found)) == rows
     assert max(found) < count
+
+
+def test_at_most_32_rows_of_whole_groups_judge():
+    assert rows_that_judge(range(100, 110)) == tuple(range(100, 110))
+    found = rows_that_judge(range(100, 200))
+    assert (len(found), found[0]) == (32, 100)
+    assert rows_that_judge(()) == ()
