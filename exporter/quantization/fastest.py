@@ -64,7 +64,8 @@ class Race:
 
     Attributes:
         rival: the float model that int8 must beat.
-        goal: `speed` refuses to write a model that is slower than float; `size` writes it.
+        goal: `speed` returns slow regions to float, and refuses a model that is slower than float; `size`
+            does neither.
         folder: folder in which times are stored; None stores nothing.
     """
 
@@ -93,14 +94,15 @@ def raced(attempts: Attempts, attempt: Attempt, race: Race) -> tuple[Attempt, di
         return attempt, {}
     feeds = next(iter(attempts.samples.batches(attempt.settings.fixed_batch or 1)))
     times = TimeStore(race.folder)
-    key = times_key(race.rival, attempt.path, feeds)
+    key = times_key(race.rival, attempt.path, feeds, race.goal)
     before = attempt.settings.reasons
     if (known := times.find(key)) is not None:
         if known.in_float:
             attempt = attempts(leaving(attempt.settings, dict(known.in_float)))
         speed = known.speed
     else:
-        attempt = _without_slow_regions(attempts, attempt, feeds)
+        if race.goal == "speed":  # weights that return to float make the file larger
+            attempt = _without_slow_regions(attempts, attempt, feeds)
         speed = _timed(race.rival, attempt.path, feeds)
         moved = {name: why for name, why in attempt.settings.reasons.items() if name not in before}
         times.keep(key, Decision(in_float=moved, speed=speed))

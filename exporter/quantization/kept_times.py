@@ -11,6 +11,7 @@ from bench.core.files import model_sha256, write_json
 from bench.core.schema import FrozenModel
 from bench.inputs.host import fingerprint
 from exporter.caching.cache import content_key
+from exporter.options import Goal
 from exporter.results import Speed
 
 # Increase it if the search changes, so that old decisions are not used.
@@ -29,13 +30,14 @@ class Decision(FrozenModel):
     speed: Speed
 
 
-def times_key(rival: Path, quantized: Path, feeds: Mapping[str, Array]) -> str:
-    """Identify a comparison: both files, the shapes of the feeds, the CPU and its software."""
+def times_key(rival: Path, quantized: Path, feeds: Mapping[str, Array], goal: Goal) -> str:
+    """Identify a comparison: both files, the shapes of the feeds, the goal, the CPU and its software."""
     return content_key(
         {
             "version": _VERSION,
             "float": model_sha256(rival),
             "quantized": model_sha256(quantized),
+            "goal": goal,
             "feeds": {name: [str(array.dtype), *array.shape] for name, array in feeds.items()},
             "host": fingerprint().model_dump(mode="json"),
         }

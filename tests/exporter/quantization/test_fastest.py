@@ -97,6 +97,12 @@ def test_a_slower_model_is_not_written(given, host):
     assert not given[2].exists()
 
 
+def test_for_its_size_a_model_keeps_slow_regions_in_int8(given, host):
+    host(int8=0.5, pool=0.2)
+    assert quantize_file(*given, goal="size").made.speed.ratio == pytest.approx(0.7)
+    assert quantize_file(*given).made.speed.ratio == pytest.approx(0.5)
+
+
 def test_a_tiny_model_is_written_with_a_warning(given, host, command):
     host(base=0.04, int8=0.05)
     model, data, out = given
@@ -176,6 +182,6 @@ def test_a_second_run_times_nothing(given, host, tmp_path):
 @pytest.mark.slow
 def test_a_pool_that_is_slow_in_int8_is_found(given, monkeypatch):
     monkeypatch.setattr(fastest, "HOST", fastest.Stopwatch(cpu_times, operator_times))
-    found = quantize_file(*given, goal="size").made
+    found = quantize_file(*given).made
     assert found.speed.blocks >= 11
     assert found.in_float.keys() == {"pool"}
