@@ -12,7 +12,8 @@ The rewrites in protobuf are:
 1. `rewrites.hard_swish` and `rewrites.transposed_convolution`, between shape inference, placement and ONNX
    Runtime's quantizer,
 2. changes to the quantizer's result: `rewrites.first_convolution`, `rewrites.processing.join_bytes`, and
-   in `quantization`: `placement`, `around_products`, `shared_constants` and `embedding_tables`,
+   in `quantization`: `placement`, `around_products`, `float_operators`, `shared_constants` and
+   `embedding_tables`,
 3. the forms of Gemm that ONNX Runtime's quantizers need (`quantization.plain_gemm`, `quantization.int4`),
 4. repairs (`quantization.repair`, `graphs.layers`), which run the model before and after each change,
 5. `rewrites.processing.network_alone`, from a file through shape inference to a session,

@@ -19,14 +19,6 @@ from exporter.quantization.placement import Placement
 _MATRIX_RANK = 2
 _SUMMANDS = 2
 
-# ONNX Runtime has an int8 kernel for each of these, and selects it between two conversions.
-_FUSED_AT_LOAD = frozenset(
-    {
-        "Add", "AveragePool", "Concat", "GlobalAveragePool", "LeakyRelu", "Mul", "Sigmoid", "Softmax",
-        "Where",
-    }
-)  # fmt: skip
-
 
 def keep_biases_apart(model: onnx.ModelProto, placement: Placement) -> None:
     """Replace Add after an int8 MatMul with a float result by Sum, and Sum after an int8 Gemm by Add.
@@ -82,44 +74,6 @@ def keep_activations_apart(model: onnx.ModelProto, placement: Placement) -> None
         follows = node.op_type in {"Relu", "Clip"} and node.input[0] in placement.float_results
         nodes += _as_max_and_min(node, model.graph) if follows else [node]
     replace_nodes(model.graph, nodes)
-
-
-def keep_float_operators_apart(model: onnx.ModelProto, placement: Placement) -> None:
-    """Insert a Max of one input after each float operator that ONNX Runtime would otherwise run in int8.
-
-    Between a DequantizeLinear and a QuantizeLinear, ONNX Runtime replaces an operator by its int8 kernel,
-    although the operator is excluded (`NodeGroupSelector::GetQDQSelection`). A Max of one input copies its
-    input, and no optimizer removes it.
-
-    Measured on three times MaxPool, Conv [32, 32, 3, 3], Relu and AveragePool at 48 x 48, one thread,
-    x86-64 with AVX2 without VNNI: the int8 AveragePool takes 20 times its float time, and excluding it had
-    no effect.
-
-    Args:
-        model: a QDQ model, changed in place.
-        placement: the placement that the quantizer received.
-    """
-    graph = GraphIndex.of(model.graph)
-    nodes: list[onnx.NodeProto] = []
-    for node in graph.nodes:
-        fuses = node.op_type in _FUSED_AT_LOAD and node.name not in placement.nodes
-        if fuses and _is_between_conversions(graph, node):
-            output, own = node.output[0], f"{node.output[0]}.float"
-            node.output[0] = own
-            nodes += [node, helper.make_node("Max", [own], [output], name=f"{node.name}.apart")]
-        else:
-            nodes.append(node)
-    replace_nodes(model.graph, nodes)
-
-
-def _is_between_conversions(graph: GraphIndex, node: onnx.NodeProto) -> bool:
-    readers = graph.readers(node.output[0])
-    return (
-        node.output[0] not in graph.outputs
-        and any(graph.maker(name, "DequantizeLinear") is not None for name in node.input)
-        and bool(readers)
-        and all(reader.op_type == "QuantizeLinear" for reader in readers)
-    )
 
 
 def _as_max_and_min(node: onnx.NodeProto, graph: onnx.GraphProto) -> list[onnx.NodeProto]:

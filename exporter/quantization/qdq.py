@@ -20,11 +20,8 @@ from exporter.graphs.rewrites.processing import byte_ranges, edge_nodes, join_by
 from exporter.graphs.slow_kernels import slow_nodes
 from exporter.graphs.targets import Target
 from exporter.inspection.saturation import NO_OVERRIDES, Overrides
-from exporter.quantization.around_products import (
-    keep_activations_apart,
-    keep_biases_apart,
-    keep_float_operators_apart,
-)
+from exporter.quantization.around_products import keep_activations_apart, keep_biases_apart
+from exporter.quantization.float_operators import keep_float_operators_apart
 from exporter.quantization.front_ends import front_end_nodes
 from exporter.quantization.ort_quantizer import QuantizerOptions, rounded_tensors, run_quantizer
 from exporter.quantization.placement import keep_in_float, place, read_unrounded

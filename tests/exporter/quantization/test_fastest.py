@@ -185,3 +185,25 @@ def test_a_pool_that_is_slow_in_int8_is_found(given, monkeypatch):
     found = quantize_file(*given).made
     assert found.speed.blocks >= 11
     assert found.in_float.keys() == {"pool"}
+
+
+@pytest.mark.slow
+def test_pools_around_convolutions_return_to_float(tmp_path, monkeypatch):
+    """MaxPool, Conv, Relu and AveragePool three times: 2.7 times float's time, 0.8 times afterwards."""
+    monkeypatch.setattr(fastest, "HOST", fastest.Stopwatch(cpu_times, operator_times))
+    window = "<kernel_shape = [3, 3], pads = [1, 1, 1, 1]>"
+    body, value = "", "x"
+    for n in range(3):
+        body += f"m{n} = MaxPool{window}({value})  c{n} = Conv<pads = [1, 1, 1, 1]>(m{n}, w)"
+        body += f"  r{n} = Relu(c{n})  p{n} = AveragePool{window}(r{n})  "
+        value = f"p{n}"
+    model = onnx.parser.parse_model(
+        '<ir_version: 9, opset_import: ["" : 17]> g (float[N, 32, 48, 48] x)'
+        f" => (float[N, 32, 48, 48] y) {{ {body} y = Identity(p2) }}"
+    )
+    model.graph.initializer.append(numpy_helper.from_array(draw(32, 32, 3, 3) / 17, "w"))
+    onnx.save(model, tmp_path / "net.onnx")
+    np.savez(tmp_path / "x.npz", x=draw(8, 32, 48, 48))
+    found = quantize_file(tmp_path / "net.onnx", tmp_path / "x.npz", tmp_path / "int8.onnx").made
+    assert (found.pays, found.speed.upper < 1) == ("mixed", True)
+    assert {"p0", "p1"} <= found.in_float.keys()
