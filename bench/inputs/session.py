@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from bench.core.arrays import Array, ArraySpec
 from bench.core.errors import DataError, ModelError
+from bench.inputs.runtime_words import external_failure, plain_words
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -29,7 +30,9 @@ _NUMPY_TYPES = {
     "tensor(uint64)": "uint64",
     "tensor(bool)": "bool",
 }
-ERRORS_ONLY, _FATAL_ONLY = 3, 4  # ONNX Runtime's severity scale
+# ONNX Runtime's severity scale. Its errors are raised as exceptions with the same words, and a second line
+# in its log would repeat them.
+FATAL_ONLY = 4
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ def open_session(path: Path, options: RuntimeOptions = RuntimeOptions()) -> onnx
         made.intra_op_num_threads = options.threads
         made.inter_op_num_threads = 1
         made.enable_cpu_mem_arena = options.arena
-        made.log_severity_level = ERRORS_ONLY
+        made.log_severity_level = FATAL_ONLY
         return made
 
     def open_with(chosen: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
@@ -130,7 +133,6 @@ def exact_session(
     chosen = settings()
     if host_target(fingerprint()) != "x86-avx2":
         return open_with(chosen)
-    chosen.log_severity_level = _FATAL_ONLY
     chosen.add_session_config_entry("session.x64quantprecision", "1")
     with suppress(Exception):  # an error of the model itself is raised by the next attempt as well
         return open_with(chosen)
@@ -145,6 +147,11 @@ def model_error(path: Path, error: Exception) -> ModelError:
     lowered = words.lower()
     if (newer := _too_new(words)) is not None:
         return ModelError(path, *newer)
+    if (external := external_failure(words)) is not None:
+        return ModelError(path, *external)
+    words = plain_words(words)
+    if "OrtValue indexes should have been populated" in words:
+        return ModelError(path, "computes nothing: its graph is empty", "export the network again")
     if "external" in lowered and ("data" in lowered or "initializer" in lowered):
         return ModelError(
             path,
@@ -210,6 +217,13 @@ def check_feeds(place: object, signature: Signature, feeds: Mapping[str, Array |
         )
     for name, spec in wanted.items():
         array = feeds[name]
+        if not spec.is_numeric:
+            raise DataError(
+                place,
+                f"the model's input {name!r} has type {spec.dtype}, "
+                "but only tensors of numbers are supported",
+                "export the model with tensors of numbers as inputs",
+            )
         if array.dtype.name != spec.dtype:
             raise DataError(place, f"feed {name!r} has dtype {array.dtype}", f"convert it to {spec.dtype}")
         fits = len(array.shape) == len(spec.shape) and all(

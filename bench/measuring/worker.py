@@ -25,6 +25,7 @@ from bench.core.arrays import MAX_UNPACKED_BYTES, Array, read_npz, write_npz
 from bench.core.errors import DataError, HostError, MeasurementError, ModelError
 from bench.core.faults import cause_of, foreseen, place_of
 from bench.inputs.evaluation import LABELS, EvaluationSet, are_classes, predictions, read_evaluation
+from bench.inputs.runtime_words import plain_words
 from bench.inputs.session import RuntimeOptions, Signature, check_feeds, open_session, signature_of
 from bench.measuring.protocol import (
     AnyReply,
@@ -306,7 +307,9 @@ class Worker:
             outputs: list[object] = self._session.run(None, feeds)
         except Exception as error:  # ONNX Runtime's exceptions have no common base class but this
             raise ModelError(
-                self._model, f"fails when it runs ({error})", "check that the feeds fit the model"
+                self._model,
+                f"fails when it runs ({plain_words(str(error))})",
+                "check that the feeds fit the model",
             ) from error
         return outputs
 

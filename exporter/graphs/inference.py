@@ -16,7 +16,7 @@ import onnx
 import onnxruntime
 
 from bench.core.arrays import Array
-from bench.inputs.session import ERRORS_ONLY, RuntimeOptions, exact_session, open_session
+from bench.inputs.session import FATAL_ONLY, RuntimeOptions, exact_session, open_session
 from exporter.graphs.edits import add_outputs, with_outputs
 from exporter.graphs.onnx_files import is_large, save_large
 from exporter.graphs.rewrites.processing import score_tensor
@@ -51,7 +51,7 @@ def open_exact(model: onnx.ModelProto, threads: int = 0) -> onnxruntime.Inferenc
 def session_options(threads: int) -> onnxruntime.SessionOptions:
     """Options of a session that logs only errors and applies all optimizations."""
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = ERRORS_ONLY
+    options.log_severity_level = FATAL_ONLY
     options.intra_op_num_threads = threads
     return options
 

@@ -17,6 +17,7 @@ from onnx import TensorProto, helper
 
 from bench.core.arrays import Array
 from bench.core.errors import DataError
+from bench.inputs.runtime_words import plain_words, run_failure
 from exporter.graphs.edits import add_constant, with_outputs
 from exporter.graphs.inference import session_with_outputs
 from exporter.sources.splits import Samples
@@ -129,11 +130,23 @@ def sample_errors() -> Iterator[None]:
     except DataError:
         raise
     except Exception as error:  # ONNX Runtime's exceptions have no common base class except Exception
-        raise DataError(
-            "calibration",
-            f"the model fails on a sample ({error})",
-            "compare the samples' shapes, types and values with the model's inputs",
-        ) from error
+        raise bad_sample("calibration data", str(error)) from error
+
+
+def bad_sample(place: object, message: str) -> DataError:
+    """The error for a sample that a model fails on.
+
+    Args:
+        place: the samples.
+        message: ONNX Runtime's message.
+    """
+    if (known := run_failure(message)) is not None:
+        return DataError(place, *known)
+    return DataError(
+        place,
+        f"the model fails on a sample ({plain_words(message)})",
+        "compare the samples' shapes, types and values with the model's inputs",
+    )
 
 
 def extremes_model(model: onnx.ModelProto, tensors: Sequence[str]) -> tuple[onnx.ModelProto, list[str]]:

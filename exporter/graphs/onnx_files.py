@@ -176,15 +176,32 @@ def check_quantizable(model: onnx.ModelProto, path: Path) -> None:
     """Reject models that static quantization does not support.
 
     Raises:
-        ModelError: the model is already quantized, or has inputs without a shape; or weights are float64
-            or not finite.
+        ModelError: the model is already quantized, has no inputs or no outputs, inputs that are not tensors
+            or have no shape, or maps; or weights are float64 or not finite.
     """
     nodes = [node for part in (model.graph, *model.functions) for node in part.node]
     _check_operators(nodes, model, path)
     index = GraphIndex.of(model.graph)
-    for value in model.graph.input:
-        if index.is_constant(value.name):
-            continue
+    given = [value for value in model.graph.input if not index.is_constant(value.name)]
+    if not given:
+        raise ModelError(path, "has no inputs, so its outputs are constant", "export it with its inputs")
+    if not model.graph.output:
+        raise ModelError(path, "has no outputs", "export it with its outputs")
+    for value in (*given, *model.graph.output):
+        if _has_map(value.type):
+            raise ModelError(
+                path,
+                f"{value.name!r} is a map, but only tensors and sequences of tensors are supported",
+                "export it without ZipMap (for skl2onnx: options={'zipmap': False})",
+            )
+    for value in given:
+        if not value.type.HasField("tensor_type"):
+            kind = str(value.type.WhichOneof("value")).removesuffix("_type")
+            raise ModelError(
+                path,
+                f"input {value.name!r} has the type {kind}, but only tensors are supported",
+                "export the model with tensors as inputs",
+            )
         if not value.type.tensor_type.HasField("shape"):
             raise ModelError(
                 path,
@@ -196,6 +213,16 @@ def check_quantizable(model: onnx.ModelProto, path: Path) -> None:
             for name in node.input[1:3]:
                 if index.is_constant(name):
                     _check_weight(index.constants[name], path)
+
+
+def _has_map(kind: onnx.TypeProto) -> bool:
+    """Whether a type is a map, or contains one."""
+    inner = (
+        holder.elem_type
+        for holder in (kind.sequence_type, kind.optional_type)
+        if holder.HasField("elem_type")
+    )
+    return kind.HasField("map_type") or any(_has_map(one) for one in inner)
 
 
 def _check_operators(nodes: Sequence[onnx.NodeProto], model: onnx.ModelProto, path: Path) -> None:

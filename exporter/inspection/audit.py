@@ -19,7 +19,7 @@ from bench.core.errors import DataError, ModelError
 from bench.inputs.evaluation import read_evaluation
 from bench.inputs.host import fingerprint, has_vnni, host_target
 from bench.inputs.session import (
-    ERRORS_ONLY,
+    FATAL_ONLY,
     Signature,
     check_feeds,
     model_error,
@@ -271,7 +271,7 @@ def _optimized(path: Path, destination: Path, target: str) -> onnx.ModelProto:
     options = onnxruntime.SessionOptions()
     if (fuses := _SIGNED_FUSES.get(target)) is not None:
         options.add_session_config_entry("session.qdqisint8allowed", fuses)
-    options.log_severity_level = ERRORS_ONLY
+    options.log_severity_level = FATAL_ONLY
     options.optimized_model_filepath = str(destination)
     try:
         # The blocked layout of float convolutions is disabled: it pads channels, which would be counted.

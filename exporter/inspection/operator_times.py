@@ -12,7 +12,7 @@ import onnxruntime
 
 from bench.core.arrays import Array
 from bench.core.schema import FrozenModel
-from bench.inputs.session import ERRORS_ONLY, model_error
+from bench.inputs.session import FATAL_ONLY, model_error
 
 RUNS = 30
 _UNTIMED_RUNS = 5
@@ -73,7 +73,7 @@ def operator_times(path: Path, feeds: Mapping[str, Array], *, threads: int = 1) 
     with tempfile.TemporaryDirectory(prefix="edgeproof-") as folder:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        options.log_severity_level = ERRORS_ONLY
+        options.log_severity_level = FATAL_ONLY
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
         try:

@@ -17,6 +17,7 @@ from onnxruntime import InferenceSession
 
 from bench.core.arrays import Array
 from bench.core.errors import DataError, ModelError, one_line
+from bench.inputs.runtime_words import plain_words
 from bench.inputs.session import Signature, open_session, signature_of
 from bench.measuring.worker import synthetic_feeds
 from bench.metrics.parity import sqnr_db
@@ -91,7 +92,7 @@ def made_up_samples(model: Path, signature: Signature) -> list[dict[str, Array]]
     )
     try:
         return [synthetic_feeds(model, closed)]
-    except (DataError, TypeError):  # sequences and texts
+    except (DataError, ModelError, TypeError):  # sequences and texts
         return []
 
 
@@ -108,7 +109,9 @@ def answers_of(model: Path, batches: Sequence[Mapping[str, Array]]) -> list[Answ
             outputs = _run(session, feeds)
         except Exception as error:  # ONNX Runtime's exceptions have no common base class except Exception
             raise ModelError(
-                model, f"fails when it runs ({error})", "check that the samples fit the model"
+                model,
+                f"fails when it runs ({plain_words(str(error))})",
+                "check that the samples fit the model",
             ) from error
         found.append(Answer(feeds, outputs))
     return found

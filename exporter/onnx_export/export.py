@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from bench.core.errors import DataError
-from bench.inputs.session import ERRORS_ONLY
+from bench.inputs.session import FATAL_ONLY
 from exporter.errors import ExportError
 from exporter.graphs.kernels import state_oldest_runtime
 from exporter.graphs.onnx_files import write_checked
@@ -142,7 +142,7 @@ def check_opset(opset: int) -> None:
         graph, opset_imports=[onnx.helper.make_opsetid("", opset)], ir_version=MIN_IR_VERSION
     )
     settings = onnxruntime.SessionOptions()
-    settings.log_severity_level = ERRORS_ONLY
+    settings.log_severity_level = FATAL_ONLY
     try:
         onnxruntime.InferenceSession(
             model.SerializeToString(), settings, providers=["CPUExecutionProvider"]

@@ -13,7 +13,7 @@ import onnx
 import onnx_ir as ir
 
 from bench.core.arrays import Array
-from bench.core.errors import DataError, ModelError, UsageError
+from bench.core.errors import ModelError, UsageError
 from bench.core.files import check_writable, model_sha256, model_size, sha256_of
 from bench.core.progress import SILENT, Progress
 from bench.inputs.evaluation import SampleRows, open_samples, read_evaluation
@@ -25,6 +25,7 @@ from exporter.graphs.given_names import excluded_nodes, read_given, restore_name
 from exporter.graphs.index import GraphIndex
 from exporter.graphs.kernels import check_runtime_asked
 from exporter.graphs.normal_form import normalize
+from exporter.graphs.observed import bad_sample
 from exporter.graphs.onnx_files import check_quantizable, read_model
 from exporter.graphs.pins import Pin, pin_inputs, pin_signature, pinned_sizes
 from exporter.graphs.rewrites import rewrite_for_cpu
@@ -272,9 +273,7 @@ def _answers_to(data: Path, model: Path, batches: Sequence[Mapping[str, Array]])
     try:
         answers = answers_of(model, batches)
     except ModelError as error:
-        raise DataError(
-            data, f"the model fails on a sample (it {error.cause})", "give samples that the model accepts"
-        ) from error
+        raise bad_sample(data, str(error.__cause__ or error)) from error
     check_defined(model, answers)
     return answers
 

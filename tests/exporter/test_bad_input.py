@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from bench.core.errors import DataError, ModelError
 from exporter.errors import ExportError
 from exporter.options import CalibrationMethod
-from exporter.pipeline.quantize_file import quantize_file
+from exporter.pipeline.quantize_file import quantize_file, quantize_weights_file
 
 GENERATOR = np.random.default_rng(0)
 WEIGHT = GENERATOR.standard_normal((4, 3, 3, 3)).astype(np.float32)
@@ -93,6 +93,44 @@ def spoiled(value):
     return make([CONV], {"w": weight})
 
 
+def optional(name):
+    kind = helper.make_tensor_type_proto(FLOAT, None)
+    return helper.make_value_info(name, helper.make_optional_type_proto(kind))
+
+
+def unlike(inputs=1, outputs=1, nodes=1, given=None):
+    """A product, without parts of the graph or with another kind of input."""
+    model = product(FLOAT)
+    graph = model.graph
+    if given is not None:
+        kind = given.type.WhichOneof("value").removesuffix("_type")
+        first = (
+            helper.make_node("SequenceAt", ["x", "zero"], ["first"])
+            if kind == "sequence"
+            else helper.make_node("OptionalGetElement", ["x"], ["first"])
+        )
+        graph.initializer.append(numpy_helper.from_array(np.int64(0), "zero"))
+        graph.node.insert(0, first)
+        graph.node[1].input[0] = "first"
+        graph.input[0].CopyFrom(given)
+    if not inputs:
+        graph.initializer.append(numpy_helper.from_array(rows(), "x"))
+    del graph.input[inputs:], graph.output[outputs:], graph.node[nodes if given is None else 2 :]
+    return model
+
+
+def zip_map():
+    """A classifier as converters of scikit-learn write it: probabilities as a sequence of maps."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["y"], name="product"),
+        helper.make_node("ZipMap", ["y"], ["z"], domain="ai.onnx.ml", classlabels_int64s=range(5)),
+    ]
+    model = make(nodes, {"w": PRODUCT}, (FLOAT, ("batch", 16)), domains=("ai.onnx.ml",))
+    kind = helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(FLOAT, []))
+    model.graph.output.append(helper.make_value_info("z", helper.make_sequence_type_proto(kind)))
+    return model
+
+
 MODELS = {
     "integer operators": (integer_only, rows(np.uint8), "is quantized already (node 'product')"),
     "QLinearConv": (linear_only, X.astype(np.uint8), "is quantized already (node 'conv')"),
@@ -113,6 +151,24 @@ MODELS = {
     "NaN weight": (lambda: spoiled(np.nan), X, "weight 'w' holds NaN or infinity"),
     "infinite weight": (lambda: spoiled(-np.inf), X, "weight 'w' holds NaN or infinity"),
     "no input shape": (lambda: make([CONV], {"w": WEIGHT}, (FLOAT, None)), X, "input 'x' has no shape"),
+    "no input": (lambda: unlike(inputs=0), X, "has no inputs, so its outputs are constant"),
+    "no output": (lambda: unlike(outputs=0), X, "has no outputs"),
+    "empty graph": (
+        lambda: unlike(inputs=0, outputs=0, nodes=0), X, "computes nothing: its graph is empty"
+    ),
+    "sequence input": (
+        lambda: unlike(given=helper.make_tensor_sequence_value_info("x", FLOAT, None)),
+        X,
+        "input 'x' has the type sequence, but only tensors are supported",
+    ),
+    "optional input": (
+        lambda: unlike(given=optional("x")),
+        X,
+        "input 'x' has the type optional, but only tensors are supported",
+    ),
+    "ZipMap": (
+        zip_map, rows()[:, 0], "'z' is a map, but only tensors and sequences of tensors are supported"
+    ),
 }  # fmt: skip
 
 
@@ -159,8 +215,8 @@ def test_a_tensor_of_infinite_range_names_the_nodes_to_leave_in_float(quantize, 
         helper.make_node("Log", ["r"], ["l"], name="log"),
         helper.make_node("Conv", ["l", "w"], ["y"], name="conv"),
     ]
-    with pytest.raises(DataError) as caught:
-        quantize(make(nodes, {"w": WEIGHT}), {"x": X}, method=method)
+    with pytest.raises(DataError) as caught:  # with positive weights, the output is infinite but not NaN
+        quantize(make(nodes, {"w": abs(WEIGHT)}), {"x": X}, method=method)
     assert (caught.value.place, caught.value.fix) == (
         "tensor l",
         "leave log, conv in float, or clean the data",
@@ -206,8 +262,19 @@ def test_integer_inputs_are_accepted(quantize):
 
 
 def test_an_index_beyond_the_table_is_an_error_of_the_samples(quantize):
-    with pytest.raises(DataError, match=r"the model fails on a sample .*out of data bounds"):
+    with pytest.raises(
+        DataError, match=r"npz: holds the index \d+, but the table of Gather 'gather' has 20 rows"
+    ):
         quantize(embedding(), {"x": np.arange(12 * 7).reshape(12, 7)})
+
+
+def test_one_line_reports_an_index_beyond_the_table(quantize, capfd):
+    """Also in a sample that only calibration reads; ONNX Runtime's log adds no second line."""
+    ids = GENERATOR.integers(0, 20, (512, 7))
+    ids[101] = 50
+    with pytest.raises(DataError, match="holds the index 50, but the table of Gather 'gather' has 20 rows"):
+        quantize(embedding(), {"x": ids})
+    assert capfd.readouterr() == ("", "")
 
 
 def test_integer_feeds_of_another_type_are_refused(quantize):
@@ -228,6 +295,28 @@ def embedding():
 )
 def test_variable_sizes_and_outputs_without_shape_are_accepted(quantize, shape):
     assert_finite(*quantize(make([CONV], {"w": WEIGHT}, (FLOAT, shape)), {"x": X}))
+
+
+@pytest.mark.parametrize("values", [np.array(["a"] * 12), np.array([b"a"] * 12)])
+def test_texts_as_inputs_are_refused(quantize, values):
+    with pytest.raises(
+        DataError, match=r"input 't' has type tensor\(string\), but only tensors of numbers"
+    ):
+        quantize(texts(), {"x": rows(), "t": values})
+
+
+def test_the_weights_of_a_model_that_reads_texts_can_have_4_bits(tmp_path):
+    path, out = tmp_path / "model.onnx", tmp_path / "int4.onnx"
+    onnx.save(texts(), path)
+    assert quantize_weights_file(path, out).made.products == 1
+
+
+def texts():
+    model = product(FLOAT)
+    model.graph.node.append(helper.make_node("Identity", ["t"], ["u"]))
+    model.graph.input.append(helper.make_tensor_value_info("t", TensorProto.STRING, ("batch",)))
+    model.graph.output.append(helper.make_tensor_value_info("u", TensorProto.STRING, ("batch",)))
+    return model
 
 
 def test_a_model_with_nothing_to_quantize_is_refused(quantize):

@@ -11,7 +11,7 @@ import onnxruntime
 from onnx_ir.passes.common import ShapeInferencePass
 
 from bench.core.arrays import Array
-from bench.inputs.session import ERRORS_ONLY
+from bench.inputs.session import FATAL_ONLY
 from exporter.graphs.rewrites.products import add_initializer
 from exporter.graphs.rewrites.symbols import computed_shape, constant, is_constant, known_size
 
@@ -131,7 +131,7 @@ def _stated_bytes(alone: onnx.ModelProto) -> int:
 
 def _run(alone: onnx.ModelProto) -> list[Array]:
     settings = onnxruntime.SessionOptions()
-    settings.log_severity_level = ERRORS_ONLY
+    settings.log_severity_level = FATAL_ONLY
     settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(
         alone.SerializeToString(), settings, providers=["CPUExecutionProvider"]

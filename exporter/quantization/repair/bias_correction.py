@@ -9,7 +9,7 @@ import onnx
 import onnxruntime
 
 from bench.core.arrays import Array
-from bench.inputs.session import ERRORS_ONLY
+from bench.inputs.session import FATAL_ONLY
 from exporter.graphs.attributes import attributes_of
 from exporter.graphs.edits import add_constant, add_outputs, copy_of, replace_nodes
 from exporter.graphs.index import GraphIndex
@@ -85,7 +85,7 @@ def simulation(
         )
     add_outputs(copy.graph, [by_name[str(layer.bias_node)].output[0] for layer in layers])
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = ERRORS_ONLY
+    options.log_severity_level = FATAL_ONLY
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     return open_model(copy, options)
 

@@ -19,7 +19,7 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from bench.core.arrays import Array
-from bench.inputs.session import ERRORS_ONLY
+from bench.inputs.session import FATAL_ONLY
 from exporter.graphs.targets import WEIGHT_LEVELS, Target
 from exporter.options import Precision
 from exporter.training.shrinking.layer_costs import Kernel
@@ -72,7 +72,7 @@ def _burst(session: onnxruntime.InferenceSession, feeds: dict[str, Array], typic
 def _open(model: onnx.ModelProto, threads: int) -> tuple[onnxruntime.InferenceSession, dict[str, Array]]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = ERRORS_ONLY
+    options.log_severity_level = FATAL_ONLY
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
