@@ -326,6 +326,8 @@ def _print_quantized(found: QuantizedFile, *, as_json: bool) -> None:
         print_rich(escape(f"  in float: {', '.join(made.fallback.exclude)}"))
     if isinstance(made, Int8Model) and made.fidelity is not None:
         _print_fidelity(made.fidelity)
+    for warning in found.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 def _print_fidelity(fidelity: Fidelity) -> None:

@@ -9,6 +9,7 @@ distort each other's measurements.
 
 from __future__ import annotations
 
+import logging
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -71,3 +72,25 @@ def warnings_ignored() -> Iterator[None]:
         yield
     finally:
         _filter.leave()
+
+
+@contextmanager
+def records_dropped(*names: str | None) -> Iterator[None]:
+    """Drop log messages in this thread, except errors. Other threads are not affected.
+
+    Args:
+        names: the names of loggers; None is the root logger.
+    """
+    here = threading.get_ident()
+
+    def is_wanted(record: logging.LogRecord) -> bool:
+        return record.thread != here or record.levelno >= logging.ERROR
+
+    loggers = [logging.getLogger(name) for name in names]
+    for logger in loggers:
+        logger.addFilter(is_wanted)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(is_wanted)

@@ -7,6 +7,7 @@ the model names: `model.onnx` and `model.onnx.data`.
 from __future__ import annotations
 
 import hashlib
+import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from bench.core.errors import ModelError, StorageError
 from bench.core.files import (
@@ -29,7 +30,7 @@ from bench.core.model_file import external_data
 from bench.inputs.session import model_error, open_session
 from exporter.errors import ExportError
 from exporter.graphs.edits import copy_of
-from exporter.graphs.index import GraphIndex
+from exporter.graphs.index import GraphIndex, bodies_of
 
 # Weights with more bytes are written to a second file. 64 MiB of the message remain for the graph.
 MAX_WEIGHT_BYTES = 2**31 - 2**26
@@ -54,9 +55,29 @@ def read_model(path: Path) -> onnx.ModelProto:
     external_data(path)  # rejects files outside the folder
     open_session(path)  # raises clear errors if the model cannot be loaded
     try:
-        return onnx.load(path)
+        return load(path)
     except Exception as error:  # protobuf raises its own exception classes
         raise model_error(path, error) from error
+
+
+def load(path: Path) -> onnx.ModelProto:
+    """Read a model that ONNX Runtime has loaded, with its external data."""
+    model = onnx.load(path, load_external_data=False)
+    _state_lengths(model.graph)
+    onnx.load_external_data_for_model(model, str(path.parent))
+    return model
+
+
+def _state_lengths(graph: onnx.GraphProto) -> None:
+    """State the lengths of external data. They are optional, but without one, onnx reads the whole file."""
+    for tensor in graph.initializer:
+        stated = {entry.key for entry in tensor.external_data}
+        if tensor.data_location == onnx.TensorProto.EXTERNAL and "length" not in stated:
+            item = helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+            tensor.external_data.add(key="length", value=str(math.prod(tensor.dims) * item))
+    for node in graph.node:
+        for body in bodies_of(node):
+            _state_lengths(body)
 
 
 def write_checked(

@@ -11,8 +11,12 @@ from onnxscript.rewriter import RewritePass
 from onnxscript.rewriter.rules import common as rules
 
 from exporter.graphs.no_ops import EXACT_NO_OPS
+from exporter.graphs.plain_outputs import plain_outputs
+from exporter.process import records_dropped
 
 _MAX_ROUNDS = 8
+# It logs each output that is an initializer.
+_DEDUPLICATION = "onnx_ir.passes.common.initializer_deduplication"
 _INPUT_BYTES, _OUTPUT_BYTES = 8192, 512 * 512
 # The rules that `onnxscript.optimizer` applies, in its order; its own list of them is not public. Those for
 # additions of 0 and products with 1 are replaced by exact ones.
@@ -79,7 +83,7 @@ def simplify(model: ir.Model) -> None:
         common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
         common.RemoveUnusedOpsetsPass(),
     ]
-    with rules_in_use:
+    with rules_in_use, plain_outputs(model.graph), records_dropped(_DEDUPLICATION):
         ir.passes.Sequential(
             common.InlinePass(),
             ir.passes.PassManager(

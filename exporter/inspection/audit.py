@@ -29,6 +29,7 @@ from bench.inputs.session import (
 from bench.measuring.worker import fixed_batch, synthetic_feeds
 from exporter.graphs.float_reasons import stated_reasons
 from exporter.graphs.index import GraphIndex
+from exporter.graphs.onnx_files import load
 from exporter.graphs.targets import TARGETS
 from exporter.inspection.fusion import float_reason, needless_pairs, plain_name
 from exporter.inspection.macs import NOTHING, Call, Work, has_no_macs, work_of
@@ -67,7 +68,7 @@ def audit(path: Path, data: Path | None = None, made_for: str | None = None) -> 
         here = host_target(fingerprint())
         target = made_for if made_for in _SIGNED_FUSES else here
         model = _optimized(path, Path(folder) / "optimized.onnx", target)
-    graph, written = GraphIndex.of(model.graph), onnx.load(path)
+    graph, written = GraphIndex.of(model.graph), load(path)
     counted, uncounted = _count(path, model, feeds)
     x86 = target.startswith("x86")
     stated = stated_reasons(written)

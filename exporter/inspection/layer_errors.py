@@ -15,6 +15,7 @@ from bench.core.errors import DataError
 from bench.metrics.parity import decibels
 from exporter.graphs.index import GraphIndex
 from exporter.graphs.observed import Observed, samples_per_run
+from exporter.graphs.onnx_files import load
 from exporter.graphs.rewrites.first_convolution import blocks_of, on_blocks
 from exporter.results import LayerError
 from exporter.sources.splits import Samples
@@ -86,7 +87,7 @@ def layer_errors(
     Raises:
         DataError: the samples do not fill one batch.
     """
-    reference, quantized = onnx.load(float_model), onnx.load(int8_model)
+    reference, quantized = load(float_model), load(int8_model)
     tensors = _rounded_tensors(GraphIndex.of(reference.graph), GraphIndex.of(quantized.graph))
     if not tensors:  # for an empty list of outputs, ONNX Runtime returns all outputs
         return ()

@@ -7,7 +7,7 @@ result is kept.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +42,7 @@ _RANDOM = frozenset(
 
 @dataclass(frozen=True)
 class Answer:
-    """The outputs of a model for given feeds, in the model's order."""
+    """The outputs of a model for given feeds, in the model's order; a sequence as several tensors."""
 
     feeds: Mapping[str, Array]
     outputs: Mapping[str, object]
@@ -188,7 +188,17 @@ def check_same_values(given: Path, answers: Sequence[Answer], network: onnx.Mode
 
 def _run(session: InferenceSession, feeds: Mapping[str, Array]) -> dict[str, object]:
     names = [spec.name for spec in signature_of(session).outputs]
-    return dict(zip(names, session.run(None, dict(feeds)), strict=True))
+    found = zip(names, session.run(None, dict(feeds)), strict=True)
+    return {part: value for name, output in found for part, value in _parts(name, output)}
+
+
+def _parts(name: str, output: object) -> Iterator[tuple[str, object]]:
+    """An output, or the tensors of a sequence: `name[0]`, `name[1]`, ..."""
+    if isinstance(output, list):
+        for index, value in enumerate(output):
+            yield from _parts(f"{name}[{index}]", value)
+    else:
+        yield name, output
 
 
 def _sqnr_db(wanted: object, got: object) -> float:

@@ -40,6 +40,7 @@ from exporter.inspection.same_outputs import (
     few_samples,
     made_up_samples,
 )
+from exporter.inspection.uninformative import output_warnings, sample_warnings
 from exporter.options import CalibrationMethod, Goal, TargetName
 from exporter.quantization.calibration import RangeStore
 from exporter.quantization.checked import quantize_checked
@@ -162,6 +163,7 @@ def quantize_file(
         check_feeds(data, signature, samples.feeds)
         batch = fixed_batch(signature)
         rest, judged = _held_out(data, path, samples, batch)
+        found = (*sample_warnings(samples), *output_warnings(judged.answers))
         network = _prepared(proto, model, judged.answers, given)
         excluded = excluded_nodes(network, given, exclude)
         settings = Int8Settings(chosen, method, excluded, batch)
@@ -179,7 +181,7 @@ def quantize_file(
         else:
             store = None if cache is None else RangeStore(cache, f"{sha256_of(data)}-{rest.count}")
             made = finish(network, out, rest, settings, progress=progress, store=store)
-    return _written(out, made, start)
+    return _written(out, made, start, found)
 
 
 def _for_repairs(data: Path, fixed: int | None) -> RepairSamples:
@@ -289,7 +291,9 @@ def _answers_if_any(model: Path, batches: Sequence[Mapping[str, Array]]) -> list
         return []
 
 
-def _written(out: Path, made: Int8Model | Int4Model, start: float) -> QuantizedFile:
+def _written(
+    out: Path, made: Int8Model | Int4Model, start: float, warnings: tuple[str, ...] = ()
+) -> QuantizedFile:
     return QuantizedFile(
         model=out,
         sha256=model_sha256(out),
@@ -297,6 +301,7 @@ def _written(out: Path, made: Int8Model | Int4Model, start: float) -> QuantizedF
         made=made,
         seconds=time.monotonic() - start,
         peak_rss_bytes=memory_bytes("VmHWM"),
+        warnings=warnings,
     )
 
 

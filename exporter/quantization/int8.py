@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -165,26 +165,38 @@ def _plan_what_fuses(
         The plan, the ranges of all its tensors, and the int8 model.
 
     Raises:
-        ExportError: ONNX Runtime would run no product in int8.
+        ExportError: nothing would run in int8.
     """
-    exclude, ranges = settings.exclude, dict(known)
+    exclude, ranges, lost = settings.exclude, dict(known), frozenset[str]()
     while True:
         plan = plan_qdq(model, settings.target, exclude)
+        placement = plan.options.placement
+        if not placement.nodes and (lost or not settings.reasons):  # an accuracy budget may leave nothing
+            raise _nothing_left(model.graph.name, lost)
         if missing := [name for name in plan.tensors if name not in ranges]:
             ranges |= collect(plan, missing)
-        placement = plan.options.placement
         made = make_qdq(plan, ranges)
         lost = not_fused(made, placement, settings.target)
         if not lost:
             return plan, ranges, made
         exclude = (*exclude, *sorted(lost))
-        if not plan_qdq(model, settings.target, exclude).options.placement.nodes:
-            some = ", ".join(sorted(lost)[:3])
-            raise ExportError(
-                model.graph.name or "model",
-                f"ONNX Runtime has no int8 kernel for its Conv, Gemm and MatMul (for example {some})",
-                "use the float model",
-            )
+
+
+def _nothing_left(place: str, lost: Collection[str]) -> ExportError:
+    """The error for a model without nodes in int8.
+
+    Args:
+        place: name of the graph.
+        lost: products that ONNX Runtime does not run in int8; if there are none, all are excluded.
+    """
+    some = ", ".join(sorted(lost)[:3])
+    return ExportError(
+        place or "model",
+        f"ONNX Runtime has no int8 kernel for its Conv, Gemm and MatMul (for example {some})"
+        if lost
+        else "has nothing left to run in int8: its Conv, Gemm and MatMul are excluded",
+        "use the float model" if lost else "exclude fewer nodes, or use the float model",
+    )
 
 
 def _batch_size(plan: QdqPlan, samples: Samples, fixed: int | None) -> int:

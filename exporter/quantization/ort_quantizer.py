@@ -18,7 +18,6 @@ messages in the thread that quantizes are dropped.
 from __future__ import annotations
 
 import logging
-import threading
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -49,6 +48,7 @@ from exporter.graphs.index import GraphIndex, bodies_of
 from exporter.graphs.ranges import Range
 from exporter.graphs.targets import Target
 from exporter.inspection.saturation import NO_OVERRIDES, Overrides
+from exporter.process import records_dropped
 from exporter.quantization.placement import Placement
 
 # The 8-bit quantizer logs to the root logger.
@@ -156,7 +156,7 @@ def _errors(model: onnx.ModelProto) -> Iterator[None]:
     The messages advise steps that the exporter has already taken.
     """
     try:
-        with _own_records_dropped():
+        with records_dropped(*_LOGGERS):
             yield
     except _AllAreMarked:
         raise
@@ -428,7 +428,7 @@ def quantize_products(
     """
     kind = _nbits_quantizer()
     try:
-        with _own_records_dropped():
+        with records_dropped(*_LOGGERS):
             quantizer = kind(
                 model,
                 bits=bits,
@@ -460,21 +460,3 @@ def _nbits_quantizer() -> Any:
     finally:
         logging.root.removeHandler(placeholder)
     return MatMulNBitsQuantizer
-
-
-@contextmanager
-def _own_records_dropped() -> Iterator[None]:
-    """Drop the quantizers' log messages in this thread, except errors. Other threads are not affected."""
-    here = threading.get_ident()
-
-    def is_wanted(record: logging.LogRecord) -> bool:
-        return record.thread != here or record.levelno >= logging.ERROR
-
-    loggers = [logging.getLogger(name) for name in _LOGGERS]
-    for logger in loggers:
-        logger.addFilter(is_wanted)
-    try:
-        yield
-    finally:
-        for logger in loggers:
-            logger.removeFilter(is_wanted)

@@ -14,6 +14,7 @@ from exporter.graphs.kernels import kernel_version
 from exporter.graphs.names import name_nodes
 from exporter.graphs.node_patterns import named_nodes
 from exporter.graphs.onnx_files import infer_shapes
+from exporter.graphs.plain_outputs import set_outputs, with_plain_outputs
 from exporter.graphs.ranges import Range
 from exporter.graphs.rewrites import hard_swish, transposed_convolution
 from exporter.graphs.rewrites.processing import byte_ranges, edge_nodes, join_bytes, sign_bytes
@@ -127,7 +128,8 @@ def make_qdq(
     known = {name: ranges[name] for name in plan.tensors} | dict(plan.gates) | dict(plan.bytes)
     known |= {new: known[old] for new, old in plan.moved.items() if old in known}
     chosen = {**shared_scales(plan.graph, plan.options.placement), **overrides}
-    model = run_quantizer(plan.graph, known, replace(plan.options, overrides=chosen))
+    model = run_quantizer(with_plain_outputs(plan.graph), known, replace(plan.options, overrides=chosen))
+    set_outputs(model, plan.graph)
     if plan.options.target.signed_activations:
         sign_bytes(model, plan.options.placement.nodes)
     keep_constants_in_float(model, plan.graph, plan.options.placement)

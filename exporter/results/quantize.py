@@ -272,6 +272,7 @@ class QuantizedFile(Figures):
         made: properties of the quantized model.
         seconds: time from the start until the file was written.
         peak_rss_bytes: peak memory of this process; None if the system does not report it.
+        warnings: problems of the samples and the float model, one line each.
     """
 
     model: Path
@@ -280,6 +281,7 @@ class QuantizedFile(Figures):
     made: Int8Model | Int4Model
     seconds: float
     peak_rss_bytes: int | None
+    warnings: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, JsonValue]:
         """The object that `quantize --json` prints; the properties of the model are merged into it."""
@@ -290,6 +292,7 @@ class QuantizedFile(Figures):
             **self.made.as_json(),
             "seconds": self.seconds,
             "peak_rss_bytes": self.peak_rss_bytes,
+            **({"warnings": list(self.warnings)} if self.warnings else {}),
         }
 
 
