@@ -145,9 +145,6 @@ MODELS = {
         X,
         "uses the operator Magic, which this ONNX Runtime does not know",
     ),
-    "float64 weights": (
-        lambda: product(DOUBLE, PRODUCT.astype(np.float64)), rows(np.float64), "weight 'w' is float64"
-    ),
     "NaN weight": (lambda: spoiled(np.nan), X, "weight 'w' holds NaN or infinity"),
     "infinite weight": (lambda: spoiled(-np.inf), X, "weight 'w' holds NaN or infinity"),
     "no input shape": (lambda: make([CONV], {"w": WEIGHT}, (FLOAT, None)), X, "input 'x' has no shape"),
@@ -295,6 +292,13 @@ def embedding():
 )
 def test_variable_sizes_and_outputs_without_shape_are_accepted(quantize, shape):
     assert_finite(*quantize(make([CONV], {"w": WEIGHT}, (FLOAT, shape)), {"x": X}))
+
+
+def test_a_float64_network_keeps_its_types(quantize):
+    model, found = quantize(product(DOUBLE, PRODUCT.astype(np.float64)), {"x": rows(np.float64)})
+    assert "QuantizeLinear" in {node.op_type for node in model.graph.node}
+    assert found.dtype == np.float64
+    assert np.corrcoef(found.ravel(), (rows() @ PRODUCT).ravel())[0, 1] > 0.99
 
 
 @pytest.mark.parametrize("values", [np.array(["a"] * 12), np.array([b"a"] * 12)])

@@ -1,4 +1,4 @@
-"""float16 and bfloat16 files are computed in float32; inputs and outputs keep their types."""
+"""float16, bfloat16 and float64 files are computed in float32; inputs and outputs keep their types."""
 
 from __future__ import annotations
 
@@ -103,3 +103,71 @@ def test_stated_types_of_sequences_change_too(parsed):
     )
     normalize(model, Path("m.onnx"))
     assert model.graph.value_info[0].type.sequence_type.elem_type.tensor_type.elem_type == TensorProto.FLOAT
+
+
+D = W.astype(np.float64)
+ALL_DOUBLE = "g (double[n, 8] x) => (double[n, 8] y)"
+# Float64 that products compute in.
+DOUBLES = {
+    "all": f"{ALL_DOUBLE} {{ h = MatMul(x, d) y = Relu(h) }}",
+    "a product between casts": f"{KEPT} {{ a = Cast<to = 11>(x) h = MatMul(a, d) y = Cast<to = 1>(h) }}",
+    "double input only": "g (double[n, 8] x) => (float[n, 8] y) { h = MatMul(x, d) y = Cast<to = 1>(h) }",
+    "double output only": "g (float[n, 8] x) => (double[n, 8] y) { a = Cast<to = 11>(x) y = MatMul(a, d) }",
+    "weights that a node computes": f"{ALL_DOUBLE} {{ t = Transpose<perm = [1, 0]>(d) y = Gemm(x, t) }}",
+    "weights cast to double": f"{ALL_DOUBLE} {{ v = Cast<to = 11>(f) y = MatMul(x, v) }}",
+    "an input as output": "g (double[n, 8] x) => (double[n, 8] y, double[n, 8] x) { y = MatMul(x, d) }",
+    "a constant output": "g (double[n, 8] x) => (double[n, 8] y, double[8, 8] d) { y = MatMul(x, d) }",
+    "a value that float32 cannot hold": f"{ALL_DOUBLE} {{ deep = Constant<value = double {{-1.7e308}}>()"
+                                        " h = MatMul(x, d) m = Max(h, deep) y = Softmax(m) }",
+    "a mask of minus infinity": f"{ALL_DOUBLE} {{ h = MatMul(x, d) m = Max(h, low) y = Softmax(m) }}",
+    "a branch": f"""{ALL_DOUBLE} {{
+        h = MatMul(x, d) s = ReduceSum<keepdims = 0>(h) b = Cast<to = 9>(s)
+        y = If (b) <
+            then_branch = t () => (double[n, 8] p) {{
+                k = Constant<value = double {{2.0}}>() q = Mul(x, k) p = MatMul(q, d)
+            }},
+            else_branch = e () => (double[n, 8] o) {{ o = Neg(h) }}
+        >
+    }}""",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("opset", [11, 13, 17])
+@pytest.mark.parametrize("case", DOUBLES)
+def test_a_float64_network_is_computed_in_float32(parsed, case, opset):
+    text = DOUBLES[case]
+    constants = {"d": D, "f": W.astype(np.float32), "low": np.array(-np.inf)}
+    model = parsed(
+        text, {name: constants[name] for name in constants if re.search(rf"\b{name}\b(?! =)", text)}, opset
+    )
+    kinds = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
+    feeds = {
+        name: X.astype(np.float64 if kind == TensorProto.DOUBLE else np.float32)
+        for name, kind in kinds.items()
+    }
+    before = run(model, feeds)
+    normal = normalize(model, Path("m.onnx"))
+    onnx.checker.check_model(normal, full_check=True)
+    for wanted, got in zip(before, run(normal, feeds), strict=True):
+        assert (wanted.dtype, wanted.shape) == (got.dtype, got.shape)
+        np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
+    assert {value.name: value.type.tensor_type.elem_type for value in normal.graph.input} == kinds
+    assert TensorProto.DOUBLE not in {tensor.data_type for tensor in normal.graph.initializer}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        # Times and sizes in float64 round to other integers in float32.
+        f"{KEPT} {{ h = MatMul(x, f) t = Cast<to = 11>(h) u = Floor(t) y = Cast<to = 1>(u) }}",
+        "g (float[n, 8] x, double[n, 8] t) => (float[n, 8] y, double[n, 8] z)"
+        " { y = MatMul(x, f) two = Constant<value = double {2.0}>() z = Mul(t, two) }",
+    ],
+)
+def test_float64_beside_a_float32_network_stays(parsed, text):
+    model = parsed(text, {"f": W.astype(np.float32)})
+    normal = normalize(model, Path("m.onnx"))
+    kinds = {value.type.tensor_type.elem_type for value in infer_shapes(normal).graph.value_info}
+    casts = {one.i for node in normal.graph.node for one in node.attribute if one.name == "to"}
+    constants = {tensor.data_type for tensor in normal.graph.initializer}
+    assert TensorProto.DOUBLE in kinds | casts | constants
