@@ -56,6 +56,22 @@ def session_options(threads: int) -> onnxruntime.SessionOptions:
     return options
 
 
+def optimizing_options(destination: Path, signed: bool | None) -> onnxruntime.SessionOptions:
+    """Options of a session that writes the graph after all optimizations.
+
+    Args:
+        destination: the file to write.
+        signed: whether signed activations fuse into int8 kernels, as on the kind of CPU that the model is
+            for. By default (None), ONNX Runtime decides it by the host's CPU (graph_transformer_utils.cc,
+            QDQIsInt8Allowed).
+    """
+    options = session_options(threads=0)
+    if signed is not None:
+        options.add_session_config_entry("session.qdqisint8allowed", str(int(signed)))
+    options.optimized_model_filepath = str(destination)
+    return options
+
+
 def session_with_outputs(
     model: onnx.ModelProto, tensors: Sequence[str], *, optimized: bool = False
 ) -> onnxruntime.InferenceSession:

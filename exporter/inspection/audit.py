@@ -19,7 +19,6 @@ from bench.core.errors import DataError, ModelError
 from bench.inputs.evaluation import read_evaluation
 from bench.inputs.host import fingerprint, has_vnni, host_target
 from bench.inputs.session import (
-    FATAL_ONLY,
     Signature,
     check_feeds,
     model_error,
@@ -29,6 +28,7 @@ from bench.inputs.session import (
 from bench.measuring.worker import fixed_batch, synthetic_feeds
 from exporter.graphs.float_reasons import stated_reasons
 from exporter.graphs.index import GraphIndex
+from exporter.graphs.inference import optimizing_options
 from exporter.graphs.onnx_files import load
 from exporter.graphs.targets import TARGETS
 from exporter.inspection.fusion import float_reason, needless_pairs, plain_name
@@ -40,9 +40,8 @@ from exporter.results.audit import Audit, FloatOperator, SaturatingLayer, Uncoun
 # Samples on which saturation is observed. More samples hardly change the shares.
 SAMPLES = 32
 _BATCH = 8
-# Whether signed activations (S8S8) fuse into int8 kernels. By default, ONNX Runtime's optimizer decides
-# this by the host's CPU (graph_transformer_utils.cc, QDQIsInt8Allowed). A session option overrides it.
-_SIGNED_FUSES = {"x86-vnni": "0", "x86-avx2": "0", "arm64": "1"}
+# Whether signed activations (S8S8) fuse into int8 kernels; for other kinds of CPU, the host's CPU decides.
+_SIGNED_FUSES = {"x86-vnni": False, "x86-avx2": False, "arm64": True}
 
 
 def audit(path: Path, data: Path | None = None, made_for: str | None = None) -> Audit:
@@ -269,11 +268,7 @@ def _first(batch: Mapping[str, Array], signature: Signature) -> dict[str, Array]
 
 def _optimized(path: Path, destination: Path, target: str) -> onnx.ModelProto:
     """The graph after all optimizations that ONNX Runtime applies on a kind of CPU."""
-    options = onnxruntime.SessionOptions()
-    if (fuses := _SIGNED_FUSES.get(target)) is not None:
-        options.add_session_config_entry("session.qdqisint8allowed", fuses)
-    options.log_severity_level = FATAL_ONLY
-    options.optimized_model_filepath = str(destination)
+    options = optimizing_options(destination, _SIGNED_FUSES.get(target))
     try:
         # The blocked layout of float convolutions is disabled: it pads channels, which would be counted.
         onnxruntime.InferenceSession(

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +14,6 @@ import onnx
 from bench.core.arrays import Array
 from bench.core.errors import DataError
 from bench.core.progress import Progress
-from exporter.errors import ExportError
 from exporter.graphs.float_reasons import EXCLUDED
 from exporter.graphs.node_patterns import named_nodes
 from exporter.graphs.observed import samples_per_run
@@ -34,9 +33,9 @@ from exporter.options import CalibrationMethod
 from exporter.quantization.calibration import RangeStore, activation_ranges
 from exporter.quantization.embedding_tables import quantize_tables
 from exporter.quantization.front_ends import FRONT_END, front_end_nodes
-from exporter.quantization.fused import not_fused
+from exporter.quantization.fused import plan_what_fuses
 from exporter.quantization.output import Accept, accept_all, write_quantized
-from exporter.quantization.qdq import QdqPlan, make_qdq, plan_qdq
+from exporter.quantization.qdq import QdqPlan, make_qdq
 from exporter.results import Int8Model
 from exporter.sources.splits import Samples
 
@@ -119,10 +118,20 @@ def quantize_model(
             store=store,
         )
 
-    plan, ranges, plain = _plan_what_fuses(model, settings, trained, collect)
+    fusing = plan_what_fuses(
+        model,
+        settings.target,
+        settings.exclude,
+        trained,
+        collect,
+        all_may_be_excluded=bool(settings.reasons),  # an accuracy budget may leave nothing in int8
+    )
+    plan = fusing.plan
     batch_size = _batch_size(plan, samples, settings.fixed_batch)
     levels = {**(found_levels or {}), **trained_qparams.levels}
-    quantized, reduction = _round(plan, ranges, plain, lambda: samples.batches(batch_size), levels)
+    quantized, reduction = _round(
+        plan, fusing.ranges, fusing.model, lambda: samples.batches(batch_size), levels
+    )
     if found_levels is not None:
         found_levels |= reduction.levels
     shortcuts = take_shortcuts(quantized, settings.target)
@@ -144,58 +153,6 @@ def quantize_model(
         stem_on_blocks=shortcuts.stem_on_blocks,
         quantize_nodes=_count(quantized, "QuantizeLinear"),
         dequantize_nodes=_count(quantized, "DequantizeLinear"),
-    )
-
-
-def _plan_what_fuses(
-    model: onnx.ModelProto,
-    settings: Int8Settings,
-    known: Mapping[str, Range],
-    collect: Callable[[QdqPlan, Sequence[str]], Mapping[str, Range]],
-) -> tuple[QdqPlan, Mapping[str, Range], onnx.ModelProto]:
-    """Plan an int8 model, and leave products in float that ONNX Runtime would not run in int8.
-
-    Args:
-        model: the float model.
-        settings: how to quantize.
-        known: ranges that need not be collected.
-        collect: collects the ranges of tensors of a plan.
-
-    Returns:
-        The plan, the ranges of all its tensors, and the int8 model.
-
-    Raises:
-        ExportError: nothing would run in int8.
-    """
-    exclude, ranges, lost = settings.exclude, dict(known), frozenset[str]()
-    while True:
-        plan = plan_qdq(model, settings.target, exclude)
-        placement = plan.options.placement
-        if not placement.nodes and (lost or not settings.reasons):  # an accuracy budget may leave nothing
-            raise _nothing_left(model.graph.name, lost)
-        if missing := [name for name in plan.tensors if name not in ranges]:
-            ranges |= collect(plan, missing)
-        made = make_qdq(plan, ranges)
-        lost = not_fused(made, placement, settings.target)
-        if not lost:
-            return plan, ranges, made
-        exclude = (*exclude, *sorted(lost))
-
-
-def _nothing_left(place: str, lost: Collection[str]) -> ExportError:
-    """The error for a model without nodes in int8.
-
-    Args:
-        place: name of the graph.
-        lost: products that ONNX Runtime does not run in int8; if there are none, all are excluded.
-    """
-    some = ", ".join(sorted(lost)[:3])
-    return ExportError(
-        place or "model",
-        f"ONNX Runtime has no int8 kernel for its Conv, Gemm and MatMul (for example {some})"
-        if lost
-        else "has nothing left to run in int8: its Conv, Gemm and MatMul are excluded",
-        "use the float model" if lost else "exclude fewer nodes, or use the float model",
     )
 
 

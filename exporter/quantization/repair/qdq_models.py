@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import onnx
 
@@ -14,6 +14,7 @@ from exporter.graphs.onnx_files import infer_shapes
 from exporter.graphs.ranges import Range
 from exporter.inspection.saturation import NO_REDUCTION, Reduction, without_saturation
 from exporter.quantization.calibration import activation_ranges
+from exporter.quantization.fused import plan_what_fuses
 from exporter.quantization.int8 import Int8Settings
 from exporter.quantization.ort_quantizer import float_tensors
 from exporter.quantization.qdq import QdqPlan, make_qdq, plan_qdq
@@ -27,7 +28,7 @@ class QdqModels:
     Attributes:
         reference: the calibrated float model.
         inputs: calibration samples, input name -> array [N, ...].
-        settings: how to quantize.
+        settings: how to quantize. Products that ONNX Runtime would not run in int8 are excluded.
         ranges: the range of every tensor of `reference`, because the excluded nodes determine which
             tensors are rounded.
         reduction: the channels of `reference` that get fewer levels to prevent saturation. Repairs round to
@@ -80,14 +81,22 @@ def calibrated(
     ranges = activation_ranges(
         shaped, tensors, samples, batch_size=size, method=settings.method, progress=progress
     )
+    fusing = plan_what_fuses(reference, settings.target, settings.exclude, ranges, _all_are_known)
     reduction = NO_REDUCTION
     if settings.target.saturates:
-        plan = plan_qdq(reference, settings.target, settings.exclude)
         _, reduction = without_saturation(
-            lambda overrides: make_qdq(plan, ranges, overrides),
+            lambda overrides: make_qdq(fusing.plan, ranges, overrides),
             lambda: samples.batches(size),
-            make_qdq(plan, ranges),
+            fusing.model,
         )
     return QdqModels(
-        reference=reference, inputs=inputs, settings=settings, ranges=ranges, reduction=reduction
+        reference=reference,
+        inputs=inputs,
+        settings=replace(settings, exclude=fusing.exclude),
+        ranges=ranges,
+        reduction=reduction,
     )
+
+
+def _all_are_known(_plan: QdqPlan, _tensors: Sequence[str]) -> dict[str, Range]:
+    return {}

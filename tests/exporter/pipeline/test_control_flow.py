@@ -21,6 +21,9 @@ CONSTANTS = {
     "one": np.int64(1),
     "three": np.int64(3),
     "four": np.int64(4),
+    "eight": np.int64(8),
+    "last": np.int64(-1),
+    "list": np.array([2]),
     "yes": np.array(True),
     "no": np.array(False),
 }
@@ -30,10 +33,26 @@ CONSTANT = {
     "then": "z = If (yes) <then_branch = a () => (float[n, 8, 8, 8] o) { o = Relu(h) },"
             " else_branch = b () => (float[n, 8, 8, 8] o) { o = Neg(h) }>",
     "else": "z = If (no) <then_branch = a () => (float[n, 8, 8, 8] o) { o = Relu(h) },"
-            " else_branch = b () => (float[n, 8, 8, 8] o) { t = Exp(h) o = Neg(t) }>",
+            " else_branch = b () => (float[n, 8, 8, 8] o) { t = Tanh(h) o = Neg(t) }>",
     "computed": "s = Shape(h) r = Size(s) c = Equal(r, four)"
                 " z = If (c) <then_branch = a () => (float[n, 8, 8, 8] o) { o = Relu(h) },"
                 " else_branch = b () => (float[n, 8, 8, 8] o) { o = Neg(h) }>",
+    # PyTorch's exporter writes such conditions for networks that check the form of their input.
+    "an element of a partly open shape": "s = Shape(h) e = Gather<axis = 0>(s, one) c = Equal(e, eight)"
+                                         " z = If (c) <then_branch = a () => (float[n, 8, 8, 8] o)"
+                                         " { o = Relu(h) },"
+                                         " else_branch = b () => (float[n, 8, 8, 8] o) { o = Neg(h) }>",
+    "the last element of a shape": "s = Shape(h) e = Gather<axis = 0>(s, last) c = Less(e, eight)"
+                                   " z = If (c) <then_branch = a () => (float[n, 8, 8, 8] o)"
+                                   " { o = Relu(h) },"
+                                   " else_branch = b () => (float[n, 8, 8, 8] o) { o = Neg(h) }>",
+    "a part of a shape": "s = Shape(h) e = Gather<axis = 0>(s, list) t = Squeeze(e) c = Equal(t, eight)"
+                         " z = If (c) <then_branch = a () => (float[n, 8, 8, 8] o) { o = Relu(h) },"
+                         " else_branch = b () => (float[n, 8, 8, 8] o) { o = Neg(h) }>",
+    "a computed size": "s = Shape(h) e = Gather<axis = 0>(s, one) f = Gather<axis = 0>(s, three)"
+                       " g = Mul(e, f) c = Greater(g, four)"
+                       " z = If (c) <then_branch = a () => (float[n, 8, 8, 8] o) { o = Relu(h) },"
+                       " else_branch = b () => (float[n, 8, 8, 8] o) { o = Neg(h) }>",
     "twice the same names": "g = If (yes) <then_branch = a () => (float[n, 8, 8, 8] o)"
                             " { t = Relu(h) o = Neg(t) },"
                             " else_branch = b () => (float[n, 8, 8, 8] o) { o = Neg(h) }>"
@@ -42,7 +61,7 @@ CONSTANT = {
                             " else_branch = b () => (float[n, 8, 8, 8] o) { o = Neg(g) }>",
     "nested": "z = If (yes) <then_branch = a () => (float[n, 8, 8, 8] o) { u = Relu(h)"
               " o = If (no) <then_branch = c () => (float[n, 8, 8, 8] q) { q = Neg(u) },"
-              " else_branch = d () => (float[n, 8, 8, 8] q) { q = Exp(u) }> },"
+              " else_branch = d () => (float[n, 8, 8, 8] q) { q = Tanh(u) }> },"
               " else_branch = b () => (float[n, 8, 8, 8] o) { o = Neg(h) }>",
     "weights inside": "z = If (yes) <then_branch = a () => (float[n, 8, 8, 8] o)"
                       " { o = Conv<pads = [1, 1, 1, 1]>(h, v) },"
@@ -65,7 +84,7 @@ LIVE = {
                              " { o = Conv<pads = [1, 1, 1, 1]>(h, v) }>",
     "nested": FLAG + "z = If (c) <then_branch = a () => (float[n, 8, 8, 8] o) { u = Relu(h)"
                      " o = If (c) <then_branch = d () => (float[n, 8, 8, 8] q) { q = Mul(u, h) },"
-                     " else_branch = e () => (float[n, 8, 8, 8] q) { q = Exp(u) }> },"
+                     " else_branch = e () => (float[n, 8, 8, 8] q) { q = Tanh(u) }> },"
                      " else_branch = b () => (float[n, 8, 8, 8] o) { o = Neg(h) }>",
     "Loop": "z = Loop (three, yes, h) <body = l (int64 i, bool c, float[n, 8, 8, 8] s) =>"
             " (bool d, float[n, 8, 8, 8] t) { d = Identity(c) t = Add(s, h) }>",

@@ -11,6 +11,7 @@ from bench.core.progress import SILENT
 from bench.metrics.parity import sqnr_db
 from exporter.errors import ExportError
 from exporter.graphs.inference import open_exact
+from exporter.graphs.names import name_nodes
 from exporter.graphs.ranges import Range
 from exporter.graphs.targets import TARGETS
 from exporter.inspection.audit import audit
@@ -18,6 +19,7 @@ from exporter.quantization.fused import not_fused
 from exporter.quantization.int8 import Int8Settings, quantize_model
 from exporter.quantization.ort_quantizer import float_tensors
 from exporter.quantization.qdq import make_qdq, plan_qdq
+from exporter.quantization.repair.qdq_models import calibrated
 from exporter.sources.splits import ArraySamples
 
 RNG = np.random.default_rng(0)
@@ -74,3 +76,15 @@ def test_a_model_in_which_nothing_fuses_is_refused(tmp_path):
     with pytest.raises(ExportError, match="no int8 kernel for its Conv, Gemm and MatMul"):
         quantize_model(model, tmp_path / "int8.onnx", samples, settings, progress=SILENT)
     assert not (tmp_path / "int8.onnx").exists()
+
+
+@pytest.mark.parametrize("target", ["x86-vnni", "x86-avx2"])
+def test_repairs_and_fallback_see_the_products_that_stay_in_float(target):
+    """Repairs are judged on models like the final one; the fallback does not try float products."""
+    model = network(COMPUTED_BIAS)
+    name_nodes(model)
+    x = RNG.standard_normal((16, 4, 6, 6)).astype(np.float32)
+    models = calibrated(model, {"x": x}, Int8Settings(TARGETS[target]), SILENT)
+    assert models.settings.exclude == ("a",)
+    assert "a" not in models.plan(model).options.placement.nodes
+    assert not not_fused(models.make(model), models.plan(model).options.placement, TARGETS[target])
