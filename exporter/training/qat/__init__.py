@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from exporter.training.qat.rearranged import rearranged_sources
 from exporter.training.qat.sources import WeightSource, filled, find_sources, randomized
 from exporter.training.qat.student import Student
 
-__all__ = ["Student", "WeightSource", "filled", "find_sources", "randomized"]
+__all__ = ["Student", "WeightSource", "filled", "find_sources", "randomized", "rearranged_sources"]

@@ -6,6 +6,7 @@ The arguments of an operator are its attributes and its inputs; an omitted input
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -30,6 +31,9 @@ _DTYPES = {
 _CONVOLUTIONS = {3: functional.conv1d, 4: functional.conv2d, 5: functional.conv3d}
 _MAX_POOLS = {3: functional.max_pool1d, 4: functional.max_pool2d, 5: functional.max_pool3d}
 _AVERAGE_POOLS = {3: functional.avg_pool1d, 4: functional.avg_pool2d, 5: functional.avg_pool3d}
+_TRANSPOSED = {
+    3: functional.conv_transpose1d, 4: functional.conv_transpose2d, 5: functional.conv_transpose3d
+}  # fmt: skip
 _PLAIN_RESIZE = {
     "antialias": 0,
     "coordinate_transformation_mode": "half_pixel",
@@ -50,6 +54,9 @@ def is_known(node: onnx.NodeProto) -> bool:
     if node.op_type == "AveragePool":  # PyTorch pads both sides equally, and has no dilation
         pads = attributes.get("pads", [])
         return pads[: len(pads) // 2] == pads[len(pads) // 2 :] and not attributes.get("dilations")
+    if node.op_type == "ConvTranspose":  # PyTorch cuts both sides equally, and states no size
+        pads = attributes.get("pads", [])
+        return pads[: len(pads) // 2] == pads[len(pads) // 2 :] and "output_shape" not in attributes
     if node.op_type == "Resize":  # only the form that PyTorch exports: to a given size, linear, half pixels
         plain = all(attributes.get(name, value) == value for name, value in _PLAIN_RESIZE.items())
         return (
@@ -183,6 +190,30 @@ def _gather(attributes: Attributes, x: Tensor, index: Tensor) -> Tensor:
     return chosen.reshape(*x.shape[:axis], *index.shape, *x.shape[axis + 1 :])
 
 
+def _conv_transpose(
+    attributes: Attributes, x: Tensor, weight: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    convolve: Callable[..., Tensor] = _TRANSPOSED[x.ndim]
+    pads = attributes.get("pads", [0, 0] * (x.ndim - 2))
+    return convolve(
+        x,
+        weight,
+        bias,
+        attributes.get("strides", 1),
+        pads[: len(pads) // 2],
+        attributes.get("output_padding", 0),
+        attributes.get("group", 1),
+        attributes.get("dilations", 1),
+    )
+
+
+def _depth_to_space(attributes: Attributes, x: Tensor) -> Tensor:
+    size = attributes["blocksize"]
+    if attributes.get("mode", "DCR") == "DCR":  # PyTorch moves the columns, then the rows of an output
+        x = x.reshape(len(x), size * size, -1, *x.shape[2:]).transpose(1, 2).flatten(1, 2)
+    return functional.pixel_shuffle(x, size)
+
+
 def _shape(attributes: Attributes, x: Tensor) -> Tensor:
     return torch.tensor(x.shape[attributes.get("start", 0) : attributes.get("end")], device=x.device)
 
@@ -207,6 +238,7 @@ def _pad(
 
 
 OPERATORS: dict[str, Operator] = {
+    "Abs": lambda _, x: x.abs(),
     "Add": lambda _, x, y: x + y,
     "AveragePool": _average_pool,
     "BatchNormalization": _batch_norm,
@@ -214,9 +246,12 @@ OPERATORS: dict[str, Operator] = {
     "Clip": lambda _, x, low=None, high=None: torch.clamp(x, low, high),
     "Concat": lambda attributes, *parts: torch.cat(parts, attributes["axis"]),
     "Conv": _conv,
+    "ConvTranspose": _conv_transpose,
+    "DepthToSpace": _depth_to_space,
     "Div": lambda _, x, y: x / y if x.is_floating_point() else torch.div(x, y, rounding_mode="trunc"),
     "Elu": lambda attributes, x: functional.elu(x, attributes.get("alpha", 1.0)),
     "Erf": lambda _, x: x.erf(),
+    "Exp": lambda _, x: x.exp(),
     "Expand": lambda _, x, shape: x * torch.ones(shape.tolist(), dtype=x.dtype, device=x.device),
     "Flatten": _flatten,
     "Gather": _gather,
@@ -230,8 +265,11 @@ OPERATORS: dict[str, Operator] = {
     "Identity": lambda _, x: x,
     "LayerNormalization": _layer_norm,
     "LeakyRelu": lambda attributes, x: functional.leaky_relu(x, attributes.get("alpha", 0.01)),
+    "Log": lambda _, x: x.log(),
     "MatMul": lambda _, x, y: x @ y,
+    "Max": lambda _, first, *others: functools.reduce(torch.maximum, others, first),
     "MaxPool": _max_pool,
+    "Min": lambda _, first, *others: functools.reduce(torch.minimum, others, first),
     "Mul": lambda _, x, y: x * y,
     "Neg": lambda _, x: -x,
     "Pad": _pad,

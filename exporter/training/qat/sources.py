@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
@@ -18,6 +18,7 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
+from bench.core.arrays import Array
 from exporter.graphs.edits import copy_of, set_constant
 from exporter.networks.layer_kinds import BatchNorm
 from exporter.networks.network import deterministic
@@ -35,12 +36,17 @@ class WeightSource:
         transposed: whether the graph holds the matrix transposed.
         norm: name of the BatchNorm that is folded in with its current statistics, or None.
         is_bias: whether this is the bias of a layer with a folded norm, and not its weight.
+        outputs_axis: axis of the weight's output channels, which a folded norm scales.
+        places: for each element, 1 + the position of its value among the values before, or 0 for a zero;
+            None if no value moves.
     """
 
     parameter: str | None
     transposed: bool = False
     norm: str | None = None
     is_bias: bool = False
+    outputs_axis: int = 0
+    places: Array | None = field(default=None, compare=False)
 
     def value(self, module: nn.Module) -> Tensor:
         """The weight of the graph for the current parameters of the network.
@@ -49,6 +55,13 @@ class WeightSource:
         s = gamma / sqrt(variance + epsilon) (Jacob et al., "Quantization and Training of Neural Networks",
         2018, section 3.2).
         """
+        value = self._in_order(module)
+        if self.places is None:
+            return value
+        places = torch.from_numpy(self.places).to(value.device)
+        return torch.cat([value.new_zeros(1), value.reshape(-1)])[places]
+
+    def _in_order(self, module: nn.Module) -> Tensor:
         value = torch.zeros(()) if self.parameter is None else _tensor(module, self.parameter)
         if self.norm is not None:
             norm = module.get_submodule(self.norm)
@@ -60,7 +73,7 @@ class WeightSource:
             if self.is_bias:
                 value = (value.to(scale.device) - norm.running_mean) * scale
                 return value if norm.bias is None else value + norm.bias
-            value = value * scale.view([-1] + [1] * (value.ndim - 1))
+            value = value * scale.view([-1 if n == self.outputs_axis else 1 for n in range(value.ndim)])
         return value.t() if self.transposed else value
 
 
@@ -127,8 +140,9 @@ def _possible(
     for norm, channels in norms.items():
         if weight.ndim == 1 and channels == len(weight):
             yield from (WeightSource(key, norm=norm, is_bias=True) for key in biases)
-        elif weight.ndim > 1 and name in tensors and channels == len(tensors[name]):
-            yield WeightSource(name, norm=norm)
+        elif weight.ndim > 1 and name in tensors:  # in a ConvTranspose, the second axis has the outputs
+            axes = [axis for axis, size in enumerate(tensors[name].shape[:2]) if size == channels]
+            yield from (WeightSource(name, norm=norm, outputs_axis=axis) for axis in axes)
 
 
 def _candidates(module: nn.Module) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -106,6 +107,7 @@ class Student(nn.Module):
         inputs: Sequence[str],
         place: str,
         range_steps: int | None = None,
+        moved: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """Read the graph.
 
@@ -118,6 +120,8 @@ class Student(nn.Module):
             inputs: names of the inputs in the order of `forward`.
             place: the stage or key that error messages name.
             range_steps: number of steps for which ranges are learned; None for all steps.
+            moved: activations of `quantized` -> the activations of the float model with the same values;
+                they share a range.
 
         Raises:
             StageError: an operator cannot be run with gradients.
@@ -131,11 +135,13 @@ class Student(nn.Module):
         self._output = graph.output[0].name
         self._nodes = _read_nodes(graph, place)
         constants = _constants(graph)
-        self._find_ranges(constants, learnable)
+        self._find_ranges(constants, learnable, moved)
         self._find_weights(constants)
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
-    def _find_ranges(self, constants: Mapping[str, Tensor], learnable: Collection[str]) -> None:
+    def _find_ranges(
+        self, constants: Mapping[str, Tensor], learnable: Collection[str], moved: Mapping[str, str]
+    ) -> None:
         """Find the activation that each QuantizeLinear rounds, and its initial range."""
         ranges: dict[str, tuple[float, float]] = {}
         # Output of a QuantizeLinear -> index of the activation, and the factor that its scale includes.
@@ -146,6 +152,7 @@ class Student(nn.Module):
                 # The scale of a node may differ from the activation's scale: see `rewrites.hard_swish`.
                 scale, zero_point = constants[f"{name}{_SCALE}"], constants[node.inputs[2]]
                 low, high = ((limit - zero_point.double()) * scale.double() for limit in self._limits)
+                name = moved.get(name, name)
                 ranges.setdefault(name, (low.item(), high.item()))
                 factor = float(constants[node.inputs[1]] / scale)
                 self._rounds[node.outputs[0]] = list(ranges).index(name), factor

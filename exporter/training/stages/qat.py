@@ -28,7 +28,14 @@ from exporter.training.distillation.losses import Distillation
 from exporter.training.distillation.onnx_teacher import OnnxTeacher
 from exporter.training.loop import check_classes, check_modules, hold_out
 from exporter.training.loop.freezing import frozen_modules
-from exporter.training.qat import Student, WeightSource, filled, find_sources, randomized
+from exporter.training.qat import (
+    Student,
+    WeightSource,
+    filled,
+    find_sources,
+    randomized,
+    rearranged_sources,
+)
 from exporter.training.stages.base import Context
 
 _CHECK_SAMPLES = 32
@@ -112,12 +119,15 @@ class _TracedNetwork:
 
     def student(self, module: nn.Module, data: Splits, context: Context) -> Student:
         """The int8 graph as a module that trains the network's own parameters."""
+        exclude = context.settings.quantize.exclude
+        plan = plan_qdq(self.model, self.target, exclude)
         return Student(
             module,
             onnx.load(self.int8(module, data, context)),
-            self.sources,
+            {**self.sources, **rearranged_sources(self.model, self.sources, self.target, exclude)},
             target=self.target,
-            learnable=plan_qdq(self.model, self.target, context.settings.quantize.exclude).tensors,
+            learnable=plan.tensors,
+            moved=plan.moved,
             inputs=tuple(data.calibration.inputs),
             place=context.name,
         )

@@ -26,6 +26,7 @@ def ints(*values):
 IMAGE = numbers(2, 4, 7, 7)
 # (operator, attributes, inputs)
 CASES = [
+    ("Abs", {}, [numbers(5)]),
     ("Add", {}, [numbers(2, 3), numbers(3)]),
     ("AveragePool", {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1]}, [IMAGE]),
     ("AveragePool", {"kernel_shape": [2, 2], "pads": [1, 1, 1, 1], "count_include_pad": 1}, [IMAGE]),
@@ -42,10 +43,20 @@ CASES = [
     ("Conv", {"pads": [1, 1, 1, 1], "strides": [2, 2]}, [IMAGE, numbers(5, 4, 3, 3), numbers(5)]),
     ("Conv", {"pads": [0, 1, 1, 2], "group": 4}, [IMAGE, numbers(8, 1, 3, 3)]),
     ("Conv", {"dilations": [2]}, [numbers(2, 3, 9), numbers(4, 3, 3)]),
+    ("ConvTranspose", {"strides": [2, 2], "pads": [1, 1, 1, 1]}, [IMAGE, numbers(4, 5, 3, 3), numbers(5)]),
+    (
+        "ConvTranspose",
+        {"group": 2, "output_padding": [1], "strides": [2]},
+        [numbers(2, 4, 7), numbers(4, 3, 3)],
+    ),
+    ("ConvTranspose", {"dilations": [2, 1]}, [IMAGE, numbers(4, 2, 2, 3)]),
+    ("DepthToSpace", {"blocksize": 2, "mode": "CRD"}, [numbers(2, 12, 3, 5)]),
+    ("DepthToSpace", {"blocksize": 2}, [numbers(2, 12, 3, 5)]),
     ("Div", {}, [numbers(3), numbers(3, low=1)]),
     ("Div", {}, [ints(7, 9), ints(2)]),
     ("Elu", {"alpha": 0.5}, [numbers(5)]),
     ("Erf", {}, [numbers(5)]),
+    ("Exp", {}, [numbers(5)]),
     ("Expand", {}, [numbers(1, 3), ints(2, 1)]),
     ("Flatten", {}, [IMAGE]),
     ("Flatten", {"axis": -1}, [IMAGE]),
@@ -65,6 +76,10 @@ CASES = [
     ("MaxPool", {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1]}, [IMAGE]),
     ("MaxPool", {"kernel_shape": [2, 2], "strides": [2, 2], "ceil_mode": 1}, [IMAGE]),
     ("MaxPool", {"kernel_shape": [3, 3], "pads": [0, 1, 2, 1]}, [IMAGE - 5]),
+    ("Log", {}, [numbers(5, low=0.5)]),
+    ("Max", {}, [numbers(5), F(0.5), numbers(5, low=0)]),
+    ("Max", {}, [numbers(5)]),
+    ("Min", {}, [numbers(5), F(0.5)]),
     ("Mul", {}, [IMAGE, numbers(2, 4, 1, 1)]),
     ("Neg", {}, [numbers(3)]),
     ("Pad", {}, [IMAGE, ints(0, 0, 1, 2, 0, 0, 3, 0), F(1.5)]),
@@ -143,6 +158,8 @@ def test_the_result_equals_onnx_runtimes(case):
     [
         ("Loop", {}),
         ("Conv", {"auto_pad": "SAME_UPPER"}),
+        ("ConvTranspose", {"pads": [0, 0, 1, 1]}),
+        ("ConvTranspose", {"output_shape": [9, 9]}),
         ("MaxPool", {"kernel_shape": [2, 2], "storage_order": 1}),
         ("AveragePool", {"kernel_shape": [2, 2], "pads": [0, 0, 1, 1]}),
         ("AveragePool", {"kernel_shape": [2, 2], "dilations": [2, 2]}),

@@ -29,7 +29,7 @@ from exporter.quantization.split import quantize_split
 from exporter.recipes import ExportConfig, QatConfig, QuantizeConfig
 from exporter.sources.checkpoint import load_into, read_checkpoint
 from exporter.training.loop import Checkpoints
-from exporter.training.qat import Student, filled, find_sources, randomized
+from exporter.training.qat import Student, filled, find_sources, randomized, rearranged_sources
 from exporter.training.qat.rounding import activation_qparams, channel_maxima, round_weight
 from exporter.training.stages import Settings
 from exporter.training.stages.qat import qat
@@ -93,6 +93,41 @@ class Attention(nn.Module):
         x = x + functional.scaled_dot_product_attention(self.query(y), self.key(y), self.value(y))
         x = x + self.down(functional.gelu(self.up(self.norm(x))))
         return self.head(x.mean((1, 2)))
+
+
+class Decoder(nn.Module):
+    """Transposed convolutions: in blocks, cut, with stride 1, in groups and narrow (slow in int8)."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(1, 32, 4, 4)
+        self.blocks, self.norm = nn.ConvTranspose2d(32, 32, 2, 2, bias=False), nn.BatchNorm2d(32)
+        self.cut = nn.ConvTranspose2d(32, 64, 4, 2, 1)
+        self.mirrored = nn.ConvTranspose2d(64, 64, 3, 1, 1)
+        self.grouped = nn.ConvTranspose2d(64, 64, 3, 2, 1, output_padding=1, groups=2)
+        self.narrow = nn.ConvTranspose2d(64, 3, 2, 2)
+
+    def forward(self, image):
+        x = functional.relu(self.norm(self.blocks(self.stem(image))))
+        x = functional.leaky_relu(self.mirrored(functional.relu(self.cut(x))))
+        return self.narrow(self.grouped(x)).mean((2, 3))
+
+
+class Waves(nn.Module):
+    """A transposed convolution along one axis, and a spectral front end, which stays in float."""
+
+    def __init__(self):
+        super().__init__()
+        angles = 2 * np.pi * np.outer(np.arange(9), np.arange(16)) / 16
+        basis = np.concatenate([np.cos(angles), -np.sin(angles)]).astype(np.float32)
+        self.register_buffer("basis", torch.from_numpy(basis)[:, None])
+        self.layer, self.up = nn.Conv1d(9, 32, 3, padding=1), nn.ConvTranspose1d(32, 32, 4, 4)
+        self.head = nn.Linear(32, 3)
+
+    def forward(self, image):
+        parts = functional.conv1d(image.flatten(2), self.basis, stride=8)
+        powers = torch.log(parts[:, :9] ** 2 + parts[:, 9:] ** 2 + 1e-3)
+        return self.head(functional.relu(self.up(functional.relu(self.layer(powers)))).mean(2))
 
 
 class Weighed(nn.Module):
@@ -165,7 +200,8 @@ class Traced:
     def __init__(self, module, graph, sources, *, splits, folder, target, exclude):
         self.module, self.graph, self.sources = module, graph, sources
         self.splits, self.folder, self.target, self.exclude = splits, folder, target, exclude
-        self.tensors = plan_qdq(self.graph, target, exclude).tensors
+        plan = plan_qdq(self.graph, target, exclude)
+        self.tensors, self.moved = plan.tensors, plan.moved
 
     def int8(self, trained_qparams=NO_TRAINED_QPARAMS):
         onnx.save(filled(self.graph, self.sources, self.module), self.folder / "float.onnx")
@@ -187,9 +223,10 @@ class Traced:
         return Student(
             self.module,
             onnx.load(self.int8()),
-            self.sources,
+            {**self.sources, **rearranged_sources(self.graph, self.sources, self.target, self.exclude)},
             target=self.target,
             learnable=self.tensors,
+            moved=self.moved,
             inputs=["image"],
             place="qat",
             **options,
@@ -221,6 +258,8 @@ def moved(student, splits, steps=3):
         (Many, "per channel", ("project", "excite")),
         (Smaller, "per channel", ()),
         (Attention, "per channel", ()),
+        *((factory, kind, ()) for factory in (Decoder, Waves) for kind in ("per channel", "signed")),
+        (Decoder, "per tensor", ("mirrored",)),
     ],
 )
 def test_the_student_equals_the_int8_model_before_and_after_training(
@@ -313,6 +352,19 @@ def test_weights_too_small_for_their_bias_keep_the_quantizers_scale(traced):
     assert onnx.load(traced.int8(student.trained_qparams())) == model
 
 
+def test_weights_that_the_quantizer_moves_are_traced(traced):
+    traced = traced(Decoder)
+    found = rearranged_sources(traced.graph, traced.sources, CPU, ())
+    operators = [node.op_type for node in onnx.load(traced.int8()).graph.node]
+    assert {source.parameter for source in found.values() if source.norm is None} == {
+        "cut.weight", "cut.bias", "mirrored.weight", "mirrored.bias"
+    }  # fmt: skip
+    assert {(source.norm, source.is_bias) for source in found.values() if source.norm} == {
+        ("norm", False), ("norm", True),
+    }  # fmt: skip
+    assert operators.count("ConvTranspose") == 2
+
+
 def test_every_weight_is_traced_through_norms_and_transposes(traced):
     sources = traced().sources
     assert sources["stem.weight"].norm == sources["stem.bias"].norm == "stem_norm"
@@ -385,6 +437,18 @@ def test_a_stem_that_is_deployed_on_blocks_is_trained_without_them(splits, conte
     trained, result = qat(Network(module), settings(epochs=1), splits, place)
     assert result.agreement_with_int8 >= 0.99
     assert trained.module[0].weight.shape == (8, 1, 3, 3)
+
+
+@pytest.mark.parametrize("target", ["x86-avx2", "arm64"])
+@pytest.mark.parametrize("factory", [Decoder, Waves])
+def test_the_stage_trains_transposed_convolutions(factory, target, splits, context):
+    place = replace(context("qat"), settings=Settings(quantize=QuantizeConfig(target=target)))
+    before = made(factory)
+    trained, result = qat(Network(made(factory)), settings(learning_rate=1e-2, epochs=2), splits, place)
+    assert result.agreement_with_int8 >= 0.97
+    if result.improved:
+        weights = dict(trained.module.named_parameters())
+        assert not [name for name, value in before.named_parameters() if torch.equal(value, weights[name])]
 
 
 def test_masks_and_frozen_modules_still_apply(network, splits, context):
