@@ -1,9 +1,9 @@
-"""Keep free the names that ONNX Runtime's quantizer gives to the tensors and nodes it adds."""
+"""Keep free the names that quantizers and edgeproof give to the tensors and nodes they add."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import onnx_ir as ir
 
@@ -15,6 +15,16 @@ _ADDED = (
     "_quantized", "_scale", "_zero_point",
     "_QuantizeLinear", "_QuantizeLinear_Input", "_QuantizeLinear_Output",
     "_DequantizeLinear", "_DequantizeLinear_Output",
+)  # fmt: skip
+# The 4-bit quantizer and edgeproof add these to the name of a tensor or of a node.
+_ADDED_TOO = (
+    "_Q4", "_scales", "_zero_points",
+    ".product", ".weights", ".c", ".matrix",  # `plain_gemm`, `int4`
+    ".int8", ".rows", ".scales", ".cast",  # `embedding_tables`
+    ".source", ".float", ".float.scale", ".float.zero_point",  # `float_operators`, `placement`
+    ".zero", ".lower", ".upper",  # `around_products`
+    ".shifted", ".gate", ".three", ".six",  # `hard_swish`
+    ".blocks", ".blocks.weight", ".blocks.bias",  # `first_convolution`, `transposed_convolution`
 )  # fmt: skip
 # A bias that several nodes read is copied to the name with the next number that no constant has.
 _NUMBERED = re.compile(r"(.+?)\d+")
@@ -36,12 +46,16 @@ class FreeNamesPass(ir.passes.InPlacePass):
         fixed = {str(value.name) for value in (*graph.inputs, *graph.outputs)}
         values = _values(graph)
         bases = dict(values)
+        nodes = {str(node.name): node for node in graph if node.name}
         taken, modified = set(values), False
         for name, value in values.items():
-            base = _base(name, value, bases)
+            base = _base(name, value, bases, nodes)
             if base is None:
                 continue
             modified = True
+            if name in fixed and base not in bases:
+                nodes.pop(base).name = unused_name(base, {*taken, *nodes})
+                continue
             moved = name if name not in fixed else base
             new = unused_name(moved, taken)
             taken.add(new)
@@ -59,16 +73,25 @@ def _values(graph: ir.Graph) -> dict[str, ir.Value]:
     return {str(value.name): value for value in found if value.name}
 
 
-def _base(name: str, value: ir.Value, bases: Mapping[str, ir.Value]) -> str | None:
-    """The name of another value from which the quantizer may derive `name`; None if there is none."""
-    for added in _ADDED:
-        base = name.removesuffix(added)
-        if base != name and base in bases:
+def _base(
+    name: str, value: ir.Value, bases: Mapping[str, ir.Value], nodes: Mapping[str, ir.Node]
+) -> str | None:
+    """The name of another value or node from which `name` may be derived; None if there is none."""
+    for base in _shorter(name):
+        if base in bases or base in nodes:
             return base
     numbered = _NUMBERED.fullmatch(name)
     base = numbered[1] if numbered else ""
     copied = base in bases and bases[base].is_initializer() and not value.is_initializer()
     return base if copied else None
+
+
+def _shorter(name: str) -> Iterator[str]:
+    """The name without one added part, without two, and so on."""
+    for added in (*_ADDED, *_ADDED_TOO):
+        if (base := name.removesuffix(added)) != name:
+            yield base
+            yield from _shorter(base)
 
 
 def needed_names(tensors: Iterable[str]) -> set[str]:
