@@ -67,7 +67,7 @@ def quantize(
         >>> import exporter
         >>> written = exporter.quantize("model.onnx", "int8.onnx", data="evaluation.npz", target="portable")
         >>> written.model.name, written.made.samples, written.made.method
-        ('int8.onnx', 120, 'minmax')
+        ('int8.onnx', 104, 'minmax')
     """
     _check_installed()
     _check_choice("--target", target, get_args(TargetName))
