@@ -50,6 +50,8 @@ class Int8Settings:
         exclude: names of nodes to leave in float.
         fixed_batch: the batch size that the model requires, or None if it is dynamic.
         reasons: why nodes stay in float that no person excluded, node -> reason.
+        all_may_be_excluded: whether `exclude` may leave nothing in int8. In a recipe it may: there,
+            `min_int8_ratio` states how much must run in int8.
     """
 
     target: Target
@@ -57,6 +59,7 @@ class Int8Settings:
     exclude: tuple[str, ...] = ()
     fixed_batch: int | None = None
     reasons: Mapping[str, str] = field(default_factory=dict)
+    all_may_be_excluded: bool = False
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,8 @@ def quantize_model(
         settings.exclude,
         trained,
         collect,
-        all_may_be_excluded=bool(settings.reasons),  # an accuracy budget may leave nothing in int8
+        # An accuracy budget, too, may leave nothing in int8.
+        all_may_be_excluded=settings.all_may_be_excluded or bool(settings.reasons),
     )
     plan = fusing.plan
     batch_size = _batch_size(plan, samples, settings.fixed_batch)

@@ -72,7 +72,7 @@ def quantize_split(
         return quantize_weights(
             model, destination, block_size=config.block_size, exclude=config.exclude, target=target
         )
-    settings = Int8Settings(target, config.method, config.exclude)
+    settings = Int8Settings(target, config.method, config.exclude, all_may_be_excluded=True)
     chosen, others = _draw(calibration, config, seed)
     finish: Finish = quantize_model
     if race is not None:

@@ -81,7 +81,14 @@ def calibrated(
     ranges = activation_ranges(
         shaped, tensors, samples, batch_size=size, method=settings.method, progress=progress
     )
-    fusing = plan_what_fuses(reference, settings.target, settings.exclude, ranges, _all_are_known)
+    fusing = plan_what_fuses(
+        reference,
+        settings.target,
+        settings.exclude,
+        ranges,
+        _all_are_known,
+        all_may_be_excluded=settings.all_may_be_excluded,
+    )
     reduction = NO_REDUCTION
     if settings.target.saturates:
         _, reduction = without_saturation(

@@ -104,7 +104,9 @@ class HostMeter:
         if self.precision == "fp32":
             return path
         small = path.with_suffix(".int8.onnx")
-        settings = Int8Settings(self._target, exclude=self.quantize_config.exclude)
+        settings = Int8Settings(
+            self._target, exclude=self.quantize_config.exclude, all_may_be_excluded=True
+        )
         quantize_model(onnx.load(path), small, self._fed, settings, progress=SILENT)
         return small
 
