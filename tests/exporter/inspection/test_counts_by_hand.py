@@ -210,9 +210,8 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_the_share_equals_the_count_by_hand(name, tmp_path):
-    network = NETWORKS[name]
+def quantized(network, folder, target):
+    """Write a network with random weights in float and in int8, and return their audits."""
     generator = np.random.default_rng(0)
     axes = ", ".join(["N", *map(str, network.shape)])
     model = onnx.parser.parse_model(
@@ -226,12 +225,26 @@ def test_the_share_equals_the_count_by_hand(name, tmp_path):
     }
     constants |= {key: np.array(value, np.int64) for key, value in network.sizes.items()}
     model.graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in constants.items())
-    onnx.save(model, tmp_path / "float.onnx")
+    onnx.save(model, folder / "float.onnx")
     samples = generator.standard_normal((8, *network.shape)).astype(np.float32)
-    np.savez(tmp_path / "x.npz", x=samples)
-    assert audit(tmp_path / "float.onnx").macs == network.int8 + network.float
-    quantize_file(tmp_path / "float.onnx", tmp_path / "x.npz", tmp_path / "int8.onnx")
-    found = audit(tmp_path / "int8.onnx")
+    np.savez(folder / "x.npz", x=samples)
+    quantize_file(folder / "float.onnx", folder / "x.npz", folder / "int8.onnx", target=target)
+    return audit(folder / "float.onnx"), audit(folder / "int8.onnx")
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_share_equals_the_count_by_hand(name, tmp_path):
+    network = NETWORKS[name]
+    before, found = quantized(network, tmp_path, "x86-avx2")
+    assert before.macs == network.int8 + network.float
     assert found.uncounted == ()
     assert (found.int8_macs, found.macs - found.int8_macs) == (network.int8, network.float)
     assert found.int8_mac_ratio == network.int8 / (network.int8 + network.float)
+
+
+def test_a_first_convolution_on_blocks_counts_the_products_that_run(tmp_path):
+    # 3 x 3 pixels of 3 channels become 2 x 2 blocks of 12 channels. The weights of the rest are zero.
+    network = NETWORKS["convolutions and a head"]
+    _, found = quantized(network, tmp_path, "x86-vnni")
+    added = 16 * 64 * (12 * 4 - 3 * 9)
+    assert (found.int8_macs, found.macs) == (network.int8 + added, network.int8 + added)
