@@ -12,6 +12,7 @@ import onnx
 from bench.core.arrays import Array
 from bench.metrics.parity import EXACT_SQNR_DB, decibels
 from exporter.graphs.index import GraphIndex
+from exporter.inspection.padding import real_positions, without_padding
 from exporter.inspection.same_outputs import Answer, answers_of
 from exporter.results import Closeness, Fidelity, LayerError
 
@@ -30,6 +31,8 @@ _FIRST_LAYERS = 3
 def closeness(answers: Sequence[Answer], made: Path) -> Closeness:
     """Compare the outputs of an int8 model with those of the float model.
 
+    The SQNR leaves out positions of padding, if an input states them.
+
     Args:
         answers: feeds, and the float model's outputs for them.
         made: the int8 model.
@@ -39,7 +42,9 @@ def closeness(answers: Sequence[Answer], made: Path) -> Closeness:
     """
     found = answers_of(made, [answer.feeds for answer in answers])
     values: dict[str, tuple[list[Array], list[Array]]] = {}
+    real: dict[str, list[Array | None]] = {}
     for before, after in zip(answers, found, strict=True):
+        positions = real_positions(before.feeds)
         for name, wanted in before.outputs.items():
             got = after.outputs[name]
             if not isinstance(wanted, np.ndarray) or not isinstance(got, np.ndarray):
@@ -48,9 +53,10 @@ def closeness(answers: Sequence[Answer], made: Path) -> Closeness:
                 one, other = values.setdefault(name, ([], []))
                 one.append(wanted)
                 other.append(got)
+                real.setdefault(name, []).append(positions)
     if not values:
         return Closeness(sqnr_db=EXACT_SQNR_DB, output="", agreement=None)
-    noise = {name: _sqnr_db(*pair) for name, pair in values.items()}
+    noise = {name: _sqnr_db(*pair, real[name]) for name, pair in values.items()}
     worst = min(noise, key=lambda name: noise[name])
     agreements = [share for pair in values.values() if (share := _agreement(*pair)) is not None]
     return Closeness(sqnr_db=noise[worst], output=worst, agreement=min(agreements) if agreements else None)
@@ -116,10 +122,11 @@ def before(node: onnx.NodeProto, graph: GraphIndex) -> list[onnx.NodeProto]:
     return list(found.values())
 
 
-def _sqnr_db(wanted: Sequence[Array], got: Sequence[Array]) -> float:
-    """SQNR of all batches together, over values that are finite and usual in both."""
+def _sqnr_db(wanted: Sequence[Array], got: Sequence[Array], real: Sequence[Array | None]) -> float:
+    """SQNR of all batches together, over values that are real, finite and usual in both."""
     signal = noise = 0.0
-    for one, other in zip(wanted, got, strict=True):
+    for whole, quantized, positions in zip(wanted, got, real, strict=True):
+        one, other = without_padding(whole, positions), without_padding(quantized, positions)
         usual = np.isfinite(one) & np.isfinite(other) & (np.abs(one, dtype=np.float64) < _HUGE)
         x, y = one[usual].astype(np.float64), other[usual].astype(np.float64)
         signal, noise = signal + float(x @ x), noise + float((x - y) @ (x - y))

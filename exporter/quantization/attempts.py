@@ -29,11 +29,13 @@ class Attempt:
         path: its file.
         made: its properties.
         settings: how it was quantized.
+        attempts: quantizes the same float model with other settings.
     """
 
     path: Path
     made: Int8Model
     settings: Int8Settings
+    attempts: Attempts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +50,7 @@ class Attempts:
         progress: receives the progress.
         reference, trained_qparams, accept: as for `quantize_model`.
         levels: weight levels without saturation found so far, by the method that chose the ranges.
+        smoothed: whether `model` is the network with smoothed channels.
     """
 
     model: onnx.ModelProto
@@ -59,6 +62,7 @@ class Attempts:
     trained_qparams: TrainedQparams = NO_TRAINED_QPARAMS
     accept: Accept = accept_all
     levels: dict[CalibrationMethod, dict[str, Array]] = field(default_factory=dict)
+    smoothed: bool = False
 
     def __call__(self, settings: Int8Settings) -> Attempt:
         """Quantize the model.
@@ -79,7 +83,7 @@ class Attempts:
             accept=self.accept,
             found_levels=self.levels.setdefault(settings.method, {}),
         )
-        return Attempt(path, made, settings)
+        return Attempt(path, made, settings, self)
 
     def float_file(self) -> Path:
         """A file of the float model."""

@@ -75,10 +75,10 @@ def quantize_checked(
         found = closeness(judged.answers, first.path)
         remedies: tuple[Remedy, ...] = ()
         if trained_qparams is NO_TRAINED_QPARAMS:
-            attempt, remedies = remedied(attempts, first, judged, found)
-        attempt, verdict = raced(attempts, attempt, race)
+            attempt, remedies = remedied(first, judged, found)
+        attempt, verdict = raced(attempt, race)
         if attempt is not first:
             found = closeness(judged.answers, attempt.path)
-        fidelity = fidelity_of(attempts, attempt, judged, found, remedies)
+        fidelity = fidelity_of(attempt, judged, found, remedies)
         write_checked(read_model(attempt.path), destination)
         return attempt.made.model_copy(update={"fidelity": fidelity, **verdict})

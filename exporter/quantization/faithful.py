@@ -1,8 +1,9 @@
 """Compare an int8 model with float on held-out samples, and try remedies if it differs much.
 
-Most losses have one of three causes: a few layers whose values do not fit in 8 bits (a front end that takes
-the logarithm of a spectrum), ranges stretched by rare values, or depthwise convolutions whose channels
-differ by orders of magnitude. The remedy for each is known and costs little, so it is tried at once.
+Most losses have one of four causes: ranges stretched by rare values, channels of a transformer that differ
+by orders of magnitude, a few layers whose values do not fit in 8 bits (a front end that takes the logarithm
+of a spectrum), or depthwise convolutions whose channels differ by orders of magnitude. The remedy for each
+is known and costs little, so it is tried at once.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import onnx
 
@@ -31,6 +31,7 @@ from exporter.inspection.layer_errors import layer_errors
 from exporter.inspection.same_outputs import Answer
 from exporter.quantization.attempts import Attempt, Attempts, leaving
 from exporter.quantization.int8 import Int8Settings
+from exporter.quantization.smoothed import smoothed
 from exporter.results import Closeness, Fidelity, Remedy
 from exporter.sources.splits import ArraySamples
 
@@ -71,19 +72,17 @@ class _Change:
     """A change of the settings that may help."""
 
     remedy: str
+    attempts: Attempts
     settings: Int8Settings
     in_float: tuple[str, ...] = ()
 
 
-def remedied(
-    attempts: Attempts, attempt: Attempt, judged: Judged, found: Closeness
-) -> tuple[Attempt, tuple[Remedy, ...]]:
+def remedied(attempt: Attempt, judged: Judged, found: Closeness) -> tuple[Attempt, tuple[Remedy, ...]]:
     """Try remedies while the outputs of an int8 model differ much from float.
 
     Each round tries all changes and keeps one: the first that suffices, or the best.
 
     Args:
-        attempts: quantizes the model with other settings.
         attempt: the int8 model.
         judged: the samples that judge.
         found: the closeness of the model.
@@ -94,16 +93,16 @@ def remedied(
     best = _Tried(attempt, found)
     if not is_low(best.found):
         return attempt, ()
-    say = attempts.progress.say
+    say = attempt.attempts.progress.say
     say(f"the int8 model differs much from float ({best.found.text()}): trying remedies")
     end, reports = time.monotonic() + MOST_SECONDS, list[Remedy]()
     for _ in range(MOST_ROUNDS):
         tries: list[tuple[_Change, _Tried]] = []
-        for change in _changes(attempts, best, judged):
+        for change in _changes(best, judged):
             if time.monotonic() > end:
                 break
             try:
-                other = attempts(change.settings)
+                other = change.attempts(change.settings)
             except ExportError:  # nothing would be left in int8
                 continue
             tries.append((change, _Tried(other, closeness(judged.answers, other.path))))
@@ -132,7 +131,7 @@ def remedied(
 
 
 def fidelity_of(
-    attempts: Attempts, attempt: Attempt, judged: Judged, found: Closeness, remedies: tuple[Remedy, ...]
+    attempt: Attempt, judged: Judged, found: Closeness, remedies: tuple[Remedy, ...]
 ) -> Fidelity:
     """The fidelity of the model that will be written, and where its error begins if it is low."""
     return Fidelity(
@@ -140,7 +139,7 @@ def fidelity_of(
         samples=count_samples(judged.answers),
         held_out=judged.held_out,
         low=(low := is_low(found)),
-        first_layers=_first_layers(attempts, attempt.path, judged) if low else (),
+        first_layers=_first_layers(attempt, judged) if low else (),
         remedies=remedies,
     )
 
@@ -151,15 +150,17 @@ def _helps(before: Closeness, after: Closeness) -> bool:
     return after.sqnr_db >= before.sqnr_db + MIN_GAIN_DB and not fewer
 
 
-def _changes(attempts: Attempts, best: _Tried, judged: Judged) -> Iterator[_Change]:
+def _changes(best: _Tried, judged: Judged) -> Iterator[_Change]:
     """The changes to try, those that cost little time first."""
-    settings = best.attempt.settings
+    settings, attempts = best.attempt.settings, best.attempt.attempts
     if settings.method == "minmax":
-        yield _Change("ranges by percentile", replace(settings, method="percentile"))
+        yield _Change("ranges by percentile", attempts, replace(settings, method="percentile"))
+    if (others := smoothed(attempts, settings)) is not None:
+        yield _Change("channels smoothed", others, settings)
     graph = GraphIndex.of(attempts.model.graph)
     products = [node for node in graph.nodes if node.op_type in _WEIGHTED]
     most = max(_FEW_PRODUCTS, int(_FEW_SHARE * len(products)))
-    first = [graph.by_name[name] for name in _first_layers(attempts, best.attempt.path, judged)]
+    first = [graph.by_name[name] for name in _first_layers(best.attempt, judged)]
     sources = [node.name for layer in first for node in _products_before(layer, graph, most)]
     readers = [node.name for layer in first for node in _products_after(layer, graph)]
     depthwise = [node.name for node in products if _is_depthwise(node, graph)]
@@ -171,7 +172,7 @@ def _changes(attempts: Attempts, best: _Tried, judged: Judged) -> Iterator[_Chan
     ):
         new = tuple(dict.fromkeys(name for name in names if name not in settings.exclude))
         if new:
-            yield _Change(text, leaving(settings, dict.fromkeys(new, reason)), new)
+            yield _Change(text, attempts, leaving(settings, dict.fromkeys(new, reason)), new)
 
 
 def _products_before(layer: onnx.NodeProto, graph: GraphIndex, most: int) -> list[onnx.NodeProto]:
@@ -203,11 +204,12 @@ def _is_depthwise(node: onnx.NodeProto, graph: GraphIndex) -> bool:
     return weights is not None and int(attributes_of(node).get("group", 1)) > 1 and weights.dims[1] == 1
 
 
-def _first_layers(attempts: Attempts, path: Path, judged: Judged) -> tuple[str, ...]:
+def _first_layers(attempt: Attempt, judged: Judged) -> tuple[str, ...]:
     """The layers where the error begins; empty if the models are too large to compare."""
+    attempts = attempt.attempts
     if is_large(attempts.model):
         return ()
     size = len(next(iter(judged.answers[0].feeds.values())))
     whole = [answer for answer in judged.answers if len(next(iter(answer.feeds.values()))) == size]
-    layers = layer_errors(attempts.float_file(), path, ArraySamples(feeds_of(whole)), size)
+    layers = layer_errors(attempts.float_file(), attempt.path, ArraySamples(feeds_of(whole)), size)
     return first_bad_layers(layers, GraphIndex.of(attempts.model.graph))

@@ -27,7 +27,7 @@ from exporter.inspection.audit import audit
 from exporter.inspection.operator_times import OperatorTime, operator_times
 from exporter.inspection.paired_times import Timer, cpu_times
 from exporter.options import Goal
-from exporter.quantization.attempts import Attempt, Attempts, leaving
+from exporter.quantization.attempts import Attempt, leaving
 from exporter.quantization.kept_times import Decision, TimeStore, times_key
 from exporter.quantization.slow_regions import SlowNodes, has_int8_products, slow_candidates
 from exporter.results import Speed
@@ -74,11 +74,10 @@ class Race:
     folder: Path | None = None
 
 
-def raced(attempts: Attempts, attempt: Attempt, race: Race) -> tuple[Attempt, dict[str, object]]:
+def raced(attempt: Attempt, race: Race) -> tuple[Attempt, dict[str, object]]:
     """Return regions to float that are slower in int8, and time the model against float.
 
     Args:
-        attempts: quantizes the model with other settings.
         attempt: the int8 model.
         race: the float model to be faster than, and the goal.
 
@@ -92,17 +91,17 @@ def raced(attempts: Attempts, attempt: Attempt, race: Race) -> tuple[Attempt, di
     target = attempt.settings.target.name
     if other_target(target, fingerprint()) is not None:
         return attempt, {}
-    feeds = next(iter(attempts.samples.batches(attempt.settings.fixed_batch or 1)))
+    feeds = next(iter(attempt.attempts.samples.batches(attempt.settings.fixed_batch or 1)))
     times = TimeStore(race.folder)
     key = times_key(race.rival, attempt.path, feeds, race.goal)
     before = attempt.settings.reasons
     if (known := times.find(key)) is not None:
         if known.in_float:
-            attempt = attempts(leaving(attempt.settings, dict(known.in_float)))
+            attempt = attempt.attempts(leaving(attempt.settings, dict(known.in_float)))
         speed = known.speed
     else:
         if race.goal == "speed":  # weights that return to float make the file larger
-            attempt = _without_slow_regions(attempts, attempt, feeds)
+            attempt = _without_slow_regions(attempt, feeds)
         speed = _timed(race.rival, attempt.path, feeds)
         moved = {name: why for name, why in attempt.settings.reasons.items() if name not in before}
         times.keep(key, Decision(in_float=moved, speed=speed))
@@ -110,20 +109,20 @@ def raced(attempts: Attempts, attempt: Attempt, race: Race) -> tuple[Attempt, di
     return attempt, _verdict(speed, race.goal, in_float)
 
 
-def _without_slow_regions(attempts: Attempts, best: Attempt, feeds: Mapping[str, Array]) -> Attempt:
+def _without_slow_regions(best: Attempt, feeds: Mapping[str, Array]) -> Attempt:
     """Return regions to float while the whole model is proven to get faster.
 
     Each round times a few candidates together with the model so far, and keeps the fastest of those whose
     99 % interval is below 1. A model without any product in int8 is no candidate: its verdict is `float`.
     """
-    end = time.monotonic() + MOST_SECONDS
+    attempts, end = best.attempts, time.monotonic() + MOST_SECONDS
     float_times = HOST.profile(attempts.float_file(), feeds)
     for _ in range(MOST_ROUNDS):
         if time.monotonic() > end:
             break
         int8_times = HOST.profile(best.path, feeds)
         found = slow_candidates(attempts.model, read_model(best.path), float_times, int8_times)
-        others = [other for one in found if (other := _in_float(attempts, best, one)) is not None]
+        others = [other for one in found if (other := _in_float(best, one)) is not None]
         if not others:
             break
         attempts.progress.say(f"timing {len(others)} models with nodes in float that took longer in int8")
@@ -136,13 +135,13 @@ def _without_slow_regions(attempts: Attempts, best: Attempt, feeds: Mapping[str,
     return best
 
 
-def _in_float(attempts: Attempts, best: Attempt, candidate: SlowNodes) -> Attempt | None:
+def _in_float(best: Attempt, candidate: SlowNodes) -> Attempt | None:
     """The model with a candidate in float; None if no product is left in int8."""
     settings = leaving(best.settings, _reasons(candidate))
     if settings.exclude == best.settings.exclude:
         return None
     try:
-        other = attempts(settings)
+        other = best.attempts(settings)
     except ExportError:
         return None
     return other if has_int8_products(read_model(other.path)) else None

@@ -35,7 +35,7 @@ def desk(tmp_path_factory):
         assert done.returncode == 0, done.stderr[-2000:]
 
     run("new", "my-model")
-    build = ("build", "my-model/recipe.toml", "--set", "stage.finetune.epochs=3")
+    build = ("build", "my-model/recipe.toml", "--set", "stage.finetune.epochs=6")
     build += ("--set", "quantize.goal=size")  # both builds leave the same layers in int8, on any machine
     run(*build, "--out", "releases/my-model")
     run(*build, "--set", "quantize.method=mse")  # trains nothing again, and is another file

@@ -14,6 +14,7 @@ from bench.metrics.parity import EXACT_SQNR_DB, parity
 from exporter.graphs.edits import with_outputs
 from exporter.graphs.inference import open_exact, open_model, session_options
 from exporter.graphs.rewrites.processing import score_tensor
+from exporter.inspection.padding import real_positions
 from exporter.results import Score
 
 
@@ -36,12 +37,20 @@ class Judge:
         self, reference: onnx.ModelProto, inputs: Mapping[str, Array], labels: Array | None, batch_size: int
     ) -> None:
         self.inputs, self.batch_size = inputs, batch_size
-        self.wanted = outputs_of(reference, inputs, batch_size)
+        self._real = real_positions(inputs)
+        self.wanted = self.outputs(reference)
         self.labels = labels if self.wanted.ndim == 2 else None
+
+    def outputs(self, model: onnx.ModelProto) -> Array:
+        """The network's first output on the held-out samples, 0 at positions of padding."""
+        found = outputs_of(model, self.inputs, self.batch_size)
+        if self._real is not None and found.ndim > 2 and found.shape[:2] == self._real.shape:
+            found[~self._real] = 0
+        return found
 
     def score(self, model: onnx.ModelProto) -> Score:
         """Run a model with all of ONNX Runtime's optimizations, as on the device, and score its outputs."""
-        got = outputs_of(model, self.inputs, self.batch_size)
+        got = self.outputs(model)
         if not np.isfinite(got).all():
             return Score(sqnr_db=-EXACT_SQNR_DB, agreement=0.0, drop=1.0)
         found = parity(self.wanted, got)

@@ -13,7 +13,7 @@ from bench.metrics.parity import sqnr_db
 from exporter.options import PRESERVING_REPAIRS, RepairName
 from exporter.quantization.repair import REPAIRS, REPORTS, RepairContext
 from exporter.quantization.repair.qdq_models import QdqModels
-from exporter.quantization.repair.score import Judge, outputs_of
+from exporter.quantization.repair.score import Judge
 from exporter.results import AnyRepairReport, RepairFigures, Score
 
 # The held-out samples are few and similar to the fitted ones. A bias correction that gained 0.2 dB on them
@@ -90,7 +90,7 @@ def _try(name: RepairName, before: Repaired, judge: Judge, progress: Progress) -
 
 def _change(candidate: onnx.ModelProto, judge: Judge) -> str:
     """The reason to reject a repair that changed the float function by mistake, or an empty string."""
-    found = outputs_of(candidate, judge.inputs, judge.batch_size)
+    found = judge.outputs(candidate)
     near = sqnr_db(judge.wanted, found)
     if np.isfinite(found).all() and near >= PRESERVED_SQNR_DB:
         return ""

@@ -27,6 +27,16 @@ def saved(path, scale, rank=2):
     return path
 
 
+def saved_with_mask(path):
+    """A model that reads a mask and gives back `x`, whatever the mask."""
+    model = onnx.parser.parse_model(
+        '<ir_version: 9, opset_import: ["" : 17]> g (float[n, l, 3] x, int64[n, l] attention_mask)'
+        " => (float[n, l, 3] y, int64[n, l] m) { y = Identity(x) m = Identity(attention_mask) }"
+    )
+    onnx.save(model, path)
+    return path
+
+
 def answers(x):
     return [Answer({"x": part}, {"y": part, "z": part}) for part in np.array_split(x, 2)]
 
@@ -48,6 +58,18 @@ def test_changed_classes_lower_the_agreement(tmp_path):
 def test_only_scores_of_classes_have_an_agreement(tmp_path):
     x = np.ones((4, 3, 3), np.float32)
     assert closeness(answers(x), saved(tmp_path / "m.onnx", [1] * 3, rank=3)).agreement is None
+
+
+def test_positions_of_padding_do_not_count(tmp_path):
+    x = np.ones((4, 3, 3), np.float32)
+    mask = np.array([[1, 1, 0]] * 4)
+    far = np.where(mask[..., None], x, 9)  # the model gives 1 at each position
+    found = [
+        closeness([Answer({"x": x, **extra}, {"y": far})], saved_with_mask(tmp_path / "m.onnx"))
+        for extra in ({"attention_mask": mask}, {"attention_mask": np.ones_like(mask)})
+    ]
+    assert found[0].sqnr_db > 100
+    assert found[1].sqnr_db < 10
 
 
 def test_huge_and_infinite_values_do_not_count(tmp_path):

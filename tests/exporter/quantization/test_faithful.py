@@ -9,6 +9,7 @@ import onnx
 import pytest
 from onnx import numpy_helper, parser
 
+from exporter.inspection.audit import audit
 from exporter.pipeline.quantize_file import quantize_file
 from exporter.quantization.int8_repaired import RepairSettings
 
@@ -72,6 +73,20 @@ def depthwise(folder):
     return network(folder / "m.onnx", body, weights, shape="N, 32, 12, 12", out="N, 32, 12, 12"), x
 
 
+def channels(folder):
+    """The channels after a norm differ by orders of magnitude, and the weights make up for it."""
+    scale = 10.0 ** np.linspace(-2.5, 1, 64)
+    weights = {
+        "g": scale,
+        "o": np.zeros(64),
+        "a": rng(0).standard_normal((64, 64)) / scale[:, None],
+        "b": rng(1).standard_normal((64, 64)),
+    }
+    body = "n = LayerNormalization(x, g, o) m = MatMul(n, a) t = Sin(m) y = MatMul(t, b)"
+    x = rng(3).standard_normal((96, 9, 64))
+    return network(folder / "m.onnx", body, weights, shape="N, 9, 64", out="N, 9, 64"), x
+
+
 def quantized(folder, made):
     model, x = made(folder)
     np.savez(folder / "x.npz", x=x.astype(np.float32))
@@ -84,6 +99,7 @@ def quantized(folder, made):
         (amplified, "float where the error begins"),
         (outliers, "ranges by percentile"),
         (depthwise, "float where the error begins"),
+        (channels, "channels smoothed"),
     ],
 )
 def test_a_remedy_that_helps_is_kept(tmp_path, made, remedy):
@@ -91,6 +107,15 @@ def test_a_remedy_that_helps_is_kept(tmp_path, made, remedy):
     assert remedy in [one.remedy for one in found.remedies if one.kept]
     assert not found.low
     assert found.sqnr_db > 20
+
+
+def test_a_smoothed_network_stays_in_int8(tmp_path):
+    made = quantized(tmp_path, channels)
+    assert [one.remedy for one in made.fidelity.remedies if one.kept] == ["channels smoothed"]
+    types = [node.op_type for node in onnx.load(tmp_path / "int8.onnx").graph.node]
+    assert types.count("LayerNormalization") == 1
+    assert "Mul" not in types  # the factors are in the norm
+    assert audit(tmp_path / "int8.onnx").int8_mac_ratio == 1.0
 
 
 def hopeless(folder):
