@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 
 from bench.core.arrays import Array
-from bench.metrics.parity import EXACT_SQNR_DB, decibels
+from bench.metrics.parity import EXACT_SQNR_DB, decibels, sqnr_lower_db
 from exporter.graphs.index import GraphIndex
 from exporter.inspection.padding import real_positions, without_padding
 from exporter.inspection.same_outputs import Answer, answers_of
@@ -41,25 +41,30 @@ def closeness(answers: Sequence[Answer], made: Path) -> Closeness:
         ModelError: the model cannot be loaded, or fails when it runs.
     """
     found = answers_of(made, [answer.feeds for answer in answers])
-    values: dict[str, tuple[list[Array], list[Array]]] = {}
-    real: dict[str, list[Array | None]] = {}
+    pairs: dict[str, list[tuple[Array, Array]]] = {}
+    energies: dict[str, list[Array]] = {}
     for before, after in zip(answers, found, strict=True):
-        positions = real_positions(before.feeds)
+        real, count = real_positions(before.feeds), len(next(iter(before.feeds.values())))
         for name, wanted in before.outputs.items():
             got = after.outputs[name]
             if not isinstance(wanted, np.ndarray) or not isinstance(got, np.ndarray):
                 continue
             if wanted.dtype.kind == "f" and wanted.size and wanted.shape == got.shape:
-                one, other = values.setdefault(name, ([], []))
-                one.append(wanted)
-                other.append(got)
-                real.setdefault(name, []).append(positions)
-    if not values:
+                pairs.setdefault(name, []).append((wanted, got))
+                clear = without_padding(wanted, real), without_padding(got, real)
+                energies.setdefault(name, []).append(_energies(*clear, count))
+    if not pairs:
         return Closeness(sqnr_db=EXACT_SQNR_DB, output="", agreement=None)
-    noise = {name: _sqnr_db(*pair, real[name]) for name, pair in values.items()}
-    worst = min(noise, key=lambda name: noise[name])
-    agreements = [share for pair in values.values() if (share := _agreement(*pair)) is not None]
-    return Closeness(sqnr_db=noise[worst], output=worst, agreement=min(agreements) if agreements else None)
+    sums = {name: np.concatenate(parts) for name, parts in energies.items()}
+    sqnr = {name: decibels(*map(float, each.sum(axis=0))) for name, each in sums.items()}
+    worst = min(sqnr, key=lambda name: sqnr[name])
+    agreements = [share for each in pairs.values() if (share := _agreement(each)) is not None]
+    return Closeness(
+        sqnr_db=sqnr[worst],
+        sqnr_lower_db=sqnr_lower_db(*sums[worst].T),
+        output=worst,
+        agreement=min(agreements) if agreements else None,
+    )
 
 
 def fidelity_on(
@@ -94,7 +99,8 @@ def is_low(found: Closeness) -> bool:
     """Whether the outputs differ so much that the model may not be useful."""
     if found.agreement is not None and found.agreement < MANY_CHANGES:
         return True
-    return found.sqnr_db < LOW_SQNR_DB and (found.agreement is None or found.agreement < FEW_CHANGES)
+    sqnr = found.sqnr_db if found.sqnr_lower_db is None else found.sqnr_lower_db
+    return sqnr < LOW_SQNR_DB and (found.agreement is None or found.agreement < FEW_CHANGES)
 
 
 def first_bad_layers(layers: Sequence[LayerError], graph: GraphIndex) -> tuple[str, ...]:
@@ -122,23 +128,28 @@ def before(node: onnx.NodeProto, graph: GraphIndex) -> list[onnx.NodeProto]:
     return list(found.values())
 
 
-def _sqnr_db(wanted: Sequence[Array], got: Sequence[Array], real: Sequence[Array | None]) -> float:
-    """SQNR of all batches together, over values that are real, finite and usual in both."""
-    signal = noise = 0.0
-    for whole, quantized, positions in zip(wanted, got, real, strict=True):
-        one, other = without_padding(whole, positions), without_padding(quantized, positions)
+def _energies(wanted: Array, got: Array, count: int) -> Array:
+    """Energies of signal and noise of each sample, over values that are finite and usual in both, [N, 2].
+
+    If the outputs of the samples are not along the first axis, all samples together are one.
+    """
+    separate = wanted.ndim > 0 and len(wanted) == count
+    rows = zip(wanted, got, strict=True) if separate else [(wanted, got)]
+    found = []
+    for one, other in rows:
         usual = np.isfinite(one) & np.isfinite(other) & (np.abs(one, dtype=np.float64) < _HUGE)
         x, y = one[usual].astype(np.float64), other[usual].astype(np.float64)
-        signal, noise = signal + float(x @ x), noise + float((x - y) @ (x - y))
-    return decibels(signal, noise)
+        found.append((float(x @ x), float((x - y) @ (x - y))))
+    return np.array(found)
 
 
-def _agreement(wanted: Sequence[Array], got: Sequence[Array]) -> float | None:
+def _agreement(pairs: Sequence[tuple[Array, Array]]) -> float | None:
     """Fraction of rows with the same largest value; None if the output does not hold scores of classes."""
-    if any(one.ndim != _CLASSES_RANK or one.shape[1] < 2 for one in wanted):
+    if any(one.ndim != _CLASSES_RANK or one.shape[1] < 2 for one, _ in pairs):
         return None
-    same = [one.argmax(axis=1) == other.argmax(axis=1) for one, other in zip(wanted, got, strict=True)]
-    return float(np.concatenate(same).mean())
+    return float(
+        np.concatenate([one.argmax(axis=1) == other.argmax(axis=1) for one, other in pairs]).mean()
+    )
 
 
 def feeds_of(answers: Sequence[Answer]) -> dict[str, Array]:

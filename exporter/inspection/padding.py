@@ -27,7 +27,7 @@ def real_positions(feeds: Mapping[str, Array]) -> Array | None:
 
 
 def without_padding(values: Array, real: Array | None) -> Array:
-    """The values at real positions, [positions, ...]; all values if they do not have these positions.
+    """Values with 0 at positions of padding; the same array if it does not have these positions.
 
     Args:
         values: an output, [N, length, ...].
@@ -35,7 +35,9 @@ def without_padding(values: Array, real: Array | None) -> Array:
     """
     if real is None or values.shape[:_RANK] != real.shape:
         return values
-    return np.asarray(values[real])
+    cleared = values.copy()
+    cleared[~real] = 0
+    return cleared
 
 
 def _is_padding(array: Array) -> bool:

@@ -100,20 +100,28 @@ def raced(attempt: Attempt, race: Race) -> tuple[Attempt, dict[str, object]]:
             attempt = attempt.attempts(leaving(attempt.settings, dict(known.in_float)))
         speed = known.speed
     else:
+        blocks = None
         if race.goal == "speed":  # weights that return to float make the file larger
-            attempt = _without_slow_regions(attempt, feeds)
-        speed = _timed(race.rival, attempt.path, feeds)
+            attempt, blocks = _without_slow_regions(attempt, race.rival, feeds)
+        speed = _speed(HOST.times([race.rival, attempt.path], feeds) if blocks is None else blocks)
         moved = {name: why for name, why in attempt.settings.reasons.items() if name not in before}
         times.keep(key, Decision(in_float=moved, speed=speed))
     in_float = {**_floats(attempt.path, feeds, target), **attempt.settings.reasons}
     return attempt, _verdict(speed, race.goal, in_float)
 
 
-def _without_slow_regions(best: Attempt, feeds: Mapping[str, Array]) -> Attempt:
+def _without_slow_regions(
+    best: Attempt, rival: Path, feeds: Mapping[str, Array]
+) -> tuple[Attempt, Array | None]:
     """Return regions to float while the whole model is proven to get faster.
 
     Each round times a few candidates together with the model so far, and keeps the fastest of those whose
     99 % interval is below 1. A model without any product in int8 is no candidate: its verdict is `float`.
+
+    Returns:
+        The model, and its times and the rival's in the last round, [blocks, rival and model]. They are None
+        if the last round changed the model: its times then look better than they are, because the fastest
+        of several was chosen by them.
     """
     attempts, end = best.attempts, time.monotonic() + MOST_SECONDS
     float_times = HOST.profile(attempts.float_file(), feeds)
@@ -126,13 +134,13 @@ def _without_slow_regions(best: Attempt, feeds: Mapping[str, Array]) -> Attempt:
         if not others:
             break
         attempts.progress.say(f"timing {len(others)} models with nodes in float that took longer in int8")
-        blocks = HOST.times([best.path, *(other.path for other in others)], feeds)
-        ratios = [ratio_interval(column, blocks[:, 0]) for column in blocks.T[1:]]
+        blocks = HOST.times([rival, best.path, *(other.path for other in others)], feeds)
+        ratios = [ratio_interval(column, blocks[:, 1]) for column in blocks.T[2:]]
         faster = [(ratio.estimate, n) for n, ratio in enumerate(ratios) if ratio.upper < 1]
         if not faster:
-            break
+            return best, blocks[:, :2]
         best = others[min(faster)[1]]
-    return best
+    return best, None
 
 
 def _in_float(best: Attempt, candidate: SlowNodes) -> Attempt | None:
@@ -154,8 +162,8 @@ def _reasons(candidate: SlowNodes) -> dict[str, str]:
     }
 
 
-def _timed(rival: Path, made: Path, feeds: Mapping[str, Array]) -> Speed:
-    blocks = HOST.times([rival, made], feeds)
+def _speed(blocks: Array) -> Speed:
+    """The speed of a model from its times in turns with float, [blocks, float and int8], in ns."""
     ratio = ratio_interval(blocks[:, 1], blocks[:, 0])
     float_ms, quantized_ms = (float(ns) / 1e6 for ns in np.median(blocks, axis=0))
     return Speed(

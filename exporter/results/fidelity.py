@@ -7,6 +7,8 @@ from exporter.results.base import Figures
 ADVICE = (
     "try another range method, the repair adaround, or a largest accuracy drop; else use the float model"
 )
+# A bound this near to the estimate says nothing more.
+_NEAR_DB = 1.0
 
 
 class Closeness(Figures):
@@ -14,6 +16,7 @@ class Closeness(Figures):
 
     Attributes:
         sqnr_db: SQNR of the output with the lowest SQNR, in dB.
+        sqnr_lower_db: lower 95 % bound of it for other samples, in dB; None if the samples are too few.
         output: name of that output.
         agreement: fraction of samples whose largest value is at the same index, in the output with the
             lowest agreement; None if no output has the form [N, classes].
@@ -22,10 +25,13 @@ class Closeness(Figures):
     sqnr_db: float
     output: str
     agreement: float | None
+    sqnr_lower_db: float | None = None
 
     def text(self) -> str:
-        """The figures in words."""
+        """The figures in words. The bound is stated if the samples differ much."""
         found = f"SQNR {self.sqnr_db:.1f} dB"
+        if self.sqnr_lower_db is not None and self.sqnr_lower_db < self.sqnr_db - _NEAR_DB:
+            found += f" (at least {self.sqnr_lower_db:.1f} dB)"
         return found if self.agreement is None else f"{found}, agreement {self.agreement:.1%}"
 
 

@@ -14,7 +14,7 @@ from bench.metrics.parity import EXACT_SQNR_DB, parity
 from exporter.graphs.edits import with_outputs
 from exporter.graphs.inference import open_exact, open_model, session_options
 from exporter.graphs.rewrites.processing import score_tensor
-from exporter.inspection.padding import real_positions
+from exporter.inspection.padding import real_positions, without_padding
 from exporter.results import Score
 
 
@@ -44,9 +44,7 @@ class Judge:
     def outputs(self, model: onnx.ModelProto) -> Array:
         """The network's first output on the held-out samples, 0 at positions of padding."""
         found = outputs_of(model, self.inputs, self.batch_size)
-        if self._real is not None and found.ndim > 2 and found.shape[:2] == self._real.shape:
-            found[~self._real] = 0
-        return found
+        return found if found.ndim == 2 else without_padding(found, self._real)
 
     def score(self, model: onnx.ModelProto) -> Score:
         """Run a model with all of ONNX Runtime's optimizations, as on the device, and score its outputs."""

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bench.inputs.evaluation import predictions
-from bench.metrics.parity import EXACT_SQNR_DB, decibels, parity, sqnr_db
+from bench.metrics.parity import EXACT_SQNR_DB, decibels, parity, sqnr_db, sqnr_lower_db
 
 
 def test_equal_outputs_have_no_error():
@@ -80,3 +80,24 @@ def test_decibels_without_noise_or_signal_are_constants():
     assert decibels(4.0, 0.0) == EXACT_SQNR_DB
     assert decibels(0.0, 4.0) == -EXACT_SQNR_DB
     assert decibels(100.0, 1.0) == pytest.approx(20.0)
+
+
+@pytest.mark.parametrize(("spread", "least"), [(0.3, 0.92), (1.0, 0.88)])
+def test_the_lower_bound_of_the_sqnr_holds_for_other_samples(spread, least):
+    # The bound is 95 %. Where the noise of samples differs by orders of magnitude, it holds less often.
+    rng, held = np.random.default_rng(0), 0
+    for _ in range(400):
+        bound = sqnr_lower_db(np.full(24, 100.0), rng.lognormal(0, spread, 24))
+        held += bound <= 10 * np.log10(100 / np.exp(spread**2 / 2))
+    assert least <= held / 400 <= 0.98
+
+
+@pytest.mark.parametrize(
+    ("signal", "noise"), [([1, 1, 1], [1, 1, 1]), ([1, 1, 1, 1], [0, 0, 0, 0]), ([0] * 4, [1] * 4)]
+)
+def test_without_a_spread_there_is_no_lower_bound(signal, noise):
+    assert sqnr_lower_db(np.array(signal, float), np.array(noise, float)) is None
+
+
+def test_equal_samples_leave_no_doubt():
+    assert sqnr_lower_db(np.full(8, 4.0), np.full(8, 0.04)) == pytest.approx(20)

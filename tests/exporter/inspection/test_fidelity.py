@@ -112,3 +112,18 @@ def test_without_a_bad_layer_none_is_named():
 def test_the_nodes_before_a_node_come_nearest_first():
     graph = chain()
     assert [node.name for node in before(graph.by_name["e"], graph)] == ["c", "d", "b", "a"]
+
+
+@pytest.mark.parametrize(("lower", "low"), [(19.0, True), (20.5, False), (None, False)])
+def test_the_lower_bound_decides_where_it_is_known(lower, low):
+    found = Closeness(sqnr_db=22.0, output="y", agreement=None, sqnr_lower_db=lower)
+    assert is_low(found) is low
+    assert found.text() == ("SQNR 22.0 dB (at least 19.0 dB)" if lower == 19 else found.text())
+
+
+def test_a_model_that_is_far_off_on_one_sample_has_a_low_bound(tmp_path):
+    x = np.ones((8, 3), np.float32)
+    wanted = np.where(np.arange(8)[:, None] == 5, 0.5, x + 1e-3).astype(np.float32)
+    found = closeness([Answer({"x": x}, {"y": wanted})], saved(tmp_path / "m.onnx", [1, 1, 1]))
+    assert found.sqnr_db > 14
+    assert found.sqnr_lower_db < found.sqnr_db - 10

@@ -38,9 +38,12 @@ def test_other_inputs_state_no_padding(feeds):
     assert real_positions(feeds) is None
 
 
-def test_only_outputs_with_these_positions_lose_some():
+def test_only_outputs_with_these_positions_are_cleared():
     real, states = RIGHT.astype(bool), np.arange(12.0).reshape(2, 3, 2)
-    assert without_padding(states, real).shape == (5, 2)
+    cleared = without_padding(states, real)
+    assert not cleared[0, 2].any()
+    np.testing.assert_array_equal(cleared[real], states[real])
+    assert states[0, 2].any()
     assert without_padding(states, None) is states
     pooled = np.ones((2, 4))
     assert without_padding(pooled, real) is pooled

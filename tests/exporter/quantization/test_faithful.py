@@ -79,7 +79,7 @@ def channels(folder):
     weights = {
         "g": scale,
         "o": np.zeros(64),
-        "a": rng(0).standard_normal((64, 64)) / scale[:, None],
+        "a": 0.05 * rng(0).standard_normal((64, 64)) / scale[:, None],
         "b": rng(1).standard_normal((64, 64)),
     }
     body = "n = LayerNormalization(x, g, o) m = MatMul(n, a) t = Sin(m) y = MatMul(t, b)"
