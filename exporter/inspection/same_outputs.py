@@ -102,8 +102,16 @@ def answers_of(model: Path, batches: Sequence[Mapping[str, Array]]) -> list[Answ
     Raises:
         ModelError: the model cannot be loaded, or fails when it runs.
     """
+    return [
+        # ONNX Runtime's arrays keep the memory of the whole session.
+        Answer(answer.feeds, {name: _copied(value) for name, value in answer.outputs.items()})
+        for answer in _each_answer(model, batches)
+    ]
+
+
+def _each_answer(model: Path, batches: Sequence[Mapping[str, Array]]) -> Iterator[Answer]:
+    """The answers of `answers_of`, one after another, so that not all are in memory."""
     session = open_session(model)
-    found = []
     for feeds in batches:
         try:
             outputs = _run(session, feeds)
@@ -113,8 +121,7 @@ def answers_of(model: Path, batches: Sequence[Mapping[str, Array]]) -> list[Answ
                 f"fails when it runs ({plain_words(str(error))})",
                 "check that the samples fit the model",
             ) from error
-        found.append(Answer(feeds, outputs))
-    return found
+        yield Answer(feeds, outputs)
 
 
 def check_defined(given: Path, answers: Sequence[Answer]) -> None:
@@ -145,11 +152,12 @@ def check_same_outputs(given: Path, answers: Sequence[Answer], made: Path) -> No
         ExportError: an output has another name, type or shape, or NaN or infinity where the given file's
             output is finite; or the model does not run.
     """
-    try:
-        found = answers_of(made, [answer.feeds for answer in answers])
-    except ModelError as error:
-        raise _changed(given, f"the quantized model {error.cause}") from error
-    for before, after in zip(answers, found, strict=True):
+    found = _each_answer(made, [answer.feeds for answer in answers])
+    for before in answers:
+        try:
+            after = next(found)
+        except ModelError as error:
+            raise _changed(given, f"the quantized model {error.cause}") from error
         if (difference := _difference(before.outputs, after.outputs)) is not None:
             raise _changed(given, difference)
 
@@ -171,12 +179,15 @@ def check_same_values(given: Path, answers: Sequence[Answer], network: onnx.Mode
     """
     if any(node.op_type in _RANDOM for node in network.graph.node):
         return
-    try:
-        session = open_model(network, session_options(1))
-        found = [_run(session, answer.feeds) for answer in answers]
-    except Exception as error:  # ONNX Runtime's exceptions have no common base class except Exception
-        raise _changed(given, f"its rewritten float form fails ({one_line(str(error), 200)})") from error
-    for before, after in zip(answers, found, strict=True):
+    session = None
+    for before in answers:
+        try:
+            session = session or open_model(network, session_options(1))
+            after = _run(session, before.feeds)
+        except Exception as error:  # ONNX Runtime's exceptions have no common base class except Exception
+            raise _changed(
+                given, f"its rewritten float form fails ({one_line(str(error), 200)})"
+            ) from error
         if (difference := _difference(before.outputs, after, "rewritten float model")) is not None:
             raise _changed(given, difference)
         for name, wanted in before.outputs.items():
@@ -190,6 +201,10 @@ def _run(session: InferenceSession, feeds: Mapping[str, Array]) -> dict[str, obj
     names = [spec.name for spec in signature_of(session).outputs]
     found = zip(names, session.run(None, dict(feeds)), strict=True)
     return {part: value for name, output in found for part, value in _parts(name, output)}
+
+
+def _copied(value: object) -> object:
+    return value.copy() if isinstance(value, np.ndarray) else value
 
 
 def _parts(name: str, output: object) -> Iterator[tuple[str, object]]:

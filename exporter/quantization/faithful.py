@@ -210,6 +210,7 @@ def _first_layers(attempt: Attempt, judged: Judged) -> tuple[str, ...]:
     if is_large(attempts.model):
         return ()
     size = len(next(iter(judged.answers[0].feeds.values())))
+    batch = attempt.settings.fixed_batch or 1  # all tensors of a batch are in memory
     whole = [answer for answer in judged.answers if len(next(iter(answer.feeds.values()))) == size]
-    layers = layer_errors(attempts.float_file(), attempt.path, ArraySamples(feeds_of(whole)), size)
+    layers = layer_errors(attempts.float_file(), attempt.path, ArraySamples(feeds_of(whole)), batch)
     return first_bad_layers(layers, GraphIndex.of(attempts.model.graph))

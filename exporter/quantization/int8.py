@@ -131,11 +131,12 @@ def quantize_model(
         all_may_be_excluded=settings.all_may_be_excluded or bool(settings.reasons),
     )
     plan = fusing.plan
-    batch_size = _batch_size(plan, samples, settings.fixed_batch)
     levels = {**(found_levels or {}), **trained_qparams.levels}
-    quantized, reduction = _round(
-        plan, fusing.ranges, fusing.model, lambda: samples.batches(batch_size), levels
-    )
+
+    def batches() -> Iterator[dict[str, Array]]:
+        return samples.batches(_batch_size(plan, samples, settings.fixed_batch))
+
+    quantized, reduction = _round(plan, fusing.ranges, fusing.model, batches, levels)
     if found_levels is not None:
         found_levels |= reduction.levels
     shortcuts = take_shortcuts(quantized, settings.target)
