@@ -36,7 +36,7 @@ from exporter.results import Closeness, Fidelity, Remedy
 from exporter.sources.splits import ArraySamples
 
 # Limits of the search for remedies.
-MOST_ROUNDS, MOST_SECONDS = 3, 120.0
+MOST_ROUNDS, MOST_SECONDS = 4, 120.0
 # A smaller gain on few samples may not exist on others.
 MIN_GAIN_DB = 1.0
 # One of 32 samples may change its class by chance.
@@ -80,7 +80,8 @@ class _Change:
 def remedied(attempt: Attempt, judged: Judged, found: Closeness) -> tuple[Attempt, tuple[Remedy, ...]]:
     """Try remedies while the outputs of an int8 model differ much from float.
 
-    Each round tries all changes and keeps one: the first that suffices, or the best.
+    Each round tries changes and keeps one: the first that suffices, or the best. Nodes return to float only
+    in a round in which no other change helps, because that costs time in every inference.
 
     Args:
         attempt: the int8 model.
@@ -99,13 +100,14 @@ def remedied(attempt: Attempt, judged: Judged, found: Closeness) -> tuple[Attemp
     for _ in range(MOST_ROUNDS):
         tries: list[tuple[_Change, _Tried]] = []
         for change in _changes(best, judged):
-            if time.monotonic() > end:
+            helped = (_helps(best.found, other.found) for one, other in tries if not one.in_float)
+            if time.monotonic() > end or (change.in_float and any(helped)):
                 break
             try:
-                other = change.attempts(change.settings)
+                made = change.attempts(change.settings)
             except ExportError:  # nothing would be left in int8
                 continue
-            tries.append((change, _Tried(other, closeness(judged.answers, other.path))))
+            tries.append((change, _Tried(made, closeness(judged.answers, made.path))))
             if not is_low(tries[-1][1].found):
                 break  # the changes are sorted by their cost in time
         helpful = [tried for _, tried in tries if _helps(best.found, tried.found)]

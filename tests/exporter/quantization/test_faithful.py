@@ -118,6 +118,23 @@ def test_a_smoothed_network_stays_in_int8(tmp_path):
     assert audit(tmp_path / "int8.onnx").int8_mac_ratio == 1.0
 
 
+def outliers_and_a_sine(folder):
+    """Ranges by percentile help, and do not suffice."""
+    _, x = outliers(folder)
+    weights = {name: rng(n).standard_normal((8, 8, 1, 1)) for n, name in enumerate("abd")}
+    weights |= {"k": np.array(2.0), "h": np.array(0.1)}
+    body = "c = Conv(x, a) r = Relu(c) e = Conv(r, b) m = Mul(e, k) s = Sin(m)"
+    body += " f = Conv(r, d) g = Mul(f, h) y = Add(s, g)"
+    return network(folder / "m.onnx", body, weights), x
+
+
+def test_nodes_return_to_float_only_if_nothing_else_helps(tmp_path):
+    first, second, *_ = quantized(tmp_path, outliers_and_a_sine).fidelity.remedies
+    assert (first.remedy, first.kept) == ("ranges by percentile", True)
+    assert second.before == first.after  # the other changes are tried on the better ranges
+    assert second.in_float
+
+
 def hopeless(folder):
     """A product whose result is multiplied by 1,000 before a sine: no 8 bits hold it."""
     weights = {"a": rng(0).standard_normal((8, 8, 1, 1)), "k": np.array(1000.0)}
