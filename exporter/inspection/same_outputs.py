@@ -197,6 +197,21 @@ def check_same_values(given: Path, answers: Sequence[Answer], network: onnx.Mode
                 )
 
 
+def values_sqnr_db(answers: Sequence[Answer], network: onnx.ModelProto) -> float:
+    """The lowest SQNR of a float network's outputs against given ones; infinite if all are nearly equal.
+
+    Args:
+        answers: feeds and outputs.
+        network: a network with these inputs and outputs.
+    """
+    session = open_model(network, session_options(1))
+    found = ((answer.outputs, _run(session, answer.feeds)) for answer in answers)
+    return min(
+        (_sqnr_db(value, after[name]) for before, after in found for name, value in before.items()),
+        default=np.inf,
+    )
+
+
 def _run(session: InferenceSession, feeds: Mapping[str, Array]) -> dict[str, object]:
     names = [spec.name for spec in signature_of(session).outputs]
     found = zip(names, session.run(None, dict(feeds)), strict=True)

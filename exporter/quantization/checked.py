@@ -19,6 +19,7 @@ from exporter.quantization.faithful import Judged, fidelity_of, remedied
 from exporter.quantization.fastest import Race, raced
 from exporter.quantization.int8 import Int8Settings
 from exporter.quantization.output import Accept, accept_all
+from exporter.quantization.short_masks import with_short_masks
 from exporter.results import Int8Model, Remedy
 from exporter.sources.splits import Samples
 
@@ -44,6 +45,8 @@ def quantize_checked(
     2. Regions that are slower in int8 on this CPU return to float (`fastest`). A model that is proven to be
        slower than float is not written, unless the goal is size.
 
+    Before, the constants of attention masks are shortened (`short_masks`).
+
     The other arguments are those of `quantize_model`.
 
     Args:
@@ -57,7 +60,7 @@ def quantize_checked(
         SlowerError: int8 is proven to be slower than float, and the goal is speed; nothing is written.
         DataError, ExportError: as `quantize_model`.
     """
-    named = with_names(model)
+    named = with_names(with_short_masks(model, judged.answers))
     settings = replace(settings, exclude=named_nodes(named, settings.exclude))
     with TemporaryDirectory(prefix="edgeproof-") as name:
         folder = Path(name)
