@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import torch
+from onnx_ir.passes.common import NameFixPass
 from torch import nn
 
 from bench.core.errors import DataError
@@ -37,7 +39,13 @@ _MEANWHILE = "until then, all stages except shrink, qat and export work"
 
 
 def export(
-    module: nn.Module, sample: Split, path: Path, config: ExportConfig, metadata: Mapping[str, str]
+    module: nn.Module,
+    sample: Split,
+    path: Path,
+    config: ExportConfig,
+    metadata: Mapping[str, str],
+    *,
+    unfolded: Path | None = None,
 ) -> int:
     """Write `module` as float ONNX: dynamic batch, BatchNorm folded, readable names, no exporter metadata.
 
@@ -47,6 +55,8 @@ def export(
         path: the file to write.
         config: opset, dynamic axes besides the batch, and preprocessing and postprocessing in the graph.
         metadata: provenance for `metadata_props`.
+        unfolded: where to write the graph too as it is before constants are folded, with every computation
+            on parameters; None for nowhere.
 
     Returns:
         The number of nodes.
@@ -75,12 +85,15 @@ def export(
                 opset_version=config.opset,
                 dynamic_shapes=shapes,
                 external_data=False,
-                optimize=True,
+                optimize=False,
                 verbose=False,
             )
+            assert program is not None
+            if unfolded is not None:
+                _save_unfolded(program.model, unfolded)
+            program.optimize()
         except Exception as error:  # the exporter may raise any exception
             raise _export_error(error) from error
-    assert program is not None
     model = program.model
     _rewrite(model)
     if config.preprocess is not None:
@@ -93,6 +106,13 @@ def export(
     state_oldest_runtime(proto)
     write_checked(proto, path)
     return len(proto.graph.node)
+
+
+def _save_unfolded(model: ir.Model, path: Path) -> None:
+    """Write the graph as the exporter made it; results with the name of a parameter get another one."""
+    copy = model.clone()
+    NameFixPass()(copy)
+    onnx.save(ir.to_proto(copy), path)
 
 
 def export_program(source: Path, path: Path, opset: int) -> None:
@@ -131,7 +151,6 @@ def check_opset(opset: int) -> None:
     Raises:
         ExportError: ONNX Runtime does not support the opset.
     """
-    import onnx
     import onnxruntime
 
     value = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy"]

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+from exporter.training.qat.constant_graph import ConstantGraph
 from exporter.training.qat.rearranged import rearranged_sources
 from exporter.training.qat.sources import WeightSource, filled, find_sources, randomized
 from exporter.training.qat.student import Student
 
-__all__ = ["Student", "WeightSource", "filled", "find_sources", "randomized", "rearranged_sources"]
+__all__ = [
+    "ConstantGraph",
+    "Student",
+    "WeightSource",
+    "filled",
+    "find_sources",
+    "randomized",
+    "rearranged_sources",
+]

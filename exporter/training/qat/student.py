@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
 
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from bench.core.arrays import Array
 from exporter.errors import StageError
 from exporter.graphs.attributes import attributes_of
+from exporter.graphs.domains import is_standard
 from exporter.graphs.index import GraphIndex
 from exporter.graphs.ranges import Range
 from exporter.graphs.targets import WEIGHT_LEVELS, Target
@@ -44,7 +45,8 @@ RANGE_RATE = 10.0
 Value = Tensor | Rounded
 _QUANTIZE, _DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 _WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
-_SCALE, _ZERO_POINT, _QUANTIZED, _LIMITS = "_scale", "_zero_point", "_quantized", ".limits"
+_SCALE, _ZERO_POINT, _QUANTIZED = "_scale", "_zero_point", "_quantized"
+_FLOAT, _LIMITS = ".float", ".limits"
 
 
 @dataclass(frozen=True)
@@ -179,7 +181,8 @@ class Student(nn.Module):
                 scale, zero_point = (v.view(shape if v.ndim else []) for v in (scale, zero_point))
                 constants[node.outputs[0]] = ((stored.double() - zero_point) * scale).float()
                 continue
-            source, limits = self._sources[name], f"{name}{_LIMITS}"
+            source = replace(self._sources[name], shape=tuple(stored.shape))
+            limits = f"{name}{_LIMITS}"
             kind: Literal["weight", "bias", "operand"] = "operand"
             if stored.dtype == torch.int32:
                 kind = "bias"
@@ -187,9 +190,25 @@ class Student(nn.Module):
                 kind = "weight"
                 constants[limits] = _limits(source.value(self.network), axis, scale)
             self._weights[node.outputs[0]] = _Weight(source, kind, axis, node.inputs[1], limits)
+        self._find_float_weights(constants)
         self._constants = {name: f"_constant_{index}" for index, name in enumerate(constants)}
         for name, buffer in self._constants.items():
             self.register_buffer(buffer, constants[name], persistent=False)
+
+    def _find_float_weights(self, constants: Mapping[str, Tensor]) -> None:
+        """Find the weights that float operators read, and the tables in 8 bits that lookups read."""
+        # Name of a constant -> its source. See `quantization.shared_constants` for the second name.
+        self._floats = {
+            name: self._sources[original]
+            for name, constant in constants.items()
+            if (original := name if name in self._sources else name.removesuffix(_FLOAT)) in self._sources
+            and constant.is_floating_point()
+        }
+        read = {name for node in self._nodes if node.operator == "Gather" for name in node.inputs[:1]}
+        # Name of a table -> its source. See `quantization.embedding_tables`.
+        self._tables = {
+            name: source for name, source in self._sources.items() if f"{name}{_QUANTIZED}" in read
+        }
 
     def forward(self, *_inputs: Tensor) -> Tensor:
         """Run the graph, always in float32: bfloat16 is too coarse to distinguish 8-bit levels."""
@@ -200,6 +219,7 @@ class Student(nn.Module):
 
     def _run(self, inputs: Sequence[Tensor]) -> Tensor:
         values: dict[str, Value] = dict(zip(self._inputs, inputs, strict=True))
+        values |= self._rounded_tables()
         low, high = self._ends()
         for node in self._nodes:
             made: Value | tuple[Value, ...]
@@ -222,9 +242,19 @@ class Student(nn.Module):
         """An activation, a parameter that is not rounded, or a constant."""
         if name in values:
             return values[name]
-        if name in self._sources:
-            return self._sources[name].value(self.network)
+        if name in self._floats:
+            return self._floats[name].value(self.network)
         return self.get_buffer(self._constants[name])
+
+    def _rounded_tables(self) -> dict[str, Value]:
+        """The levels [rows, columns] and scales [rows, 1] of the tables that are stored in 8 bits."""
+        found: dict[str, Value] = {}
+        for name, source in self._tables.items():
+            rounded = round_weight(source.value(self.network), 0, self.low_shift.new_tensor(WEIGHT_LEVELS))
+            found |= {
+                f"{name}{_QUANTIZED}": rounded.levels, f"{name}{_SCALE}": rounded.along(rounded.scale)
+            }  # fmt: skip
+        return found
 
     def _dequantized(self, node: _Node, values: Mapping[str, Value]) -> Value:
         """The output of a DequantizeLinear; it stays in integers until a node needs real numbers."""
@@ -329,10 +359,12 @@ def _read_nodes(graph: onnx.GraphProto, place: str) -> list[_Node]:
     last: dict[str, int] = {}
     for index, node in enumerate(graph.node):
         if node.op_type not in {_QUANTIZE, _DEQUANTIZE} and not is_known(node):
+            name = node.op_type if is_standard(node) else f"{node.domain}.{node.op_type}"
             raise StageError(
                 place,
-                f"node {node.name!r} has the operator {node.op_type} in a form that cannot be trained",
-                "remove this stage, or write the network without this operator",
+                f"node {node.name!r} has the operator {name}, which cannot be trained",
+                "remove this stage (all others work, and quantize makes an int8 model without it), or "
+                "write the network without this operator",
             )
         last |= dict.fromkeys((*node.input, *node.output), index)
     last |= {value.name: len(graph.node) for value in graph.output}

@@ -29,6 +29,7 @@ from exporter.training.distillation.onnx_teacher import OnnxTeacher
 from exporter.training.loop import check_classes, check_modules, hold_out
 from exporter.training.loop.freezing import frozen_modules
 from exporter.training.qat import (
+    ConstantGraph,
     Student,
     WeightSource,
     filled,
@@ -146,23 +147,38 @@ def _trace(module: nn.Module, data: Splits, context: Context, folder: Path) -> _
         StageError: the graph with the network's weights computes other outputs than the network.
     """
     probe = randomized(module)
-    path = folder / "probe.onnx"
-    export(probe, data.calibration, path, context.settings.export.network_alone(), {})
-    model = onnx.load(path)
+    path, unfolded = folder / "probe.onnx", folder / "unfolded.onnx"
+    settings = context.settings.export.network_alone()
+    export(probe, data.calibration, path, settings, {}, unfolded=unfolded)
+    model, constants = onnx.load(path), ConstantGraph.of(onnx.load(unfolded), probe)
     # A stem on blocks computes the same sums, but its weights are in another order than the network's.
     asked = context.settings.quantize
     target = replace(find_target(asked.target, asked.onnxruntime), stem_on_blocks=False)
-    graph = _TracedNetwork(model, find_sources(model, probe), target, folder)
+    graph = _TracedNetwork(model, find_sources(model, constants, probe), target, folder)
     sample = data.train.first(_CHECK_SAMPLES)
     if sqnr_db(predict(module, sample), run_model(graph.float(module), sample)) < SAME_SQNR_DB:
-        index = GraphIndex.of(model.graph)
-        untraced = [name for name in index.constants if index.shape(name) and name not in graph.sources]
-        raise StageError(
-            context.name,
-            f"weights of the exported graph cannot be traced to parameters ({', '.join(untraced[:6])})",
-            "remove this stage, or use plain layers without parametrizations",
-        )
+        raise _untraced(graph, constants, context.name)
     return graph
+
+
+def _untraced(graph: _TracedNetwork, constants: ConstantGraph, place: str) -> StageError:
+    """The error that names the operators, or else the weights, between the parameters and the graph."""
+    index = GraphIndex.of(graph.model.graph)
+    weights = [
+        name
+        for name in index.constants
+        if index.element_type(name) == onnx.TensorProto.FLOAT and index.shape(name)
+        if name not in graph.sources and name not in constants.constants
+    ]
+    return StageError(
+        place,
+        f"weights are computed from parameters by operators that cannot be trained "
+        f"({', '.join(sorted(constants.unknown))})"
+        if constants.unknown
+        else f"weights of the exported graph cannot be traced to parameters ({', '.join(weights[:6])})",
+        "remove this stage (all others work, and quantize makes an int8 model without it), or use plain "
+        "parameters as weights",
+    )
 
 
 def _train(

@@ -13,7 +13,6 @@ from onnx import numpy_helper
 from torch import nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.utils import parametrizations
 
 from bench.core.progress import SILENT
 from bench.metrics.parity import sqnr_db
@@ -29,7 +28,14 @@ from exporter.quantization.split import quantize_split
 from exporter.recipes import ExportConfig, QatConfig, QuantizeConfig
 from exporter.sources.checkpoint import load_into, read_checkpoint
 from exporter.training.loop import Checkpoints
-from exporter.training.qat import Student, filled, find_sources, randomized, rearranged_sources
+from exporter.training.qat import (
+    ConstantGraph,
+    Student,
+    filled,
+    find_sources,
+    randomized,
+    rearranged_sources,
+)
 from exporter.training.qat.rounding import activation_qparams, channel_maxima, round_weight
 from exporter.training.stages import Settings
 from exporter.training.stages.qat import qat
@@ -131,14 +137,14 @@ class Waves(nn.Module):
 
 
 class Weighed(nn.Module):
-    """A layer whose weight is computed by a parametrization."""
+    """A layer whose weight is computed by an operator that cannot be trained."""
 
     def __init__(self):
         super().__init__()
-        self.layer = parametrizations.weight_norm(nn.Linear(64, 3))
+        self.layer, self.scale = nn.Linear(64, 3), nn.Parameter(torch.rand(2, 2) + torch.eye(2))
 
     def forward(self, image):
-        return self.layer(image.flatten(1))
+        return functional.linear(image.flatten(1), self.layer.weight * torch.det(self.scale))
 
 
 class Branch(nn.Module):
@@ -176,9 +182,10 @@ def exported(splits, tmp_path_factory):
     @cache
     def export_once(factory):
         probe = randomized(made(factory))
-        export(probe, splits.calibration, folder / "probe.onnx", ExportConfig(), {})
-        graph = onnx.load(folder / "probe.onnx")
-        return graph, find_sources(graph, probe)
+        paths = folder / "probe.onnx", folder / "unfolded.onnx"
+        export(probe, splits.calibration, paths[0], ExportConfig(), {}, unfolded=paths[1])
+        graph, unfolded = map(onnx.load, paths)
+        return graph, find_sources(graph, ConstantGraph.of(unfolded, probe), probe)
 
     return export_once
 
@@ -356,7 +363,7 @@ def test_weights_that_the_quantizer_moves_are_traced(traced):
     traced = traced(Decoder)
     found = rearranged_sources(traced.graph, traced.sources, CPU, ())
     operators = [node.op_type for node in onnx.load(traced.int8()).graph.node]
-    assert {source.parameter for source in found.values() if source.norm is None} == {
+    assert {source.tensor for source in found.values() if source.norm is None} == {
         "cut.weight", "cut.bias", "mirrored.weight", "mirrored.bias"
     }  # fmt: skip
     assert {(source.norm, source.is_bias) for source in found.values() if source.norm} == {
@@ -368,10 +375,10 @@ def test_weights_that_the_quantizer_moves_are_traced(traced):
 def test_every_weight_is_traced_through_norms_and_transposes(traced):
     sources = traced().sources
     assert sources["stem.weight"].norm == sources["stem.bias"].norm == "stem_norm"
-    assert (sources["stem.bias"].parameter, sources["depthwise.bias"].parameter) == (None, "depthwise.bias")
-    assert sources["late_norm.running_var"].parameter == "late_norm.running_var"
+    assert (sources["stem.bias"].tensor, sources["depthwise.bias"].tensor) == (None, "depthwise.bias")
+    assert sources["late_norm.running_var"].tensor == "late_norm.running_var"
     sources = traced(Attention).sources
-    assert sum(source.transposed for source in sources.values()) == 5
+    assert sum(source.tensor in source.graph.nodes for source in sources.values()) == 5
 
 
 def test_ranges_are_trained_for_range_steps(traced, splits):
@@ -549,11 +556,12 @@ def test_trained_qparams_are_saved_with_the_network(tiny, tmp_path):
     }
 
 
-def test_a_computed_weight_cannot_be_traced(splits, context):
+def test_an_operator_between_parameters_and_weights_is_named(splits, context):
     with pytest.raises(StageError) as caught:
         qat(Network(made(Weighed)), settings(), splits, context("qat"))
     assert caught.value.place == "qat"
-    assert "cannot be traced to parameters" in caught.value.cause
+    assert caught.value.cause.endswith("by operators that cannot be trained (Det)")
+    assert "quantize makes an int8 model without it" in caught.value.fix
 
 
 def test_value_dependent_control_flow_is_named_by_qat(splits, context):
@@ -564,20 +572,21 @@ def test_value_dependent_control_flow_is_named_by_qat(splits, context):
 
 
 class Odd(nn.Module):
-    """A layer and an operator that `OPERATORS` does not have."""
+    """A layer, and a branch inside the graph."""
 
     def __init__(self):
         super().__init__()
         self.layer = nn.Conv2d(1, 4, 3)
 
     def forward(self, image):
-        return torch.atan(self.layer(image)).mean((2, 3))
+        x = self.layer(image)
+        return torch.cond(x.sum() > 0, torch.sin, torch.cos, (x,)).mean((2, 3))
 
 
 def test_an_operator_that_cannot_be_trained_is_named(traced):
     with pytest.raises(StageError) as caught:
         traced(Odd).student()
-    assert "has the operator Atan in a form that cannot be trained" in caught.value.cause
+    assert "has the operator If, which cannot be trained" in caught.value.cause
 
 
 def test_freezing_everything_is_refused_unless_ranges_are_trained(network, splits, context):
