@@ -14,7 +14,8 @@ from exporter.training.qat.operators.table import Attributes, Operator
 
 def _reshape(attributes: Attributes, x: Tensor, shape: Tensor) -> Tensor:
     copied = not attributes.get("allowzero")
-    return x.reshape([x.shape[i] if not s and copied else s for i, s in enumerate(shape.tolist())])
+    sizes = [x.shape[i] if not s and copied else s for i, s in enumerate(shape.tolist())]
+    return x.reshape(tuple(sizes))  # PyTorch takes no empty list
 
 
 def _flatten(attributes: Attributes, x: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ _REDUCTIONS = {"mul": "prod", "max": "amax", "min": "amin", "add": "sum"}
 def _gather(attributes: Attributes, x: Tensor, index: Tensor) -> Tensor:
     axis = attributes.get("axis", 0) % x.ndim
     chosen = x.index_select(axis, _from_start(index, x.shape[axis]).reshape(-1))
-    return chosen.reshape(*x.shape[:axis], *index.shape, *x.shape[axis + 1 :])
+    return chosen.reshape((*x.shape[:axis], *index.shape, *x.shape[axis + 1 :]))
 
 
 def _gather_elements(attributes: Attributes, x: Tensor, index: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ def _gather_nd(attributes: Attributes, x: Tensor, index: Tensor) -> Tensor:
     vectors = index.reshape(len(flat), -1, depth)
     rows = torch.arange(len(flat), device=x.device)[:, None].expand(vectors.shape[:2])
     picked = flat[(rows, *vectors.unbind(-1))]
-    return picked.reshape(*index.shape[:-1], *x.shape[batch + depth :])
+    return picked.reshape((*index.shape[:-1], *x.shape[batch + depth :]))
 
 
 def _scatter_elements(attributes: Attributes, x: Tensor, index: Tensor, values: Tensor) -> Tensor:
