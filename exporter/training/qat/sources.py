@@ -42,6 +42,7 @@ class WeightSource:
         outputs_axis: axis of the weight's output channels, which a folded norm scales.
         places: for each element, 1 + the position of its value among the values before, or 0 for a zero;
             None if no value moves.
+        factor: by which the quantizer multiplies the values before.
         shape: the shape of the weight; None for that of the tensor.
     """
 
@@ -52,6 +53,7 @@ class WeightSource:
     is_bias: bool = False
     outputs_axis: int = 0
     places: Array | None = field(default=None, compare=False)
+    factor: float = 1.0
     shape: tuple[int, ...] | None = None
 
     def value(self, module: nn.Module) -> Tensor:
@@ -62,6 +64,8 @@ class WeightSource:
         2018, section 3.2).
         """
         value = self._in_order(module)
+        if self.factor != 1.0:
+            value = value * self.factor
         if self.places is not None:
             places = torch.from_numpy(self.places).to(value.device)
             value = torch.cat([value.new_zeros(1), value.reshape(-1)])[places]
@@ -125,8 +129,8 @@ def filled(
     with torch.no_grad():
         for initializer in result.graph.initializer:
             if initializer.name in sources:
-                value = np.ascontiguousarray(sources[initializer.name].value(module).numpy())
-                set_constant(initializer, value)
+                value = sources[initializer.name].value(module).numpy()
+                set_constant(initializer, np.array(value, order="C"))
     return result
 
 
