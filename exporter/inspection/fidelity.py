@@ -13,7 +13,7 @@ from bench.core.arrays import Array
 from bench.metrics.parity import EXACT_SQNR_DB, decibels, sqnr_lower_db
 from exporter.graphs.index import GraphIndex
 from exporter.inspection.padding import real_positions, without_padding
-from exporter.inspection.same_outputs import Answer, answers_of
+from exporter.inspection.same_outputs import Answer, answers_of, usual_values
 from exporter.results import Closeness, Fidelity, LayerError
 
 # Noise of 1 % of the signal. Measured on networks with trained weights: classifiers, sentence encoders and
@@ -23,8 +23,6 @@ LOW_SQNR_DB = 20.0
 # if the scores differ little. With 32 samples, one other class is 97 %.
 FEW_CHANGES, MANY_CHANGES = 0.98, 0.9
 _CLASSES_RANK = 2
-# Exporters use huge numbers as minus infinity; compared with them, everything else would be noise.
-_HUGE = 1e30
 _FIRST_LAYERS = 3
 
 
@@ -137,8 +135,7 @@ def _energies(wanted: Array, got: Array, count: int) -> Array:
     rows = zip(wanted, got, strict=True) if separate else [(wanted, got)]
     found = []
     for one, other in rows:
-        usual = np.isfinite(one) & np.isfinite(other) & (np.abs(one, dtype=np.float64) < _HUGE)
-        x, y = one[usual].astype(np.float64), other[usual].astype(np.float64)
+        x, y = usual_values(one, other)
         found.append((float(x @ x), float((x - y) @ (x - y))))
     return np.array(found)
 

@@ -231,15 +231,20 @@ def _parts(name: str, output: object) -> Iterator[tuple[str, object]]:
         yield name, output
 
 
+def usual_values(wanted: Array, got: Array) -> tuple[Array, Array]:
+    """The values of two float tensors that are finite in both and not huge, float64 [values].
+
+    Exporters use huge numbers as minus infinity; compared with them, everything else would be noise.
+    """
+    usual = np.isfinite(wanted) & np.isfinite(got) & (np.abs(wanted, dtype=np.float64) < _HUGE)
+    return wanted[usual].astype(np.float64), got[usual].astype(np.float64)
+
+
 def _sqnr_db(wanted: object, got: object) -> float:
     """SQNR of the values that are finite in both; infinite if there are none, or the type is not float."""
     if not isinstance(wanted, np.ndarray) or not isinstance(got, np.ndarray) or wanted.dtype.kind != "f":
         return np.inf
-    finite = np.isfinite(wanted) & np.isfinite(got)
-    one, other = wanted[finite].astype(np.float64), got[finite].astype(np.float64)
-    # Exporters use huge numbers as minus infinity; compared with them, everything else would be noise.
-    usual = np.abs(one) < _HUGE
-    one, other = one[usual], other[usual]
+    one, other = usual_values(wanted, got)
     return np.inf if np.allclose(one, other, rtol=0, atol=_ROUNDING) else sqnr_db(one, other)
 
 

@@ -9,8 +9,9 @@ is known and costs little, so it is tried at once.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 
 import onnx
 
@@ -97,19 +98,11 @@ def remedied(attempt: Attempt, judged: Judged, found: Closeness) -> tuple[Attemp
     say = attempt.attempts.progress.say
     say(f"the int8 model differs much from float ({best.found.text()}): trying remedies")
     end, reports = time.monotonic() + MOST_SECONDS, list[Remedy]()
+    smooth = cache(partial(smoothed, attempt.attempts, attempt.settings))
     for _ in range(MOST_ROUNDS):
-        tries: list[tuple[_Change, _Tried]] = []
-        for change in _changes(best, judged):
-            helped = (_helps(best.found, other.found) for one, other in tries if not one.in_float)
-            if time.monotonic() > end or (change.in_float and any(helped)):
-                break
-            try:
-                made = change.attempts(change.settings)
-            except ExportError:  # nothing would be left in int8
-                continue
-            tries.append((change, _Tried(made, closeness(judged.answers, made.path))))
-            if not is_low(tries[-1][1].found):
-                break  # the changes are sorted by their cost in time
+        tries = _try(_other_values(best, smooth), judged, end)
+        if not any(_helps(best.found, one.found) or not is_low(one.found) for _, one in tries):
+            tries += _try(_in_float(best, judged), judged, end)
         helpful = [tried for _, tried in tries if _helps(best.found, tried.found)]
         enough = [tried for tried in helpful if not is_low(tried.found)]
         kept = enough[0] if enough else max(helpful, key=lambda one: one.found.sqnr_db, default=None)
@@ -132,6 +125,22 @@ def remedied(attempt: Attempt, judged: Judged, found: Closeness) -> tuple[Attemp
     return best.attempt, tuple(reports)
 
 
+def _try(changes: Iterator[_Change], judged: Judged, end: float) -> list[tuple[_Change, _Tried]]:
+    """Try changes until one suffices or the time is over."""
+    tries: list[tuple[_Change, _Tried]] = []
+    for change in changes:
+        if time.monotonic() > end:
+            break
+        try:
+            made = change.attempts(change.settings)
+        except ExportError:  # nothing would be left in int8
+            continue
+        tries.append((change, _Tried(made, closeness(judged.answers, made.path))))
+        if not is_low(tries[-1][1].found):
+            break  # the changes are sorted by their cost in time
+    return tries
+
+
 def fidelity_of(
     attempt: Attempt, judged: Judged, found: Closeness, remedies: tuple[Remedy, ...]
 ) -> Fidelity:
@@ -152,13 +161,23 @@ def _helps(before: Closeness, after: Closeness) -> bool:
     return after.sqnr_db >= before.sqnr_db + MIN_GAIN_DB and not fewer
 
 
-def _changes(best: _Tried, judged: Judged) -> Iterator[_Change]:
-    """The changes to try, those that cost little time first."""
+def _other_values(best: _Tried, smooth: Callable[[], Attempts | None]) -> Iterator[_Change]:
+    """The changes that leave the same nodes in int8.
+
+    Args:
+        best: the model so far.
+        smooth: smooths the channels of the network.
+    """
     settings, attempts = best.attempt.settings, best.attempt.attempts
     if settings.method == "minmax":
         yield _Change("ranges by percentile", attempts, replace(settings, method="percentile"))
-    if (others := smoothed(attempts, settings)) is not None:
+    if not attempts.smoothed and (others := smooth()) is not None:
         yield _Change("channels smoothed", others, settings)
+
+
+def _in_float(best: _Tried, judged: Judged) -> Iterator[_Change]:
+    """The changes that return nodes to float, those that cost little time first."""
+    settings, attempts = best.attempt.settings, best.attempt.attempts
     graph = GraphIndex.of(attempts.model.graph)
     products = [node for node in graph.nodes if node.op_type in _WEIGHTED]
     most = max(_FEW_PRODUCTS, int(_FEW_SHARE * len(products)))

@@ -42,26 +42,25 @@ def with_short_masks(model: onnx.ModelProto, answers: Sequence[Answer]) -> onnx.
         model: a float model.
         answers: samples, and the float model's outputs for them.
     """
-    if is_large(model):
+    graph = GraphIndex.of(model.graph)
+    masked = {node.output[0] for softmax in graph.nodes for node in _masks(softmax, graph)}
+    if not masked or is_large(model):
         return model
-    short = copy_of(model)
-    graph = GraphIndex.of(short.graph)
-    taken = set(graph.names())
-    masks = {id(node): node for softmax in graph.nodes for node in _masks(softmax, graph)}
-    changed = False
-    for node in masks.values():
+    short, taken = copy_of(model), set(graph.names())
+    for node in short.graph.node:
+        if node.output[0] not in masked:
+            continue
         for place, name in enumerate(node.input):
             if (content := _far_constant(name, graph)) is not None:
                 new = unused_name(f"{name}.short", taken)
                 taken.add(new)
                 add_constant(short.graph, new, np.maximum(content, np.float32(SHORT)))
                 node.input[place] = new
-                changed = True
-    return short if changed and values_sqnr_db(answers, short) >= _SAME_DB else model
+    return short if values_sqnr_db(answers, short) >= _SAME_DB else model
 
 
 def _masks(softmax: onnx.NodeProto, graph: GraphIndex) -> Iterator[onnx.NodeProto]:
-    """The nodes between a softmax and the products before it that may hold a mask's constant."""
+    """The nodes between a softmax and the products before it that read a mask's constant."""
     if softmax.op_type != "Softmax" or not is_standard(softmax):
         return
     waiting, seen = [softmax.input[0]], set[str]()
@@ -71,7 +70,7 @@ def _masks(softmax: onnx.NodeProto, graph: GraphIndex) -> Iterator[onnx.NodeProt
         if node is None or name in seen or not is_standard(node):
             continue
         seen.add(name)
-        if node.op_type in _MASKING:
+        if node.op_type in _MASKING and any(_far_constant(read, graph) is not None for read in node.input):
             yield node
         if node.op_type in _MASKING | _PASSING:
             waiting.extend(node.input)

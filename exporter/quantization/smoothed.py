@@ -24,10 +24,10 @@ def smoothed(attempts: Attempts, settings: Int8Settings) -> Attempts | None:
     """Attempts on the smoothed network (`repair.smooth`); None if there is nothing to smooth.
 
     Args:
-        attempts: attempts on the network.
+        attempts: attempts on the network, which is not smoothed yet.
         settings: how it is quantized.
     """
-    if attempts.smoothed or is_large(attempts.model) or not smoothed_tensors(attempts.model):
+    if is_large(attempts.model) or not smoothed_tensors(attempts.model):
         return None
     size = settings.fixed_batch or _BATCH
     context = RepairContext(

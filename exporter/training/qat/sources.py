@@ -115,8 +115,8 @@ def find_sources(model: onnx.ModelProto, graph: ConstantGraph, probe: nn.Module)
         for initializer in model.graph.initializer:
             if initializer.data_type == onnx.TensorProto.FLOAT and np.prod(initializer.dims):
                 weight = torch.from_numpy(numpy_helper.to_array(initializer).copy())
-                source = _source(initializer.name, weight, values, norms, graph, probe=probe)
-                if source is not None:
+                possible = _possible(initializer.name, weight, values, norms, graph)
+                if (source := _closest(weight, possible, probe)) is not None:
                     found[initializer.name] = source
     return found
 
@@ -134,18 +134,10 @@ def filled(
     return result
 
 
-def _source(
-    name: str,
-    weight: Tensor,
-    values: Mapping[str, Tensor],
-    norms: Mapping[str, int],
-    graph: ConstantGraph,
-    *,
-    probe: nn.Module,
-) -> WeightSource | None:
-    """The source of a weight: the closest one, because rounded values of two may be almost equal."""
+def _closest(weight: Tensor, possible: Iterator[WeightSource], probe: nn.Module) -> WeightSource | None:
+    """The source whose value is closest to a weight, because rounded values of two may be almost equal."""
     best, least = None, _TOLERANCE
-    for candidate in _possible(name, weight, values, norms, graph):
+    for candidate in possible:
         made = candidate.value(probe)
         if made.numel() != weight.numel():
             continue

@@ -41,6 +41,8 @@ from exporter.training.qat.sources import WeightSource
 # Ends of ranges are learned as factors exp(RANGE_RATE * shift) on their initial values. One step of Adam
 # then changes every end by the same fraction: a thousandth at the usual learning rate of 1e-4.
 RANGE_RATE = 10.0
+# What to do with a network that cannot be trained; an alternative may follow.
+WITHOUT_QAT = "remove this stage (all others work, and quantize makes an int8 model without it)"
 # Input or output of a node: real numbers, or integers with their scale.
 Value = Tensor | Rounded
 _QUANTIZE, _DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
@@ -363,8 +365,7 @@ def _read_nodes(graph: onnx.GraphProto, place: str) -> list[_Node]:
             raise StageError(
                 place,
                 f"node {node.name!r} has the operator {name}, which cannot be trained",
-                "remove this stage (all others work, and quantize makes an int8 model without it), or "
-                "write the network without this operator",
+                f"{WITHOUT_QAT}, or write the network without this operator",
             )
         last |= dict.fromkeys((*node.input, *node.output), index)
     last |= {value.name: len(graph.node) for value in graph.output}

@@ -29,6 +29,7 @@ from exporter.training.distillation.onnx_teacher import OnnxTeacher
 from exporter.training.loop import check_classes, check_modules, hold_out
 from exporter.training.loop.freezing import frozen_modules
 from exporter.training.qat import (
+    WITHOUT_QAT,
     ConstantGraph,
     Student,
     WeightSource,
@@ -176,8 +177,7 @@ def _untraced(graph: _TracedNetwork, constants: ConstantGraph, place: str) -> St
         f"({', '.join(sorted(constants.unknown))})"
         if constants.unknown
         else f"weights of the exported graph cannot be traced to parameters ({', '.join(weights[:6])})",
-        "remove this stage (all others work, and quantize makes an int8 model without it), or use plain "
-        "parameters as weights",
+        f"{WITHOUT_QAT}, or use plain parameters as weights",
     )
 
 

@@ -28,22 +28,20 @@ from exporter.training.qat.operators.table import Attributes, Node, Operator
 
 __all__ = ["OPERATORS", "Attributes", "Operator", "is_known"]
 
-_FILES = (
-    constants,
-    convolutions,
-    elementwise,
-    moves,
-    norms,
-    picks,
-    pooling,
-    products,
-    recurrent,
-    reductions,
-    resizing,
-    signals,
-)
-
-OPERATORS: dict[str, Operator] = {name: run for file in _FILES for name, run in file.OPERATORS.items()}
+OPERATORS: dict[str, Operator] = {
+    **constants.OPERATORS,
+    **convolutions.OPERATORS,
+    **elementwise.OPERATORS,
+    **moves.OPERATORS,
+    **norms.OPERATORS,
+    **picks.OPERATORS,
+    **pooling.OPERATORS,
+    **products.OPERATORS,
+    **recurrent.OPERATORS,
+    **reductions.OPERATORS,
+    **resizing.OPERATORS,
+    **signals.OPERATORS,
+}
 
 # Operators with further outputs that only training or unpooling reads; these are not computed.
 _FIRST_OUTPUT = frozenset(

@@ -63,7 +63,7 @@ def _from_start(index: Tensor, size: int) -> Tensor:
 
 def _one_hot(attributes: Attributes, index: Tensor, depth: Tensor, values: Tensor) -> Tensor:
     axis, size = attributes.get("axis", -1), int(depth)
-    index = torch.where(index < 0, index + size, index).unsqueeze(axis)
+    index = _from_start(index, size).unsqueeze(axis)
     classes = torch.arange(size, device=index.device)
     shape = [1] * index.ndim
     shape[axis] = size
